@@ -1,0 +1,210 @@
+"""Frozen, validated configurations of the frontend, the encoder, the head and the whole model."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from m2d_hub.errors import ConfigError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class FrontendConfig:
+    """Log-mel spectrogram (paper, section IV-A); ``mean`` and ``std`` are AudioSet's."""
+
+    sample_rate: int = 16_000  # Hz
+    window_samples: int = 400  # Hann window and FFT size, samples
+    hop_samples: int = 160  # samples between frames
+    n_mels: int = 80  # F
+    f_min_hz: float = 50.0
+    f_max_hz: float = 8_000.0
+    mean: float = -7.1  # of the log-mel values over the pre-training set
+    std: float = 4.2
+
+    def __post_init__(self) -> None:
+        for name in ("sample_rate", "window_samples", "hop_samples", "n_mels"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}.")
+        _require(
+            0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2,
+            f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz "
+            f"(half of sample_rate={self.sample_rate}).",
+        )
+        _require(self.std > 0, f"std must be positive, got {self.std!r}.")
+
+    @classmethod
+    def for_sample_rate(cls, sample_rate: int, **overrides: Any) -> FrontendConfig:
+        """The published frontend at ``sample_rate``: 25 ms windows, 10 ms hops, 50 Hz to Nyquist."""
+        fields = {
+            "window_samples": sample_rate // 40,
+            "hop_samples": sample_rate // 100,
+            "f_max_hz": sample_rate / 2,
+        }
+        return cls(sample_rate=sample_rate, **(fields | overrides))
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Vision transformer over log-mel patches; the defaults are ViT-Base over 6.08 s (paper, section IV-A)."""
+
+    input_size: tuple[int, int] = (80, 608)  # (F mels, T frames)
+    patch_size: tuple[int, int] = (16, 16)  # (mels, frames)
+    in_channels: int = 1
+    embed_dim: int = 768  # D
+    depth: int = 12  # blocks, L
+    head_width: int = 64  # channels of one attention head
+    mlp_ratio: int = 4
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "input_size", tuple(self.input_size))
+        object.__setattr__(self, "patch_size", tuple(self.patch_size))
+        for name in ("input_size", "patch_size"):
+            value = getattr(self, name)
+            _require(
+                len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value),
+                f"{name} must be two positive integers (mels, frames), got {value!r}.",
+            )
+        for name in ("in_channels", "embed_dim", "depth", "head_width", "mlp_ratio"):
+            value = getattr(self, name)
+            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}.")
+        (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
+        _require(
+            mels % patch_mels == 0,
+            f"input_size {mels}x{frames} cannot be cut into patches of {patch_mels}x{patch_frames}: "
+            f"{mels} mels is not a multiple of {patch_mels}.",
+        )
+        _require(
+            frames >= patch_frames,
+            f"input_size {mels}x{frames} is shorter than one patch of {patch_mels}x{patch_frames}.",
+        )
+        _require(
+            self.embed_dim % self.head_width == 0,
+            f"embed_dim {self.embed_dim} is not a multiple of head_width {self.head_width}.",
+        )
+        _require(
+            self.embed_dim % 4 == 0,
+            f"embed_dim {self.embed_dim} is not a multiple of 4, which the 2-D sin-cos positions need.",
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along frequency and time, (N_F, N_T); frames beyond the last whole patch are not used."""
+        return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of each block."""
+        return self.embed_dim // self.head_width
+
+    @property
+    def frame_dim(self) -> int:
+        """Features of one time frame, N_F·D (paper, equation 4)."""
+        return self.grid[0] * self.embed_dim
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Classifier over a clip feature: batch normalisation without affine parameters, then a linear layer."""
+
+    num_classes: int
+    features: Literal["frames", "tokens"] = "frames"  # mean over time frames (N_F·D), or over all tokens (D)
+    activation: Literal["sigmoid", "softmax"] = "sigmoid"  # logits to scores: multi-label or one label a clip
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.num_classes, int) and self.num_classes > 0,
+            f"num_classes must be a positive integer, got {self.num_classes!r}.",
+        )
+        _require(
+            self.features in ("frames", "tokens"),
+            f"head features must be 'frames' or 'tokens', got {self.features!r}.",
+        )
+        _require(
+            self.activation in ("sigmoid", "softmax"),
+            f"head activation must be 'sigmoid' or 'softmax', got {self.activation!r}.",
+        )
+
+
+@dataclass(frozen=True)
+class ClapConfig:
+    """Projections into a space shared with text (M2D-CLAP)."""
+
+    dim: int = 768  # of the shared space
+    audio_blocks: int = 0  # 0: two linear layers on the mean token; n: a semantic token and n blocks
+    text_projection: Literal["none", "linear", "mlp"] = "linear"
+    text_dim: int = 768  # features of the text encoder
+    text_encoder: str = "thenlper/gte-base"  # Hugging Face repository of the text encoder
+    text_pooling: Literal["mean", "cls", "last"] = "mean"
+
+    def __post_init__(self) -> None:
+        _require(
+            self.text_projection in ("none", "linear", "mlp"),
+            f"text_projection must be 'none', 'linear' or 'mlp', got {self.text_projection!r}.",
+        )
+        _require(
+            0 <= self.audio_blocks <= 4,
+            f"audio_blocks must be 0 to 4, got {self.audio_blocks!r}.",
+        )
+
+    @property
+    def audio_mlp_ratio(self) -> int:
+        """MLP ratio of the audio projection's blocks, as published: 1 for one or two blocks, 2 for more."""
+        return 1 if self.audio_blocks <= 2 else 2
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build an :class:`m2d_hub.M2D`; saved as ``config.json``."""
+
+    frontend: FrontendConfig = field(default_factory=FrontendConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    head: HeadConfig | None = None
+    labels: tuple[str, ...] | None = None  # class names in the head's order
+    clap: ClapConfig | None = None
+    name: str | None = None  # alias or folder that the weights came from
+    license: str | None = None
+    source: str | None = None  # where the weights were published
+
+    def __post_init__(self) -> None:
+        _require(
+            self.frontend.n_mels == self.encoder.input_size[0],
+            f"the frontend makes {self.frontend.n_mels} mels but the encoder takes {self.encoder.input_size[0]}.",
+        )
+        if self.labels is not None:
+            object.__setattr__(self, "labels", tuple(self.labels))
+            expected = None if self.head is None else self.head.num_classes
+            _require(
+                len(self.labels) == expected,
+                f"{len(self.labels)} labels were given for a head of {expected} classes.",
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, for ``config.json``."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """The inverse of :meth:`to_dict`.
+
+        Raises:
+            ConfigError: A field is unknown or its value not allowed.
+        """
+        parts = {"frontend": FrontendConfig, "encoder": EncoderConfig, "head": HeadConfig, "clap": ClapConfig}
+        own = {f.name for f in dataclasses.fields(cls)}
+        built: dict[str, Any] = {}
+        for key, value in values.items():
+            _require(key in own, f"unknown configuration field {key!r}; known: {', '.join(sorted(own))}.")
+            if key in parts and value is not None:
+                known = {f.name for f in dataclasses.fields(parts[key])}
+                unknown = sorted(set(value) - known)
+                _require(not unknown, f"unknown {key} fields {unknown}; known: {', '.join(sorted(known))}.")
+                value = parts[key](**value)
+            built[key] = value
+        return cls(**built)

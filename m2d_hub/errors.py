@@ -1,0 +1,29 @@
+"""Exceptions of the package: each message says what was given, what is allowed and what to do."""
+
+
+class M2DError(Exception):
+    """Base of every error that this package raises on purpose."""
+
+
+class UnknownModelError(M2DError):
+    """A model name is neither in the registry, nor a file or folder, nor a Hugging Face repository."""
+
+
+class DownloadError(M2DError):
+    """Weights could not be fetched, and are not in the cache."""
+
+
+class ChecksumError(M2DError):
+    """A file's contents are not those that were recorded or announced."""
+
+
+class CheckpointError(M2DError):
+    """A checkpoint is unsafe, incomplete, of an unknown layout, or holds non-finite weights."""
+
+
+class AudioError(M2DError):
+    """Audio is unreadable, empty, non-finite, or of a shape or rate that cannot be used."""
+
+
+class ConfigError(M2DError):
+    """A setting contradicts another one, or is outside what is allowed."""

@@ -1,0 +1,88 @@
+"""Log-mel spectrogram on the waveform's device, whole or in blocks, always in float32."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2d_hub.config import FrontendConfig
+
+EPSILON = torch.finfo(torch.float32).eps
+
+
+class LogMelFrontend(nn.Module):
+    """Waveform to normalised log-mel spectrogram, with nnAudio's mel spectrogram (paper, section IV-A).
+
+    It has no parameters. The Hann window and the mel filters are built on first use, once a device, so that a
+    model can be made on the meta device and moved or cast without touching them.
+    """
+
+    def __init__(self, config: FrontendConfig):
+        super().__init__()
+        self.config = config
+        self._mel_spectrograms: dict[torch.device, nn.Module] = {}
+
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a waveform: one centred on every hop, the first on sample 0."""
+        return num_samples // self.config.hop_samples + 1
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Maps waveform (B, S) to the normalised log-mel spectrogram (B, 1, F, T)."""
+        return self.normalise(self.log_mel(waveform))[:, None]
+
+    def log_mel(self, waveform: Tensor) -> Tensor:
+        """Natural logarithm of the mel spectrogram's power, before normalisation.
+
+        Args:
+            waveform: (B, S) at ``config.sample_rate``, S >= 1.
+
+        Returns:
+            (B, F, S // hop + 1) float32. Edges are reflected; a waveform too short for that is zero-padded.
+        """
+        num_frames = self.num_frames(waveform.shape[-1])
+        half = self.config.window_samples // 2
+        waveform = F.pad(waveform.float(), (0, max(0, half + 1 - waveform.shape[-1])))
+        padded = F.pad(waveform, (half, half), mode="reflect")
+        return self.log_mel_block(padded)[..., :num_frames]
+
+    def log_mel_block(self, padded: Tensor) -> Tensor:
+        """Log-mel frames of a waveform block that carries its own context.
+
+        Args:
+            padded: (B, S); frame i is computed from samples i·hop … i·hop + window − 1.
+
+        Returns:
+            (B, F, (S − window) // hop + 1) float32.
+        """
+        with torch.autocast(padded.device.type, enabled=False):
+            mel = self._mel_spectrogram(padded.device)(padded.float())
+            return (mel + EPSILON).log()
+
+    def normalise(self, log_mel: Tensor) -> Tensor:
+        """Standardises log-mel values with the statistics of the pre-training set."""
+        return (log_mel - self.config.mean) / self.config.std
+
+    def _mel_spectrogram(self, device: torch.device) -> nn.Module:
+        if device not in self._mel_spectrograms:
+            from nnAudio.features import MelSpectrogram
+
+            config = self.config
+            with torch.device("cpu"):
+                module = MelSpectrogram(
+                    sr=config.sample_rate,
+                    n_fft=config.window_samples,
+                    win_length=config.window_samples,
+                    hop_length=config.hop_samples,
+                    n_mels=config.n_mels,
+                    fmin=config.f_min_hz,
+                    fmax=config.f_max_hz,
+                    center=False,
+                    power=2,
+                    verbose=False,
+                )
+            self._mel_spectrograms[device] = module.to(device).eval()
+        return self._mel_spectrograms[device]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_mel_spectrograms": {}}

@@ -1,0 +1,61 @@
+"""Two-dimensional sin-cos positions, and their interpolation or cutting to another duration."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+
+def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
+    """Fixed 2-D sin-cos position table of masked autoencoders (paper, section III-A1).
+
+    The first half of the channels encodes the patch's place in time, the second half its place in frequency.
+
+    Args:
+        embed_dim: Channels D, a multiple of 4.
+        grid: Patches along frequency and time, (N_F, N_T).
+
+    Returns:
+        Table (1, 1 + N_F·N_T, D), frequency-major; row 0, the class token's, is zero.
+    """
+    num_freq, num_time = grid
+    freq, time = torch.meshgrid(
+        torch.arange(num_freq, dtype=torch.float64), torch.arange(num_time, dtype=torch.float64), indexing="ij"
+    )
+    omega = 10_000.0 ** (-torch.arange(embed_dim // 4, dtype=torch.float64) / (embed_dim / 4))
+
+    def encode(position: Tensor) -> Tensor:
+        angle = position.reshape(-1, 1) * omega
+        return torch.cat([angle.sin(), angle.cos()], dim=1)  # (N, D/2)
+
+    table = torch.cat([encode(time), encode(freq)], dim=1)
+    return F.pad(table, (0, 0, 1, 0)).float()[None]
+
+
+def resample_positions(table: Tensor, grid: tuple[int, int], num_time: int) -> Tensor:
+    """Fits a position table to another number of patches in time (paper, section III-A2).
+
+    Fewer patches take the table's first columns; more are interpolated bicubically over the grid, without
+    antialiasing. The class token's row is kept.
+
+    Args:
+        table: (1, 1 + N_F·N_T, D), frequency-major.
+        grid: Its patches along frequency and time, (N_F, N_T).
+        num_time: Patches along time wanted.
+
+    Returns:
+        Table (1, 1 + N_F·num_time, D).
+    """
+    if num_time == grid[1]:
+        return table
+    class_row, patch_rows = table[:, :1], table[:, 1:]
+    patch_rows = rearrange(patch_rows, "1 (f t) d -> 1 d f t", f=grid[0])
+    if num_time < grid[1]:
+        patch_rows = patch_rows[..., :num_time]
+    else:
+        patch_rows = F.interpolate(
+            patch_rows.float(), size=(grid[0], num_time), mode="bicubic", align_corners=False
+        ).to(table.dtype)
+    return torch.cat([class_row, rearrange(patch_rows, "1 d f t -> 1 (f t) d")], dim=1)
