@@ -1,0 +1,230 @@
+"""Frozen, validated configuration of a pre-training run."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.errors import ConfigError
+
+Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
+Loss = Literal["cosine", "mse"]
+MaskKind = Literal["random", "time", "structured"]
+OfflineKind = Literal["features", "labels", "text"]
+Precision = Literal["fp32", "bf16"]
+ShortClips = Literal["pad", "repeat"]
+
+AUDIOSET_MEAN, AUDIOSET_STD = -7.1, 4.2  # of AudioSet's log-mel values (paper, section IV-A)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a ConfigError with ``message`` unless ``condition`` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises a ConfigError unless ``value`` is among ``choices``."""
+    require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """Offline network of M2D-X: the additional task (paper, section III-B1)."""
+
+    kind: OfflineKind  # per-frame features, labels of clips, or captions
+    dim: int | None = None  # of the training signal: classes, features, or shared text space; None: of the data
+    weight: float = 1.0  # λ_off of equation 6
+    loss: Loss = "cosine"  # of per-frame features
+    text_dim: int | None = None  # features of the text encoder; None: dim
+
+    def __post_init__(self) -> None:
+        require_choice("offline.kind", self.kind, get_args(OfflineKind))
+        require_choice("offline.loss", self.loss, get_args(Loss))
+        for name in ("dim", "text_dim"):
+            value = getattr(self, name)
+            require(
+                value is None or (isinstance(value, int) and value > 0),
+                f"offline.{name} must be a positive integer or None, got {value!r}.",
+            )
+        require(self.weight >= 0, f"offline.weight must not be negative, got {self.weight!r}.")
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    """Predictor g_θ, the decoder of masked autoencoders (paper, section IV-A)."""
+
+    dim: int
+    depth: int  # blocks
+    head_width: int  # channels of one attention head
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """One pre-training run; the defaults are M2D/0.7 on AudioSet (paper, sections IV-A and IV-B).
+
+    The global batch of one optimizer step is ``batch_size`` · ``accumulate_steps`` · processes clips.
+    """
+
+    # Method
+    method: Method = "m2d"
+    input_size: tuple[int, int] = (80, 608)  # (F mels, T frames), or (height, width) of an image
+    patch_size: tuple[int, int] = (16, 16)  # (mels, frames)
+    in_channels: int = 1
+    embed_dim: int = 768  # D
+    depth: int = 12  # blocks of the encoder
+    head_width: int = 64  # channels of one attention head of the encoder
+    predictor_dim: int | None = None  # None: 512; MSM-MAE 384
+    predictor_depth: int | None = None  # None: 8; MSM-MAE 4
+    predictor_head_width: int | None = None  # channels; None: 32; MSM-MAE 64
+    mask_ratio: float = 0.7
+    mask_kind: MaskKind = "random"
+    mask_run_frames: int = 5  # token frames of one run, where mask_kind is "time"
+    loss: Loss | None = None  # None: cosine; MSM-MAE mse
+    standardise_target: bool = True
+    m2d_weight: float = 1.0  # λ_m2d of equation 6
+    offline: OfflineConfig | None = None
+
+    # Optimisation
+    epochs: int = 300
+    warmup_epochs: int = 20
+    batch_size: int = 512  # clips of one process and one forward pass
+    accumulate_steps: int = 1  # forward passes of one optimizer step
+    base_lr: float = 3e-4  # for a global batch of 256
+    min_lr: float = 0.0
+    weight_decay: float = 0.05
+    clip_norm: float = 3.0  # of all gradients together
+    ema_start: float = 0.99995  # τ at the first step
+    ema_end: float = 0.99999  # τ at the last step
+    precision: Precision = "fp32"
+    seed: int = 42
+
+    # Data
+    sample_rate: int = 16_000  # Hz
+    mean: float | None = None  # of the log-mel values; None: of the prepared shards, else AudioSet's
+    std: float | None = None
+    short_clips: ShortClips = "pad"  # with silence, or by repetition
+    min_list_size: int = 0  # a shorter list is repeated up to this many clips an epoch
+    weighted_sampling: bool = False  # class-balancing draws without replacement instead of shuffling
+    samples_per_epoch: int | None = None  # of weighted sampling; None: the whole list
+    noise_ratio: float = 0.0  # η of equation 5
+    noise_mean: float | None = None  # as mean, of the background noise
+    num_workers: int = 0
+
+    # Record
+    save_every_steps: int = 1000
+    keep_every_epochs: int = 50  # epochs between the checkpoints that are kept
+    analyse_every_steps: int = 100  # RankMe and explained variance; 0: never
+    validate_every_epochs: int = 1
+    linear_eval_every_epochs: int = 10
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "patch_size"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        self._check_choices()
+        self._check_ranges()
+        require(
+            self.method != "msm-mae" or self.loss != "cosine",
+            "msm-mae predicts pixels by mean squared error: leave loss unset or give 'mse', got 'cosine'.",
+        )
+        require(
+            self.predictor.dim % self.predictor.head_width == 0 and self.predictor.dim % 4 == 0,
+            f"predictor_dim {self.predictor.dim} must be a multiple of 4 and of "
+            f"predictor_head_width {self.predictor.head_width}.",
+        )
+        visible = int(self.num_patches * (1 - self.mask_ratio))
+        require(
+            0 < visible < self.num_patches,
+            f"mask_ratio {self.mask_ratio} leaves {visible} of {self.num_patches} patches visible: "
+            "there must be both visible and masked ones.",
+        )
+
+    def _check_choices(self) -> None:
+        require_choice("method", self.method, get_args(Method))
+        require_choice("mask_kind", self.mask_kind, get_args(MaskKind))
+        require_choice("precision", self.precision, get_args(Precision))
+        require_choice("short_clips", self.short_clips, get_args(ShortClips))
+        if self.loss is not None:
+            require_choice("loss", self.loss, get_args(Loss))
+
+    def _check_ranges(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate_steps", "save_every_steps", "sample_rate", "mask_run_frames"):
+            value = getattr(self, name)
+            require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}.")
+        for name in ("mask_ratio", "noise_ratio", "ema_start", "ema_end"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"{name} must be from 0 to 1, got {value!r}.")
+        for name in ("warmup_epochs", "num_workers", "min_list_size", "m2d_weight", "base_lr", "min_lr", "weight_decay"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must not be negative, got {value!r}.")
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Configuration of the online encoder."""
+        return EncoderConfig(
+            input_size=self.input_size,
+            patch_size=self.patch_size,
+            in_channels=self.in_channels,
+            embed_dim=self.embed_dim,
+            depth=self.depth,
+            head_width=self.head_width,
+        )
+
+    @property
+    def predictor(self) -> PredictorConfig:
+        """Sizes of the predictor: those given, else the method's own."""
+        dim, depth, head_width = (384, 4, 64) if self.method == "msm-mae" else (512, 8, 32)
+        return PredictorConfig(
+            dim=self.predictor_dim or dim,
+            depth=self.predictor_depth or depth,
+            head_width=self.predictor_head_width or head_width,
+        )
+
+    @property
+    def frontend(self) -> FrontendConfig:
+        """Log-mel frontend with the statistics that the inputs are standardised by."""
+        return FrontendConfig.for_sample_rate(
+            self.sample_rate,
+            n_mels=self.input_size[0],
+            mean=AUDIOSET_MEAN if self.mean is None else self.mean,
+            std=AUDIOSET_STD if self.std is None else self.std,
+        )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches along frequency and time, (N_F, N_T)."""
+        return self.encoder.grid
+
+    @property
+    def num_patches(self) -> int:
+        """N = N_F · N_T."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def patch_pixels(self) -> int:
+        """Values of one patch, all channels together."""
+        return self.patch_size[0] * self.patch_size[1] * self.in_channels
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the inputs are pictures rather than spectrograms."""
+        return self.in_channels == 3
+
+    def resolve(self) -> PretrainConfig:
+        """The same run with the method's own sizes and loss written out."""
+        predictor = self.predictor
+        return dataclasses.replace(
+            self,
+            predictor_dim=predictor.dim,
+            predictor_depth=predictor.depth,
+            predictor_head_width=predictor.head_width,
+            loss=self.loss or ("mse" if self.method == "msm-mae" else "cosine"),
+            mean=self.frontend.mean,
+            std=self.frontend.std,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)

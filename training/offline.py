@@ -1,0 +1,148 @@
+"""Offline networks of M2D-X: online mappers and losses against labels, per-frame features, or captions.
+
+Shapes: B batch, N_F patches along frequency, N_T time frames, D encoder width, K classes or features.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2d_hub.encoder import tokens_to_frames
+from m2d_hub.errors import ConfigError
+from m2d_hub.linear import Linear
+
+from .config import OfflineConfig
+from .losses import contrastive_loss, cosine_loss, label_loss, mse_loss
+
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
+MAX_LOGIT_SCALE = math.log(100.0)
+
+
+def merge_tokens(visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
+    """Puts encoded visible tokens and predicted masked ones back in place (paper, section III-B1).
+
+    Args:
+        visible: z_v (B, n_visible, D).
+        predicted: Predictions of the masked tokens (B, n_masked, D).
+        visible_ids: Patches of ``visible`` (B, n_visible).
+        masked_ids: Patches of ``predicted`` (B, n_masked).
+
+    Returns:
+        Tokens (B, N, D) in frequency-major order.
+    """
+    places = torch.cat([visible_ids, masked_ids], dim=1).argsort(dim=1)
+    tokens = torch.cat([visible, predicted.to(visible.dtype)], dim=1)
+    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+class FrameMapper(nn.Module):
+    """Linear online mapper of time frames, for per-frame features or labels of clips."""
+
+    def __init__(self, config: OfflineConfig, frame_dim: int, num_freq: int):
+        super().__init__()
+        if config.dim is None:
+            raise ConfigError(f"offline.dim must be given for offline {config.kind}, got None.")
+        self.config = config
+        self.num_freq = num_freq
+        self.projection = Linear(frame_dim, config.dim)
+        nn.init.xavier_uniform_(self.projection.weight)
+        nn.init.zeros_(self.projection.bias)
+
+    def forward(
+        self, visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor, target: Tensor
+    ) -> Tensor:
+        """Loss against the training signal.
+
+        Args:
+            visible: z_v (B, n_visible, D).
+            predicted: Predictions of the masked tokens (B, n_masked, D).
+            visible_ids: (B, n_visible).
+            masked_ids: (B, n_masked).
+            target: Labels (B, K), multi-hot, or features (B, N_T, K).
+
+        Returns:
+            A scalar.
+        """
+        tokens = merge_tokens(visible, predicted, visible_ids, masked_ids)  # (B, N, D)
+        frames = tokens_to_frames(tokens, self.num_freq)  # (B, N_T, N_F·D)
+        if self.config.kind == "labels":
+            mapped = self.projection(frames.mean(dim=1))  # (B, K)
+            self._check(mapped, target)
+            return label_loss(mapped, target)
+        mapped = self.projection(frames)  # (B, N_T, K)
+        self._check(mapped, target)
+        return (cosine_loss if self.config.loss == "cosine" else mse_loss)(mapped, target)
+
+    def _check(self, mapped: Tensor, target: Tensor) -> None:
+        if mapped.shape != target.shape:
+            raise ConfigError(
+                f"the offline target for {self.config.kind} must have the shape {tuple(mapped.shape)}, "
+                f"got {tuple(target.shape)}."
+            )
+
+
+class TextMapper(nn.Module):
+    """CLAP projections of audio and text into one space, with a learned temperature.
+
+    The audio feature is the mean of the visible tokens (M2D-CLAP).
+    """
+
+    def __init__(self, config: OfflineConfig, embed_dim: int):
+        super().__init__()
+        dim = config.dim or embed_dim
+        self.audio_proj = nn.Sequential(Linear(embed_dim, dim), nn.ReLU(), Linear(dim, dim))
+        self.text_proj = Linear(config.text_dim or dim, dim)
+        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+
+    def forward(
+        self, visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor, target: Tensor
+    ) -> Tensor:
+        """Contrastive loss over the clips of all processes.
+
+        Args:
+            visible: z_v (B, n_visible, D).
+            predicted: Not used here.
+            visible_ids: Not used here.
+            masked_ids: Not used here.
+            target: Features of the captions (B, text_dim).
+
+        Returns:
+            A scalar.
+        """
+        if target.shape != (len(visible), self.text_proj.in_features):
+            raise ConfigError(
+                f"the offline target for text must have the shape {(len(visible), self.text_proj.in_features)}, "
+                f"got {tuple(target.shape)}."
+            )
+        audio = F.normalize(self.audio_proj(visible.mean(dim=1)).float(), dim=-1)  # (B, dim)
+        text = F.normalize(self.text_proj(target.to(visible.dtype)).float(), dim=-1)
+        scale = self.logit_scale.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
+        return contrastive_loss(gather_rows(audio), gather_rows(text), scale)
+
+
+OfflineNetwork = FrameMapper | TextMapper
+
+
+def build_offline(config: OfflineConfig, embed_dim: int, num_freq: int) -> OfflineNetwork:
+    """Makes the online mapper that ``config.kind`` needs."""
+    if config.kind == "text":
+        return TextMapper(config, embed_dim)
+    return FrameMapper(config, num_freq * embed_dim, num_freq)
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Concatenates the rows of all processes, in rank order; gradients flow back to each process.
+
+    The processes' gradients are averaged afterwards, each process holding the loss over all rows, so the
+    backward pass sums what the processes say about a row (``torch.distributed.nn.functional``).
+    """
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(rows))
