@@ -138,15 +138,21 @@ class ClapConfig:
 
     dim: int = 768  # of the shared space
     audio_blocks: int = 0  # 0: two linear layers on the mean token; n: a semantic token and n blocks
+    audio_hidden_dim: int = 768  # between the two linear layers
     text_projection: Literal["none", "linear", "mlp"] = "linear"
     text_dim: int = 768  # features of the text encoder
+    text_hidden_dim: int = 768  # between the two layers of an "mlp"
     text_encoder: str = "thenlper/gte-base"  # Hugging Face repository of the text encoder
-    text_pooling: Literal["mean", "cls", "last"] = "mean"
+    text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # own: the encoder gives sentence embeddings
 
     def __post_init__(self) -> None:
         _require(
             self.text_projection in ("none", "linear", "mlp"),
             f"text_projection must be 'none', 'linear' or 'mlp', got {self.text_projection!r}.",
+        )
+        _require(
+            self.text_pooling in ("mean", "cls", "last", "own"),
+            f"text_pooling must be 'mean', 'cls', 'last' or 'own', got {self.text_pooling!r}.",
         )
         _require(
             0 <= self.audio_blocks <= 4,

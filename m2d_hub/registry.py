@@ -1,0 +1,212 @@
+"""The table of models that are loaded by name, and look-ups in it."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import re
+from dataclasses import dataclass
+
+from m2d_hub.errors import UnknownModelError
+
+NTT_LICENSE = "NTT evaluation licence (non-commercial)"
+RELEASES = "https://github.com/nttcslab/m2d/releases"
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known about a named model: before it is downloaded, and what this machine has of it."""
+
+    name: str  # alias that load_model takes
+    contents: str  # parts of the published file
+    reported: str | None = None  # figure that the authors published for it
+    sample_rate: int = 16_000  # Hz
+    input_size: tuple[int, int] = (80, 608)  # (mels, frames)
+    patch_size: tuple[int, int] = (16, 16)  # (mels, frames)
+    num_classes: int | None = None  # outputs of the head; None: no head
+    text_space: bool = False  # carries projections into a space shared with text
+    release: str | None = None  # tag of the authors' release; None: the weights are inside this package
+    folder: str | None = None  # name of the release's zip and of the folder inside it
+    filename: str | None = None  # file inside the folder; None: the only one there
+    license: str = NTT_LICENSE
+    sha256: str | None = None  # of the zip, recorded at the first download; the authors publish none
+    download_bytes: int | None = None  # size of the zip, recorded likewise
+    disk_bytes: int | None = None  # size of the converted weights, once on disk
+    on_disk: bool = False  # loads without a network
+
+    @property
+    def source(self) -> str:
+        """Page where the weights were published, with their licence."""
+        return "inside the package" if self.release is None else f"{RELEASES}/tag/{self.release}"
+
+    @property
+    def path(self) -> str | None:
+        """Path of the zip below the releases' download address, or a mirror of it."""
+        return None if self.release is None else f"{self.release}/{self.folder}.zip"
+
+
+_ROWS = (
+    ModelInfo(
+        "m2d-mini",
+        "encoder only",
+        "see MODEL_CARD.md",
+        input_size=(80, 208),
+        license="Apache-2.0",
+    ),
+    ModelInfo(
+        "m2d-0.7",
+        "full (encoder, target encoder, predictor): fine-tuning and further pre-training",
+        "linear-evaluation mean 80.2 (M2D/0.7)",
+        release="v0.1.0",
+        folder="m2d_vit_base-80x608p16x16-221006-mr7",
+    ),
+    ModelInfo(
+        "m2d-0.7-encoder",
+        "encoder only",
+        "same encoder as m2d-0.7",
+        release="v0.1.0",
+        folder="m2d_vit_base-80x608p16x16-221006-mr7_enconly",
+    ),
+    ModelInfo(
+        "m2d-0.7-220930-encoder",
+        "encoder only",
+        "a second M2D/0.7 run",
+        release="v0.1.0",
+        folder="m2d_vit_base-80x608p16x16-220930-mr7_enconly",
+    ),
+    ModelInfo(
+        "m2d-0.6",
+        "full",
+        "M2D/0.6",
+        release="v0.1.0",
+        folder="m2d_vit_base-80x608p16x16-221006-mr6",
+    ),
+    ModelInfo(
+        "m2d-0.7-16x4",
+        "full",
+        "M2D/0.7 with 40 ms frames",
+        input_size=(80, 200),
+        patch_size=(16, 4),
+        release="v0.1.0",
+        folder="m2d_vit_base-80x200p16x4-230529",
+    ),
+    ModelInfo(
+        "m2d-as-0.7",
+        "full + offline network (527 labels)",
+        "linear-evaluation mean 80.6 (M2D-AS)",
+        release="v0.1.0",
+        folder="m2d_as_vit_base-80x608p16x16-240213",
+    ),
+    ModelInfo(
+        "m2d-as-0.7-32k",
+        "encoder only",
+        sample_rate=32_000,
+        release="v0.1.0",
+        folder="m2d_as_vit_base-80x608p16x16p32k-240413_enconly",
+    ),
+    ModelInfo(
+        "m2d-clap-2024",
+        "full + audio projection (text encoder GTE-base)",
+        "linear-evaluation mean 80.8",
+        text_space=True,
+        release="v0.1.0",
+        folder="m2d_clap_vit_base-80x608p16x16-240128",
+    ),
+    ModelInfo(
+        "m2d-0.7-as2m",
+        "encoder + 527-label head",
+        "AudioSet-2M mAP 0.479",
+        input_size=(80, 1001),
+        num_classes=527,
+        release="v0.3.0",
+        folder="m2d_vit_base-80x1001p16x16-221006-mr7_as_46ab246d",
+    ),
+    ModelInfo(
+        "m2d-as-0.7-as2m",
+        "encoder + 527-label head",
+        "AudioSet-2M mAP 0.485",
+        input_size=(80, 1001),
+        num_classes=527,
+        release="v0.3.0",
+        folder="m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly",
+        filename="weights_ep69it3124-0.48494.pth",
+    ),
+    ModelInfo(
+        "m2d-clap-2024-as2m",
+        "encoder + 527-label head",
+        "AudioSet-2M mAP 0.485",
+        input_size=(80, 1001),
+        num_classes=527,
+        release="v0.3.0",
+        folder="m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly",
+    ),
+    ModelInfo(
+        "m2d-as-0.7-32k-as2m",
+        "encoder + 527-label head",
+        "AudioSet-2M mAP 0.480",
+        sample_rate=32_000,
+        input_size=(80, 1001),
+        num_classes=527,
+        release="v0.3.0",
+        folder="m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly",
+    ),
+    ModelInfo(
+        "m2d-s-0.6-6s",
+        "full + offline network (768-d)",
+        "M2D-S 6 s",
+        patch_size=(80, 2),
+        release="v0.2.0",
+        folder="m2d_s_vit_base-80x608p80x2-230220",
+    ),
+    ModelInfo(
+        "m2d-s-0.6-5s",
+        "full + offline network (768-d)",
+        "M2D-S 5 s",
+        input_size=(80, 512),
+        patch_size=(80, 2),
+        release="v0.2.0",
+        folder="m2d_s_vit_base-80x512p80x2-230301",
+    ),
+    ModelInfo(
+        "m2d-s-0.6-4s",
+        "full + offline network (768-d)",
+        "M2D-S 4 s",
+        input_size=(80, 400),
+        patch_size=(80, 2),
+        release="v0.2.0",
+        folder="m2d_s_vit_base-80x400p80x2-230201",
+    ),
+)
+
+MODELS: dict[str, ModelInfo] = {row.name: row for row in _ROWS}
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that match a shell-style pattern, in natural order (numbers as numbers).
+
+    Args:
+        pattern: For example ``"m2d-as-*"``; upper and lower case are alike.
+    """
+    matching = (name for name in MODELS if fnmatch.fnmatch(name.lower(), pattern.lower()))
+    return sorted(matching, key=_natural_key)
+
+
+def find_model(name: str) -> ModelInfo:
+    """The table's row of a name.
+
+    Raises:
+        UnknownModelError: The name is not in the table; the message lists all that are, likely ones first.
+    """
+    if name in MODELS:
+        return MODELS[name]
+    likely = difflib.get_close_matches(name.lower(), MODELS, n=4, cutoff=0.6)
+    names = likely + [other for other in list_models() if other not in likely]
+    raise UnknownModelError(
+        f"Unknown model {name!r}. Available: {', '.join(names)}. See list_models(). "
+        "A file, a folder, or 'hf-hub:org/repo[@revision]' is taken as well."
+    )
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    parts = re.findall(r"\d+|\D+", name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

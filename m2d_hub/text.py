@@ -1,0 +1,129 @@
+"""Text encoders of the shared space: loaded through transformers, and pooled to one feature a text.
+
+Shapes: B batch, P text tokens, E features of the text encoder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
+
+MAX_TOKENS = 512
+
+
+@dataclass
+class TextEncoder:
+    """A transformers model with its tokenizer and the way its tokens become one feature."""
+
+    tokenizer: Any
+    model: Any
+    pooling: str
+
+    @torch.no_grad()
+    def encode(self, texts: list[str], device: torch.device) -> Tensor:
+        """Features (B, E) of texts, which are cut at 512 tokens."""
+        batch = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
+        ).to(device)
+        output = self.model.to(device)(**batch)
+        if self.pooling == "own":
+            return output["sentence_embeddings"].float()
+        return pool(output["last_hidden_state"].float(), batch["attention_mask"], self.pooling)
+
+
+def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    """One feature per text.
+
+    Args:
+        tokens: Text tokens (B, P, E).
+        mask: 1 where a token is, 0 where padding is (B, P).
+        pooling: ``"mean"`` over the tokens, ``"cls"`` (the first one) or ``"last"``; padding may be left or right.
+
+    Returns:
+        Features (B, E).
+    """
+    if pooling == "mean":
+        weights = mask.unsqueeze(-1).to(tokens.dtype)
+        return (tokens * weights).sum(1) / weights.sum(1)
+    rows = torch.arange(len(tokens), device=tokens.device)
+    if pooling == "cls":
+        return tokens[rows, mask.argmax(1)]
+    order = torch.arange(1, tokens.shape[1] + 1, device=tokens.device)
+    return tokens[rows, (mask * order).argmax(1)]
+
+
+def load_text_encoder(
+    source: str,
+    pooling: str,
+    *,
+    tensors: dict[str, Tensor] | None = None,
+    local_files_only: bool = False,
+    trust_remote_code: bool = False,
+) -> TextEncoder:
+    """Loads a text encoder and its tokenizer.
+
+    Args:
+        source: Hugging Face repository, or a folder with its files.
+        pooling: See :func:`pool`; ``"own"`` takes the model's ``sentence_embeddings``.
+        tensors: Weights that came with the audio model, used instead of the repository's.
+        local_files_only: Use the Hugging Face cache only.
+        trust_remote_code: Allow code from the repository to run (NV-Embed needs it).
+
+    Raises:
+        ConfigError: transformers is not installed, or does not know the model without the repository's code.
+        DownloadError: The files are neither in the cache nor to be fetched.
+        CheckpointError: ``tensors`` do not fit the model.
+    """
+    try:
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+    except ImportError as error:
+        raise ConfigError(
+            f"Encoding text needs transformers, which cannot be imported ({error}). "
+            "Install it: pip install 'm2d-hub[clap]'."
+        ) from error
+    options = {"local_files_only": local_files_only, "trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        if tensors:
+            model = AutoModel.from_config(
+                AutoConfig.from_pretrained(source, **options), trust_remote_code=trust_remote_code
+            )
+            _fill(model, tensors, source)
+        else:
+            model = AutoModel.from_pretrained(source, **options)
+    except OSError as error:
+        raise DownloadError(
+            f"The text encoder {source!r} could not be loaded: {_first_line(error)} "
+            f"To go on offline, fetch it on another machine (hf download {source} --local-dir FOLDER) and "
+            "give the folder: model.clap.load_text_encoder('FOLDER')."
+        ) from error
+    except ValueError as error:
+        raise ConfigError(
+            f"The text encoder {source!r} cannot be used: {_first_line(error)} If it needs code of its own "
+            "repository and you trust that: model.clap.load_text_encoder(trust_remote_code=True)."
+        ) from error
+    return TextEncoder(tokenizer, model.eval().requires_grad_(False), pooling)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") + "."
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
+    own = model.state_dict()
+    tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
+    if not tensors.keys() & own.keys():  # saved from a wrapper, which puts one name in front
+        tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    misshapen = [n for n in sorted(own.keys() & tensors.keys()) if own[n].shape != tensors[n].shape]
+    if missing or unexpected or misshapen:
+        raise CheckpointError(
+            f"The text encoder's weights inside the checkpoint do not fit {source!r}: "
+            f"missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
+        )
+    model.load_state_dict(tensors)
