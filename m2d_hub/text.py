@@ -42,7 +42,7 @@ def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
     Args:
         tokens: Text tokens (B, P, E).
         mask: 1 where a token is, 0 where padding is (B, P).
-        pooling: ``"mean"`` over the tokens, ``"cls"`` (the first) or ``"last"``; padding may be left or right.
+        pooling: ``"mean"`` over the tokens, ``"cls"`` (the first) or ``"last"``; padding may be on any side.
 
     Returns:
         Features (B, E).
