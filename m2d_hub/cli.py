@@ -1,0 +1,318 @@
+"""The ``m2d-hub`` command."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m2d_hub.embedding import embed_files
+from m2d_hub.errors import AudioError, ConfigError, M2DError
+from m2d_hub.formats import FORMATS
+from m2d_hub.hub import load_model
+from m2d_hub.registry import find_model as model_info
+from m2d_hub.registry import list_models
+from m2d_hub.results import Tag
+from m2d_hub.sources import Source, find_sources
+
+DEFAULT_MODEL = "m2d-mini"
+DEFAULT_TAGGER = "m2d-as-0.7-as2m"
+SOME_FAILED = 3  # exit status where files could not be read
+
+
+class _Group(click.Group):
+    """Turns the package's errors, and those of disks, into a line on the error stream and exit status 1."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except M2DError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise
+            raise click.ClickException(str(error)) from error
+
+
+class _Seconds(click.ParamType):
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not seconds > 0:
+            self.fail(f"{value!r} is not a positive number of seconds, nor 'inf'.", param, ctx)
+        return seconds
+
+
+def _model_option(default: str) -> Any:
+    help_text = "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo."
+    return click.option("--model", default=default, show_default=True, metavar="NAME", help=help_text)
+
+
+_paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+_device = click.option("--device", metavar="D", help="cpu, cuda, cuda:1, mps …  [default: the best there is]")
+_batch_size = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=16,
+    show_default=True,
+    help="Windows encoded at once; changes speed and memory, never the numbers.",
+)
+_window = click.option(
+    "--window",
+    type=_Seconds(),
+    metavar="S",
+    help="Seconds encoded as a whole; inf for each file's own length.  [default: as pre-trained]",
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="m2d-hub", prog_name="m2d-hub")
+def main() -> None:
+    """Masked Modeling Duo (M2D): embeddings and tags of audio files.
+
+    \b
+    Examples:
+      m2d-hub embed recordings/ --out embeddings.parquet
+      m2d-hub list 'm2d-as-*'
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+
+
+@main.command()
+@_paths
+@_model_option(DEFAULT_MODEL)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Where to, see above."
+)
+@click.option(
+    "--kind",
+    type=click.Choice(["clip", "frames", "layers"]),
+    default="clip",
+    show_default=True,
+    help="One embedding a file, one a time frame, or those of every layer.",
+)
+@_batch_size
+@_device
+@_window
+@_as_json
+def embed(
+    paths: tuple[str, ...],
+    model: str,
+    out: Path,
+    kind: Any,
+    batch_size: int,
+    device: str | None,
+    window: float | None,
+    as_json: bool,
+) -> None:
+    """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
+
+    \b
+    The suffix of OUT says the format:
+      .parquet      columns file, embedding; with frames and layers also num_frames, timestamps_s
+      .npz          arrays file (N) and embedding (N, D); with frames and layers
+      .safetensors  embedding/FILE and timestamps_s/FILE for each file
+      none          a folder of FILE.npy, and index.csv that says which is whose
+    An embedding is float32: (D) for clip, (frames, D) for frames, (layers, frames, D) for layers.
+
+    Files that cannot be read are listed in OUT.errors.csv and do not stop the rest; the exit status is then
+    3. Run the same command again and it goes on where it was stopped: what is done is kept (in OUT.parts
+    until the end), what failed is tried again, and new files are added.
+
+    \b
+    Examples:
+      m2d-hub embed dog.wav --out dog.npz
+      m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
+      m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
+    """
+    sources = _find(paths)
+    if out.suffix and out.suffix.lower() not in FORMATS and not out.is_dir():
+        allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
+        raise click.UsageError(f"--out {out}: unknown suffix {out.suffix!r}. Use {allowed}.")
+    summary = embed_files(
+        sources,
+        out,
+        model=model,
+        kind=kind,
+        batch_size=batch_size,
+        device=device,
+        window_s=window,
+        progress=True,
+    )
+    if as_json:
+        click.echo(json.dumps(dataclasses.asdict(summary)))
+    else:
+        there = f" ({summary.already_there} were there already)" if summary.already_there else ""
+        click.echo(f"{summary.embedded} files embedded into {out}{there}.")
+    if summary.failed:
+        click.echo(f"{summary.failed} files could not be read; see {summary.errors_file}.", err=True)
+        sys.exit(SOME_FAILED)
+
+
+@main.command()
+@_paths
+@_model_option(DEFAULT_TAGGER)
+@click.option(
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Tags a file."
+)
+@_batch_size
+@_device
+@_as_json
+def tag(
+    paths: tuple[str, ...], model: str, top: int, batch_size: int, device: str | None, as_json: bool
+) -> None:
+    """Say what is heard: the likeliest labels of each file, with scores from 0 to 1.
+
+    The model needs a classification head: those of `m2d-hub list '*-as2m'` have AudioSet's 527 labels.
+
+    \b
+    Examples:
+      m2d-hub tag dog.wav --top 3
+      m2d-hub tag recordings/ --json > tags.json
+    """
+    sources = _find(paths)
+    loaded = load_model(model, device=device)
+    answers: list[dict[str, Any]] = []
+    failed = 0
+    for source in _progress(sources):
+        try:
+            tags = loaded.classify(source.path, top_k=top, batch_size=batch_size)[0]
+        except AudioError as error:
+            failed += 1
+            click.echo(f"Error: {error}", err=True)
+            continue
+        answers.append({"file": source.file, "tags": [dataclasses.asdict(one) for one in tags]})
+        if not as_json:
+            _print_tags(source.file, tags)
+    if as_json:
+        click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
+    if failed:
+        sys.exit(SOME_FAILED)
+
+
+@main.command("list")
+@click.argument("pattern", default="*")
+@_as_json
+def list_(pattern: str, as_json: bool) -> None:
+    """List the models that load by name.
+
+    \b
+    Examples:
+      m2d-hub list
+      m2d-hub list 'm2d-as-*' --json
+    """
+    names = list_models(pattern)
+    if as_json:
+        click.echo(json.dumps(names))
+        return
+    if not names:
+        raise ConfigError(f"no model is named like {pattern!r}; see m2d-hub list.")
+    width = max(map(len, names))
+    for name in names:
+        info = model_info(name)
+        where = "on disk" if info.on_disk else "to download"
+        click.echo(f"{name:{width}}  {where:11}  {info.contents}; {info.license}")
+
+
+@main.command()
+@click.argument("name")
+@_as_json
+def info(name: str, as_json: bool) -> None:
+    """Show what is known about a model: licence, source, sizes, reported figures, whether it is on disk.
+
+    \b
+    Examples:
+      m2d-hub info m2d-as-0.7
+      m2d-hub info m2d-mini --json
+    """
+    known = model_info(name)
+    values = {**dataclasses.asdict(known), "source": known.source}
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    width = max(map(len, values))
+    for field, value in values.items():
+        click.echo(f"{field:{width}}  {_readable(value)}")
+
+
+@main.command()
+@click.argument("path", metavar="PATH")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@click.option("--sample-rate", type=click.IntRange(min=1), metavar="HZ", help="If the file does not say it.")
+def convert(path: str, out: Path, sample_rate: int | None) -> None:
+    """Convert published weights (.pth) into a folder that loads faster, and safely, everywhere.
+
+    DIR gets model.safetensors, config.json and a model card: all that embedding and tagging need. Parts that
+    only pre-training uses (predictor, target encoder) stay in PATH.
+
+    \b
+    Examples:
+      m2d-hub convert m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth --out m2d-0.7
+      m2d-hub convert renamed.pth --sample-rate 16000 --out my-model
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} exists and is not an empty folder; give another one.")
+    model = load_model(path, device="cpu", sample_rate=sample_rate)
+    model.save_pretrained(out)
+    click.echo(f"Wrote {out}; load it with m2d_hub.load_model({str(out)!r}).")
+
+
+@main.command()
+@click.argument("path", metavar="PATH")
+@_model_option(DEFAULT_MODEL)
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), metavar="PNG", help="Picture to write."
+)
+@_batch_size
+@_device
+@_window
+def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, window: float | None) -> None:
+    """Draw a clip's spectrogram over the similarity of its frames, as the model sees them.
+
+    \b
+    Example:
+      m2d-hub plot dog.wav --out dog.png
+    """
+    from m2d_hub.plots import plot_clip
+
+    plot_clip(load_model(model, device=device, window_s=window), path, out, batch_size=batch_size)
+    click.echo(f"Wrote {out}.")
+
+
+def _find(paths: tuple[str, ...]) -> list[Source]:
+    try:
+        return find_sources(paths)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+
+
+def _progress(sources: list[Source]) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(sources, unit="file", disable=None)
+
+
+def _print_tags(file: str, tags: list[Tag]) -> None:
+    click.echo(file)
+    for one in tags:
+        click.echo(f"  {one.score:.3f}  {one.label}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "x".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)

@@ -1,0 +1,183 @@
+"""A picture of one clip: what the model hears, and how its frames resemble each other."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from m2d_hub.audio import open_audio
+from m2d_hub.config import FrontendConfig
+from m2d_hub.errors import ConfigError
+from m2d_hub.model import M2D
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+RANGE_DB = 80.0  # shown below the loudest point
+MAX_COLUMNS = 4_000  # of the spectrogram picture; longer ones keep the loudest of neighbours
+MAX_FRAMES = 1_000  # of the similarity picture; longer ones average neighbours
+_TICKS_HZ = (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
+
+
+def plot_clip(
+    model: M2D,
+    audio: Any,
+    path: str | os.PathLike[str] | None = None,
+    *,
+    sample_rate: int | None = None,
+    title: str | None = None,
+    batch_size: int = 16,
+) -> Figure:
+    """Draws a clip's log-mel spectrogram over the cosine similarity of its frames, on one time axis.
+
+    Bright squares along the similarity's diagonal are stretches that sound alike to the model; bright spots
+    away from it are repetitions.
+
+    Args:
+        model: Gives the spectrogram and the frames.
+        audio: One clip, as for :meth:`m2d_hub.M2D.encode_clip`.
+        path: Where the picture is saved; its suffix says the format (``.png``, ``.pdf``, …). None: nowhere.
+        sample_rate: Hz of an array; None means the model's own.
+        title: Heading; None names the file.
+        batch_size: Most windows encoded at once.
+
+    Returns:
+        The figure, a matplotlib one.
+
+    Raises:
+        AudioError: The audio is unreadable, or more than one clip.
+        ConfigError: matplotlib is not installed, or does not know the suffix.
+    """
+    figure = _new_figure()
+    _check_suffix(figure, path)
+    clips = open_audio(audio, model.sample_rate, sample_rate)
+    if len(clips) != 1:
+        raise ConfigError(f"a picture shows one clip, got {len(clips)}; draw them one by one.")
+    blocks = (block.to(model.device) for block in clips[0].blocks())
+    log_mel = torch.cat([part.cpu() for part in model.frontend.stream_log_mel(blocks)], dim=-1)  # (F, T)
+    frames = model.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size)
+    features = frames.features[0][frames.mask[0]]
+    first_s, last_s = float(frames.timestamps_s[0]), float(frames.timestamps_s[len(features) - 1])
+    span_s = (first_s - model.frame_hop_s / 2, last_s + model.frame_hop_s / 2)
+
+    upper, lower = _two_panels(figure)
+    _draw_spectrogram(upper, log_mel.numpy(), model.config.frontend)
+    _draw_similarity(lower, _similarity(features.float()), span_s, model.frame_hop_s)
+    figure.suptitle(title or _title(audio, clips[0].name), y=0.965, fontsize=12)
+    if path is not None:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=130)
+    return figure
+
+
+def mel_centres_hz(config: FrontendConfig) -> np.ndarray:
+    """Centre frequency of each mel band (F,), on Slaney's scale: linear to 1 kHz, logarithmic above."""
+    edges = np.linspace(_hz_to_mel(config.f_min_hz), _hz_to_mel(config.f_max_hz), config.n_mels + 2)
+    linear = edges * 200 / 3
+    return np.where(edges < 15, linear, 1000 * 6.4 ** ((edges - 15) / 27))[1:-1]
+
+
+def _hz_to_mel(hz: float) -> float:
+    return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000, 6.4)
+
+
+def _similarity(features: torch.Tensor) -> np.ndarray:
+    """Cosine similarity (T, T) of frames (T, D); of more than MAX_FRAMES, neighbours are averaged."""
+    if len(features) > MAX_FRAMES:
+        features = torch.nn.functional.adaptive_avg_pool1d(features.T, MAX_FRAMES).T
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    return (unit @ unit.T).clamp(-1, 1).numpy()
+
+
+def _new_figure() -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("pictures need matplotlib: pip install 'm2d-hub[plots]'") from error
+    return Figure(figsize=(8.0, 9.2))
+
+
+def _check_suffix(figure: Figure, path: str | os.PathLike[str] | None) -> None:
+    if path is None:
+        return
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    known = FigureCanvasAgg(figure).get_supported_filetypes()
+    if Path(path).suffix.lower().lstrip(".") not in known:
+        raise ConfigError(
+            f"picture {os.fspath(path)!r}: the suffix must be one of {', '.join(sorted(known))}."
+        )
+
+
+def _two_panels(figure: Figure) -> tuple[Axes, Axes]:
+    grid = figure.add_gridspec(
+        2, 1, height_ratios=(1, 2.6), hspace=0.09, left=0.1, right=0.86, top=0.94, bottom=0.07
+    )
+    upper = figure.add_subplot(grid[0])
+    return upper, figure.add_subplot(grid[1], sharex=upper)
+
+
+def _draw_spectrogram(axes: Axes, log_mel: np.ndarray, config: FrontendConfig) -> None:
+    hop_s = config.hop_samples / config.sample_rate
+    level_db = log_mel * (10 / math.log(10))
+    duration_s = level_db.shape[1] * hop_s
+    level_db = _loudest_of_neighbours(level_db - level_db.max(), MAX_COLUMNS)
+    image = axes.imshow(
+        level_db,
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=-RANGE_DB,
+        vmax=0,
+        # Frames are centred on their time: the first one, on zero, begins half a hop before.
+        extent=(-hop_s / 2, duration_s - hop_s / 2, -0.5, len(level_db) - 0.5),
+    )
+    ticks = [hz for hz in _TICKS_HZ if config.f_min_hz <= hz <= config.f_max_hz]
+    bands = np.interp(ticks, mel_centres_hz(config), np.arange(config.n_mels), right=config.n_mels - 0.5)
+    axes.set_yticks(bands, [f"{hz / 1000:g}" for hz in ticks])
+    axes.set_facecolor("0.85")  # of the last frame, what is padding
+    axes.set_ylabel("frequency, kHz (mel scale)")
+    axes.tick_params(labelbottom=False)
+    _add_colour_bar(axes, image, "power, dB re loudest")
+
+
+def _draw_similarity(
+    axes: Axes, similarity: np.ndarray, span_s: tuple[float, float], frame_hop_s: float
+) -> None:
+    image = axes.imshow(
+        similarity,
+        origin="lower",
+        aspect="auto",
+        cmap="viridis",
+        interpolation="nearest",
+        vmin=min(float(np.percentile(similarity, 1)), 0.99),  # a few outliers must not take the colours from the rest
+        vmax=1,
+        extent=(*span_s, *span_s),
+    )
+    axes.set_xlim(*span_s)
+    axes.set_xlabel("time, s")
+    axes.set_ylabel("time, s")
+    _add_colour_bar(axes, image, f"cosine similarity of frames ({frame_hop_s * 1000:g} ms each)")
+
+
+def _add_colour_bar(axes: Axes, image: Any, label: str) -> None:
+    place = axes.inset_axes((1.02, 0.0, 0.025, 1.0))
+    assert axes.figure is not None
+    axes.figure.colorbar(image, cax=place, label=label, extend="min")
+
+
+def _loudest_of_neighbours(level_db: np.ndarray, most: int) -> np.ndarray:
+    if level_db.shape[1] <= most:
+        return level_db
+    starts = np.linspace(0, level_db.shape[1], most, endpoint=False).astype(int)
+    return np.maximum.reduceat(level_db, starts, axis=1)
+
+
+def _title(audio: Any, name: str) -> str:
+    return Path(name).name if isinstance(audio, (str, os.PathLike)) else name

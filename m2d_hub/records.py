@@ -1,0 +1,77 @@
+"""Embeddings of many files, whatever format they are kept in: a record a file, and how they were made.
+
+Shapes: D features, T frames, L layers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2d_hub.errors import ConfigError
+
+SETTINGS_KEY = "m2d_hub"  # under which every format keeps the settings
+
+
+@dataclass(frozen=True)
+class Record:
+    """The embedding of one audio file."""
+
+    file: str  # as it is named in the output
+    embedding: np.ndarray  # float32 (D,), (T, D) or (L, T, D)
+    timestamps_s: np.ndarray | None = None  # (T,) float64, seconds; None for a clip
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return self.embedding.nbytes
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a file of embeddings says of itself; its records are read by :meth:`Format.records`."""
+
+    settings: dict[str, Any]
+    files: list[str]
+
+
+class Format:
+    """How records are laid out in one file; each subclass is one suffix."""
+
+    def require(self) -> None:
+        """Checks, before any work, that what writing needs is installed.
+
+        Raises:
+            ConfigError: It is not; the message says how to install it.
+        """
+
+    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
+        """Writes ``records``, which must be those of ``contents.files`` in that order."""
+        raise NotImplementedError
+
+    def contents(self, path: Path) -> Contents:
+        """Settings and names, without reading the arrays."""
+        raise NotImplementedError
+
+    def records(self, path: Path) -> Iterator[Record]:
+        """The records, in order, one at a time."""
+        raise NotImplementedError
+
+
+def replace_durably(partial: Path, path: Path) -> None:
+    """Gives a finished file its name, so that it is there whole or not at all, whatever happens."""
+    with open(partial, "rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def foreign_file(path: Path) -> ConfigError:
+    """The error for a file that carries no settings of this package."""
+    return ConfigError(
+        f"{path} exists and was not written by m2d-hub embed; it is left alone. Give --out another name."
+    )
