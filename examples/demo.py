@@ -1,0 +1,101 @@
+"""`make demo`: embeds the clips of tests/data, shows which are nearest to which, and draws a picture."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+import time
+from importlib import resources
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import m2d_hub
+from m2d_hub.plots import plot_clip
+
+ROOT = Path(__file__).resolve().parents[1]
+CLIPS = ROOT / "tests" / "data"
+PICTURE_OF = "bang_fireworks.ogg"
+AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
+
+
+def main() -> None:
+    """Runs the demo."""
+    model, what = load()
+    print(f"Model: {what}")
+    files = sorted(path for path in CLIPS.iterdir() if path.suffix in AUDIO)
+
+    begun = time.perf_counter()
+    clips = model.encode_clip(files)  # (B, N_F·D)
+    took_s = time.perf_counter() - begun
+    frames = model.encode_frames(CLIPS / PICTURE_OF)
+    print(f"encode_clip of {len(files)} files, 8 to 48 kHz: {tuple(clips.shape)} in {took_s:.1f} s")
+    print(
+        f"encode_frames of {PICTURE_OF}: {tuple(frames.features.shape)}, a frame every "
+        f"{model.frame_hop_s * 1000:g} ms, the first centred on {frames.timestamps_s[0]:.3f} s\n"
+    )
+    print(neighbour_table([path.name for path in files], clips))
+
+    picture = ROOT / "demo" / f"{Path(PICTURE_OF).stem}.png"
+    plot_clip(model, CLIPS / PICTURE_OF, picture)
+    print(f"\nPicture (spectrogram, and how alike its frames are): {picture.relative_to(ROOT)}")
+
+
+def load() -> tuple[m2d_hub.M2D, str]:
+    """The built-in model and what it is; while that has no weights, a stand-in."""
+    weights = resources.files("m2d_hub") / "weights" / "m2d-mini" / "model.safetensors"
+    if weights.is_file():
+        return m2d_hub.load_model("m2d-mini"), "m2d-mini, trained, built in"
+    what = (
+        "NOT TRAINED. m2d-mini has no weights in this checkout, so these are the tests' parity weights:\n"
+        "       random numbers. They show that all runs; what is near to what tells of loudness and pitch at most."
+    )
+    return load_parity_weights(), what
+
+
+def load_parity_weights() -> m2d_hub.M2D:
+    """A small model with the weights that the parity tests draw, in the layout of published ones."""
+    path = ROOT / "tests" / "parity" / "reference_weights.py"
+    spec = importlib.util.spec_from_file_location("reference_weights", path)
+    assert spec is not None and spec.loader is not None
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    tensors = reference.state_dict(embed_dim=192, depth=6)
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint = Path(folder) / "parity.pth"
+        torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, checkpoint)
+        return m2d_hub.load_model(checkpoint, sample_rate=16_000)
+
+
+def neighbour_table(names: list[str], clips: torch.Tensor) -> str:
+    """Each clip's two nearest others by cosine similarity; ``*`` marks those of its own kind.
+
+    Args:
+        names: File names; what stands before the first underscore is the kind.
+        clips: Embeddings (B, D).
+    """
+    unit = F.normalize(clips, dim=-1)
+    similarity = (unit @ unit.T).fill_diagonal_(-2)
+    scores, nearest = similarity.topk(2, dim=-1)
+    width = max(map(len, names))
+    lines = [f"{'clip':{width}}  {'nearest':{width + 8}}  second nearest"]
+    hits = 0
+    for index, name in enumerate(names):
+        cells = []
+        for score, other in zip(scores[index].tolist(), nearest[index].tolist(), strict=True):
+            same = kind(names[other]) == kind(name)
+            cells.append(f"{'*' if same else ' '} {names[other]:{width}} {score:.3f}")
+        hits += cells[0].startswith("*")
+        lines.append(f"{name:{width}}  {cells[0]:{width + 8}}  {cells[1]}")
+    lines.append(f"* of the same kind: {hits} of {len(names)} nearest clips")
+    return "\n".join(lines)
+
+
+def kind(name: str) -> str:
+    """What a clip is of, by its file name: ``speech_en_1.wav`` is speech."""
+    return name.split("_")[0]
+
+
+if __name__ == "__main__":
+    main()
