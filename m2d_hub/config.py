@@ -30,11 +30,13 @@ class FrontendConfig:
     def __post_init__(self) -> None:
         for name in ("sample_rate", "window_samples", "hop_samples", "n_mels"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}.")
+            _require(
+                isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}."
+            )
         _require(
             0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2,
-            f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz "
-            f"(half of sample_rate={self.sample_rate}).",
+            f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz (half "
+            f"of sample_rate={self.sample_rate}).",
         )
         _require(self.std > 0, f"std must be positive, got {self.std!r}.")
 
@@ -51,7 +53,7 @@ class FrontendConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Vision transformer over log-mel patches; the defaults are ViT-Base over 6.08 s (paper, section IV-A)."""
+    """Vision transformer over log-mel patches; by default ViT-Base over 6.08 s (paper, section IV-A)."""
 
     input_size: tuple[int, int] = (80, 608)  # (F mels, T frames)
     patch_size: tuple[int, int] = (16, 16)  # (mels, frames)
@@ -73,12 +75,14 @@ class EncoderConfig:
             )
         for name in ("in_channels", "embed_dim", "depth", "head_width", "mlp_ratio"):
             value = getattr(self, name)
-            _require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}.")
+            _require(
+                isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}."
+            )
         (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
         _require(
             mels % patch_mels == 0,
-            f"input_size {mels}x{frames} cannot be cut into patches of {patch_mels}x{patch_frames}: "
-            f"{mels} mels is not a multiple of {patch_mels}.",
+            f"input_size {mels}x{frames} cannot be cut into patches of {patch_mels}x{patch_frames}: {mels} "
+            f"mels is not a multiple of {patch_mels}.",
         )
         _require(
             frames >= patch_frames,
@@ -181,7 +185,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _require(
             self.frontend.n_mels == self.encoder.input_size[0],
-            f"the frontend makes {self.frontend.n_mels} mels but the encoder takes {self.encoder.input_size[0]}.",
+            f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
+            f"{self.encoder.input_size[0]}.",
         )
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))

@@ -1,12 +1,14 @@
 """The vision transformer: patch embedding, blocks, and the two steps ``embed`` and ``encode``.
 
-The steps stand apart so that patches can be dropped between them: masking in pre-training, structured patchout
-in fine-tuning. Parameter names and granularity are those of the published checkpoints.
+The steps stand apart so that patches can be dropped between them: masking in pre-training, structured
+patchout in fine-tuning. Parameter names and granularity are those of the published checkpoints.
 
 Shapes: B batch, C channels, F mels, T frames, N patch tokens, D width, H heads, L layers.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +117,13 @@ class Encoder(nn.Module):
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
         nn.init.normal_(self.cls_token, std=0.02)
+
+    def set_input_frames(self, num_frames: int) -> None:
+        """Fits the positions to windows of ``num_frames`` frames: interpolated if longer, cut if shorter."""
+        num_time = num_frames // self.config.patch_size[1]
+        positions = resample_positions(self.pos_embed.data, self.config.grid, num_time)
+        self.pos_embed = nn.Parameter(positions.contiguous(), requires_grad=False)
+        self.config = replace(self.config, input_size=(self.config.input_size[0], num_frames))
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Patch tokens with their positions, without the class token.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,6 +60,39 @@ class LogMelFrontend(nn.Module):
         with torch.autocast(padded.device.type, enabled=False):
             mel = self._mel_spectrogram(padded.device)(padded.float())
             return (mel + EPSILON).log()
+
+    def stream_log_mel(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
+        """The frames of :meth:`log_mel`, computed while the waveform arrives.
+
+        Args:
+            blocks: Consecutive parts (s,) of one waveform, of any lengths.
+
+        Yields:
+            Consecutive parts (F, t) of its log-mel spectrogram.
+        """
+        window, hop = self.config.window_samples, self.config.hop_samples
+        half = window // 2
+        pending: Tensor | None = (
+            None  # once reflected at the start, it begins at the next frame's first sample
+        )
+        reflected = False
+        for block in blocks:
+            pending = block.float() if pending is None else torch.cat([pending, block.float()])
+            if not reflected and len(pending) > half:
+                pending, reflected = torch.cat([pending[1 : half + 1].flip(0), pending]), True
+            # The last half window stays, for the end's reflection.
+            ready = min((len(pending) - window) // hop + 1, (len(pending) - half - 1) // hop)
+            if reflected and ready > 0:
+                yield self.log_mel_block(pending[None, : (ready - 1) * hop + window])[0]
+                pending = pending[ready * hop :]
+        if pending is None:
+            return
+        if not reflected:
+            yield self.log_mel(pending[None])[0]
+            return
+        padded = torch.cat([pending, pending[-half - 1 : -1].flip(0)])
+        if len(padded) >= window:
+            yield self.log_mel_block(padded[None])[0]
 
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Standardises log-mel values with the statistics of the pre-training set."""

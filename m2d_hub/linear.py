@@ -1,8 +1,8 @@
 """A linear layer that multiplies with weights packed once by oneDNN when it runs on a CPU without gradients.
 
-On a CPU, ``torch.nn.functional.linear`` packs the weight matrix anew for every call, which costs as much as the
-product itself for the few hundred rows of one window. The parameters stay plain: training, state dicts, other
-devices and other precisions take the ordinary path.
+On a CPU, ``torch.nn.functional.linear`` packs the weight matrix anew for every call, which costs as much as
+the product itself for the few hundred rows of one window. The parameters stay plain: training, state dicts,
+other devices and other precisions take the ordinary path.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Linear(nn.Linear):
     _packed: Tensor | None = None
     _packed_from: tuple[int, int] | None = None
 
-    def forward(self, features: Tensor, activation: Activation = "none") -> Tensor:  # type: ignore[override]
+    def forward(self, features: Tensor, activation: Activation = "none") -> Tensor:
         """Maps features (..., in_features) to (..., out_features), then applies the activation."""
         if not self._can_use_packed(features):
             projected = F.linear(features, self.weight, self.bias)

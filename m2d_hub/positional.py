@@ -22,7 +22,9 @@ def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
     """
     num_freq, num_time = grid
     freq, time = torch.meshgrid(
-        torch.arange(num_freq, dtype=torch.float64), torch.arange(num_time, dtype=torch.float64), indexing="ij"
+        torch.arange(num_freq, dtype=torch.float64),
+        torch.arange(num_time, dtype=torch.float64),
+        indexing="ij",
     )
     omega = 10_000.0 ** (-torch.arange(embed_dim // 4, dtype=torch.float64) / (embed_dim / 4))
 

@@ -1,0 +1,149 @@
+"""This package's own folder: ``model.safetensors`` and ``config.json``, read strictly, written atomically."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from m2d_hub.config import ModelConfig
+from m2d_hub.errors import CheckpointError, ConfigError
+
+WEIGHTS_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's tensors by their names in :class:`m2d_hub.M2D`, and its configuration."""
+
+    tensors: dict[str, Tensor]
+    config: ModelConfig
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: ModelConfig
+) -> None:
+    """Writes ``model.safetensors`` and ``config.json``; the weights carry the configuration too."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    partial = folder / (WEIGHTS_FILE + ".partial")
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+        partial,
+        metadata={"format": "pt", "m2d_hub_config": text},
+    )
+    os.replace(partial, folder / WEIGHTS_FILE)
+    partial = folder / (CONFIG_FILE + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / CONFIG_FILE)
+
+
+def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Reads a folder, or a lone ``.safetensors`` file, written by :func:`save_checkpoint`.
+
+    The tensors are mapped from the file, not copied.
+
+    Raises:
+        CheckpointError: A file is missing, damaged, or holds non-finite weights.
+    """
+    path = Path(path)
+    weights = path / WEIGHTS_FILE if path.is_dir() else path
+    if not weights.is_file():
+        raise CheckpointError(
+            f"{weights} does not exist; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}."
+        )
+    tensors, metadata = read_safetensors(weights)
+    check_finite(tensors, weights)
+    return Checkpoint(tensors, _read_config(weights, metadata))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of one safetensors file.
+
+    Raises:
+        CheckpointError: The file is damaged or not a safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = list(file.keys())
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors ({error}); fetch or save it again."
+        ) from error
+
+
+def _read_config(weights: Path, metadata: Mapping[str, str]) -> ModelConfig:
+    beside = weights.with_name(CONFIG_FILE)
+    if beside.is_file():
+        text, origin = beside.read_text(encoding="utf-8"), beside
+    elif "m2d_hub_config" in metadata:
+        text, origin = metadata["m2d_hub_config"], weights
+    else:
+        raise CheckpointError(
+            f"{weights} has no {CONFIG_FILE} beside it that says its sizes; save the model again."
+        )
+    try:
+        return ModelConfig.from_dict(json.loads(text))
+    except (json.JSONDecodeError, ConfigError, TypeError) as error:
+        raise CheckpointError(f"{origin} is not a model configuration: {error}") from error
+
+
+def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
+    """Raises CheckpointError naming ``origin`` and the tensors that hold NaN or infinity."""
+    suspects = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32))
+    ]
+    bad = [name for name in suspects if not torch.isfinite(tensors[name]).all()]
+    if bad:
+        raise CheckpointError(
+            f"{origin} holds non-finite weights in {_listed(bad)}; fetch or train it again."
+        )
+
+
+def assign_tensors(
+    module: nn.Module, tensors: Mapping[str, Tensor], origin: object, optional: str | None = None
+) -> None:
+    """Puts ``tensors`` in place of the module's parameters and buffers, all of them and nothing else.
+
+    Args:
+        module: Takes the tensors as they are, without a copy.
+        tensors: By the module's names.
+        origin: Where they came from, for messages.
+        optional: Names beginning so may be there; the module knows what to do with them.
+
+    Raises:
+        CheckpointError: Names or shapes differ; the message lists them.
+    """
+    expected = module.state_dict()
+    problems = []
+    if missing := [name for name in expected if name not in tensors]:
+        problems.append(f"missing {_listed(missing)}")
+    extra = [name for name in tensors if name not in expected]
+    if unexpected := [name for name in extra if optional is None or not name.startswith(optional)]:
+        problems.append(f"unexpected {_listed(unexpected)}")
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)} but must be {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in tensors and tensors[name].shape != tensor.shape
+    ]
+    if problems:
+        raise CheckpointError(f"{origin} does not fit its configuration: {'; '.join(problems)}.")
+    module.load_state_dict(dict(tensors), strict=True, assign=True)
+
+
+def _listed(names: Iterable[str], most: int = 8) -> str:
+    names = list(names)
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,110 @@
+"""``load_model``: a name, a folder or a file to a model in eval mode."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
+from m2d_hub.convert import read_published
+from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.model import M2D
+from m2d_hub.quantize import quantize_encoder
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
+
+
+def load_model(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | Literal["int8"] = torch.float32,
+    window_s: float | None = None,
+    num_classes: int | None = None,
+    sample_rate: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+) -> M2D:
+    """Loads a pre-trained model, in eval mode.
+
+    Args:
+        name: An alias of :func:`m2d_hub.list_models`; a folder or file on disk (this package's own,
+            ``.safetensors``, or a published ``.pth``); or ``"hf-hub:org/repo[@revision]"``.
+        device: None takes CUDA, else MPS, else the CPU.
+        dtype: torch.float32, torch.bfloat16, torch.float16, or ``"int8"`` (linear layers, on a CPU).
+        window_s: Seconds that the encoder sees at once. None: as pre-trained; longer: positions are
+            interpolated;
+            shorter: cut; infinity: one window of each input's own length.
+        num_classes: Puts a fresh, untrained head on the encoder, unless the weights have one of that many
+            classes.
+        sample_rate: Hz, only for a published file whose folder was renamed and whose settings do not say it.
+        cache_dir: Where downloads and converted weights are kept.
+        revision: Branch, tag or commit of a Hugging Face repository.
+        local_files_only: Use what is on disk; never the network.
+
+    Raises:
+        UnknownModelError: The name is none of the above.
+        DownloadError: The weights could not be fetched.
+        ChecksumError: The weights on disk are not those that were recorded.
+        CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
+        ConfigError: A setting is not allowed, or one that must be given is missing.
+    """
+    if dtype not in _DTYPES:
+        raise ConfigError(
+            f"dtype must be torch.float32, torch.bfloat16, torch.float16 or 'int8', got {dtype!r}."
+        )
+    device = _choose_device(device, dtype)
+    path = Path(name)
+    model = M2D.from_checkpoint(_read(path, sample_rate), path)
+    if window_s is not None:
+        model.set_window(window_s)
+    if num_classes is not None and (model.head is None or model.head.config.num_classes != num_classes):
+        model.set_head(num_classes)
+        model.eval()
+    if dtype == "int8":
+        quantize_encoder(model.encoder)
+        return model
+    return model.to(device=device, dtype=dtype)
+
+
+def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) -> torch.device:
+    if dtype == "int8":
+        if device is not None and torch.device(device).type != "cpu":
+            raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
+        return torch.device("cpu")
+    if device is not None:
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"device {device!r} is not known to torch: {str(error).splitlines()[0]}"
+            ) from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _read(path: Path, sample_rate: int | None) -> Checkpoint:
+    """Reads any layout from disk."""
+    if path.is_dir():
+        if (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file():
+            return load_checkpoint(path)
+        files = sorted(path.glob("*.pth"))
+        if len(files) != 1:
+            raise CheckpointError(
+                f"{path} holds neither {WEIGHTS_FILE} with {CONFIG_FILE} nor exactly one .pth file, but "
+                f"{', '.join(file.name for file in files) or 'none of these'}; name the file to load."
+            )
+        path = files[0]
+    if path.suffix == ".safetensors" and not _has_published_names(path):
+        return load_checkpoint(path)
+    published = read_published(path, sample_rate=sample_rate)
+    return Checkpoint(published.tensors, published.config)
+
+
+def _has_published_names(path: Path) -> bool:
+    return not any(name.startswith("encoder.") for name in read_safetensors(path)[0])

@@ -1,0 +1,114 @@
+"""Windows of many clips through the encoder in batches of equal length, and back to their clips."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from m2d_hub.windows import Window
+
+
+@dataclass(frozen=True)
+class ClipWindow:
+    """One window of one clip."""
+
+    clip: int  # the clip's place in the call
+    window: Window
+    log_mel: Tensor  # (F, N_T · patch frames), normalised
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """Windows of equal length, encoded together."""
+
+    windows: list[ClipWindow]
+    features: Tensor  # (..., B, N_T, N_F·D)
+
+
+def encode_batched(
+    windows: Iterable[ClipWindow], encode: Callable[[Tensor], Tensor], batch_size: int
+) -> Iterator[EncodedBatch]:
+    """Encodes windows as they come, grouped by length, so that ragged clips need no padding.
+
+    Args:
+        windows: Of any clips, in any order.
+        encode: Maps log_mel (B, 1, F, T) to features (..., B, N_T, N_F·D).
+        batch_size: Most windows encoded at once.
+    """
+    waiting: dict[int, list[ClipWindow]] = defaultdict(list)
+
+    def flush(num_tokens: int) -> EncodedBatch:
+        batch = waiting.pop(num_tokens)
+        return EncodedBatch(batch, encode(torch.stack([item.log_mel for item in batch])[:, None]))
+
+    for item in windows:
+        waiting[item.window.num_tokens].append(item)
+        if len(waiting[item.window.num_tokens]) == batch_size:
+            yield flush(item.window.num_tokens)
+    for num_tokens in sorted(waiting):
+        yield flush(num_tokens)
+
+
+class FrameStore:
+    """Puts encoded windows in their place in (..., B, T, N_F·D), allocated once.
+
+    ``expected_tokens`` may fall short (a header can be wrong); then the store grows.
+    """
+
+    def __init__(self, num_clips: int, expected_tokens: int):
+        self.num_tokens = [0] * num_clips
+        self._expected_tokens = expected_tokens
+        self._features: Tensor | None = None
+
+    def put(self, batch: EncodedBatch) -> None:
+        """Takes a batch's features."""
+        features = batch.features
+        if self._features is None:
+            *lead, _, _, width = features.shape
+            self._features = features.new_zeros(*lead, len(self.num_tokens), self._expected_tokens, width)
+        rows_by_place: dict[Window, list[int]] = defaultdict(list)
+        for row, item in enumerate(batch.windows):
+            rows_by_place[item.window].append(row)
+        for window, rows in rows_by_place.items():
+            first, end = window.first_token, window.first_token + window.num_tokens
+            if end > self._features.shape[-2]:
+                self._features = F.pad(self._features, (0, 0, 0, end - self._features.shape[-2]))
+            clips = [batch.windows[row].clip for row in rows]
+            self._features[..., clips, first:end, :] = features[..., rows, :, :]
+            for clip in clips:
+                self.num_tokens[clip] = max(self.num_tokens[clip], end)
+
+    def features_and_mask(self) -> tuple[Tensor, Tensor]:
+        """The features (..., B, T, N_F·D) and where they are audio, (B, T) bool."""
+        assert self._features is not None, "every clip has a window"
+        longest = max(self.num_tokens)
+        positions = torch.arange(longest, device=self._features.device)
+        mask = positions < torch.tensor(self.num_tokens, device=self._features.device)[:, None]
+        return self._features[..., :longest, :], mask
+
+
+class ClipMeans:
+    """Running means over time of each clip's frames, (B, N_F·D), without keeping the frames."""
+
+    def __init__(self, num_clips: int):
+        self._num_tokens = [0] * num_clips
+        self._sums: Tensor | None = None
+
+    def put(self, batch: EncodedBatch) -> None:
+        """Adds a batch of windows."""
+        sums = batch.features.float().sum(dim=-2).cpu()
+        if self._sums is None:
+            self._sums = sums.new_zeros(len(self._num_tokens), sums.shape[-1])
+        for item, total in zip(batch.windows, sums, strict=True):
+            self._sums[item.clip] += total
+            self._num_tokens[item.clip] += item.window.num_tokens
+
+    def means(self) -> Tensor:
+        """(B, N_F·D) on the CPU."""
+        assert self._sums is not None, "every clip has a window"
+        return self._sums / torch.tensor(self._num_tokens)[:, None]

@@ -1,0 +1,494 @@
+"""The model: waveform to frames, clips, tags."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from m2d_hub.audio import Clip, open_audio
+from m2d_hub.checkpoint import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
+from m2d_hub.clap import Clap
+from m2d_hub.config import HeadConfig, ModelConfig
+from m2d_hub.encoder import Encoder, tokens_to_frames
+from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.frontend import LogMelFrontend
+from m2d_hub.head import Head
+from m2d_hub.inference import ClipMeans, ClipWindow, EncodedBatch, FrameStore, encode_batched
+from m2d_hub.results import Frames, Tag
+from m2d_hub.windows import Window, count_tokens, cut_windows, plan_windows, timestamps_s
+
+
+class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio", "audio-embeddings", "m2d"]):
+    """A frontend, an encoder and, where the weights have them, a head and projections to a text space.
+
+    Methods that begin with ``encode`` or ``classify`` (but :meth:`classify_waveform`) take any audio, run
+    without gradients and answer on the CPU; ``forward`` and ``classify_waveform`` take waveforms on the
+    model's device and are differentiable. A clip's result never depends on the other clips of a call, nor on
+    ``batch_size``.
+
+    Shapes: B clips, S samples, F mels, T tokens along time, N_F tokens along frequency, D width, L layers.
+
+    Attributes:
+        config: All that is needed to build the model again.
+        frontend: Waveform to normalised log-mel spectrogram.
+        encoder: The vision transformer.
+        head: Classifier, or None.
+        clap: Projections into a space shared with text, or None.
+    """
+
+    def __init__(self, config: ModelConfig):
+        """Builds a model with fresh random weights; :func:`m2d_hub.load_model` loads pre-trained ones."""
+        super().__init__()
+        if isinstance(config, dict):
+            config = ModelConfig.from_dict(config)
+        self.config = config
+        self.frontend = LogMelFrontend(config.frontend)
+        self.encoder = Encoder(config.encoder)
+        self.head = None if config.head is None else Head(config.head, self._head_features(config))
+        self.clap = None if config.clap is None else Clap(config.clap, config.encoder.embed_dim)
+        self._own_length_windows = False
+
+    @staticmethod
+    def _head_features(config: ModelConfig) -> int:
+        by_frames = config.head is not None and config.head.features == "frames"
+        return config.encoder.frame_dim if by_frames else config.encoder.embed_dim
+
+    @property
+    def sample_rate(self) -> int:
+        """Hz that ``forward`` expects and other audio is resampled to."""
+        return self.config.frontend.sample_rate
+
+    @property
+    def embed_dim(self) -> int:
+        """Width D of a token."""
+        return self.config.encoder.embed_dim
+
+    @property
+    def frame_dim(self) -> int:
+        """Features of a frame or clip, N_F·D."""
+        return self.config.encoder.frame_dim
+
+    @property
+    def frame_hop_s(self) -> float:
+        """Seconds between the frames that ``encode_frames`` gives."""
+        return self.config.encoder.patch_size[1] * self._hop_s
+
+    @property
+    def window_s(self) -> float:
+        """Seconds that the encoder sees at once; infinity where each clip is one window."""
+        return math.inf if self._own_length_windows else self.config.encoder.input_size[1] * self._hop_s
+
+    @property
+    def labels(self) -> list[str] | None:
+        """Class names in the head's order, or None."""
+        return None if self.config.labels is None else list(self.config.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.encoder.cls_token.device
+
+    @property
+    def _hop_s(self) -> float:
+        return self.config.frontend.hop_samples / self.config.frontend.sample_rate
+
+    @property
+    def _window_frames(self) -> int | None:
+        return None if self._own_length_windows else self.config.encoder.input_size[1]
+
+    def set_window(self, window_s: float) -> None:
+        """Changes how much the encoder sees at once (paper, section III-A2).
+
+        Args:
+            window_s: Seconds. A longer window than now gets interpolated positions, a shorter one the first
+                of the present positions; infinity makes one window of each clip's own length.
+
+        Raises:
+            ConfigError: The window is shorter than one token, or no number.
+        """
+        if not isinstance(window_s, (int, float)) or math.isnan(window_s) or window_s <= 0:
+            raise ConfigError(f"window_s must be a positive number of seconds, got {window_s!r}.")
+        self._own_length_windows = math.isinf(window_s)
+        if self._own_length_windows:
+            return
+        frames = round(window_s / self._hop_s)
+        if frames < self.config.encoder.patch_size[1]:
+            raise ConfigError(
+                f"window_s={window_s} is shorter than one token of {self.frame_hop_s:g} s; give at least "
+                "that."
+            )
+        self.encoder.set_input_frames(frames)
+        self.config = replace(self.config, encoder=self.encoder.config)
+
+    def set_head(self, num_classes: int, **settings: Any) -> None:
+        """Puts a fresh, untrained head in place of the present one.
+
+        Args:
+            num_classes: Classes to tell apart.
+            **settings: Other fields of :class:`m2d_hub.config.HeadConfig`, and ``labels``.
+        """
+        labels = settings.pop("labels", None)
+        head = HeadConfig(num_classes, **settings)
+        self.config = replace(self.config, head=head, labels=labels)
+        self.head = Head(head, self._head_features(self.config)).to(self.encoder.cls_token)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Frames:
+        """Encodes a batch of waveforms.
+
+        Args:
+            waveform: (B, S) float at ``sample_rate``, on the model's device.
+            lengths: Samples of each clip (B,); what lies beyond is padding and changes nothing. None: all S.
+
+        Returns:
+            Frames with features (B, T, N_F·D).
+
+        Raises:
+            AudioError: A shape, type or length is not as above.
+        """
+        samples = self._checked_lengths(waveform, lengths)
+        windows: list[ClipWindow] = []
+        for length in sorted(set(samples)):
+            clips = [index for index, own in enumerate(samples) if own == length]
+            log_mel = self.frontend(waveform[clips, :length])[:, 0]
+            for index, clip in enumerate(clips):
+                cut = cut_windows([log_mel[index]], self._window_frames, self.config.encoder.patch_size[1])
+                windows += [ClipWindow(clip, window, frames) for window, frames in cut]
+        store = FrameStore(len(samples), self._expected_tokens(max(samples)))
+        for batch in encode_batched(windows, self._encode_frames, batch_size=len(windows)):
+            store.put(batch)
+        return self._frames(store)
+
+    def classify_waveform(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, num_classes) of a batch of waveforms; arguments as for :meth:`forward`.
+
+        Raises:
+            ConfigError: The model has no head.
+        """
+        head = self._required_head()
+        frames = self(waveform, lengths)
+        weights = frames.mask.to(frames.features.dtype)[..., None]
+        clip = (frames.features * weights).sum(dim=1) / weights.sum(dim=1)
+        return head(self._head_input(clip))
+
+    @torch.no_grad()
+    def encode_clip(
+        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+    ) -> Tensor:
+        """Embeds each clip as the mean of its frames (paper, section III-A2).
+
+        Args:
+            audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of
+                clips), or a list of any of these, of different lengths. Files of any rate and channel count,
+                read in blocks.
+            sample_rate: Hz of arrays; None means the model's own.
+            batch_size: Most windows encoded at once.
+            progress: Show a progress bar over the clips.
+
+        Returns:
+            (B, N_F·D) float32; B is 1 for a single clip.
+
+        Raises:
+            AudioError: A clip is empty, non-finite or unreadable; the message names it.
+        """
+        clips = self._open(audio, sample_rate, batch_size)
+        means = ClipMeans(len(clips))
+        for batch in self._encode_clips(clips, self._encode_frames, batch_size, progress):
+            means.put(batch)
+        return means.means()
+
+    @torch.no_grad()
+    def encode_frames(
+        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+    ) -> Frames:
+        """Embeds each time frame; arguments as for :meth:`encode_clip`.
+
+        Returns:
+            Frames with features (B, T, N_F·D) float32.
+        """
+        return self._encode_to_frames(audio, self._encode_frames, sample_rate, batch_size, progress)
+
+    @torch.no_grad()
+    def encode_layers(
+        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+    ) -> Frames:
+        """As :meth:`encode_frames` for every block; the last one is normalised.
+
+        Returns:
+            Frames with features (L, B, T, N_F·D) float32.
+        """
+        return self._encode_to_frames(audio, self._encode_layers, sample_rate, batch_size, progress)
+
+    @torch.no_grad()
+    def encode_tokens(
+        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+    ) -> Frames:
+        """Embeds each patch; arguments as for :meth:`encode_clip`.
+
+        Returns:
+            Frames with features (B, N_F·T, D) float32: window after window, frequency-major within each; mask
+            (B, N_F·T) and timestamps (N_F·T,) likewise.
+        """
+        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        num_freq = self.config.encoder.grid[0]
+        window_tokens = frames.features.shape[1] if self._own_length_windows else self.config.encoder.grid[1]
+
+        def by_window(values: Tensor, pattern: str) -> Tensor:
+            parts = values.split(window_tokens, dim=1)
+            return torch.cat([rearrange(part, pattern, f=num_freq) for part in parts], dim=1)
+
+        per_token = frames.timestamps_s[None, :, None].expand(-1, -1, num_freq)
+        return Frames(
+            by_window(frames.features, "b t (f d) -> b (f t) d"),
+            by_window(frames.mask[..., None].expand(-1, -1, num_freq), "b t f -> b (f t)"),
+            by_window(per_token, "b t f -> b (f t)")[0],
+        )
+
+    @torch.no_grad()
+    def classify(
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        top_k: int = 5,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[list[Tag]]:
+        """The ``top_k`` classes of each clip, the best first; other arguments as for :meth:`encode_clip`.
+
+        Raises:
+            ConfigError: The model has no head, or ``top_k`` is less than 1.
+        """
+        head = self._required_head()
+        if not isinstance(top_k, int) or top_k < 1:
+            raise ConfigError(f"top_k must be a whole number of at least 1, got {top_k!r}.")
+        clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        scores = self._score(head, self._head_input(clip))
+        best = scores.topk(min(top_k, scores.shape[1]), dim=1)
+        labels = self.labels or [str(index) for index in range(scores.shape[1])]
+        return [
+            [Tag(labels[index], score, index) for score, index in zip(*pair, strict=True)]
+            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    @torch.no_grad()
+    def classify_frames(
+        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+    ) -> Frames:
+        """Scores of all classes over time, for detection; arguments as for :meth:`encode_clip`.
+
+        Returns:
+            Frames with features (B, T, num_classes), scores from 0 to 1 in the head's order.
+
+        Raises:
+            ConfigError: The model has no head.
+        """
+        head = self._required_head()
+        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        scores = self._score(head, self._head_input(frames.features.flatten(0, 1)))
+        scores = scores.unflatten(0, frames.mask.shape) * frames.mask[..., None]
+        return Frames(scores, frames.mask, frames.timestamps_s)
+
+    @torch.no_grad()
+    def encode_audio_text_space(
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+        normalize: bool = False,
+    ) -> Tensor:
+        """Embeds clips in the space that :meth:`encode_text` embeds texts in; arguments as for
+        :meth:`encode_clip`.
+
+        Args:
+            normalize: Scale each embedding to unit length.
+
+        Returns:
+            (B, dim) float32.
+
+        Raises:
+            ConfigError: The weights carry no projections.
+        """
+        clap = self._required_clap()
+        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        projected = []
+        for features, mask in zip(frames.features, frames.mask, strict=True):
+            tokens = rearrange(features[mask], "t (f d) -> 1 (f t) d", f=self.config.encoder.grid[0])
+            projected.append(clap.project_audio(tokens.to(clap.logit_scale)))
+        embeddings = torch.cat(projected).float().cpu()
+        return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    @torch.no_grad()
+    def encode_text(self, texts: list[str], normalize: bool = False) -> Tensor:
+        """Embeds texts in the space of :meth:`encode_audio_text_space`.
+
+        Args:
+            texts: One or more strings.
+            normalize: Scale each embedding to unit length.
+
+        Returns:
+            (B, dim) float32.
+
+        Raises:
+            ConfigError: The weights carry no projections, or transformers is not installed.
+        """
+        embeddings = self._required_clap().encode_text(texts).float().cpu()
+        return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save_checkpoint(save_directory, self.state_dict(), self.config)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, origin: object) -> M2D:
+        """Builds a model around loaded tensors, in eval mode.
+
+        Raises:
+            CheckpointError: The tensors do not fit the configuration; the message names ``origin``.
+        """
+        with torch.device("meta"):
+            model = cls(checkpoint.config)
+        text_encoder = None if model.clap is None else "clap.text_encoder."
+        assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
+        return model.eval()
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        **_: Any,
+    ) -> M2D:
+        folder = Path(model_id)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(
+                snapshot_download(
+                    model_id,
+                    revision=revision,
+                    cache_dir=cache_dir,
+                    force_download=force_download,
+                    local_files_only=local_files_only,
+                    token=token,
+                    allow_patterns=["model.safetensors", "config.json"],
+                )
+            )
+        return cls.from_checkpoint(load_checkpoint(folder), folder)
+
+    def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        return open_audio(audio, self.sample_rate, sample_rate)
+
+    def _encode_to_frames(
+        self,
+        audio: Any,
+        encode: Callable[[Tensor], Tensor],
+        sample_rate: int | None,
+        batch_size: int,
+        progress: bool,
+    ) -> Frames:
+        clips = self._open(audio, sample_rate, batch_size)
+        store = FrameStore(len(clips), self._expected_tokens(max(clip.expected_samples for clip in clips)))
+        for batch in self._encode_clips(clips, encode, batch_size, progress):
+            store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
+        return self._frames(store)
+
+    def _encode_clips(
+        self, clips: list[Clip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
+    ) -> Iterator[EncodedBatch]:
+        def windows() -> Iterator[ClipWindow]:
+            for index, clip in enumerate(tqdm(clips, unit="clip", disable=not progress)):
+                blocks = (block.to(self.device) for block in clip.blocks())
+                log_mel = (self.frontend.normalise(block) for block in self.frontend.stream_log_mel(blocks))
+                for window, frames in cut_windows(
+                    log_mel, self._window_frames, self.config.encoder.patch_size[1]
+                ):
+                    yield ClipWindow(index, window, frames)
+
+        return encode_batched(windows(), encode, batch_size)
+
+    def _encode_frames(self, log_mel: Tensor) -> Tensor:
+        tokens = self.encoder.encode(self.encoder.embed(log_mel))[:, 1:]
+        return tokens_to_frames(tokens, self.config.encoder.grid[0])
+
+    def _encode_layers(self, log_mel: Tensor) -> Tensor:
+        tokens = self.encoder.encode_layers(self.encoder.embed(log_mel))[:, :, 1:]
+        return tokens_to_frames(tokens, self.config.encoder.grid[0])
+
+    def _expected_tokens(self, num_samples: int) -> int:
+        return count_tokens(self._plan(self.frontend.num_frames(num_samples)))
+
+    def _plan(self, num_frames: int) -> list[Window]:
+        return plan_windows(num_frames, self._window_frames, self.config.encoder.patch_size[1])
+
+    def _frames(self, store: FrameStore) -> Frames:
+        features, mask = store.features_and_mask()
+        longest = features.shape[-2]
+        frames_per_token = self.config.encoder.patch_size[1]
+        # A whole window's tokens stand for all its frames, also those that a window of odd length drops.
+        whole, rest = divmod(longest, self.config.encoder.grid[1])
+        num_frames = longest * frames_per_token
+        if not self._own_length_windows:
+            num_frames = whole * self.config.encoder.input_size[1] + rest * frames_per_token
+        times = timestamps_s(self._plan(num_frames), frames_per_token, self._hop_s)
+        return Frames(features, mask, times)
+
+    def _head_input(self, clip: Tensor) -> Tensor:
+        """Clip features (B, N_F·D) as the head takes them: unchanged, or the mean over all tokens (B, D)."""
+        if self._required_head().config.features == "frames":
+            return clip
+        return clip.unflatten(-1, (self.config.encoder.grid[0], self.embed_dim)).mean(dim=-2)
+
+    def _score(self, head: Head, features: Tensor) -> Tensor:
+        training = head.training
+        head.eval()
+        logits = head(features.to(head.linear.weight))
+        head.train(training)
+        return head.scores(logits).float().cpu()
+
+    def _required_head(self) -> Head:
+        if self.head is None:
+            raise ConfigError(
+                f"model {self.config.name!r} has no classification head. Load weights that have one, for "
+                "instance 'm2d-as-0.7-as2m', or give load_model(..., num_classes=N) and train it."
+            )
+        return self.head
+
+    def _required_clap(self) -> Clap:
+        if self.clap is None:
+            raise ConfigError(
+                f"model {self.config.name!r} has no projections into a text space. Load 'm2d-clap-2024'."
+            )
+        return self.clap
+
+    def _checked_lengths(self, waveform: Tensor, lengths: Tensor | None) -> list[int]:
+        if waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
+            raise AudioError(
+                f"forward takes a float waveform (B, S) that is not empty, got {waveform.dtype} of shape "
+                f"{tuple(waveform.shape)}; encode_clip and encode_frames take any audio."
+            )
+        if lengths is None:
+            return [waveform.shape[1]] * waveform.shape[0]
+        samples = [int(length) for length in lengths]
+        if len(samples) != waveform.shape[0] or not all(1 <= n <= waveform.shape[1] for n in samples):
+            raise AudioError(
+                f"lengths must be {waveform.shape[0]} numbers of 1 to {waveform.shape[1]} samples, got "
+                f"{samples}."
+            )
+        return samples
