@@ -49,7 +49,7 @@ def load() -> tuple[m2d_hub.M2D, str]:
         return m2d_hub.load_model("m2d-mini"), "m2d-mini, trained, built in"
     what = (
         "NOT TRAINED. m2d-mini has no weights in this checkout, so these are the tests' parity weights:\n"
-        "       random numbers. They show that all runs; what is near to what tells of loudness and pitch at most."
+        "       random numbers. They show that all runs; nearness tells of loudness and pitch at most."
     )
     return load_parity_weights(), what
 

@@ -3,81 +3,39 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import logging
-import math
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
+from m2d_hub.console import (
+    Group,
+    batch_size_option,
+    device_option,
+    find_files,
+    json_option,
+    model_option,
+    paths_argument,
+    window_option,
+    with_progress,
+)
 from m2d_hub.embedding import embed_files
-from m2d_hub.errors import AudioError, ConfigError, M2DError
+from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.formats import FORMATS
 from m2d_hub.hub import load_model
-from m2d_hub.registry import find_model as model_info
 from m2d_hub.registry import list_models
 from m2d_hub.results import Tag
-from m2d_hub.sources import Source, find_sources
+from m2d_hub.store import model_info
 
 DEFAULT_MODEL = "m2d-mini"
 DEFAULT_TAGGER = "m2d-as-0.7-as2m"
 SOME_FAILED = 3  # exit status where files could not be read
 
 
-class _Group(click.Group):
-    """Turns the package's errors, and those of disks, into a line on the error stream and exit status 1."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except M2DError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise
-            raise click.ClickException(str(error)) from error
-
-
-class _Seconds(click.ParamType):
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not seconds > 0:
-            self.fail(f"{value!r} is not a positive number of seconds, nor 'inf'.", param, ctx)
-        return seconds
-
-
-def _model_option(default: str) -> Any:
-    help_text = "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo."
-    return click.option("--model", default=default, show_default=True, metavar="NAME", help=help_text)
-
-
-_paths = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-_device = click.option("--device", metavar="D", help="cpu, cuda, cuda:1, mps …  [default: the best there is]")
-_batch_size = click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=16,
-    show_default=True,
-    help="Windows encoded at once; changes speed and memory, never the numbers.",
-)
-_window = click.option(
-    "--window",
-    type=_Seconds(),
-    metavar="S",
-    help="Seconds encoded as a whole; inf for each file's own length.  [default: as pre-trained]",
-)
-_as_json = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="m2d-hub", prog_name="m2d-hub")
 def main() -> None:
     """Masked Modeling Duo (M2D): embeddings and tags of audio files.
@@ -91,8 +49,8 @@ def main() -> None:
 
 
 @main.command()
-@_paths
-@_model_option(DEFAULT_MODEL)
+@paths_argument
+@model_option(DEFAULT_MODEL)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Where to, see above."
 )
@@ -103,10 +61,10 @@ def main() -> None:
     show_default=True,
     help="One embedding a file, one a time frame, or those of every layer.",
 )
-@_batch_size
-@_device
-@_window
-@_as_json
+@batch_size_option
+@device_option
+@window_option
+@json_option
 def embed(
     paths: tuple[str, ...],
     model: str,
@@ -121,11 +79,11 @@ def embed(
 
     \b
     The suffix of OUT says the format:
-      .parquet      columns file, embedding; with frames and layers also num_frames, timestamps_s
-      .npz          arrays file (N) and embedding (N, D); with frames and layers
-      .safetensors  embedding/FILE and timestamps_s/FILE for each file
+      .parquet      a row a file: file, embedding; but for clips also num_frames, timestamps_s
+      .npz          clips: arrays file (N) and embedding (N, D); else embedding/FILE, timestamps_s/FILE
+      .safetensors  the same; the names are JSON in the metadata's "file"
       none          a folder of FILE.npy, and index.csv that says which is whose
-    An embedding is float32: (D) for clip, (frames, D) for frames, (layers, frames, D) for layers.
+    float32: (D) a clip, (frames, D) for frames, (layers, frames, D) for layers; times are in seconds.
 
     Files that cannot be read are listed in OUT.errors.csv and do not stop the rest; the exit status is then
     3. Run the same command again and it goes on where it was stopped: what is done is kept (in OUT.parts
@@ -137,7 +95,7 @@ def embed(
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
-    sources = _find(paths)
+    sources = find_files(paths)
     if out.suffix and out.suffix.lower() not in FORMATS and not out.is_dir():
         allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
         raise click.UsageError(f"--out {out}: unknown suffix {out.suffix!r}. Use {allowed}.")
@@ -162,14 +120,14 @@ def embed(
 
 
 @main.command()
-@_paths
-@_model_option(DEFAULT_TAGGER)
+@paths_argument
+@model_option(DEFAULT_TAGGER)
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Tags a file."
 )
-@_batch_size
-@_device
-@_as_json
+@batch_size_option
+@device_option
+@json_option
 def tag(
     paths: tuple[str, ...], model: str, top: int, batch_size: int, device: str | None, as_json: bool
 ) -> None:
@@ -182,11 +140,11 @@ def tag(
       m2d-hub tag dog.wav --top 3
       m2d-hub tag recordings/ --json > tags.json
     """
-    sources = _find(paths)
+    sources = find_files(paths)
     loaded = load_model(model, device=device)
     answers: list[dict[str, Any]] = []
     failed = 0
-    for source in _progress(sources):
+    for source in with_progress(sources):
         try:
             tags = loaded.classify(source.path, top_k=top, batch_size=batch_size)[0]
         except AudioError as error:
@@ -204,7 +162,7 @@ def tag(
 
 @main.command("list")
 @click.argument("pattern", default="*")
-@_as_json
+@json_option
 def list_(pattern: str, as_json: bool) -> None:
     """List the models that load by name.
 
@@ -228,7 +186,7 @@ def list_(pattern: str, as_json: bool) -> None:
 
 @main.command()
 @click.argument("name")
-@_as_json
+@json_option
 def info(name: str, as_json: bool) -> None:
     """Show what is known about a model: licence, source, sizes, reported figures, whether it is on disk.
 
@@ -271,13 +229,13 @@ def convert(path: str, out: Path, sample_rate: int | None) -> None:
 
 @main.command()
 @click.argument("path", metavar="PATH")
-@_model_option(DEFAULT_MODEL)
+@model_option(DEFAULT_MODEL)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), metavar="PNG", help="Picture to write."
 )
-@_batch_size
-@_device
-@_window
+@batch_size_option
+@device_option
+@window_option
 def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, window: float | None) -> None:
     """Draw a clip's spectrogram over the similarity of its frames, as the model sees them.
 
@@ -289,19 +247,6 @@ def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, 
 
     plot_clip(load_model(model, device=device, window_s=window), path, out, batch_size=batch_size)
     click.echo(f"Wrote {out}.")
-
-
-def _find(paths: tuple[str, ...]) -> list[Source]:
-    try:
-        return find_sources(paths)
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _progress(sources: list[Source]) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(sources, unit="file", disable=None)
 
 
 def _print_tags(file: str, tags: list[Tag]) -> None:

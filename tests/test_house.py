@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 HUB_ORDER = """
     errors config results labels registry storage provenance archive download positional linear frontend text
     encoder head clap windows inference checkpoint convert layout store audio model quantize hub plots
-    records parquet formats sources outputs embedding cli
+    records parquet formats sources outputs embedding console cli
 """
 
 TRAINING_ORDER = """
