@@ -25,9 +25,12 @@ class ModelInfo:
     patch_size: tuple[int, int] = (16, 16)  # (mels, frames)
     num_classes: int | None = None  # outputs of the head; None: no head
     text_space: bool = False  # carries projections into a space shared with text
+    pretraining: bool = False  # carries target encoder and predictor too
     release: str | None = None  # tag of the authors' release; None: the weights are inside this package
     folder: str | None = None  # name of the release's zip and of the folder inside it
-    filename: str | None = None  # file inside the folder; None: the only one there
+    filename: str | None = "checkpoint-300.pth"  # file to take where the folder holds several
+    embed_dim: int | None = 768  # D; None: as its config.json says
+    depth: int | None = 12  # blocks, L
     license: str = NTT_LICENSE
     sha256: str | None = None  # of the zip, recorded at the first download; the authors publish none
     download_bytes: int | None = None  # size of the zip, recorded likewise
@@ -51,12 +54,15 @@ _ROWS = (
         "encoder only",
         "see MODEL_CARD.md",
         input_size=(80, 208),
+        embed_dim=None,
+        depth=None,
         license="Apache-2.0",
     ),
     ModelInfo(
         "m2d-0.7",
         "full (encoder, target encoder, predictor): fine-tuning and further pre-training",
         "linear-evaluation mean 80.2 (M2D/0.7)",
+        pretraining=True,
         release="v0.1.0",
         folder="m2d_vit_base-80x608p16x16-221006-mr7",
     ),
@@ -78,6 +84,7 @@ _ROWS = (
         "m2d-0.6",
         "full",
         "M2D/0.6",
+        pretraining=True,
         release="v0.1.0",
         folder="m2d_vit_base-80x608p16x16-221006-mr6",
     ),
@@ -85,6 +92,7 @@ _ROWS = (
         "m2d-0.7-16x4",
         "full",
         "M2D/0.7 with 40 ms frames",
+        pretraining=True,
         input_size=(80, 200),
         patch_size=(16, 4),
         release="v0.1.0",
@@ -94,6 +102,7 @@ _ROWS = (
         "m2d-as-0.7",
         "full + offline network (527 labels)",
         "linear-evaluation mean 80.6 (M2D-AS)",
+        pretraining=True,
         release="v0.1.0",
         folder="m2d_as_vit_base-80x608p16x16-240213",
     ),
@@ -108,6 +117,7 @@ _ROWS = (
         "m2d-clap-2024",
         "full + audio projection (text encoder GTE-base)",
         "linear-evaluation mean 80.8",
+        pretraining=True,
         text_space=True,
         release="v0.1.0",
         folder="m2d_clap_vit_base-80x608p16x16-240128",
@@ -118,6 +128,7 @@ _ROWS = (
         "AudioSet-2M mAP 0.479",
         input_size=(80, 1001),
         num_classes=527,
+        filename=None,
         release="v0.3.0",
         folder="m2d_vit_base-80x1001p16x16-221006-mr7_as_46ab246d",
     ),
@@ -137,6 +148,7 @@ _ROWS = (
         "AudioSet-2M mAP 0.485",
         input_size=(80, 1001),
         num_classes=527,
+        filename=None,
         release="v0.3.0",
         folder="m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly",
     ),
@@ -147,6 +159,7 @@ _ROWS = (
         sample_rate=32_000,
         input_size=(80, 1001),
         num_classes=527,
+        filename=None,
         release="v0.3.0",
         folder="m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly",
     ),
@@ -154,6 +167,7 @@ _ROWS = (
         "m2d-s-0.6-6s",
         "full + offline network (768-d)",
         "M2D-S 6 s",
+        pretraining=True,
         patch_size=(80, 2),
         release="v0.2.0",
         folder="m2d_s_vit_base-80x608p80x2-230220",
@@ -162,6 +176,7 @@ _ROWS = (
         "m2d-s-0.6-5s",
         "full + offline network (768-d)",
         "M2D-S 5 s",
+        pretraining=True,
         input_size=(80, 512),
         patch_size=(80, 2),
         release="v0.2.0",
@@ -171,6 +186,7 @@ _ROWS = (
         "m2d-s-0.6-4s",
         "full + offline network (768-d)",
         "M2D-S 4 s",
+        pretraining=True,
         input_size=(80, 400),
         patch_size=(80, 2),
         release="v0.2.0",
