@@ -16,6 +16,29 @@ OfflineKind = Literal["features", "labels", "text"]
 Precision = Literal["fp32", "bf16"]
 ShortClips = Literal["pad", "repeat"]
 
+POSITIVE_INTEGERS = (
+    "epochs",
+    "batch_size",
+    "accumulate_steps",
+    "sample_rate",
+    "mask_run_frames",
+    "save_every_steps",
+    "keep_every_epochs",
+    "validate_every_epochs",
+    "linear_eval_every_epochs",
+)
+NOT_NEGATIVE = (
+    "m2d_weight",
+    "warmup_epochs",
+    "base_lr",
+    "min_lr",
+    "weight_decay",
+    "clip_norm",
+    "min_list_size",
+    "num_workers",
+    "analyse_every_steps",
+)
+SHARES = ("mask_ratio", "ema_start", "ema_end", "noise_ratio")  # from 0 to 1
 AUDIOSET_MEAN, AUDIOSET_STD = -7.1, 4.2  # of AudioSet's log-mel values (paper, section IV-A)
 
 
@@ -35,10 +58,12 @@ class OfflineConfig:
     """Offline network of M2D-X: the additional task (paper, section III-B1)."""
 
     kind: OfflineKind  # per-frame features, labels of clips, or captions
-    dim: int | None = None  # of the training signal: classes, features, or shared text space; None: of the data
+    dim: int | None = None  # classes, features, or width of the shared text space; None: of the data
     weight: float = 1.0  # λ_off of equation 6
     loss: Loss = "cosine"  # of per-frame features
-    text_dim: int | None = None  # features of the text encoder; None: dim
+    text_dim: int | None = None  # features of the text encoder; None: of the data, or dim
+    text_encoder: str = "thenlper/gte-base"  # Hugging Face repository or folder of the captions' encoder
+    text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # of its tokens
 
     def __post_init__(self) -> None:
         require_choice("offline.kind", self.kind, get_args(OfflineKind))
@@ -150,13 +175,14 @@ class PretrainConfig:
             require_choice("loss", self.loss, get_args(Loss))
 
     def _check_ranges(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate_steps", "save_every_steps", "sample_rate", "mask_run_frames"):
+        for name in POSITIVE_INTEGERS:
             value = getattr(self, name)
-            require(isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}.")
-        for name in ("mask_ratio", "noise_ratio", "ema_start", "ema_end"):
+            is_positive = isinstance(value, int) and value > 0
+            require(is_positive, f"{name} must be a positive integer, got {value!r}.")
+        for name in SHARES:
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be from 0 to 1, got {value!r}.")
-        for name in ("warmup_epochs", "num_workers", "min_list_size", "m2d_weight", "base_lr", "min_lr", "weight_decay"):
+        for name in NOT_NEGATIVE:
             value = getattr(self, name)
             require(value >= 0, f"{name} must not be negative, got {value!r}.")
 

@@ -1,4 +1,4 @@
-"""Which patches are visible and which are masked: at random, by runs of time frames, or whole rows and columns.
+"""Which patches are visible and which are masked: random ones, runs of frames, or whole rows and columns.
 
 Ids count patches in frequency-major order. All masks of one kind, grid and ratio have the same sizes, so they
 stack to batches.

@@ -12,6 +12,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2d_hub.clap import Clap
+from m2d_hub.config import ClapConfig
 from m2d_hub.encoder import tokens_to_frames
 from m2d_hub.errors import ConfigError
 from m2d_hub.linear import Linear
@@ -19,7 +21,6 @@ from m2d_hub.linear import Linear
 from .config import OfflineConfig
 from .losses import contrastive_loss, cosine_loss, label_loss, mse_loss
 
-INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 MAX_LOGIT_SCALE = math.log(100.0)
 
 
@@ -87,22 +88,16 @@ class FrameMapper(nn.Module):
 
 
 class TextMapper(nn.Module):
-    """CLAP projections of audio and text into one space, with a learned temperature.
-
-    The audio feature is the mean of the visible tokens (M2D-CLAP).
-    """
+    """CLAP projections of audio and text into one space, with a learned temperature (M2D-CLAP)."""
 
     def __init__(self, config: OfflineConfig, embed_dim: int):
         super().__init__()
-        dim = config.dim or embed_dim
-        self.audio_proj = nn.Sequential(Linear(embed_dim, dim), nn.ReLU(), Linear(dim, dim))
-        self.text_proj = Linear(config.text_dim or dim, dim)
-        self.logit_scale = nn.Parameter(torch.tensor(INITIAL_LOGIT_SCALE))
+        self.clap = Clap(clap_config(config, embed_dim), embed_dim)
 
     def forward(
         self, visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor, target: Tensor
     ) -> Tensor:
-        """Contrastive loss over the clips of all processes.
+        """Contrastive loss over the clips of all processes; the audio feature is the mean visible token.
 
         Args:
             visible: z_v (B, n_visible, D).
@@ -114,15 +109,27 @@ class TextMapper(nn.Module):
         Returns:
             A scalar.
         """
-        if target.shape != (len(visible), self.text_proj.in_features):
+        expected = (len(visible), self.clap.config.text_dim)
+        if target.shape != expected:
             raise ConfigError(
-                f"the offline target for text must have the shape {(len(visible), self.text_proj.in_features)}, "
-                f"got {tuple(target.shape)}."
+                f"the offline target for text must have the shape {expected}, got {tuple(target.shape)}."
             )
-        audio = F.normalize(self.audio_proj(visible.mean(dim=1)).float(), dim=-1)  # (B, dim)
-        text = F.normalize(self.text_proj(target.to(visible.dtype)).float(), dim=-1)
-        scale = self.logit_scale.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
+        audio = F.normalize(self.clap.project_audio(visible).float(), dim=-1)  # (B, dim)
+        text = F.normalize(self.clap.text_proj(target.to(visible.dtype)).float(), dim=-1)
+        scale = self.clap.logit_scale.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
         return contrastive_loss(gather_rows(audio), gather_rows(text), scale)
+
+
+def clap_config(config: OfflineConfig, embed_dim: int) -> ClapConfig:
+    """Projections of M2D-CLAP: two linear layers for audio, one for text."""
+    dim = config.dim or embed_dim
+    return ClapConfig(
+        dim=dim,
+        audio_hidden_dim=embed_dim,
+        text_dim=config.text_dim or dim,
+        text_encoder=config.text_encoder,
+        text_pooling=config.text_pooling,
+    )
 
 
 OfflineNetwork = FrameMapper | TextMapper

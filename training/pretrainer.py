@@ -35,7 +35,7 @@ PUBLISHED_PREFIXES = {
     "target_encoder.blocks.": "target_blocks.",
     "target_encoder.norm.": "target_norm.",
     "offline.projection.": "offline_predictor.",
-    "offline.": "",
+    "offline.clap.": "",
 }
 OPTIONAL_PARTS = {
     "predictor": ("mask_token", "decoder_"),
@@ -67,8 +67,11 @@ class Pretrainer(nn.Module):
         self.predictor = Predictor(config.predictor, config.embed_dim, out_dim, config.grid)
         self.target_encoder = None if predicts_pixels else TargetEncoder(config.encoder)
         self.offline = (
-            None if config.offline is None else build_offline(config.offline, config.embed_dim, config.grid[0])
+            None
+            if config.offline is None
+            else build_offline(config.offline, config.embed_dim, config.grid[0])
         )
+        self.norm_stats: Tensor
         self.register_buffer("norm_stats", torch.tensor([config.mean, config.std], dtype=torch.float32))
 
     def forward(
@@ -103,6 +106,11 @@ class Pretrainer(nn.Module):
         if self.target_encoder is not None:
             self.target_encoder.update(self.encoder, decay)
 
+    @torch.no_grad()
+    def set_statistics(self, mean: float, std: float) -> None:
+        """Sets the statistics that the inputs are standardised by, which go out with the weights."""
+        self.norm_stats.copy_(torch.tensor([mean, std]))
+
     def load_published(self, tensors: dict[str, Tensor]) -> None:
         """Loads weights under their published names.
 
@@ -113,7 +121,7 @@ class Pretrainer(nn.Module):
         Raises:
             CheckpointError: Tensors are missing, unknown, or of another shape.
         """
-        own = self._published_state()
+        own = published_state(self.state_dict())
         tensors = {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
         expected, given = set(own), set(tensors)
         for part, prefixes in OPTIONAL_PARTS.items():
@@ -143,10 +151,8 @@ class Pretrainer(nn.Module):
 
     def export_published(self) -> dict[str, Tensor]:
         """All weights under their published names, copied to the CPU."""
-        return {name: tensor.detach().cpu().clone() for name, tensor in self._published_state().items()}
-
-    def _published_state(self) -> dict[str, Tensor]:
-        return {published_name(name): tensor for name, tensor in self.state_dict().items()}
+        state = published_state(self.state_dict())
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
     def _target(self, log_mel: Tensor, tokens: Tensor, masked_ids: Tensor) -> Tensor:
         if self.target_encoder is None:
@@ -164,7 +170,7 @@ class Pretrainer(nn.Module):
             raise ConfigError("this method has an offline network: give offline_target, got None.")
         if self.offline is None and offline_target is not None:
             raise ConfigError(
-                f"this method has no offline network, got an offline_target of {tuple(offline_target.shape)}: "
+                f"this method has no offline network, got a target of {tuple(offline_target.shape)} for it: "
                 "set offline in PretrainConfig, or give none."
             )
 
@@ -175,6 +181,11 @@ def published_name(name: str) -> str:
         if name.startswith(own):
             return published + name.removeprefix(own)
     return name
+
+
+def published_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the pre-training model under published names."""
+    return {published_name(name): tensor for name, tensor in state.items()}
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

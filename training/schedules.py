@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 
-def learning_rate(epoch: float, *, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float) -> float:
+def learning_rate(
+    epoch: float, *, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float
+) -> float:
     """Linear warm-up, then half a cosine cycle (paper, section IV-A: as in masked autoencoders).
 
     Args:

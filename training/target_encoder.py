@@ -48,6 +48,6 @@ class TargetEncoder(nn.Module):
     @torch.no_grad()
     def update(self, online: Encoder, decay: float) -> None:
         """Moves the weights towards the online encoder's: ξ ← τ·ξ + (1 − τ)·θ (paper, equation 3)."""
-        own = [*self.blocks.parameters(), *self.norm.parameters()]
-        others = [*online.blocks.parameters(), *online.norm.parameters()]
+        own: list[Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
+        others: list[Tensor] = [*online.blocks.parameters(), *online.norm.parameters()]
         torch._foreach_lerp_(own, others, 1.0 - decay)

@@ -1,0 +1,63 @@
+"""Pictures for the image experiment: random resized crops and flips, normalised as on ImageNet."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import numpy as np
+
+from m2d_hub.errors import AudioError
+
+from .crops import read_bytes
+from .manifest import Entry
+
+IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
+IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
+AREA_SHARE = (0.2, 1.0)  # of the picture, as in masked autoencoders
+ASPECT_RATIO = (3 / 4, 4 / 3)
+ATTEMPTS = 10
+
+
+def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """Reads a picture, cuts and resizes a random part, and flips it half of the time (paper, appendix A).
+
+    Args:
+        entry: The picture's file.
+        size: Height and width wanted, pixels.
+        rng: Source of randomness.
+
+    Returns:
+        (3, height, width) float32.
+
+    Raises:
+        AudioError: The file is no readable picture.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(io.BytesIO(read_bytes(entry)) if entry.size else entry.path) as file:
+            picture = file.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise AudioError(f"{entry} cannot be read as a picture: {error}.") from error
+    box = _random_box(picture.width, picture.height, rng)
+    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    pixels = np.asarray(resized, dtype=np.float32) / 255.0  # (height, width, 3)
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(((pixels - IMAGENET_MEAN) / IMAGENET_STD).transpose(2, 0, 1))
+
+
+def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Left, upper, right and lower edge of a part with a random area and aspect ratio."""
+    for _ in range(ATTEMPTS):
+        area = width * height * rng.uniform(*AREA_SHARE)
+        aspect = math.exp(rng.uniform(*np.log(ASPECT_RATIO)))
+        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            left = int(rng.integers(width - box_width + 1))
+            upper = int(rng.integers(height - box_height + 1))
+            return left, upper, left + box_width, upper + box_height
+    side = min(width, height)
+    left, upper = (width - side) // 2, (height - side) // 2
+    return left, upper, left + side, upper + side

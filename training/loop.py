@@ -1,0 +1,140 @@
+"""The training loop: forward, backward, optimizer, EMA."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .analysis import explained_variance_auc, rank_me
+from .config import PretrainConfig
+from .data import Batch
+from .inputs import InputBuilder
+from .optimizer import rate_of_step
+from .pretrainer import LossTerms, Pretrainer
+from .sampling import EpochPlan
+from .schedules import ema_decay
+
+ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did."""
+
+    loss: float
+    m2d: float
+    offline: float | None
+    lr: float
+    tau: float
+    grad_norm: float
+    seconds: float
+    skipped: list[str] = field(default_factory=list)
+
+    def metrics(self) -> dict[str, float]:
+        """Values for the record."""
+        names = ("loss", "m2d", "offline", "lr", "tau", "grad_norm", "seconds")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+class Trainer:
+    """Steps of one run; what it holds is all that a step touches."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        pretrainer: Pretrainer,
+        optimizer: torch.optim.Optimizer,
+        inputs: InputBuilder,
+        plan: EpochPlan,
+        accelerator,
+    ):
+        """Wraps model and optimizer for the devices at hand.
+
+        Args:
+            config: The resolved run.
+            pretrainer: The model, on any device.
+            optimizer: Over the model's parameters.
+            inputs: Makes spectrograms and training signals of batches.
+            plan: Epochs.
+            accelerator: ``accelerate.Accelerator``, which holds devices and precision.
+        """
+        self.config, self.inputs, self.plan, self.accelerator = config, inputs, plan, accelerator
+        self.model: nn.Module
+        self.model, self._prepared = accelerator.prepare(pretrainer, optimizer)
+        self.optimizer: torch.optim.Optimizer = self._prepared.optimizer
+        self.total_steps = config.epochs * plan.steps_per_epoch
+
+    @property
+    def pretrainer(self) -> Pretrainer:
+        """The model without the wrapping of DDP."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def train_step(self, batches: list[Batch], step: int) -> StepResult:
+        """One optimizer step over ``accumulate_steps`` batches.
+
+        Args:
+            batches: Of this process.
+            step: From 0.
+        """
+        started = time.perf_counter()
+        lr, tau = self._schedule(step)
+        terms = []
+        for index, batch in enumerate(batches):
+            with self._gradients_kept_local(index + 1 < len(batches)):
+                terms.append(self.forward(batch))
+                self.accelerator.backward(terms[-1].total / len(batches))
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.pretrainer.update_target_encoder(tau)
+        return StepResult(
+            loss=_mean([term.total for term in terms]),
+            m2d=_mean([term.m2d for term in terms]),
+            offline=_mean([term.offline for term in terms if term.offline is not None])
+            if terms[0].offline is not None
+            else None,
+            lr=lr,
+            tau=tau,
+            grad_norm=float(grad_norm),
+            seconds=time.perf_counter() - started,
+            skipped=[reason for batch in batches for reason in batch.skipped],
+        )
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """Losses of one batch of this process."""
+        batch = batch.to(self.accelerator.device)
+        log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
+        return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
+
+    @torch.no_grad()
+    def analyse(self, batch: Batch) -> dict[str, float]:
+        """RankMe and explained variance of the encoder's tokens of a batch."""
+        log_mel = self.inputs.log_mel(batch.to(self.accelerator.device))
+        clips = max(1, min(len(log_mel), ANALYSED_TOKENS // self.config.num_patches))
+        encoder = self.pretrainer.encoder
+        tokens = encoder.encode(encoder.embed(log_mel[:clips]))[:, 1:].flatten(0, 1)  # (B·N, D)
+        return {"rank_me": rank_me(tokens), "explained_variance_auc": explained_variance_auc(tokens)}
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[Batch]) -> float:
+        """Mean loss over a list of its own, whose crops and masks are always the same."""
+        losses = torch.stack([self.forward(batch).total.detach() for batch in batches])
+        return float(self.accelerator.gather(losses).mean())
+
+    def _schedule(self, step: int) -> tuple[float, float]:
+        lr = rate_of_step(self.config, step, self.plan.steps_per_epoch, self.plan.global_batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr, ema_decay(step, self.total_steps, self.config.ema_start, self.config.ema_end)
+
+    def _gradients_kept_local(self, local: bool) -> contextlib.AbstractContextManager:
+        return self.accelerator.no_sync(self.model) if local else contextlib.nullcontext()
+
+
+def _mean(values: list[Tensor]) -> float:
+    return float(torch.stack([value.detach() for value in values]).mean())

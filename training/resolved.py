@@ -1,0 +1,58 @@
+"""The resolved configuration of a run, written before it starts and compared when it goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from m2d_hub.errors import ConfigError
+
+from .checkpoint import RunFolder
+from .config import PretrainConfig
+from .sampling import EpochPlan
+from .sources import RunOptions
+
+# Fields that change no weights; batch and accumulation may change as long as the global batch does not.
+MAY_CHANGE = {
+    "num_workers",
+    "save_every_steps",
+    "keep_every_epochs",
+    "analyse_every_steps",
+    "validate_every_epochs",
+    "linear_eval_every_epochs",
+    "batch_size",
+    "accumulate_steps",
+}
+
+
+def write_or_compare_config(
+    folder: RunFolder, config: PretrainConfig, options: RunOptions, plan: EpochPlan, clips: int
+) -> None:
+    """Writes the resolved configuration, or checks that a run that goes on has the same one.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration.
+    """
+    run = {"global_batch": plan.global_batch, "steps_per_epoch": plan.steps_per_epoch, "clips": clips}
+    values = json.loads(json.dumps({**run, "config": config.to_dict()}))
+    options_text = {key: None if value is None else str(value) for key, value in vars(options).items()}
+    if folder.config_file.exists():
+        old = json.loads(folder.config_file.read_text(encoding="utf-8"))
+        _require_same({key: old[key] for key in run}, run, folder)
+        changed = {key: values["config"][key] for key in values["config"] if key not in MAY_CHANGE}
+        _require_same({key: old["config"].get(key) for key in changed}, changed, folder)
+    folder.root.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"preset": options.name, "options": options_text, **values}, indent=2)
+    partial = folder.config_file.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    os.replace(partial, folder.config_file)
+
+
+def _require_same(old: dict[str, Any], new: dict[str, Any], folder: RunFolder) -> None:
+    different = [f"{key} {old[key]!r} there, {new[key]!r} now" for key in new if old[key] != new[key]]
+    if different:
+        raise ConfigError(
+            f"{folder.root} holds a run of another configuration: {'; '.join(different)}. "
+            "Give the same settings to resume it, or another --out."
+        )

@@ -1,0 +1,235 @@
+"""A whole pre-training run: data, model, loop and record put together, resumed where it stopped."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from m2d_hub.errors import M2DError
+from m2d_hub.frontend import LogMelFrontend
+
+from .checkpoint import (
+    RunFolder,
+    export_run,
+    gather_state,
+    list_checkpoints,
+    read_state,
+    restore_state,
+    write_state,
+)
+from .config import PretrainConfig
+from .data import Batch, PretrainDataset, build_loader, stack_samples
+from .inputs import InputBuilder
+from .linear_eval import evaluate_encoder
+from .loop import StepResult, Trainer
+from .manifest import Manifest
+from .optimizer import build_optimizer
+from .pretrainer import Pretrainer, build_pretrainer
+from .record import Record
+from .resolved import write_or_compare_config
+from .sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
+from .sources import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
+
+logger = logging.getLogger(__name__)
+
+VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
+
+
+def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
+    """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
+
+    Returns:
+        The folder that ``m2d_hub.load_model`` takes.
+    """
+    accelerator = _accelerator(config)
+    folder = RunFolder(options.out)
+    data = read_data(config, options)
+    teacher = load_signal_teacher(data, options, accelerator.device)
+    config = with_offline_sizes(data, teacher)
+    plan = _plan(config, data, accelerator)
+    if accelerator.is_main_process:
+        write_or_compare_config(folder, config, options, plan, len(data.manifest.entries))
+    frontend = LogMelFrontend(config.frontend)
+    inputs = InputBuilder(config, data.manifest.kind, frontend, data.noise_mean, teacher)
+    pretrainer = _build(config, data)
+    trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
+    first_step = _resume(folder, trainer)
+    Run(config, options, folder, data, trainer).train(first_step)
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return folder.export
+
+
+def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
+    """The model with its first weights: those of the seed, or those that the run starts from."""
+    torch.manual_seed(config.seed)
+    pretrainer = build_pretrainer(config)
+    if data.start_weights is not None:
+        pretrainer.load_published(data.start_weights)
+        pretrainer.set_statistics(config.frontend.mean, config.frontend.std)
+    return pretrainer
+
+
+def _resume(folder: RunFolder, trainer: Trainer) -> int:
+    """Goes on from the latest checkpoint; returns the optimizer steps that are done."""
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        return 0
+    state = read_state(checkpoints[-1])
+    restore_state(state, trainer.model, trainer.optimizer)
+    logger.info("Resumed from step %d", state.step)
+    return state.step
+
+
+def _accelerator(config: PretrainConfig):
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+
+
+def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
+    entries = data.manifest.entries
+    plan = EpochPlan(
+        list_size=len(entries),
+        global_batch=config.batch_size * config.accumulate_steps * accelerator.num_processes,
+        seed=config.seed,
+        min_list_size=config.min_list_size,
+        weights=balancing_weights([entry.labels for entry in entries]) if config.weighted_sampling else None,
+        samples_per_epoch=config.samples_per_epoch,
+    )
+    if plan.epoch_size > max(len(entries), config.min_list_size):
+        logger.warning(
+            "%s has %d clips, fewer than one batch of %d: each is used several times a step.",
+            data.manifest.name,
+            len(entries),
+            plan.global_batch,
+        )
+    return plan
+
+
+class Run:
+    """The loop over all steps, with what is done between them."""
+
+    def __init__(
+        self, config: PretrainConfig, options: RunOptions, folder: RunFolder, data: RunData, trainer: Trainer
+    ):
+        self.config, self.options, self.folder, self.data, self.trainer = (
+            config,
+            options,
+            folder,
+            data,
+            trainer,
+        )
+        self.accelerator = trainer.accelerator
+        self.steps_per_epoch = trainer.plan.steps_per_epoch
+        self.record: Record | None = None
+
+    def train(self, first_step: int) -> None:
+        """Trains from a step to the last one and exports the model."""
+        from tqdm import tqdm
+
+        total = self.trainer.total_steps
+        is_main = self.accelerator.is_main_process
+        self.record = Record(self.folder, first_step) if is_main else None
+        loader = iter(self._loader(first_step))
+        steps = range(first_step, total)
+        hidden = not is_main or not self.options.progress
+        for step in tqdm(
+            steps, desc="pre-training", unit="step", initial=first_step, total=total, disable=hidden
+        ):
+            batches = list(itertools.islice(loader, self.config.accumulate_steps))
+            result = self.trainer.train_step(batches, step)
+            if not math.isfinite(result.loss):
+                raise M2DError(
+                    f"the loss is {result.loss} at step {step + 1}: lower base_lr or check the data. "
+                    "The last checkpoint is from before."
+                )
+            self._note(step + 1, result, batches)
+            if (step + 1) % self.config.save_every_steps == 0 or step + 1 in (total, *self._kept(step + 1)):
+                self._save(step + 1)
+        self._finish(total)
+
+    def _note(self, done: int, result: StepResult, batches: list[Batch]) -> None:
+        """Records one step and what is measured after it."""
+        metrics = {"epoch": done / self.steps_per_epoch, **result.metrics()}
+        every = self.config.analyse_every_steps
+        if every and (done % every == 0 or done == self.trainer.total_steps):
+            metrics |= self.trainer.analyse(batches[0])
+        if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
+            metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
+        if self.options.labelled and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
+            metrics["linear_eval"] = self._linear_eval(done, self.options.labelled)
+        skipped = self._gathered(result.skipped)
+        if self.record is not None:
+            for reason in skipped:
+                logger.warning("left out: %s", reason)
+            metrics["skipped"] = self.record.skip(skipped)
+            self.record.write(done, metrics)
+
+    def _is_epoch_end(self, done: int, every: int) -> bool:
+        return done % (every * self.steps_per_epoch) == 0 or done == self.trainer.total_steps
+
+    def _kept(self, done: int) -> tuple[int, ...]:
+        """This step, if its checkpoint is one of those kept for good."""
+        return (done,) if done % (self.config.keep_every_epochs * self.steps_per_epoch) == 0 else ()
+
+    def _gathered(self, reasons: list[str]) -> list[str]:
+        if self.accelerator.num_processes == 1:
+            return reasons
+        from accelerate.utils import gather_object
+
+        return gather_object(reasons)
+
+    def _loader(self, first_step: int) -> Iterable[Batch]:
+        dataset = PretrainDataset(self.config, self.data.manifest, self.data.noise, self.data.classes)
+        sampler = StepSampler(
+            plan=self.trainer.plan,
+            batch_size=self.config.batch_size,
+            accumulate_steps=self.config.accumulate_steps,
+            first_step=first_step,
+            total_steps=self.trainer.total_steps,
+            rank=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
+        return build_loader(dataset, sampler, self.config.num_workers)
+
+    def _validation_batches(self, valid: Manifest) -> Iterator[Batch]:
+        """Batches of this process; all processes get as many."""
+        dataset = PretrainDataset(self.config, valid, None, self.data.classes)
+        size, rank, processes = (
+            self.config.batch_size,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+        )
+        starts = list(range(0, len(dataset), size))
+        if len(starts) >= processes:
+            starts = starts[rank : len(starts) // processes * processes : processes]
+        for start in starts:
+            places = range(start, min(start + size, len(dataset)))
+            yield stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+
+    def _linear_eval(self, done: int, labelled: str) -> float:
+        """Score of frozen features; the first process computes it."""
+        state = gather_state(done, self.trainer.model, self.trainer.optimizer)
+        if not self.accelerator.is_main_process:
+            return math.nan
+        return evaluate_encoder(state.model, self.config, labelled)
+
+    def _save(self, done: int) -> None:
+        state = gather_state(done, self.trainer.model, self.trainer.optimizer)
+        if self.record is not None:
+            write_state(self.folder, state, self.config.keep_every_epochs * self.steps_per_epoch)
+            self.record.plot()
+
+    def _finish(self, total: int) -> None:
+        state = gather_state(total, self.trainer.model, self.trainer.optimizer)
+        if self.record is not None:
+            export_run(self.folder, state.model, self.config, self.options.name)
+            self.record.plot(now=True)
+            self.record.close()
+            logger.info("Finished after %d steps; the model is in %s", total, self.folder.export)

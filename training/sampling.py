@@ -1,0 +1,98 @@
+"""The order of clips in each epoch, as a pure function of seed, epoch and list.
+
+Every random choice of a run hangs on (seed, epoch, position): never on the step that a run was resumed from,
+nor on the number of workers or processes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class SampleKey:
+    """One draw of a clip."""
+
+    epoch: int
+    position: int  # in the epoch's order
+    index: int  # in the list
+
+
+@dataclass(frozen=True)
+class EpochPlan:
+    """How many clips and steps an epoch has, and in what order the clips come."""
+
+    list_size: int
+    global_batch: int  # clips of one optimizer step, all processes and accumulation together
+    seed: int
+    min_list_size: int = 0  # shorter lists are repeated up to this size
+    weights: np.ndarray | None = None  # (list_size,), for weighted draws without replacement
+    samples_per_epoch: int | None = None  # of weighted draws
+
+    @property
+    def epoch_size(self) -> int:
+        """Clips of one epoch; at least one global batch."""
+        size = self.list_size
+        if self.weights is not None and self.samples_per_epoch is not None:
+            size = min(size, self.samples_per_epoch)
+        return max(size, self.min_list_size, self.global_batch)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps of one epoch; the last, incomplete batch is dropped."""
+        return self.epoch_size // self.global_batch
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Indices of the list in the order of this epoch (epoch_size,)."""
+        rng = np.random.default_rng([self.seed, epoch])
+        if self.weights is not None:
+            # Keys of Efraimidis and Spirakis: the largest are a weighted draw without replacement.
+            keys = np.log(rng.random(self.list_size)) / self.weights
+            drawn = np.argsort(-keys)[: self.epoch_size]
+            return np.resize(drawn, self.epoch_size)
+        if self.epoch_size <= self.list_size:
+            return rng.permutation(self.list_size)[: self.epoch_size]
+        return rng.permutation(np.resize(np.arange(self.list_size), self.epoch_size))
+
+
+@dataclass(frozen=True)
+class StepSampler:
+    """Batches of one process from a step on: a batch sampler for a map-style data set."""
+
+    plan: EpochPlan
+    batch_size: int  # of one process and one forward pass
+    accumulate_steps: int
+    first_step: int
+    total_steps: int
+    rank: int = 0
+    num_processes: int = 1
+
+    def __len__(self) -> int:
+        return (self.total_steps - self.first_step) * self.accumulate_steps
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        order, order_epoch = np.empty(0, dtype=np.int64), -1
+        for step in range(self.first_step, self.total_steps):
+            epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
+            if epoch != order_epoch:
+                order, order_epoch = self.plan.order(epoch), epoch
+            for micro in range(self.accumulate_steps):
+                start = step_in_epoch * self.plan.global_batch
+                start += (micro * self.num_processes + self.rank) * self.batch_size
+                positions = range(start, start + self.batch_size)
+                yield [SampleKey(epoch, position, int(order[position])) for position in positions]
+
+
+def balancing_weights(labels: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Class-balancing weight of each clip: the sum of the inverse counts of its labels.
+
+    Args:
+        labels: Labels of each clip; a clip without any weighs as one of the most frequent class.
+    """
+    counts = Counter(label for clip in labels for label in clip)
+    least = 1.0 / max(counts.values(), default=1)
+    return np.array([sum(1.0 / counts[label] for label in clip) or least for clip in labels])
