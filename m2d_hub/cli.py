@@ -1,4 +1,4 @@
-"""The ``m2d-hub`` command."""
+"""The ``m2d-hub`` command. Modules that import torch are imported by the commands that need them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,13 +22,12 @@ from m2d_hub.console import (
     window_option,
     with_progress,
 )
-from m2d_hub.embedding import embed_files
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.formats import FORMATS
-from m2d_hub.hub import load_model
 from m2d_hub.registry import list_models
-from m2d_hub.results import Tag
-from m2d_hub.store import model_info
+
+if TYPE_CHECKING:
+    from m2d_hub.results import Tag
 
 DEFAULT_MODEL = "m2d-mini"
 DEFAULT_TAGGER = "m2d-as-0.7-as2m"
@@ -95,6 +94,8 @@ def embed(
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
+    from m2d_hub.embedding import embed_files
+
     sources = find_files(paths)
     if out.suffix and out.suffix.lower() not in FORMATS and not out.is_dir():
         allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
@@ -140,6 +141,8 @@ def tag(
       m2d-hub tag dog.wav --top 3
       m2d-hub tag recordings/ --json > tags.json
     """
+    from m2d_hub.hub import load_model
+
     sources = find_files(paths)
     loaded = load_model(model, device=device)
     answers: list[dict[str, Any]] = []
@@ -171,6 +174,8 @@ def list_(pattern: str, as_json: bool) -> None:
       m2d-hub list
       m2d-hub list 'm2d-as-*' --json
     """
+    from m2d_hub.store import model_info
+
     names = list_models(pattern)
     if as_json:
         click.echo(json.dumps(names))
@@ -195,6 +200,8 @@ def info(name: str, as_json: bool) -> None:
       m2d-hub info m2d-as-0.7
       m2d-hub info m2d-mini --json
     """
+    from m2d_hub.store import model_info
+
     known = model_info(name)
     values = {**dataclasses.asdict(known), "source": known.source}
     if as_json:
@@ -220,6 +227,8 @@ def convert(path: str, out: Path, sample_rate: int | None) -> None:
       m2d-hub convert m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth --out m2d-0.7
       m2d-hub convert renamed.pth --sample-rate 16000 --out my-model
     """
+    from m2d_hub.hub import load_model
+
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not an empty folder; give another one.")
     model = load_model(path, device="cpu", sample_rate=sample_rate)
@@ -243,6 +252,7 @@ def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, 
     Example:
       m2d-hub plot dog.wav --out dog.png
     """
+    from m2d_hub.hub import load_model
     from m2d_hub.plots import plot_clip
 
     plot_clip(load_model(model, device=device, window_s=window), path, out, batch_size=batch_size)
@@ -260,4 +270,4 @@ def _readable(value: Any) -> str:
         return "x".join(map(str, value))
     if isinstance(value, bool):
         return "yes" if value else "no"
-    return "unknown" if value is None else str(value)
+    return "none" if value is None else str(value)

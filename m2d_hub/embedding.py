@@ -133,7 +133,7 @@ def _embed_batch(
     """Records of a batch; where a file of it cannot be read, the files are done one by one."""
     try:
         return _encode(model, batch, kind, batch_size), []
-    except (AudioError, OSError) as error:
+    except (AudioError, OSError, UnicodeEncodeError) as error:  # the last: a file name that is no text
         if len(batch) == 1:
             return [], [(batch[0], str(error))]
     records: list[Record] = []
@@ -163,7 +163,7 @@ def _encode(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> lis
 
 def _report(path: Path, failed: list[tuple[Source, str]]) -> None:
     is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8") as file:
+    with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         if is_new:
             writer.writerow(["file", "error"])

@@ -7,6 +7,7 @@ folder: each array takes its name when it is whole, and then a line in ``index.c
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import json
@@ -71,11 +72,11 @@ class FileOutput:
         for contents in existing:
             _check_settings(out, contents.settings, settings)
         self._format.require()
-        self._lock = _locked(self._parts, out)
-        self._begin()
-        existing += [self._part_format.contents(part) for part in self._part_files()]
-        self.done = {file for contents in existing for file in contents.files}
-        self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=0)
+        with _lock_kept(self._parts, out) as self._lock:
+            self._begin()
+            existing += [self._part_format.contents(part) for part in self._part_files()]
+            self.done = {file for contents in existing for file in contents.files}
+            self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=0)
 
     def add(self, records: list[Record]) -> None:
         """Keeps records as one more part."""
@@ -139,14 +140,14 @@ class FolderOutput:
         job = out / "settings.json"
         if self._index.exists() and not job.exists():
             raise foreign_file(self._index)
-        self._lock = _locked(out, out)
-        taken = self._read_index()
-        self.done = set(taken)
-        if taken:
-            _check_settings(out, json.loads(job.read_text()), settings)
-        else:
-            _write_settings(job, settings)
-        self._names = output_names(sources, taken)
+        with _lock_kept(out, out) as self._lock:
+            taken = self._read_index()
+            self.done = set(taken)
+            if taken:
+                _check_settings(out, json.loads(job.read_text()), settings)
+            else:
+                _write_settings(job, settings)
+            self._names = output_names(sources, taken)
 
     def add(self, records: list[Record]) -> None:
         """Writes each record's arrays, then their lines of the index."""
@@ -221,11 +222,17 @@ def _check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) ->
         )
 
 
-def _locked(folder: Path, out: Path) -> filelock.BaseFileLock:
+@contextlib.contextmanager
+def _lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
+    """Takes the lock of an output, which is kept unless opening the output fails."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
         raise ConfigError(f"another run is writing {out}; wait for it, or give another --out.") from error
-    return lock
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise
