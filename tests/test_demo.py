@@ -1,0 +1,113 @@
+"""The first commands of the README, and the clips that they work on."""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+import torch
+
+ROOT = Path(__file__).parents[1]
+DATA = ROOT / "tests" / "data"
+CLIPS = sorted(path for path in DATA.iterdir() if path.suffix != ".md")
+FREE = {"CC0", "CC BY 3.0", "CC BY-SA 3.0"}
+
+
+@pytest.fixture(scope="module")
+def demo():
+    spec = importlib.util.spec_from_file_location("demo", ROOT / "examples" / "demo.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def read_table():
+    """Cells of the README's table by file name."""
+    lines = (DATA / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
+    return {row[0].strip("`"): row for row in rows}
+
+
+def test_table_of_clips_is_true():
+    table = read_table()
+    assert sorted(table) == [path.name for path in CLIPS]
+    for path in CLIPS:
+        _, _, rate, channels, seconds, *_, licence = table[path.name]
+        info = soundfile.info(path)
+        assert (int(rate), int(channels)) == (info.samplerate, info.channels), path.name
+        assert float(seconds) == pytest.approx(info.duration, abs=0.006), path.name
+        assert licence in FREE, path.name
+
+
+def test_clips_cover_formats_rates_and_channels_and_stay_small():
+    infos = [soundfile.info(path) for path in CLIPS]
+    assert {path.suffix for path in CLIPS} == {".wav", ".flac", ".ogg", ".mp3"}
+    assert {8_000, 16_000, 44_100, 48_000} <= {info.samplerate for info in infos}
+    assert {info.channels for info in infos} == {1, 2}
+    assert sum(path.stat().st_size for path in CLIPS) <= 3_000_000
+
+
+def test_each_kind_of_clip_comes_twice(demo):
+    kinds = [demo.kind(path.name) for path in CLIPS]
+    assert all(kinds.count(kind) >= 2 for kind in kinds)
+
+
+def test_neighbours_are_ranked_by_cosine_and_marked_by_kind(demo):
+    # Angles of 0, 10 and 50 degrees, of different lengths.
+    angles = torch.deg2rad(torch.tensor([0.0, 10.0, 50.0]))
+    clips = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.2]])
+    lines = demo.neighbour_table(["dog_1.wav", "dog_2.wav", "rain_1.wav"], clips).splitlines()
+    assert lines[1].split() == ["dog_1.wav", "*", "dog_2.wav", "0.985", "rain_1.wav", "0.643"]
+    assert lines[3].split() == ["rain_1.wav", "dog_2.wav", "0.766", "dog_1.wav", "0.643"]
+    assert lines[4] == "* of the same kind: 2 of 3 nearest clips"
+
+
+def test_demo_prints_shapes_and_neighbours_and_draws_a_picture(tmp_path):
+    for folder in ("examples", "tests/data", "tests/parity"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    answer = subprocess.run(
+        [sys.executable, tmp_path / "examples" / "demo.py"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert re.search(rf"encode_clip of {len(CLIPS)} files, 8 to 48 kHz: \({len(CLIPS)}, \d+\)", answer.stdout)
+    assert all(f"\n{path.name}" in answer.stdout for path in CLIPS)
+    assert (tmp_path / "demo" / "bang_fireworks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_says_plainly_when_the_weights_are_not_trained(demo):
+    weights = ROOT / "m2d_hub" / "weights" / "m2d-mini" / "model.safetensors"
+    assert demo.load()[1].startswith("m2d-mini, trained" if weights.exists() else "NOT TRAINED.")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize("target", ["demo", "test"])
+def test_make_sets_up_an_environment_once(target, tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / name)
+
+    def planned():
+        answer = subprocess.run(
+            ["make", "-n", target], cwd=tmp_path, capture_output=True, text=True, check=True
+        )
+        return answer.stdout
+
+    assert "python3 -m venv .venv" in planned() and '--editable ".[dev]"' in planned()
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / "installed").touch()
+    assert "venv .venv" not in planned() and "pip" not in planned()
+
+
+def test_checks_of_a_clean_checkout_end_with_the_readmes_test_command():
+    script = ROOT / ".ci" / "run"
+    assert os.access(script, os.X_OK)
+    lines = script.read_text().splitlines()
+    assert "set -euo pipefail" in lines
+    assert lines[-1] == "make test"
