@@ -35,7 +35,7 @@ class Parquet(Format):
                     "embedding": _nested(pyarrow, [record.embedding for record in group]),
                 }
                 if group[0].timestamps_s is not None:
-                    times = [record.timestamps_s for record in group]
+                    times = [record.timestamps_s for record in group if record.timestamps_s is not None]
                     columns["num_frames"] = pyarrow.array([len(t) for t in times], pyarrow.int32())
                     columns["timestamps_s"] = pyarrow.array(times, pyarrow.list_(pyarrow.float64()))
                 table = pyarrow.table(columns).replace_schema_metadata(

@@ -150,13 +150,15 @@ def _draw_spectrogram(axes: Axes, log_mel: np.ndarray, config: FrontendConfig) -
 def _draw_similarity(
     axes: Axes, similarity: np.ndarray, span_s: tuple[float, float], frame_hop_s: float
 ) -> None:
+    # From the first percentile: a few outliers must not take the colours from the rest.
+    least = min(float(np.percentile(similarity, 1)), 0.99)
     image = axes.imshow(
         similarity,
         origin="lower",
         aspect="auto",
         cmap="viridis",
         interpolation="nearest",
-        vmin=min(float(np.percentile(similarity, 1)), 0.99),  # a few outliers must not take the colours from the rest
+        vmin=least,
         vmax=1,
         extent=(*span_s, *span_s),
     )
