@@ -5,42 +5,61 @@
 >>> clip = model.encode_clip("dog.wav")  # Tensor (1, N_F·D)
 """
 
-from importlib.metadata import version as _version
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
-from m2d_hub.errors import (
-    AudioError,
-    CheckpointError,
-    ChecksumError,
-    ConfigError,
-    DownloadError,
-    M2DError,
-    UnknownModelError,
-)
-from m2d_hub.hub import load_model
-from m2d_hub.model import M2D
-from m2d_hub.registry import ModelInfo
-from m2d_hub.results import Frames, Tag
+if TYPE_CHECKING:
+    from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
+    from m2d_hub.errors import (
+        AudioError,
+        CheckpointError,
+        ChecksumError,
+        ConfigError,
+        DownloadError,
+        M2DError,
+        UnknownModelError,
+    )
+    from m2d_hub.hub import load_model
+    from m2d_hub.model import M2D
+    from m2d_hub.registry import ModelInfo, list_models
+    from m2d_hub.results import Frames, Tag
+    from m2d_hub.store import model_info
 
-__version__ = _version("m2d-hub")
+# Loaded when first asked for: the model needs huggingface_hub, which takes 0.2 s to import.
+_HOMES = {
+    "M2D": "model",
+    "AudioError": "errors",
+    "CheckpointError": "errors",
+    "ChecksumError": "errors",
+    "ClapConfig": "config",
+    "ConfigError": "errors",
+    "DownloadError": "errors",
+    "EncoderConfig": "config",
+    "Frames": "results",
+    "FrontendConfig": "config",
+    "HeadConfig": "config",
+    "M2DError": "errors",
+    "ModelConfig": "config",
+    "ModelInfo": "registry",
+    "Tag": "results",
+    "UnknownModelError": "errors",
+    "list_models": "registry",
+    "load_model": "hub",
+    "model_info": "store",
+}
 
-__all__ = [
-    "M2D",
-    "AudioError",
-    "CheckpointError",
-    "ChecksumError",
-    "ClapConfig",
-    "ConfigError",
-    "DownloadError",
-    "EncoderConfig",
-    "Frames",
-    "FrontendConfig",
-    "HeadConfig",
-    "M2DError",
-    "ModelConfig",
-    "ModelInfo",
-    "Tag",
-    "UnknownModelError",
-    "__version__",
-    "load_model",
-]
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("m2d-hub")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'm2d_hub' has no attribute {name!r}")
+    return getattr(import_module(f"m2d_hub.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

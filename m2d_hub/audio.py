@@ -6,6 +6,7 @@ when its turn comes; nothing is ever held whole but the arrays that a caller han
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -100,17 +101,21 @@ def _open_file(source: Any, name: str, sample_rate: int) -> Clip:
     if isinstance(source, Path) and not source.is_file():
         problem = "is a folder, not an audio file" if source.is_dir() else "does not exist"
         raise AudioError(f"{name} {problem}.")
+    if isinstance(source, Path) and not source.stat().st_size:
+        raise AudioError(f"{name} is empty: it holds no samples.")
+    if not isinstance(source, Path) and not source.seekable():
+        source = io.BytesIO(source.read())
     with _sound_file(source, name) as file:
         frames = file.frames if 0 <= file.frames < _UNKNOWN_FRAMES else 0
         rate = file.samplerate
-    if not isinstance(source, Path):
-        source.seek(0)
     return Clip(name, source, rate, sample_rate, _resampled_length(frames, rate, sample_rate))
 
 
 def _sound_file(source: Any, name: str) -> Any:
     import soundfile
 
+    if not isinstance(source, Path):
+        source.seek(0)
     try:
         return soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError, OSError, EOFError) as error:
@@ -118,8 +123,9 @@ def _sound_file(source: Any, name: str) -> Any:
 
 
 def _unreadable(name: str, error: Exception) -> str:
+    reason = str(getattr(error, "error_string", error)).rstrip(".")
     return (
-        f"{name} cannot be read as audio ({error}). WAV, FLAC, Ogg, MP3 and what else libsndfile knows are "
+        f"{name} cannot be read as audio ({reason}). WAV, FLAC, Ogg, MP3 and what else libsndfile knows are "
         "read; convert others first, for instance: ffmpeg -i INPUT OUTPUT.flac"
     )
 
@@ -127,8 +133,6 @@ def _unreadable(name: str, error: Exception) -> str:
 def _read(source: Any, name: str) -> Iterator[Tensor]:
     import soundfile
 
-    if not isinstance(source, Path):
-        source.seek(0)
     with _sound_file(source, name) as file:
         while True:
             try:

@@ -271,12 +271,14 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         if not isinstance(top_k, int) or top_k < 1:
             raise ConfigError(f"top_k must be a whole number of at least 1, got {top_k!r}.")
         clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        scores = self._score(head, self._head_input(clip))
-        best = scores.topk(min(top_k, scores.shape[1]), dim=1)
-        labels = self.labels or [str(index) for index in range(scores.shape[1])]
+        logits = self._logits(head, self._head_input(clip))
+        # Ranked before the sigmoid, which rounds confident scores to the same 1.0.
+        best = logits.topk(min(top_k, logits.shape[1]), dim=1).indices
+        scores = head.scores(logits).gather(1, best)
+        labels = self.labels or [str(index) for index in range(logits.shape[1])]
         return [
             [Tag(labels[index], score, index) for score, index in zip(*pair, strict=True)]
-            for pair in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+            for pair in zip(scores.tolist(), best.tolist(), strict=True)
         ]
 
     @torch.no_grad()
@@ -293,8 +295,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         head = self._required_head()
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        scores = self._score(head, self._head_input(frames.features.flatten(0, 1)))
-        scores = scores.unflatten(0, frames.mask.shape) * frames.mask[..., None]
+        logits = self._logits(head, self._head_input(frames.features.flatten(0, 1)))
+        scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
         return Frames(scores, frames.mask, frames.timestamps_s)
 
     @torch.no_grad()
@@ -455,12 +457,13 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             return clip
         return clip.unflatten(-1, (self.config.encoder.grid[0], self.embed_dim)).mean(dim=-2)
 
-    def _score(self, head: Head, features: Tensor) -> Tensor:
+    @staticmethod
+    def _logits(head: Head, features: Tensor) -> Tensor:
         training = head.training
         head.eval()
         logits = head(features.to(head.linear.weight))
         head.train(training)
-        return head.scores(logits).float().cpu()
+        return logits.float().cpu()
 
     def _required_head(self) -> Head:
         if self.head is None:

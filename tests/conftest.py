@@ -1,0 +1,66 @@
+"""Fixtures shared by the tests: reference weights and signals, small models, real clips."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+import m2d_hub
+
+TESTS = Path(__file__).parent
+PUBLISHED_NAME = "m2d_vit_base-80x608p16x16-000000-mr7"
+
+
+@pytest.fixture(scope="session")
+def reference() -> ModuleType:
+    """tests/parity/reference_weights.py: weights in the published layout, and test signals."""
+    spec = importlib.util.spec_from_file_location(
+        "reference_weights", TESTS / "parity" / "reference_weights.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def clips() -> Path:
+    """Folder of real clips, described in its README."""
+    return TESTS / "data"
+
+
+@pytest.fixture
+def publish(tmp_path, reference):
+    """Saves a checkpoint in the published layout: ``publish(folder, prefix=..., extra=..., **sizes)`` -> path."""
+
+    def save(folder: str = PUBLISHED_NAME, *, prefix="", extra=None, args=None, wrap=True, **sizes) -> Path:
+        tensors = {
+            prefix + key: torch.from_numpy(value) for key, value in reference.state_dict(**sizes).items()
+        }
+        tensors |= extra or {}
+        path = tmp_path / folder / "checkpoint-300.pth"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        wrapped = {"model": tensors, "args": argparse.Namespace(**(args or {})), "epoch": 300}
+        torch.save(wrapped if wrap else tensors, path)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> m2d_hub.ModelConfig:
+    """A two-block model of 2.08 s windows, with the published frontend."""
+    return m2d_hub.ModelConfig(
+        encoder=m2d_hub.EncoderConfig(input_size=(80, 208), embed_dim=64, depth=2), name="tiny"
+    )
+
+
+@pytest.fixture
+def tiny(tiny_config) -> m2d_hub.M2D:
+    """A model of ``tiny_config`` with fixed random weights, in eval mode."""
+    torch.manual_seed(0)
+    return m2d_hub.M2D(tiny_config).eval()

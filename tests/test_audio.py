@@ -1,0 +1,160 @@
+"""Anything that holds audio becomes mono waveform at the model's rate, or an error that names it."""
+
+import io
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from m2d_hub import AudioError, M2DError
+from m2d_hub import audio as audio_module
+from m2d_hub.audio import open_audio
+
+
+def read(audio, sample_rate=16_000, array_rate=None):
+    """Waveforms of all clips of ``audio``, whole."""
+    return [torch.cat(list(clip.blocks())) for clip in open_audio(audio, sample_rate, array_rate)]
+
+
+def noise(num_samples, seed=0):
+    return np.random.default_rng(seed).uniform(-0.5, 0.5, num_samples).astype(np.float32)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg", ".mp3"])
+def test_real_clips_of_each_format_are_read_at_the_models_rate(clips, suffix):
+    paths = sorted(clips.glob(f"*{suffix}"))
+    assert paths
+    for path in paths:
+        info = soundfile.info(path)
+        [waveform] = read(path)
+        assert len(waveform) == pytest.approx(info.duration * 16_000, abs=1)
+        assert waveform.abs().max() > 0.01
+
+
+@pytest.mark.parametrize("source_rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("num_samples", [1, 500, 70_001])
+def test_streamed_resampling_equals_torchaudio_on_the_whole(monkeypatch, source_rate, num_samples):
+    monkeypatch.setattr(audio_module, "BLOCK_S", 0.37)
+    waveform = noise(num_samples)
+    file = io.BytesIO()
+    soundfile.write(file, waveform, source_rate, format="WAV", subtype="FLOAT")
+    [streamed] = read(file)
+    whole = torchaudio.functional.resample(torch.from_numpy(waveform), source_rate, 16_000)
+    torch.testing.assert_close(streamed, whole, atol=5e-5, rtol=0)
+
+
+def test_a_rate_without_common_divisor_is_resampled_within_a_hundredth_of_a_percent():
+    [waveform] = read(noise(44_101), array_rate=44_101)
+    assert len(waveform) == pytest.approx(16_000, rel=1e-4)
+
+
+def test_channels_are_averaged(tmp_path):
+    stereo = np.stack([np.full(800, 0.5), np.full(800, -0.1)], axis=1)
+    soundfile.write(tmp_path / "stereo.wav", stereo, 16_000, subtype="FLOAT")
+    [waveform] = read(tmp_path / "stereo.wav")
+    torch.testing.assert_close(waveform, torch.full((800,), 0.2))
+
+
+@pytest.mark.parametrize(
+    ("samples", "scale"),
+    [
+        (np.array([-32768, 0, 16384], dtype=np.int16), 1),
+        (np.array([-(2**31), 0, 2**30], dtype=np.int32), 1),
+        (np.array([0, 128, 192], dtype=np.uint8), 1),
+        (torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64), 1),
+        ([-1, 0, 0.5], 1),
+        (np.array([-1.0, 0.0, 0.5], dtype=">f4"), 1),
+        (np.array([0.5, 0.0, -1.0], dtype=np.float32)[::-1], 1),
+    ],
+    ids=["int16", "int32", "uint8", "float64", "list", "big-endian", "reversed"],
+)
+def test_samples_of_every_type_are_scaled_to_one(samples, scale):
+    [waveform] = read(samples)
+    assert waveform.tolist() == [-1.0, 0.0, 0.5]
+
+
+def test_a_batch_and_a_ragged_list_keep_their_order(clips):
+    assert [len(w) for w in read(np.zeros((3, 50), np.float32))] == [50, 50, 50]
+    path = next(iter(sorted(clips.glob("*.wav"))))
+    with path.open("rb") as file:
+        lengths = [len(w) for w in read([noise(7), path, torch.zeros(9), [0.0, 0.1], file])]
+    assert lengths[0] == 7 and lengths[2:4] == [9, 2] and lengths[1] == lengths[4]
+
+
+def test_a_file_object_can_be_read_twice(clips):
+    file = io.BytesIO(next(iter(sorted(clips.glob("*.flac")))).read_bytes())
+    first, second = read(file), read(file)
+    assert torch.equal(first[0], second[0])
+
+
+@pytest.mark.parametrize(
+    ("audio", "message"),
+    [
+        ([], "empty list"),
+        ("missing.wav", "missing.wav does not exist"),
+        (np.zeros(0, np.float32), "the audio is empty"),
+        ([noise(10), np.zeros(0, np.float32)], "input 1 is empty"),
+        (np.zeros((2, 0), np.float32), "row 0 of the audio is empty"),
+        (np.zeros((1, 2, 3), np.float32), r"shape \(1, 2, 3\)"),
+        (np.zeros((2_000, 2), np.float32), r"\(2000, 2\), which looks like \(samples, channels\)"),
+        (np.zeros(5, np.int64), "torch.int64; give floats"),
+        (np.zeros(5, np.complex64), "torch.complex64; give floats"),
+        (b"RIFF", "io.BytesIO"),
+        (object(), "type object, which is no audio"),
+        (None, "type NoneType, which is no audio"),
+    ],
+)
+def test_what_is_no_audio_is_refused_with_a_way_out(audio, message):
+    with pytest.raises(AudioError, match=message):
+        open_audio(audio, 16_000)
+
+
+@pytest.mark.parametrize("rate", [0, -1, 16_000.5, "16k"])
+def test_a_rate_that_is_no_rate_is_refused(rate):
+    with pytest.raises(AudioError, match="sample_rate must be a positive number of Hz, got"):
+        open_audio(noise(10), 16_000, rate)
+
+
+def test_a_folder_is_refused(tmp_path):
+    with pytest.raises(AudioError, match="is a folder, not an audio file"):
+        open_audio(tmp_path, 16_000)
+
+
+def test_a_text_file_is_refused_by_name(tmp_path):
+    (tmp_path / "notes.wav").write_text("this is not audio")
+    with pytest.raises(AudioError, match=r"notes\.wav cannot be read as audio"):
+        open_audio(tmp_path / "notes.wav", 16_000)
+
+
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_a_file_without_samples_is_refused_by_name(tmp_path, suffix):
+    path = tmp_path / f"silent.{suffix}"
+    soundfile.write(path, np.zeros(0, np.float32), 16_000)
+    with pytest.raises(AudioError, match=f"silent.{suffix} is empty: it holds no samples"):
+        read(path)
+
+
+def test_non_finite_samples_are_refused_by_name(tmp_path):
+    waveform = noise(100)
+    waveform[50] = np.nan
+    soundfile.write(tmp_path / "broken.wav", waveform, 16_000, subtype="FLOAT")
+    for audio, name in ((tmp_path / "broken.wav", "broken.wav"), ([noise(5), waveform], "input 1")):
+        with pytest.raises(AudioError, match=f"{name} holds non-finite samples"):
+            read(audio)
+
+
+def test_a_cut_off_file_is_refused_by_name(tmp_path):
+    path = tmp_path / "cut.flac"
+    soundfile.write(path, noise(160_000), 16_000)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(AudioError, match=r"cut\.flac"):
+        read(path)
+
+
+def test_a_torchaudio_that_does_not_load_is_named_with_a_pair_that_does(monkeypatch):
+    audio_module._resampler.cache_clear()
+    monkeypatch.setitem(__import__("sys").modules, "torchaudio", None)
+    with pytest.raises(M2DError, match=r"does not load with torch \d.*pip install"):
+        read(noise(100), array_rate=8_000)
