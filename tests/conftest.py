@@ -35,7 +35,7 @@ def clips() -> Path:
 
 @pytest.fixture
 def publish(tmp_path, reference):
-    """Saves a checkpoint in the published layout: ``publish(folder, prefix=..., extra=..., **sizes)`` -> path."""
+    """Saves a checkpoint in the published layout: ``publish(folder, prefix=…, **sizes)`` -> path."""
 
     def save(folder: str = PUBLISHED_NAME, *, prefix="", extra=None, args=None, wrap=True, **sizes) -> Path:
         tensors = {
