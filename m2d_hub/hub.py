@@ -13,6 +13,9 @@ from m2d_hub.convert import read_published
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.quantize import quantize_encoder
+from m2d_hub.registry import MODELS, find_model
+from m2d_hub.repository import PREFIX, fetch_repository
+from m2d_hub.store import fetch
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 
@@ -58,7 +61,7 @@ def load_model(
             f"dtype must be torch.float32, torch.bfloat16, torch.float16 or 'int8', got {dtype!r}."
         )
     device = _choose_device(device, dtype)
-    path = Path(name)
+    path = _locate(os.fspath(name), cache_dir, revision, local_files_only)
     model = M2D.from_checkpoint(_read(path, sample_rate), path)
     if window_s is not None:
         model.set_window(window_s)
@@ -86,6 +89,24 @@ def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) 
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _locate(
+    name: str, cache_dir: str | os.PathLike[str] | None, revision: str | None, local_files_only: bool
+) -> Path:
+    """Where a name's files are, once they have been fetched if need be."""
+    if name.startswith(PREFIX):
+        return fetch_repository(
+            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+    if revision is not None:
+        raise ConfigError(
+            f"revision={revision!r} goes with 'hf-hub:org/repo' only, but {name!r} was given; leave it out."
+        )
+    path = Path(name).expanduser()
+    if name in MODELS or not path.exists():
+        return fetch(find_model(name), cache_dir=cache_dir, local_files_only=local_files_only)
+    return path
 
 
 def _read(path: Path, sample_rate: int | None) -> Checkpoint:

@@ -6,10 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import m2d_hub
 from m2d_hub.clap import Clap
-from m2d_hub.config import ClapConfig
+from m2d_hub.config import ClapConfig, EncoderConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
 from m2d_hub.text import load_text_encoder, pool
+from m2d_hub.zero_shot import classify_by_text
 
 WORDS = [
     "[PAD]",
@@ -232,3 +234,62 @@ def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match=r"Install it: pip install 'm2d-hub\[clap\]'\."):
         Clap(clap_config(), embed_dim=8).encode_text(["a dog"])
+
+
+@pytest.fixture
+def clap_model(text_folder):
+    """A tiny model with a text space, random weights and the small text encoder."""
+    torch.manual_seed(0)
+    encoder = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
+    config = ModelConfig(encoder=encoder, clap=clap_config(text_encoder=str(text_folder)), name="tiny-clap")
+    return m2d_hub.M2D(config).eval()
+
+
+def test_audio_and_text_meet_in_one_space(clap_model):
+    audio = clap_model.encode_audio_text_space(torch.randn(2, 16_000), normalize=True)
+    text = clap_model.encode_text(["a dog barks", "rain", "the roof"], normalize=True)
+    assert (audio.shape, text.shape) == ((2, 12), (3, 12))
+    torch.testing.assert_close(text.norm(dim=1), torch.ones(3))
+    torch.testing.assert_close(audio.norm(dim=1), torch.ones(2))
+    assert not torch.allclose(clap_model.encode_text(["rain"]).norm(dim=1), torch.ones(1), atol=1e-3)
+
+
+def test_texts_are_ranked_by_their_scaled_cosine_with_each_clip(clap_model):
+    waveform, texts = torch.randn(2, 16_000), ["a dog barks", "rain", "the roof"]
+    audio = clap_model.encode_audio_text_space(waveform)
+    cosine = F.cosine_similarity(audio[:, None], clap_model.encode_text(texts)[None], dim=-1)
+    scores = (cosine / 0.07).softmax(dim=1)  # a fresh model's temperature
+    for tags, expected in zip(classify_by_text(clap_model, waveform, texts, top_k=2), scores, strict=True):
+        order = expected.argsort(descending=True)[:2].tolist()
+        assert [tag.label for tag in tags] == [texts[index] for index in order]
+        assert [tag.index for tag in tags] == order
+        assert [tag.score for tag in tags] == pytest.approx(expected[order].tolist(), abs=1e-5)
+
+
+def test_ranking_texts_without_a_text_space_names_a_model_that_has_one():
+    model = m2d_hub.M2D(
+        ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name="own")
+    )
+    with pytest.raises(ConfigError) as error:
+        classify_by_text(model, torch.randn(1, 16_000), ["rain"])
+    assert str(error.value) == "model 'own' has no text space. Load 'm2d-clap-2024'."
+
+
+def test_ranking_texts_refuses_a_top_k_of_nothing(clap_model):
+    with pytest.raises(ConfigError, match="top_k must be a whole number of at least 1, got 0"):
+        classify_by_text(clap_model, torch.randn(1, 16_000), ["rain"], top_k=0)
+
+
+def test_text_encoder_inside_travels_through_saving_and_loading(clap_model, text_folder, tmp_path):
+    import transformers
+
+    torch.manual_seed(1)
+    other = transformers.BertModel(transformers.AutoConfig.from_pretrained(text_folder)).eval()
+    inside = {f"clap.text_encoder.{name}": value for name, value in other.state_dict().items()}
+    clap_model.load_state_dict(clap_model.state_dict() | inside)
+    clap_model.save_pretrained(tmp_path)
+    loaded = m2d_hub.load_model(tmp_path, device="cpu")
+    assert torch.equal(loaded.encode_text(["rain"]), clap_model.encode_text(["rain"]))
+    loaded.clap._text_tensors.clear()
+    loaded.clap.load_text_encoder()
+    assert not torch.equal(loaded.encode_text(["rain"]), clap_model.encode_text(["rain"]))
