@@ -24,13 +24,14 @@ from m2d_hub.console import (
 )
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.formats import FORMATS
-from m2d_hub.registry import list_models
+from m2d_hub.registry import find_model, list_models
 
 if TYPE_CHECKING:
     from m2d_hub.results import Tag
 
 DEFAULT_MODEL = "m2d-mini"
 DEFAULT_TAGGER = "m2d-as-0.7-as2m"
+DEFAULT_TEXT_TAGGER = "m2d-clap-2024"
 SOME_FAILED = 3  # exit status where files could not be read
 
 
@@ -120,9 +121,33 @@ def embed(
         sys.exit(SOME_FAILED)
 
 
-@main.command()
+class _SeveralTexts(click.Command):
+    """Takes all words after ``--texts``, up to the next option, as its values."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        spread: list[str] = []
+        in_texts = False
+        for word in args:
+            if in_texts and not word.startswith("-"):
+                spread += ["--texts", word]
+                continue
+            in_texts = word == "--texts"
+            if not in_texts:
+                spread.append(word)
+        return super().parse_args(ctx, spread)
+
+
+@main.command(cls=_SeveralTexts)
 @paths_argument
-@model_option(DEFAULT_TAGGER)
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo.  "
+    f"[default: {DEFAULT_TAGGER}; with --texts {DEFAULT_TEXT_TAGGER}]",
+)
+@click.option(
+    "--texts", multiple=True, metavar="TEXT...", help="Choose among these instead of the model's own labels."
+)
 @click.option(
     "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Tags a file."
 )
@@ -130,26 +155,38 @@ def embed(
 @device_option
 @json_option
 def tag(
-    paths: tuple[str, ...], model: str, top: int, batch_size: int, device: str | None, as_json: bool
+    paths: tuple[str, ...],
+    model: str | None,
+    texts: tuple[str, ...],
+    top: int,
+    batch_size: int,
+    device: str | None,
+    as_json: bool,
 ) -> None:
     """Say what is heard: the likeliest labels of each file, with scores from 0 to 1.
 
-    The model needs a classification head: those of `m2d-hub list '*-as2m'` have AudioSet's 527 labels.
+    The model needs a classification head: those of `m2d-hub list '*-as2m'` have AudioSet's 527 labels. With
+    --texts it needs a text space instead, and any words will do; the scores of all texts sum to 1.
 
     \b
     Examples:
       m2d-hub tag dog.wav --top 3
+      m2d-hub tag dog.wav --texts "a dog barking" "rain on a roof"
       m2d-hub tag recordings/ --json > tags.json
     """
     from m2d_hub.hub import load_model
+    from m2d_hub.zero_shot import classify_by_text
 
     sources = find_files(paths)
-    loaded = load_model(model, device=device)
+    loaded = load_model(model or (DEFAULT_TEXT_TAGGER if texts else DEFAULT_TAGGER), device=device)
     answers: list[dict[str, Any]] = []
     failed = 0
     for source in with_progress(sources):
         try:
-            tags = loaded.classify(source.path, top_k=top, batch_size=batch_size)[0]
+            if texts:
+                tags = classify_by_text(loaded, source.path, list(texts), top_k=top, batch_size=batch_size)[0]
+            else:
+                tags = loaded.classify(source.path, top_k=top, batch_size=batch_size)[0]
         except AudioError as error:
             failed += 1
             click.echo(f"Error: {error}", err=True)
@@ -210,6 +247,30 @@ def info(name: str, as_json: bool) -> None:
     width = max(map(len, values))
     for field, value in values.items():
         click.echo(f"{field:{width}}  {_readable(value)}")
+
+
+@main.command()
+@click.argument("name")
+def download(name: str) -> None:
+    """Fetch a model's weights now, so that it loads without a network later; prints where they are.
+
+    NAME is one of `m2d-hub list`, or hf-hub:org/repo[@revision]. The cache is in $HF_HOME; M2D_HUB_MIRROR may
+    name another address than the authors' release. A download that was stopped goes on where it was.
+
+    \b
+    Examples:
+      m2d-hub download m2d-as-0.7
+      HF_HOME=/data/hf m2d-hub download hf-hub:org/repo@v1
+    """
+    from m2d_hub.repository import PREFIX, fetch_repository
+    from m2d_hub.store import fetch
+
+    if name.startswith(PREFIX):
+        click.echo(fetch_repository(name))
+        return
+    info = find_model(name)
+    click.echo(f"{name}: {info.license}; {info.source}", err=True)
+    click.echo(fetch(info))
 
 
 @main.command()

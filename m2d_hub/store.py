@@ -83,7 +83,7 @@ def fetch(
         CheckpointError: The zip is unsafe or damaged, or its tensors are not those of this model.
     """
     if info.path is None:
-        return PACKAGED / info.name
+        return _packaged(info.name)
     root = cache_root(cache_dir)
     folder, zip_path = root / info.name, _zip_path(info, root)
     if not (folder / ORIGIN_FILE).is_file():
@@ -129,6 +129,16 @@ def load_all_tensors(folder: Path) -> dict[str, Tensor]:
     }
     pretraining = folder / PRETRAINING_FILE
     return tensors | (read_safetensors(pretraining)[0] if pretraining.is_file() else {})
+
+
+def _packaged(name: str) -> Path:
+    folder = PACKAGED / name
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise DownloadError(
+            f"The weights of {name!r} are part of this package, but {folder} lacks them. "
+            "Install the package again."
+        )
+    return folder
 
 
 def _obtain(info: ModelInfo, root: Path, zip_path: Path) -> None:

@@ -1,13 +1,17 @@
 """Audio and text in one space: both audio projections, text projections, a small random text encoder."""
 
+import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from click.testing import CliRunner
 
 import m2d_hub
 from m2d_hub.clap import Clap
+from m2d_hub.cli import main
 from m2d_hub.config import ClapConfig, EncoderConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
 from m2d_hub.text import load_text_encoder, pool
@@ -29,6 +33,7 @@ WORDS = [
     "roof",
 ]
 TEXT_DIM = 16
+CLIP = Path(__file__).parent / "data" / "tabla_stroke.flac"
 
 
 def clap_config(**overrides):
@@ -278,6 +283,21 @@ def test_ranking_texts_without_a_text_space_names_a_model_that_has_one():
 def test_ranking_texts_refuses_a_top_k_of_nothing(clap_model):
     with pytest.raises(ConfigError, match="top_k must be a whole number of at least 1, got 0"):
         classify_by_text(clap_model, torch.randn(1, 16_000), ["rain"], top_k=0)
+
+
+def test_tag_command_takes_several_texts_after_one_option(clap_model, tmp_path):
+    clap_model.save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--device", "cpu", "--json", str(CLIP)]
+    expected = classify_by_text(clap_model, CLIP, ["a dog barks", "rain", "the roof"], top_k=2)[0]
+    for texts in (
+        ["--texts", "a dog barks", "rain", "the roof", "--top", "2"],
+        ["--texts", "a dog barks", "--top", "2", "--texts", "rain", "the roof"],
+    ):
+        result = CliRunner().invoke(main, ["tag", *texts, *arguments])
+        assert result.exit_code == 0, result.output
+        tags = json.loads(result.stdout)[0]["tags"]
+        assert [(tag["label"], tag["index"]) for tag in tags] == [(tag.label, tag.index) for tag in expected]
+        assert [tag["score"] for tag in tags] == pytest.approx([tag.score for tag in expected], abs=1e-6)
 
 
 def test_text_encoder_inside_travels_through_saving_and_loading(clap_model, text_folder, tmp_path):

@@ -1,11 +1,15 @@
 """``load_model`` by name: aliases, Hugging Face repositories, what is on disk, and publishing again."""
 
+from pathlib import Path
+
 import huggingface_hub.constants
 import pytest
 import torch
+from click.testing import CliRunner
 
 import m2d_hub
 import m2d_hub.download
+from m2d_hub.cli import main
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, UnknownModelError
 from m2d_hub.publish import check_right_to_publish, model_card
@@ -105,6 +109,27 @@ def test_cache_dir_is_used(server, tmp_path):
     load("tiny", cache_dir=tmp_path / "elsewhere")
     assert (tmp_path / "elsewhere" / "tiny" / "model.safetensors").is_file()
     assert not (tmp_path / "home").exists()
+
+
+def test_download_command_prints_where_the_weights_are(server, tmp_path):
+    result = CliRunner().invoke(main, ["download", "tiny"])
+    assert result.exit_code == 0
+    folder = tmp_path / "home" / "m2d_hub" / "tiny"
+    assert result.stdout == f"{folder}\n"
+    assert (folder / "model.safetensors").is_file()
+    assert f"tiny: {NTT_LICENSE}; https://github.com/nttcslab/m2d/releases/tag/v0.0.1" in result.stderr
+
+
+def test_download_command_takes_repositories(server, tmp_path):
+    put_in_repository(server, tmp_path / "saved")
+    result = CliRunner().invoke(main, ["download", "hf-hub:lab/model"])
+    assert (Path(result.stdout.strip()) / "model.safetensors").is_file()
+
+
+def test_download_command_tells_an_unknown_name(server):
+    result = CliRunner().invoke(main, ["download", "m2d-9"])
+    assert result.exit_code == 1
+    assert "Error: Unknown model 'm2d-9'. Available: " in result.stderr
 
 
 def test_failed_download_names_the_file_to_fetch_and_its_place(server, tmp_path):

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 import m2d_hub.archive
 import m2d_hub.download
 import m2d_hub.store
-from m2d_hub.checkpoint import load_checkpoint
+from m2d_hub.checkpoint import load_checkpoint, save_checkpoint
+from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ChecksumError, DownloadError, UnknownModelError
 from m2d_hub.registry import MODELS, find_model
 from m2d_hub.store import fetch, load_all_tensors, model_info, release_url
@@ -505,6 +506,24 @@ def test_ten_processes_download_once(server, tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
     assert server.count(f"/{TINY.path}") == 1
     assert load_checkpoint(tmp_path / "tiny").config.name == "tiny"
+
+
+def test_weights_that_the_installation_lacks_are_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(m2d_hub.store, "PACKAGED", tmp_path)
+    message = fails(None, tmp_path, DownloadError, find_model("m2d-mini"))
+    assert message == (
+        f"The weights of 'm2d-mini' are part of this package, but {tmp_path}/m2d-mini lacks them. "
+        "Install the package again."
+    )
+
+
+def test_model_info_of_packaged_weights_reads_their_own_configuration(tmp_path, monkeypatch):
+    monkeypatch.setattr(m2d_hub.store, "PACKAGED", tmp_path)
+    encoder = EncoderConfig(input_size=(80, 48), patch_size=(16, 8), embed_dim=128, depth=3)
+    save_checkpoint(tmp_path / "m2d-mini", {"weight": torch.ones(2)}, ModelConfig(encoder=encoder))
+    info = model_info("m2d-mini")
+    assert (info.on_disk, info.input_size, info.patch_size) == (True, (80, 48), (16, 8))
+    assert (info.embed_dim, info.depth, info.sha256) == (128, 3, None)
 
 
 def test_model_info_tells_what_is_on_disk(server, tmp_path):
