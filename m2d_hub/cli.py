@@ -211,7 +211,7 @@ def list_(pattern: str, as_json: bool) -> None:
       m2d-hub list
       m2d-hub list 'm2d-as-*' --json
     """
-    from m2d_hub.store import model_info
+    from m2d_hub.catalog import model_info
 
     names = list_models(pattern)
     if as_json:
@@ -237,7 +237,7 @@ def info(name: str, as_json: bool) -> None:
       m2d-hub info m2d-as-0.7
       m2d-hub info m2d-mini --json
     """
-    from m2d_hub.store import model_info
+    from m2d_hub.catalog import model_info
 
     known = model_info(name)
     values = {**dataclasses.asdict(known), "source": known.source}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from m2d_hub.catalog import is_offline
 from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, M2DError, UnknownModelError
 from m2d_hub.storage import storage_errors
-from m2d_hub.store import is_offline
 
 PREFIX = "hf-hub:"
 

@@ -8,7 +8,6 @@ Below ``$HF_HOME/m2d_hub``, or the ``cache_dir`` given, ``<name>/`` holds ``mode
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -17,59 +16,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from m2d_hub.archive import extract_checkpoint
-from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, read_safetensors, save_checkpoint
-from m2d_hub.config import ModelConfig
+from m2d_hub.catalog import PACKAGED, cache_root, is_offline, release_url, zip_path_of
+from m2d_hub.catalog import model_info as model_info
+from m2d_hub.checkpoint import WEIGHTS_FILE, load_checkpoint, read_safetensors, save_checkpoint
 from m2d_hub.convert import read_published
 from m2d_hub.download import download, offline_advice
 from m2d_hub.errors import DownloadError, M2DError
 from m2d_hub.layout import check_published
-from m2d_hub.provenance import (
-    ORIGIN_FILE,
-    check_release_hash,
-    read_origin,
-    record_hash,
-    recorded_hash,
-    verify,
-    write_origin,
-)
-from m2d_hub.registry import RELEASES, ModelInfo, find_model
+from m2d_hub.provenance import ORIGIN_FILE, check_release_hash, record_hash, verify, write_origin
+from m2d_hub.registry import ModelInfo
 from m2d_hub.storage import locked, sha256_of, storage_errors
 
 PRETRAINING_FILE = "pretraining.safetensors"
-MIRROR_VARIABLE = "M2D_HUB_MIRROR"
-PACKAGED = Path(__file__).parent / "weights"
-
-
-def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of the cache: ``cache_dir``, else ``$HF_HOME/m2d_hub``."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    from huggingface_hub import constants
-
-    return Path(os.environ.get("HF_HOME") or constants.HF_HOME).expanduser() / "m2d_hub"
-
-
-def is_offline() -> bool:
-    """Whether ``HF_HUB_OFFLINE`` forbids the network."""
-    from huggingface_hub import constants
-
-    return constants.HF_HUB_OFFLINE or os.environ.get("HF_HUB_OFFLINE", "").upper() in (
-        "1",
-        "ON",
-        "YES",
-        "TRUE",
-    )
-
-
-def release_url(info: ModelInfo) -> str:
-    """Where the zip is fetched from: the authors' release, or the mirror named by ``M2D_HUB_MIRROR``."""
-    base = os.environ.get(MIRROR_VARIABLE) or f"{RELEASES}/download"
-    return f"{base.rstrip('/')}/{info.path}"
 
 
 def fetch(
@@ -85,7 +49,7 @@ def fetch(
     if info.path is None:
         return _packaged(info.name)
     root = cache_root(cache_dir)
-    folder, zip_path = root / info.name, _zip_path(info, root)
+    folder, zip_path = root / info.name, zip_path_of(info, root)
     if not (folder / ORIGIN_FILE).is_file():
         if (local_files_only or is_offline()) and not zip_path.is_file():
             raise DownloadError(
@@ -99,34 +63,15 @@ def fetch(
     return folder
 
 
-def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ModelInfo:
-    """What is known about a named model, and what this machine has of it.
-
-    Raises:
-        UnknownModelError: The name is not in the registry.
-    """
-    info = find_model(name)
-    root = cache_root(cache_dir)
-    folder = PACKAGED / name if info.path is None else root / name
-    if info.path is not None:
-        info = replace(info, sha256=info.sha256 or recorded_hash(info, root))
-    if not (folder / WEIGHTS_FILE).is_file():
-        return info
-    info = replace(info, on_disk=True, disk_bytes=sum(file.stat().st_size for file in folder.iterdir()))
-    if info.path is not None:
-        return replace(info, download_bytes=read_origin(folder)["zip_bytes"])
-    encoder = ModelConfig.from_dict(json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))).encoder
-    sizes = {field: getattr(encoder, field) for field in ("input_size", "patch_size", "embed_dim", "depth")}
-    return replace(info, **sizes)
-
-
 def load_all_tensors(folder: Path) -> dict[str, Tensor]:
-    """All weights of a cached model but a head's, under their published names, for further pre-training."""
+    """All weights of a model's folder but a head's, under their published names, for further pre-training."""
+    checkpoint = load_checkpoint(folder)
     tensors = {
         name.removeprefix("encoder.").removeprefix("clap."): tensor
-        for name, tensor in load_checkpoint(folder).tensors.items()
+        for name, tensor in checkpoint.tensors.items()
         if not name.startswith("head.")
     }
+    tensors["norm_stats"] = torch.tensor([checkpoint.config.frontend.mean, checkpoint.config.frontend.std])
     pretraining = folder / PRETRAINING_FILE
     return tensors | (read_safetensors(pretraining)[0] if pretraining.is_file() else {})
 
@@ -194,7 +139,3 @@ def _work_folder(folder: Path) -> Iterator[Path]:
                 raise OSError(int(code[1]), str(error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _zip_path(info: ModelInfo, root: Path) -> Path:
-    return root / "downloads" / f"{info.folder}.zip"

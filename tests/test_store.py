@@ -16,13 +16,15 @@ import torch
 from safetensors import SafetensorError
 
 import m2d_hub.archive
+import m2d_hub.catalog
 import m2d_hub.download
 import m2d_hub.store
+from m2d_hub.catalog import model_info, release_url
 from m2d_hub.checkpoint import load_checkpoint, save_checkpoint
 from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ChecksumError, DownloadError, UnknownModelError
 from m2d_hub.registry import MODELS, find_model
-from m2d_hub.store import fetch, load_all_tensors, model_info, release_url
+from m2d_hub.store import fetch, load_all_tensors
 
 from .release_server import (
     Fault,
@@ -138,7 +140,8 @@ def test_cache_is_beside_the_hubs_in_hf_home(server, tmp_path, monkeypatch):
 
 
 def test_pretraining_parts_lie_apart_and_come_back_under_their_published_names(server, tmp_path):
-    info, published = replace(TINY, pretraining=True), encoder_tensors() | pretraining_tensors()
+    info, statistics = replace(TINY, pretraining=True), torch.tensor([-6.5, 3.5])
+    published = encoder_tensors() | pretraining_tensors() | {"norm_stats": statistics}
     publish(server, info, published)
     folder = fetch(info, cache_dir=tmp_path)
     assert all(name.startswith("encoder.") for name in load_checkpoint(folder).tensors)
@@ -444,6 +447,7 @@ def test_what_a_killed_conversion_left_is_cleared(server, tmp_path):
     (tmp_path / ".work" / "tiny" / "checkpoint-300.pth").write_bytes(b"half")
     (tmp_path / "tiny").mkdir()
     (tmp_path / "tiny" / "model.safetensors").write_bytes(b"half")
+    assert not model_info("tiny", cache_dir=tmp_path).on_disk
     fetch(TINY, cache_dir=tmp_path)
     assert not (tmp_path / ".work" / "tiny").exists()
 
@@ -518,7 +522,7 @@ def test_weights_that_the_installation_lacks_are_told(tmp_path, monkeypatch):
 
 
 def test_model_info_of_packaged_weights_reads_their_own_configuration(tmp_path, monkeypatch):
-    monkeypatch.setattr(m2d_hub.store, "PACKAGED", tmp_path)
+    monkeypatch.setattr(m2d_hub.catalog, "PACKAGED", tmp_path)
     encoder = EncoderConfig(input_size=(80, 48), patch_size=(16, 8), embed_dim=128, depth=3)
     save_checkpoint(tmp_path / "m2d-mini", {"weight": torch.ones(2)}, ModelConfig(encoder=encoder))
     info = model_info("m2d-mini")
