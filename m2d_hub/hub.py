@@ -40,10 +40,8 @@ def load_model(
         device: None takes CUDA, else MPS, else the CPU.
         dtype: torch.float32, torch.bfloat16, torch.float16, or ``"int8"`` (linear layers, on a CPU).
         window_s: Seconds that the encoder sees at once. None: as pre-trained; longer: positions are
-            interpolated;
-            shorter: cut; infinity: one window of each input's own length.
-        num_classes: Puts a fresh, untrained head on the encoder, unless the weights have one of that many
-            classes.
+            interpolated; shorter: cut; infinity: one window of each input's own length.
+        num_classes: Puts a fresh, untrained head on the encoder, unless the weights have one of that size.
         sample_rate: Hz, only for a published file whose folder was renamed and whose settings do not say it.
         cache_dir: Where downloads and converted weights are kept.
         revision: Branch, tag or commit of a Hugging Face repository.
@@ -80,15 +78,25 @@ def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) 
             raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
         return torch.device("cpu")
     if device is not None:
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(
-                f"device {device!r} is not known to torch: {str(error).splitlines()[0]}"
-            ) from error
+        return _checked_device(device)
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _checked_device(given: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise ConfigError(f"device {given!r} is not known to torch: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device {str(given)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Leave device "
+            "out to take what there is, or give 'cpu'."
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device 'mps' is not there; leave device out to take what there is, or give 'cpu'.")
+    return device
 
 
 def _locate(

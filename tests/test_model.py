@@ -333,6 +333,7 @@ def test_a_new_head_is_put_on_only_where_none_of_that_size_is(tagger, tmp_path):
         ({"dtype": torch.float64}, "dtype must be .* got torch.float64"),
         ({"dtype": "int8", "device": "cuda"}, "dtype='int8' runs on the CPU only, but device='cuda'"),
         ({"device": "abacus"}, "device 'abacus' is not known"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
         ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
     ],
 )
