@@ -27,5 +27,5 @@ $(INSTALLED): pyproject.toml
 	@echo "Setting up .venv, once (torch is large: a few minutes)"
 	@$(PYTHON) -m venv .venv || { echo "python3 cannot make environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	@touch $@

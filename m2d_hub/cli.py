@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2d_hub.console import (
+    DEFAULT_MODEL,
+    SOME_FAILED,
     Group,
     batch_size_option,
     device_option,
@@ -22,17 +24,15 @@ from m2d_hub.console import (
     window_option,
     with_progress,
 )
+from m2d_hub.embed_command import embed
 from m2d_hub.errors import AudioError, ConfigError
-from m2d_hub.formats import FORMATS
 from m2d_hub.registry import find_model, list_models
 
 if TYPE_CHECKING:
     from m2d_hub.results import Tag
 
-DEFAULT_MODEL = "m2d-mini"
 DEFAULT_TAGGER = "m2d-as-0.7-as2m"
 DEFAULT_TEXT_TAGGER = "m2d-clap-2024"
-SOME_FAILED = 3  # exit status where files could not be read
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -48,77 +48,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-@main.command()
-@paths_argument
-@model_option(DEFAULT_MODEL)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Where to, see above."
-)
-@click.option(
-    "--kind",
-    type=click.Choice(["clip", "frames", "layers"]),
-    default="clip",
-    show_default=True,
-    help="One embedding a file, one a time frame, or those of every layer.",
-)
-@batch_size_option
-@device_option
-@window_option
-@json_option
-def embed(
-    paths: tuple[str, ...],
-    model: str,
-    out: Path,
-    kind: Any,
-    batch_size: int,
-    device: str | None,
-    window: float | None,
-    as_json: bool,
-) -> None:
-    """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
-
-    \b
-    The suffix of OUT says the format:
-      .parquet      a row a file: file, embedding; but for clips also num_frames, timestamps_s
-      .npz          clips: arrays file (N) and embedding (N, D); else embedding/FILE, timestamps_s/FILE
-      .safetensors  the same; the names are JSON in the metadata's "file"
-      none          a folder of FILE.npy, and index.csv that says which is whose
-    float32: (D) a clip, (frames, D) for frames, (layers, frames, D) for layers; times are in seconds.
-
-    Files that cannot be read are listed in OUT.errors.csv and do not stop the rest; the exit status is then
-    3. Run the same command again and it goes on where it was stopped: what is done is kept (in OUT.parts
-    until the end), what failed is tried again, and new files are added.
-
-    \b
-    Examples:
-      m2d-hub embed dog.wav --out dog.npz
-      m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
-      m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
-    """
-    from m2d_hub.embedding import embed_files
-
-    sources = find_files(paths)
-    if out.suffix and out.suffix.lower() not in FORMATS and not out.is_dir():
-        allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
-        raise click.UsageError(f"--out {out}: unknown suffix {out.suffix!r}. Use {allowed}.")
-    summary = embed_files(
-        sources,
-        out,
-        model=model,
-        kind=kind,
-        batch_size=batch_size,
-        device=device,
-        window_s=window,
-        progress=True,
-    )
-    if as_json:
-        click.echo(json.dumps(dataclasses.asdict(summary)))
-    else:
-        there = f" ({summary.already_there} were there already)" if summary.already_there else ""
-        click.echo(f"{summary.embedded} files embedded into {out}{there}.")
-    if summary.failed:
-        click.echo(f"{summary.failed} files could not be read; see {summary.errors_file}.", err=True)
-        sys.exit(SOME_FAILED)
+main.add_command(embed)
 
 
 class _SeveralTexts(click.Command):

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import click
 
 from m2d_hub.errors import ConfigError, M2DError
 from m2d_hub.sources import Source, find_sources
+
+DEFAULT_MODEL = "m2d-mini"
+SOME_FAILED = 3  # exit status where files could not be read
 
 
 class Group(click.Group):
@@ -67,12 +72,19 @@ window_option = click.option(
 json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 
 
-def find_files(paths: tuple[str, ...]) -> list[Source]:
-    """The audio files that the arguments mean; what is wrong with these is wrong usage."""
+@contextlib.contextmanager
+def wrong_usage() -> Iterator[None]:
+    """Tells what is wrong with arguments as click tells it: with the usage and exit status 2."""
     try:
-        return find_sources(paths)
+        yield
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def find_files(paths: tuple[str, ...]) -> list[Source]:
+    """The audio files that the arguments mean."""
+    with wrong_usage():
+        return find_sources(paths)
 
 
 def with_progress(sources: list[Source]) -> Any:

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from m2d_hub.errors import AudioError
+import torch
+
+from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.outputs import Output, open_output
@@ -58,7 +60,7 @@ def embed_files(
 
     Raises:
         ConfigError: ``out`` cannot be used, or was begun with another model, kind or window.
-        M2DError: The model cannot be loaded.
+        M2DError: The model cannot be loaded, or the device's memory does not suffice.
     """
     output = open_output(out, _settings(model, kind, window_s), sources)
     try:
@@ -69,6 +71,12 @@ def embed_files(
         if left:
             loaded = load_model(model, device=device, window_s=window_s)
             failed = _embed(loaded, left, output, errors_path, kind, batch_size, len(sources), progress)
+    except torch.OutOfMemoryError as error:
+        output.release()
+        raise ConfigError(
+            f"the device ran out of memory at --batch-size {batch_size}; run again with a smaller one: "
+            "what is done is kept."
+        ) from error
     except BaseException:
         output.release()
         raise

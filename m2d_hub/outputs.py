@@ -7,7 +7,6 @@ folder: each array takes its name when it is whole, and then a line in ``index.c
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import json
@@ -17,11 +16,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-import filelock
 import numpy as np
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.formats import FORMATS, Safetensors
+from m2d_hub.output_job import check_settings, lock_kept, write_settings
 from m2d_hub.records import Contents, Record, foreign_file, replace_durably
 from m2d_hub.sources import Source, output_names
 
@@ -52,12 +51,22 @@ def open_output(out: Path, settings: dict[str, Any], sources: Iterable[Source]) 
     Raises:
         ConfigError: The suffix is unknown, the output belongs to another job, or another run is writing it.
     """
-    if out.suffix.lower() in FORMATS:
+    check_suffix(out)
+    if out.suffix.lower() in FORMATS and not out.is_dir():
         return FileOutput(out, settings)
-    if out.suffix and not out.is_dir():
+    return FolderOutput(out, settings, sources)
+
+
+def check_suffix(out: Path) -> None:
+    """Refuses names that mean a format which is not written; ``.7`` and the like are part of a folder's name.
+
+    Raises:
+        ConfigError: The message says which suffixes are known.
+    """
+    means_format = out.suffix[1:2].isalpha() and not out.is_dir()
+    if means_format and out.suffix.lower() not in FORMATS:
         allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
         raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}. Use {allowed}.")
-    return FolderOutput(out, settings, sources)
 
 
 class FileOutput:
@@ -70,9 +79,9 @@ class FileOutput:
         self._part_format = Safetensors()
         existing = [self._format.contents(out)] if out.exists() else []
         for contents in existing:
-            _check_settings(out, contents.settings, settings)
+            check_settings(out, contents.settings, settings)
         self._format.require()
-        with _lock_kept(self._parts, out) as self._lock:
+        with lock_kept(self._parts, out) as self._lock:
             self._begin()
             existing += [self._part_format.contents(part) for part in self._part_files()]
             self.done = {file for contents in existing for file in contents.files}
@@ -109,7 +118,7 @@ class FileOutput:
         for leftover in self._parts.glob("*.partial*"):
             leftover.unlink()
         for part in self._part_files()[:1]:
-            _check_settings(self._out, self._part_format.contents(part).settings, self._settings)
+            check_settings(self._out, self._part_format.contents(part).settings, self._settings)
 
     def _part_files(self) -> list[Path]:
         return sorted(self._parts.glob("[0-9]*.safetensors"))
@@ -140,13 +149,13 @@ class FolderOutput:
         job = out / "settings.json"
         if self._index.exists() and not job.exists():
             raise foreign_file(self._index)
-        with _lock_kept(out, out) as self._lock:
+        with lock_kept(out, out) as self._lock:
             taken = self._read_index()
             self.done = set(taken)
             if taken:
-                _check_settings(out, json.loads(job.read_text()), settings)
+                check_settings(out, json.loads(job.read_text()), settings)
             else:
-                _write_settings(job, settings)
+                write_settings(job, settings)
             self._names = output_names(sources, taken)
 
     def add(self, records: list[Record]) -> None:
@@ -204,35 +213,3 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     with open(partial, "wb") as file:
         np.save(file, array)
     replace_durably(partial, path)
-
-
-def _write_settings(path: Path, settings: dict[str, Any]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    replace_durably(partial, path)
-
-
-def _check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
-    if begun != wanted:
-        differing = [key for key in wanted if begun.get(key) != wanted[key]]
-        changes = "; ".join(f"{key} {begun.get(key)!r}, now {wanted[key]!r}" for key in differing)
-        raise ConfigError(
-            f"{out} was begun with other settings ({changes}). Go on with the same ones, give another --out, "
-            "or delete what is there to begin anew."
-        )
-
-
-@contextlib.contextmanager
-def _lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
-    """Takes the lock of an output, which is kept unless opening the output fails."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise ConfigError(f"another run is writing {out}; wait for it, or give another --out.") from error
-    try:
-        yield lock
-    except BaseException:
-        lock.release()
-        raise

@@ -74,7 +74,7 @@ def test_demo_prints_shapes_and_neighbours_and_draws_a_picture(tmp_path):
         [sys.executable, tmp_path / "examples" / "demo.py"],
         capture_output=True,
         text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
     )
     assert answer.returncode == 0, answer.stderr
     assert re.search(rf"encode_clip of {len(CLIPS)} files, 8 to 48 kHz: \({len(CLIPS)}, \d+\)", answer.stdout)

@@ -11,9 +11,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 
 HUB_ORDER = """
-    errors config results labels registry storage provenance archive download positional linear frontend text
-    encoder head clap windows inference checkpoint convert layout store audio publish model quantize
-    repository hub zero_shot plots records parquet formats sources outputs embedding console cli
+    errors config results labels registry storage provenance catalog archive download positional linear
+    frontend text encoder head clap windows inference checkpoint convert layout store audio publish model
+    quantize repository hub zero_shot plots records parquet formats sources output_job outputs embedding
+    console embed_command cli
 """
 
 TRAINING_ORDER = """
