@@ -1,0 +1,267 @@
+"""Races m2d_hub against the baseline in one run and writes benchmarks/results/inference.md.
+
+    python benchmarks/inference.py [--repeats 5]
+
+Weights are the parity tests' random ones in ViT-Base size, inputs generated signals; both sides run in turn,
+so that a drift of the machine's speed hits both alike. Medians are given, and the lowest and highest ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import m2d_hub
+from m2d_hub.linear import Linear
+from m2d_hub.quantize import Int8Linear
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results" / "inference.md"
+FOLDER = "m2d_vit_base-80x608p16x16-000000-mr7"
+SIZES = {"decoder_dim": 512, "decoder_depth": 8, "target_encoder": True}
+
+
+def load_module(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def race(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
+    """Times both sides in turn, after one run of each that is not counted."""
+    ours(), theirs()
+    pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
+    ratios = [theirs_s / ours_s for ours_s, theirs_s in pairs]
+    return {
+        "ours_s": median(pair[0] for pair in pairs),
+        "theirs_s": median(pair[1] for pair in pairs),
+        "ratio": median(ratios),
+        "lowest": min(ratios),
+        "highest": max(ratios),
+    }
+
+
+def load_baseline(path: Path) -> torch.nn.Module:
+    return load_module(HERE / "baseline.py").Baseline(torch.load(path, weights_only=False)["model"])
+
+
+def ragged_clips(reference: ModuleType) -> list[np.ndarray]:
+    lengths_s = np.random.default_rng(0).uniform(0.5, 14.0, 48)
+    return [reference.waveform(float(length), seed=seed) for seed, length in enumerate(lengths_s)]
+
+
+def product_rates() -> dict[str, float]:
+    """Billions of operations a second in products of one encoder layer's size: plain, packed, 8-bit."""
+    rows = torch.randn(1910, 768)
+    layer = Linear(768, 3072)
+    quantised = Int8Linear(layer)
+    operations = 2 * 1910 * 768 * 3072
+
+    def best(run: Callable[[], object]) -> float:
+        return operations / min(seconds(run) for _ in range(30)) / 1e9
+
+    with torch.no_grad():
+        return {
+            "float32, packed at each call": best(lambda: F.linear(rows, layer.weight, layer.bias)),
+            "float32, packed once": best(lambda: layer(rows)),
+            "int8": best(lambda: quantised(rows)),
+        }
+
+
+def encoder_operations(num_tokens: int) -> float:
+    """Operations of the encoder's products for windows of ``num_tokens`` patch tokens and a class token."""
+    tokens = num_tokens + 1
+    linear = 12 * (4 + 8) * 768 * 768 * 2 * tokens
+    attention = 12 * 2 * 2 * tokens * tokens * 768
+    return linear + attention + 2 * num_tokens * 256 * 768
+
+
+def peak_memory(kind: str, weights: Path, audio: Path) -> float:
+    """GB that a fresh process needed at most to embed one file."""
+    command = [sys.executable, __file__, "--child", kind, str(weights), str(audio)]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
+
+
+def child(kind: str, weights: Path, audio: Path) -> None:
+    if kind == "baseline":
+        waveform, _ = soundfile.read(audio, dtype="float32")
+        load_baseline(weights)(torch.from_numpy(waveform)[None]).mean(dim=1)
+    else:
+        getattr(m2d_hub.load_model(weights), kind)(audio)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def import_seconds(statement: str) -> float:
+    code = f"import torch, time; t = time.perf_counter(); {statement}; print(time.perf_counter() - t)"
+    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True) for _ in range(5)]
+    return median(float(run.stdout) for run in runs)
+
+
+def save_weights(work: Path, reference: ModuleType) -> tuple[Path, Path]:
+    """A published checkpoint and the same in this package's own folder."""
+    published = work / FOLDER / "checkpoint-300.pth"
+    published.parent.mkdir()
+    tensors = {key: torch.from_numpy(value) for key, value in reference.state_dict(**SIZES).items()}
+    torch.save({"model": tensors}, published)
+    m2d_hub.load_model(published, device="cpu").save_pretrained(work / "own")
+    return published, work / "own"
+
+
+def race_speed(published: Path, own: Path, reference: ModuleType, repeats: int) -> dict[str, Any]:
+    model = m2d_hub.load_model(published, device="cpu")
+    quantised = m2d_hub.load_model(own, dtype="int8")
+    baseline = load_baseline(published)
+    minute = reference.waveform(60.0)
+    minute_batch = torch.from_numpy(minute)[None]
+    clips = ragged_clips(reference)
+    clip_batches = [torch.from_numpy(clip)[None] for clip in clips]
+
+    def baseline_minute() -> Tensor:
+        return baseline(minute_batch).mean(dim=1)
+
+    difference = model.encode_frames(minute).features - baseline(minute_batch)
+    exact, rounded = (side.encode_clip([minute, *clips]) for side in (model, quantised))
+    return {
+        "minute": race(lambda: model.encode_clip(minute), baseline_minute, repeats),
+        "ragged": race(
+            lambda: model.encode_clip(clips),
+            lambda: [baseline(batch).mean(dim=1) for batch in clip_batches],
+            repeats,
+        ),
+        "int8": race(lambda: quantised.encode_clip(minute), baseline_minute, repeats),
+        "int8_cosine": torch.cosine_similarity(exact, rounded).min().item(),
+        "difference": difference.abs().max().item(),
+    }
+
+
+def race_loading(published: Path, own: Path, repeats: int) -> dict[str, Any]:
+    def load() -> object:
+        return load_baseline(published)
+
+    return {
+        "load_own": race(lambda: m2d_hub.load_model(own, device="cpu"), load, repeats),
+        "load_published": race(lambda: m2d_hub.load_model(published, device="cpu"), load, repeats),
+    }
+
+
+def compare_memory(work: Path, published: Path, own: Path, reference: ModuleType) -> dict[str, Any]:
+    for minutes in (2, 20):
+        soundfile.write(work / f"{minutes}.wav", reference.waveform(60.0 * minutes), 16_000)
+    return {
+        kind: {
+            f"{minutes} minutes": peak_memory(
+                kind, published if kind == "baseline" else own, work / f"{minutes}.wav"
+            )
+            for minutes in (2, 20)
+        }
+        for kind in ("encode_clip", "encode_frames", "baseline")
+    }
+
+
+def run_races(work: Path, repeats: int) -> dict[str, Any]:
+    reference = load_module(HERE.parent / "tests" / "parity" / "reference_weights.py")
+    published, own = save_weights(work, reference)
+    found = race_speed(published, own, reference, repeats) | race_loading(published, own, repeats)
+    last_window = -(-(6001 - 9 * 608) // 16) * 5
+    found["products"] = product_rates()
+    found["operations"] = 9 * encoder_operations(190) + encoder_operations(last_window)
+    found["memory"] = compare_memory(work, published, own, reference)
+    found["import"] = import_seconds("import m2d_hub")
+    found["import_load_model"] = import_seconds("from m2d_hub import load_model")
+    return found
+
+
+def race_row(name: str, goal: str, result: dict[str, float]) -> str:
+    spread = f"({result['lowest']:.2f}–{result['highest']:.2f})"
+    times = f"{result['ours_s']:.3f} s | {result['theirs_s']:.3f} s"
+    return f"| {name} | {times} | **{result['ratio']:.2f}×** {spread} | {goal} |"
+
+
+def memory_row(kind: str, gigabytes: dict[str, float]) -> str:
+    short, long = gigabytes["2 minutes"], gigabytes["20 minutes"]
+    goal = "–" if kind == "baseline" else "0.15 GB"
+    return f"| {kind} | {short:.2f} GB | {long:.2f} GB | {long - short:.2f} GB | {goal} |"
+
+
+def report(found: dict[str, Any], repeats: int) -> str:
+    fastest = max(found["products"].values())
+    rate = found["operations"] / found["minute"]["ours_s"] / 1e9
+    return f"""# Inference: m2d_hub against the plain runtime
+
+`python benchmarks/inference.py --repeats {repeats}` on {platform.machine()}, {os.cpu_count()} cores,
+{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {torch.get_num_threads()} threads. ViT-Base,
+random weights. Medians; in brackets the lowest and highest ratio of the pairs.
+
+| | m2d_hub | baseline | faster | goal |
+|---|---|---|---|---|
+{race_row("60 s file, float32", "1.15×", found["minute"])}
+{race_row("48 ragged clips of 0.5–14 s, float32", "1.3×", found["ragged"])}
+{race_row("60 s file, int8", "2.5×", found["int8"])}
+{race_row("load, own folder", "4×", found["load_own"])}
+{race_row("load, published .pth", "–", found["load_published"])}
+
+Largest difference of a feature between both: {found["difference"]:.1e}. Lowest cosine of an int8 clip to its float32
+clip: {found["int8_cosine"]:.5f} (goal 0.999).
+
+| peak memory of a process | 2 minutes | 20 minutes | growth | goal |
+|---|---|---|---|---|
+{chr(10).join(memory_row(kind, gigabytes) for kind, gigabytes in found["memory"].items())}
+
+| matrix product of 1910 × 768 × 3072 | billions of operations a second |
+|---|---|
+{chr(10).join(f"| {name} | {value:.0f} |" for name, value in found["products"].items())}
+
+The 60 s file takes {found["operations"] / 1e9:.0f} billion operations in the encoder's products; the whole call
+reaches {rate:.0f} billion a second, {rate / fastest:.0%} of the fastest product.
+
+`import m2d_hub` after `import torch`: {found["import"]:.3f} s (goal 0.3 s); with `load_model`:
+{found["import_load_model"]:.2f} s.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--child", nargs=3, metavar=("KIND", "WEIGHTS", "AUDIO"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, weights, audio = options.child
+        child(kind, Path(weights), Path(audio))
+        return
+    with tempfile.TemporaryDirectory() as work:
+        found = run_races(Path(work), options.repeats)
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(report(found, options.repeats), encoding="utf-8")
+    RESULTS.with_suffix(".json").write_text(json.dumps(found, indent=2) + "\n")
+    print(RESULTS.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
