@@ -63,8 +63,8 @@ def verify(folder: Path) -> None:
                 f"{path} has changed since it was written: its sha256 is {digest}, recorded is "
                 f"{recorded['sha256']}. Delete {folder} and load the model again."
             )
-    if touched:  # copied from elsewhere: hash once, not at every load
-        with contextlib.suppress(PermissionError, FileNotFoundError):
+    if touched:  # copied from elsewhere: hash once, not at every load, unless the cache is read-only
+        with contextlib.suppress(OSError):
             write_origin(folder, {key: value for key, value in origin.items() if key != "files"})
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from m2d_hub.archive import extract_checkpoint
 from m2d_hub.catalog import PACKAGED, cache_root, is_offline, release_url, zip_path_of
 from m2d_hub.catalog import model_info as model_info
-from m2d_hub.checkpoint import WEIGHTS_FILE, load_checkpoint, read_safetensors, save_checkpoint
+from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, read_safetensors, save_checkpoint
 from m2d_hub.convert import read_published
 from m2d_hub.download import download, offline_advice
 from m2d_hub.errors import DownloadError, M2DError
@@ -116,6 +116,8 @@ def _convert(info: ModelInfo, root: Path, zip_path: Path, origin: dict[str, Any]
         if published.pretraining:
             tensors = {name: tensor.contiguous() for name, tensor in published.pretraining.items()}
             save_file(tensors, converted / PRETRAINING_FILE, metadata={"format": "pt"})
+        for path in converted.glob("*.safetensors"):  # written for their owner alone, unlike the rest
+            shutil.copymode(converted / CONFIG_FILE, path)
         write_origin(converted, origin)
         folder = root / info.name
         if folder.exists():  # without its record, so not whole

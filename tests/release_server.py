@@ -29,6 +29,7 @@ class Fault:
 
     status: int | None = None  # answer this
     cut_after: int | None = None  # close the connection after so many bytes
+    stall_after: int | None = None  # send no more after so many bytes, and keep the connection
     headers: dict[str, str] = field(default_factory=dict)
 
 
@@ -42,6 +43,7 @@ class ReleaseServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.ranges = True
         self.validators = True
+        self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -51,6 +53,7 @@ class ReleaseServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -131,7 +134,7 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
                     self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
                     return
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self._send(status, content[start:], headers, fault.cut_after)
+            self._send(status, content[start:], headers, fault)
 
         def _repository(self, name: str, revision: str) -> None:
             files = self._files_of(name, revision)
@@ -167,20 +170,19 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
             self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
         def _send(
-            self,
-            status: int,
-            body: bytes,
-            headers: dict[str, str] | None = None,
-            cut_after: int | None = None,
+            self, status: int, body: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None
         ) -> None:
+            fault = fault or Fault()
             self.send_response(status)
             for key, value in (headers or {}).items():
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body[:cut_after])
-            if cut_after is not None:
+                self.wfile.write(body[: fault.cut_after or fault.stall_after])
+            if fault.stall_after is not None:
+                server.closing.wait(timeout=60)
+            if fault != Fault():
                 self.close_connection = True
 
     return Handler

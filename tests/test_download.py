@@ -15,7 +15,7 @@ import pytest
 import m2d_hub.download
 from m2d_hub.download import download
 from m2d_hub.errors import DownloadError
-from m2d_hub.storage import locked
+from m2d_hub.storage import CHUNK_BYTES, locked
 
 from .release_server import Fault, ReleaseServer
 
@@ -84,6 +84,23 @@ def test_interrupted_download_goes_on_in_the_next_call(server, tmp_path, monkeyp
     assert (tmp_path / "model.zip.partial").stat().st_size == 100_000
     assert fetch(server, tmp_path).sha256 == DIGEST
     assert server.requests[-1][2]["Range"] == "bytes=100000-"
+    assert os.listdir(tmp_path) == ["model.zip"]
+
+
+def test_killed_process_leaves_a_part_that_the_next_one_continues(server, tmp_path):
+    server.faults["/v1/model.zip"] = [Fault(stall_after=2 * CHUNK_BYTES)]
+    server.files["/v1/model.zip"] = content = random.Random(1).randbytes(3 * CHUNK_BYTES)
+    script = "import pathlib, sys, m2d_hub.download as d; d.download(sys.argv[1], pathlib.Path(sys.argv[2]))"
+    arguments = [f"{server.url}/v1/model.zip", str(tmp_path / "model.zip")]
+    process = subprocess.Popen([sys.executable, "-c", script, *arguments], stderr=subprocess.DEVNULL)
+    partial, deadline = tmp_path / "model.zip.partial", time.monotonic() + 60
+    while not (partial.exists() and partial.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    arrived = partial.stat().st_size
+    assert fetch(server, tmp_path).path.read_bytes() == content
+    assert server.requests[-1][2]["Range"] == f"bytes={arrived}-"
     assert os.listdir(tmp_path) == ["model.zip"]
 
 

@@ -1,5 +1,6 @@
 """The cache of published weights: downloaded once, checked, converted, verified ever after."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -67,6 +68,29 @@ def left_in(root):
     )
 
 
+@contextlib.contextmanager
+def read_only(folder):
+    """Nothing below ``folder`` can be written; root, who may write anywhere, acts as nobody meanwhile."""
+    paths = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
+    parents = {path: path.stat().st_mode for path in (folder.parent, folder.parent.parent)}
+    for path in paths:
+        path.chmod(0o555)
+    for path, mode in parents.items():
+        path.chmod(mode | 0o055)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in paths:
+            path.chmod(0o755)
+        for path, mode in parents.items():
+            path.chmod(mode)
+
+
 def assert_nothing_left(root):
     assert left_in(root) == []
     assert not (root / ".work" / "tiny").exists()
@@ -125,6 +149,27 @@ def test_first_load_leaves_the_converted_weights_and_no_zip(server, tmp_path):
         "tiny/model.safetensors",
         "tiny/origin.json",
     ]
+
+
+def test_weights_may_be_read_by_whoever_may_read_the_cache(server, tmp_path):
+    info = replace(TINY, pretraining=True)
+    publish(server, info, encoder_tensors() | pretraining_tensors())
+    previous = os.umask(0o022)
+    try:
+        folder = fetch(info, cache_dir=tmp_path)
+    finally:
+        os.umask(previous)
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir()} == {0o644}
+
+
+def test_cache_that_may_only_be_read_serves_what_it_has(server, tmp_path):
+    folder = fetch(TINY, cache_dir=tmp_path)
+    os.utime(folder / "model.safetensors", (1, 1))  # as a copy has it: the hash is taken, and cannot be noted
+    with read_only(tmp_path):
+        assert fetch(TINY, cache_dir=tmp_path) == folder
+        message = fails(server, tmp_path, DownloadError, tiny_info("other"))
+    assert f"{tmp_path}/.locks cannot be written (" in message
+    assert "Change its permissions, or name another folder" in message
 
 
 def test_second_load_touches_no_network(server, tmp_path):
@@ -354,7 +399,11 @@ class Evil:
 def test_malicious_pickle_is_not_run(server, tmp_path, kind):
     root, ran = tmp_path / "cache", tmp_path / "ran"
     contents = encoder_tensors() | {"evil": Evil(ran)}
-    content = checkpoint_bytes(contents, wrapped=False) if kind == "torch file" else pickle.dumps(Evil(ran))
+    content = (
+        checkpoint_bytes(contents, wrapped=False)
+        if kind == "torch file"
+        else pickle.dumps(Evil(ran), protocol=2)
+    )
     server.files[f"/{TINY.path}"] = zip_bytes({f"{TINY.folder}/checkpoint-300.pth": content})
     message = fails(server, root, CheckpointError)
     assert "checkpoint-300.pth" in message
