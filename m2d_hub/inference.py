@@ -10,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2d_hub.windows import Window
+from m2d_hub.audio import Clip
+from m2d_hub.errors import AudioError
+from m2d_hub.frontend import LogMelFrontend
+from m2d_hub.windows import Window, cut_windows
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,59 @@ class EncodedBatch:
 
     windows: list[ClipWindow]
     features: Tensor  # (..., B, N_T, N_F·D)
+
+
+def read_windows(
+    clips: Iterable[Clip],
+    frontend: LogMelFrontend,
+    window_frames: int | None,
+    patch_frames: int,
+    device: torch.device,
+) -> Iterator[ClipWindow]:
+    """Reads clip after clip in blocks and cuts each into windows; log-mel is computed on ``device``."""
+    for index, clip in enumerate(clips):
+        blocks = (block.to(device) for block in clip.blocks())
+        log_mel = (frontend.normalise(block) for block in frontend.stream_log_mel(blocks))
+        for window, frames in cut_windows(log_mel, window_frames, patch_frames):
+            yield ClipWindow(index, window, frames)
+
+
+def split_windows(
+    waveform: Tensor,
+    lengths: list[int],
+    frontend: LogMelFrontend,
+    window_frames: int | None,
+    patch_frames: int,
+) -> list[ClipWindow]:
+    """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
+    windows: list[ClipWindow] = []
+    for length in sorted(set(lengths)):
+        clips = [index for index, own in enumerate(lengths) if own == length]
+        for clip, log_mel in zip(clips, frontend(waveform[clips, :length])[:, 0], strict=True):
+            cut = cut_windows([log_mel], window_frames, patch_frames)
+            windows += [ClipWindow(clip, window, frames) for window, frames in cut]
+    return windows
+
+
+def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:
+    """Samples of each clip of a batch (B, S).
+
+    Raises:
+        AudioError: The batch is no float (B, S), or the lengths do not fit it.
+    """
+    if waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
+        raise AudioError(
+            f"forward takes a float waveform (B, S) that is not empty, got {waveform.dtype} of shape "
+            f"{tuple(waveform.shape)}; encode_clip and encode_frames take any audio."
+        )
+    if lengths is None:
+        return [waveform.shape[1]] * waveform.shape[0]
+    samples = [int(length) for length in lengths]
+    if len(samples) != waveform.shape[0] or not all(1 <= n <= waveform.shape[1] for n in samples):
+        raise AudioError(
+            f"lengths must be {waveform.shape[0]} numbers of 1 to {waveform.shape[1]} samples, got {samples}."
+        )
+    return samples
 
 
 def encode_batched(

@@ -19,12 +19,20 @@ from m2d_hub.checkpoint import Checkpoint, assign_tensors, load_checkpoint, save
 from m2d_hub.clap import Clap
 from m2d_hub.config import HeadConfig, ModelConfig
 from m2d_hub.encoder import Encoder, tokens_to_frames
-from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.errors import ConfigError
 from m2d_hub.frontend import LogMelFrontend
 from m2d_hub.head import Head
-from m2d_hub.inference import ClipMeans, ClipWindow, EncodedBatch, FrameStore, encode_batched
+from m2d_hub.inference import (
+    ClipMeans,
+    EncodedBatch,
+    FrameStore,
+    check_lengths,
+    encode_batched,
+    read_windows,
+    split_windows,
+)
 from m2d_hub.results import Frames, Tag
-from m2d_hub.windows import Window, count_tokens, cut_windows, plan_windows, timestamps_s
+from m2d_hub.windows import count_tokens, plan_windows, timestamps_s
 
 
 class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio", "audio-embeddings", "m2d"]):
@@ -102,8 +110,10 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         return self.config.frontend.hop_samples / self.config.frontend.sample_rate
 
     @property
-    def _window_frames(self) -> int | None:
-        return None if self._own_length_windows else self.config.encoder.input_size[1]
+    def _window(self) -> tuple[int | None, int]:
+        """Frames of a window (None: each clip's own length) and of a token."""
+        encoder = self.config.encoder
+        return None if self._own_length_windows else encoder.input_size[1], encoder.patch_size[1]
 
     def set_window(self, window_s: float) -> None:
         """Changes how much the encoder sees at once (paper, section III-A2).
@@ -154,14 +164,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             AudioError: A shape, type or length is not as above.
         """
-        samples = self._checked_lengths(waveform, lengths)
-        windows: list[ClipWindow] = []
-        for length in sorted(set(samples)):
-            clips = [index for index, own in enumerate(samples) if own == length]
-            log_mel = self.frontend(waveform[clips, :length])[:, 0]
-            for index, clip in enumerate(clips):
-                cut = cut_windows([log_mel[index]], self._window_frames, self.config.encoder.patch_size[1])
-                windows += [ClipWindow(clip, window, frames) for window, frames in cut]
+        samples = check_lengths(waveform, lengths)
+        windows = split_windows(waveform, samples, self.frontend, *self._window)
         store = FrameStore(len(samples), self._expected_tokens(max(samples)))
         for batch in encode_batched(windows, self._encode_frames, batch_size=len(windows)):
             store.put(batch)
@@ -414,16 +418,9 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     def _encode_clips(
         self, clips: list[Clip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
-        def windows() -> Iterator[ClipWindow]:
-            for index, clip in enumerate(tqdm(clips, unit="clip", disable=not progress)):
-                blocks = (block.to(self.device) for block in clip.blocks())
-                log_mel = (self.frontend.normalise(block) for block in self.frontend.stream_log_mel(blocks))
-                for window, frames in cut_windows(
-                    log_mel, self._window_frames, self.config.encoder.patch_size[1]
-                ):
-                    yield ClipWindow(index, window, frames)
-
-        return encode_batched(windows(), encode, batch_size)
+        shown = tqdm(clips, unit="clip", disable=not progress)
+        windows = read_windows(shown, self.frontend, *self._window, self.device)
+        return encode_batched(windows, encode, batch_size)
 
     def _encode_frames(self, log_mel: Tensor) -> Tensor:
         tokens = self.encoder.encode(self.encoder.embed(log_mel))[:, 1:]
@@ -434,22 +431,11 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         return tokens_to_frames(tokens, self.config.encoder.grid[0])
 
     def _expected_tokens(self, num_samples: int) -> int:
-        return count_tokens(self._plan(self.frontend.num_frames(num_samples)))
-
-    def _plan(self, num_frames: int) -> list[Window]:
-        return plan_windows(num_frames, self._window_frames, self.config.encoder.patch_size[1])
+        return count_tokens(plan_windows(self.frontend.num_frames(num_samples), *self._window))
 
     def _frames(self, store: FrameStore) -> Frames:
         features, mask = store.features_and_mask()
-        longest = features.shape[-2]
-        frames_per_token = self.config.encoder.patch_size[1]
-        # A whole window's tokens stand for all its frames, also those that a window of odd length drops.
-        whole, rest = divmod(longest, self.config.encoder.grid[1])
-        num_frames = longest * frames_per_token
-        if not self._own_length_windows:
-            num_frames = whole * self.config.encoder.input_size[1] + rest * frames_per_token
-        times = timestamps_s(self._plan(num_frames), frames_per_token, self._hop_s)
-        return Frames(features, mask, times)
+        return Frames(features, mask, timestamps_s(features.shape[-2], *self._window, self._hop_s))
 
     def _head_input(self, clip: Tensor) -> Tensor:
         """Clip features (B, N_F·D) as the head takes them: unchanged, or the mean over all tokens (B, D)."""
@@ -479,19 +465,3 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
                 f"model {self.config.name!r} has no projections into a text space. Load 'm2d-clap-2024'."
             )
         return self.clap
-
-    def _checked_lengths(self, waveform: Tensor, lengths: Tensor | None) -> list[int]:
-        if waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
-            raise AudioError(
-                f"forward takes a float waveform (B, S) that is not empty, got {waveform.dtype} of shape "
-                f"{tuple(waveform.shape)}; encode_clip and encode_frames take any audio."
-            )
-        if lengths is None:
-            return [waveform.shape[1]] * waveform.shape[0]
-        samples = [int(length) for length in lengths]
-        if len(samples) != waveform.shape[0] or not all(1 <= n <= waveform.shape[1] for n in samples):
-            raise AudioError(
-                f"lengths must be {waveform.shape[0]} numbers of 1 to {waveform.shape[1]} samples, got "
-                f"{samples}."
-            )
-        return samples

@@ -50,17 +50,19 @@ def count_tokens(windows: Sequence[Window]) -> int:
     return windows[-1].first_token + windows[-1].num_tokens
 
 
-def timestamps_s(windows: Sequence[Window], patch_frames: int, hop_s: float) -> Tensor:
+def timestamps_s(num_tokens: int, window_frames: int | None, patch_frames: int, hop_s: float) -> Tensor:
     """Centres of the tokens' frames in seconds, (T,) float64.
 
     Token i of a window that starts at frame w covers frames w + i·p … w + (i + 1)·p − 1, each ``hop_s``
     apart.
     """
-    first_frames = [
-        window.first_frame + index * patch_frames for window in windows for index in range(window.num_tokens)
-    ]
-    centres = torch.tensor(first_frames, dtype=torch.float64) + (patch_frames - 1) / 2
-    return centres * hop_s
+    tokens = torch.arange(num_tokens, dtype=torch.float64)
+    if window_frames is None:
+        first_frames = tokens * patch_frames
+    else:
+        window_tokens = window_frames // patch_frames
+        first_frames = tokens // window_tokens * window_frames + tokens % window_tokens * patch_frames
+    return (first_frames + (patch_frames - 1) / 2) * hop_s
 
 
 def cut_windows(

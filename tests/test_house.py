@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 HUB_ORDER = """
     errors config results labels registry storage provenance catalog archive download positional linear
-    frontend text encoder head clap windows inference checkpoint convert layout store audio publish model
+    frontend text encoder head clap windows checkpoint convert layout store audio inference publish model
     quantize repository hub zero_shot plots records parquet formats sources output_job outputs embedding
     console embed_command cli
 """

@@ -25,14 +25,19 @@ def test_own_length_windows_are_one_padded_window():
 
 
 def test_timestamps_are_the_centres_of_the_tokens_frames():
-    times = timestamps_s(plan_windows(625, 608, 16), patch_frames=16, hop_s=0.01)
+    times = timestamps_s(40, window_frames=608, patch_frames=16, hop_s=0.01)
     assert times[:2].tolist() == pytest.approx([0.075, 0.235])
-    # The second window starts at frame 608 and has two tokens, the last mostly padding.
+    # The second window starts at frame 608.
     assert times[38:].tolist() == pytest.approx([6.08 + 0.075, 6.08 + 0.235])
 
 
+def test_own_length_windows_have_evenly_spaced_timestamps():
+    times = timestamps_s(1000, window_frames=None, patch_frames=4, hop_s=0.01)
+    assert times[[0, 999]].tolist() == pytest.approx([0.015, 999 * 0.04 + 0.015])
+
+
 def test_windows_of_odd_length_keep_true_timestamps():
-    times = timestamps_s(plan_windows(1101, 1001, 16), patch_frames=16, hop_s=0.01)
+    times = timestamps_s(70, window_frames=1001, patch_frames=16, hop_s=0.01)
     assert times[62].item() == pytest.approx(10.01 + 0.075)
 
 
