@@ -40,7 +40,9 @@ def build(case):
     sizes = case["config"]
     offline = None
     if case["offline"]:
-        offline = OfflineConfig(kind=case["offline"], dim=sizes["offline_dim"], weight=case["loss"]["loss_off"])
+        offline = OfflineConfig(
+            kind=case["offline"], dim=sizes["offline_dim"], weight=case["loss"]["loss_off"]
+        )
     pretrainer = build_pretrainer(
         PretrainConfig(
             input_size=tuple(sizes["input_size"]),

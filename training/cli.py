@@ -14,8 +14,6 @@ import click
 
 from m2d_hub.errors import M2DError
 
-logger = logging.getLogger(__name__)
-
 PRETRAIN_EXAMPLE = """\b
 Examples:
   m2d-train pretrain m2d-0.7 --data clips.csv --out runs/m2d
@@ -66,8 +64,6 @@ def pretrain(
     from .sources import RunOptions
 
     with reported_errors():
-        out.mkdir(parents=True, exist_ok=True)
-        _log_to(out / "train.log")
         chosen = load_preset(preset)
         config = apply_settings(chosen.config, settings)
         needs_teacher = config.offline is not None and config.offline.kind == "features"
@@ -81,7 +77,8 @@ def pretrain(
             teacher=teacher or (chosen.teacher if needs_teacher else None),
             labelled=labelled,
         )
-        export = run_pretraining(config, options)
+        with _logging_to(out / "train.log"):
+            export = run_pretraining(config, options)
     if is_first_process():
         click.echo(_answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
 
@@ -124,7 +121,6 @@ def reported_errors() -> Iterator[None]:
     try:
         yield
     except M2DError as error:
-        logger.error("%s", error)
         raise click.ClickException(str(error)) from error
 
 
@@ -133,13 +129,28 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _log_to(path: Path) -> None:
-    """Logs to the terminal and to a file; processes but the first only tell of warnings."""
-    level = logging.INFO if is_first_process() else logging.WARNING
+@contextlib.contextmanager
+def _logging_to(path: Path) -> Iterator[None]:
+    """Logs to the terminal, and of the first process to a file too; the others only tell of warnings."""
+    is_first = is_first_process()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if is_first_process():
+    if is_first:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", handlers=handlers)
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger(package) for package in ("m2d_training", "m2d_hub")]
+    try:
+        for package in loggers:
+            package.setLevel(logging.INFO if is_first else logging.WARNING)
+            for handler in handlers:
+                package.addHandler(handler)
+        yield
+    finally:
+        for handler in handlers:
+            for package in loggers:
+                package.removeHandler(handler)
+            handler.close()
 
 
 def _answer(values: dict[str, object], as_json: bool, text: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,12 +33,18 @@ class StepResult:
     tau: float
     grad_norm: float
     seconds: float
-    skipped: list[str] = field(default_factory=list)
+    encoded: Tensor  # of the last batch of this process (B, 1 + n_visible, D)
+    skipped: list[str]
 
     def metrics(self) -> dict[str, float]:
         """Values for the record."""
         names = ("loss", "m2d", "offline", "lr", "tau", "grad_norm", "seconds")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def analysis(self) -> dict[str, float]:
+        """RankMe and explained variance of the visible tokens."""
+        tokens = self.encoded[:, 1:].flatten(0, 1)[:ANALYSED_TOKENS].float()  # (N, D)
+        return {"rank_me": rank_me(tokens), "explained_variance_auc": explained_variance_auc(tokens)}
 
 
 class Trainer:
@@ -92,16 +98,16 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.pretrainer.update_target_encoder(tau)
+        loss, m2d, offline = self._mean_terms(terms)
         return StepResult(
-            loss=_mean([term.total for term in terms]),
-            m2d=_mean([term.m2d for term in terms]),
-            offline=_mean([term.offline for term in terms if term.offline is not None])
-            if terms[0].offline is not None
-            else None,
+            loss=loss,
+            m2d=m2d,
+            offline=offline if terms[0].offline is not None else None,
             lr=lr,
             tau=tau,
             grad_norm=float(grad_norm),
             seconds=time.perf_counter() - started,
+            encoded=terms[-1].encoded,
             skipped=[reason for batch in batches for reason in batch.skipped],
         )
 
@@ -110,15 +116,6 @@ class Trainer:
         batch = batch.to(self.accelerator.device)
         log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
         return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
-
-    @torch.no_grad()
-    def analyse(self, batch: Batch) -> dict[str, float]:
-        """RankMe and explained variance of the encoder's tokens of a batch."""
-        log_mel = self.inputs.log_mel(batch.to(self.accelerator.device))
-        clips = max(1, min(len(log_mel), ANALYSED_TOKENS // self.config.num_patches))
-        encoder = self.pretrainer.encoder
-        tokens = encoder.encode(encoder.embed(log_mel[:clips]))[:, 1:].flatten(0, 1)  # (B·N, D)
-        return {"rank_me": rank_me(tokens), "explained_variance_auc": explained_variance_auc(tokens)}
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> float:
@@ -132,9 +129,10 @@ class Trainer:
             group["lr"] = lr
         return lr, ema_decay(step, self.total_steps, self.config.ema_start, self.config.ema_end)
 
+    def _mean_terms(self, terms: list[LossTerms]) -> list[float]:
+        """Total, M2D and offline loss, averaged over the step's batches and processes."""
+        rows = [torch.stack([t.total, t.m2d, t.total * 0 if t.offline is None else t.offline]) for t in terms]
+        return self.accelerator.reduce(torch.stack(rows).detach().mean(dim=0), reduction="mean").tolist()
+
     def _gradients_kept_local(self, local: bool) -> contextlib.AbstractContextManager:
         return self.accelerator.no_sync(self.model) if local else contextlib.nullcontext()
-
-
-def _mean(values: list[Tensor]) -> float:
-    return float(torch.stack([value.detach() for value in values]).mean())

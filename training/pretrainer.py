@@ -53,6 +53,7 @@ class LossTerms:
     m2d: Tensor  # loss of the masked prediction, a scalar
     offline: Tensor | None  # loss of the offline network, a scalar; None where there is none
     prediction: Tensor  # (B, n_masked, D), or pixels of the patches for msm-mae
+    encoded: Tensor  # class token and visible tokens of the online encoder (B, 1 + n_visible, D), detached
 
 
 class Pretrainer(nn.Module):
@@ -99,7 +100,7 @@ class Pretrainer(nn.Module):
         if self.offline is not None and self.config.offline is not None:
             offline = self.offline(encoded[:, 1:], prediction, visible_ids, masked_ids, offline_target)
             total = total + self.config.offline.weight * offline
-        return LossTerms(total=total, m2d=m2d, offline=offline, prediction=prediction)
+        return LossTerms(total, m2d, offline, prediction, encoded.detach())
 
     def update_target_encoder(self, decay: float) -> None:
         """One EMA step of the target encoder (paper, equation 3); nothing for msm-mae."""

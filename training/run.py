@@ -89,7 +89,8 @@ def _resume(folder: RunFolder, trainer: Trainer) -> int:
 def _accelerator(config: PretrainConfig):
     from accelerate import Accelerator
 
-    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no")
+    on_cpu = not torch.accelerator.is_available()  # said aloud, or several processes do not find each other
+    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=on_cpu)
 
 
 def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
@@ -149,17 +150,17 @@ class Run:
                     f"the loss is {result.loss} at step {step + 1}: lower base_lr or check the data. "
                     "The last checkpoint is from before."
                 )
-            self._note(step + 1, result, batches)
+            self._note(step + 1, result)
             if (step + 1) % self.config.save_every_steps == 0 or step + 1 in (total, *self._kept(step + 1)):
                 self._save(step + 1)
         self._finish(total)
 
-    def _note(self, done: int, result: StepResult, batches: list[Batch]) -> None:
+    def _note(self, done: int, result: StepResult) -> None:
         """Records one step and what is measured after it."""
         metrics = {"epoch": done / self.steps_per_epoch, **result.metrics()}
         every = self.config.analyse_every_steps
-        if every and (done % every == 0 or done == self.trainer.total_steps):
-            metrics |= self.trainer.analyse(batches[0])
+        if self.record is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
+            metrics |= result.analysis()
         if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
             metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
         if self.options.labelled and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
