@@ -22,9 +22,10 @@ from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.frontend import LogMelFrontend
 
+from .config import PretrainConfig
 from .manifest import STATISTICS_NAME, Entry, read_manifest
 from .shards import INDEX_NAME, index_shards, write_index
-from .teachers import HUBERT_LAYER, HUBERT_NAMES, HubertTeacher, load_hubert
+from .teachers import HubertTeacher, load_hubert_teacher
 
 logger = logging.getLogger(__name__)
 
@@ -214,8 +215,6 @@ def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None)
 
 
 def _load_teacher(options: PrepareOptions) -> HubertTeacher:
-    if options.sample_rate != 16_000:
-        raise ConfigError(f"HuBERT hears 16,000 Hz, but --sample-rate is {options.sample_rate}.")
-    source, layer = HUBERT_NAMES.get(options.teacher or "", (options.teacher or "", HUBERT_LAYER))
-    model = load_hubert(source)
-    return HubertTeacher(model, min(layer, model.config.num_hidden_layers), 0, 0, 0)  # type: ignore[union-attr, arg-type, type-var]
+    """HuBERT for whole clips, which are cut to tokens when they are trained on."""
+    config = PretrainConfig(sample_rate=options.sample_rate)
+    return load_hubert_teacher(str(options.teacher), config, torch.device("cpu"))

@@ -45,6 +45,7 @@ class HubertTeacher:
     num_tokens: int
     patch_frames: int
     context_samples: int  # before the first frame's centre
+    crop_samples: int  # that the tokens span
 
     @property
     def dim(self) -> int:
@@ -59,7 +60,8 @@ class HubertTeacher:
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
         """See Teacher."""
-        features = self.features(waveform[:, self.context_samples :])
+        stop = self.context_samples + self.crop_samples
+        features = self.features(waveform[:, self.context_samples : stop])
         return pool_to_tokens(features, self.num_tokens, self.patch_frames)
 
 
@@ -125,17 +127,32 @@ def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Tea
         config: The run that it teaches.
         device: Where it runs.
     """
-    num_tokens, patch_frames = config.grid[1], config.patch_size[1]
     if name in HUBERT_NAMES or _is_hubert_folder(Path(name)):
-        if config.sample_rate != 16_000:
-            raise ConfigError(f"HuBERT hears 16,000 Hz, but this run has sample_rate {config.sample_rate}.")
-        source, layer = HUBERT_NAMES.get(name, (name, HUBERT_LAYER))
-        model = load_hubert(source).to(device)
-        layer = min(layer, model.config.num_hidden_layers)  # type: ignore[union-attr, type-var, assignment]
-        return HubertTeacher(model, layer, num_tokens, patch_frames, config.frontend.window_samples // 2)
+        return load_hubert_teacher(name, config, device)
     from m2d_hub import load_model
 
-    return M2DTeacher(load_model(name, device=device).requires_grad_(False), num_tokens)
+    return M2DTeacher(load_model(name, device=device).requires_grad_(False), config.grid[1])
+
+
+def load_hubert_teacher(name: str, config: PretrainConfig, device: torch.device) -> HubertTeacher:
+    """Loads HuBERT's ninth layer, or the last one of a smaller model.
+
+    Raises:
+        ConfigError: The run is not at 16 kHz, or transformers is not installed.
+    """
+    frontend = config.frontend
+    if frontend.sample_rate != 16_000:
+        raise ConfigError(f"HuBERT hears 16,000 Hz, but this run has sample_rate {frontend.sample_rate}.")
+    source, layer = HUBERT_NAMES.get(name, (name, HUBERT_LAYER))
+    model: Any = load_hubert(source)
+    return HubertTeacher(
+        model.to(device),
+        min(layer, model.config.num_hidden_layers),
+        num_tokens=config.grid[1],
+        patch_frames=config.patch_size[1],
+        context_samples=frontend.window_samples // 2,
+        crop_samples=config.input_size[1] * frontend.hop_samples,
+    )
 
 
 def _is_hubert_folder(folder: Path) -> bool:
