@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import huggingface_hub.constants
+import huggingface_hub.utils
 import pytest
 import torch
 from click.testing import CliRunner
@@ -213,6 +214,16 @@ def test_offline_repository_says_how_to_go_on(server):
     assert "fetch it on another machine (hf download lab/model --local-dir FOLDER)" in message
     assert message.endswith("and give it: load_model('FOLDER').")
     assert server.requests == []
+
+
+def test_hub_that_answers_with_errors_is_told(server, tmp_path, monkeypatch):
+    put_in_repository(server, tmp_path / "saved")
+    server.faults["/lab/model/resolve/main/config.json"] = [Fault(status=500)] * 20
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
+    with pytest.raises(
+        DownloadError, match=r"could not be fetched \(Server error '500 Internal Server Error'"
+    ):
+        load("hf-hub:lab/model")
 
 
 def test_repository_that_cannot_be_stored_names_the_cache(server, tmp_path):
