@@ -116,6 +116,8 @@ def _sound_file(source: Any, name: str) -> Any:
 
     if not isinstance(source, Path):
         source.seek(0)
+    elif os.name == "posix":
+        source = os.fsencode(source)  # names that are no UTF-8
     try:
         return soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError, OSError, EOFError) as error:

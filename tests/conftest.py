@@ -12,6 +12,9 @@ import torch
 
 import m2d_hub
 
+# Small models gain nothing from threads, and lose much where other processes are busy.
+torch.set_num_threads(1)
+
 TESTS = Path(__file__).parent
 PUBLISHED_NAME = "m2d_vit_base-80x608p16x16-000000-mr7"
 

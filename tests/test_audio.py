@@ -1,6 +1,7 @@
 """Anything that holds audio becomes mono waveform at the model's rate, or an error that names it."""
 
 import io
+import os
 
 import numpy as np
 import pytest
@@ -115,6 +116,15 @@ def test_what_is_no_audio_is_refused_with_a_way_out(audio, message):
 def test_a_rate_that_is_no_rate_is_refused(rate):
     with pytest.raises(AudioError, match="sample_rate must be a positive number of Hz, got"):
         open_audio(noise(10), 16_000, rate)
+
+
+def test_a_file_name_that_is_no_utf8_is_read(tmp_path, clips):
+    path = tmp_path / os.fsdecode(b"caf\xe9.flac")
+    try:
+        path.write_bytes(next(iter(sorted(clips.glob("*.flac")))).read_bytes())
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    assert len(read(path)[0]) > 0
 
 
 def test_a_folder_is_refused(tmp_path):
