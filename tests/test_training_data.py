@@ -233,12 +233,22 @@ def test_foreign_shards_are_indexed_from_their_headers(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("path\na.wav\n", r"no column 'file'; its columns are \['path'\]"), ("file\n", "lists no clips")],
+    [
+        ("path\na.wav\n", r"no column 'file'; its columns are \['path'\]"),
+        ("file\n", "lists no clips"),
+        ("file,label\na.wav,x\n,y\n", "names no file in line 3"),
+    ],
 )
 def test_lists_that_cannot_be_used_are_refused(tmp_path, content, message):
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_manifest(str(tmp_path / "list.csv"))
+
+
+def test_lists_with_a_byte_order_mark_are_read(tmp_path):
+    (tmp_path / "list.csv").write_text("\ufefffile,label\na.wav,x\n", encoding="utf-8")
+    (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
+    assert (entry.path, entry.label) == (str(tmp_path / "a.wav"), "x")
 
 
 def test_mixed_kinds_of_files_are_refused(tmp_path):

@@ -178,11 +178,14 @@ def test_text_loss_falls_when_captions_match_their_clips():
 @pytest.mark.parametrize("stored", [-3.0, 20.0])
 def test_text_temperature_is_clamped(stored):
     pretrainer = build(offline=OfflineConfig(kind="text", dim=16))
-    pretrainer.offline.clap.logit_scale.data.fill_(stored)
+    scale = pretrainer.offline.clap.logit_scale
+    scale.data.fill_(stored)
     limit = min(max(stored, 0.0), math.log(100.0))
     text = torch.randn(3, 16)
     clamped = pretrainer(*inputs(pretrainer.config), text).offline
-    pretrainer.offline.clap.logit_scale.data.fill_(limit)
+    assert scale.item() == pytest.approx(limit)
+    clamped.backward()
+    assert scale.grad.item() != 0.0
     assert clamped.item() == pytest.approx(pretrainer(*inputs(pretrainer.config), text).offline.item())
 
 

@@ -147,6 +147,46 @@ def test_a_run_starts_from_another_runs_weights(sounds, tmp_path):
     assert any(name.startswith("decoder_") for name in trained)
 
 
+def test_an_autoencoders_weights_start_both_encoders(sounds, tmp_path):
+    assert run("msm-mae-0.75", sounds, tmp_path / "first", ["epochs=1"]).exit_code == 0
+    settings = ["epochs=1", "base_lr=0", "predictor_dim=32", "start_parts=encoder", "target_start=encoder"]
+    options = ("--start", str(tmp_path / "first" / "export"))
+    result = run("m2d-0.7", sounds, tmp_path / "second", settings, *options)
+    assert result.exit_code == 0, result.output
+    first, second = weights_of(tmp_path / "first"), weights_of(tmp_path / "second")
+    assert torch.equal(second["blocks.1.mlp.fc1.weight"], first["blocks.1.mlp.fc1.weight"])
+    torch.testing.assert_close(second["target_blocks.1.mlp.fc1.weight"], first["blocks.1.mlp.fc1.weight"])
+
+
+def test_validation_labels_must_be_classes_of_the_training_list(sounds, tmp_path):
+    valid = tmp_path / "valid.csv"
+    valid.write_text(f"file,label\n{sounds.parent / '0.wav'},c\n")
+    result = run("m2d-as", sounds, tmp_path / "run", ["epochs=1"], "--valid", str(valid))
+    assert result.exit_code == 1 and "labels that are no classes of this run: ['c']" in result.output
+
+
+def test_shards_of_another_rate_are_refused(sounds, tmp_path):
+    shards = str(tmp_path / "shards")
+    assert CliRunner().invoke(main, ["prepare", str(sounds), "--out", shards]).exit_code == 0
+    result = run("m2d-0.7-32k", shards, tmp_path / "run", ["epochs=1"])
+    assert result.exit_code == 1 and "was prepared at 16000 Hz, but sample_rate is 32000" in result.output
+
+
+def test_inputs_are_standardised_by_the_prepared_statistics(sounds, tmp_path):
+    shards = tmp_path / "shards"
+    assert CliRunner().invoke(main, ["prepare", str(sounds), "--out", str(shards)]).exit_code == 0
+    assert run("m2d-0.7", shards, tmp_path / "run", ["epochs=1"]).exit_code == 0
+    stored = json.loads((shards / "statistics.json").read_text())
+    assert weights_of(tmp_path / "run")["norm_stats"].tolist() == pytest.approx(
+        [stored["mean"], stored["std"]]
+    )
+
+
+def test_bfloat16_autocast_trains_on_the_cpu(sounds, tmp_path):
+    assert run("m2d-as", sounds, tmp_path, ["epochs=1", "precision=bf16"]).exit_code == 0
+    assert all(line["loss"] < 4.0 for line in metrics_of(tmp_path))
+
+
 def test_a_frozen_model_teaches_further_pretraining(sounds, tmp_path):
     assert run("m2d-0.7", sounds, tmp_path / "first", ["epochs=1"]).exit_code == 0
     export = str(tmp_path / "first" / "export")

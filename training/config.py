@@ -15,6 +15,8 @@ MaskKind = Literal["random", "time", "structured"]
 OfflineKind = Literal["features", "labels", "text"]
 Precision = Literal["fp32", "bf16"]
 ShortClips = Literal["pad", "repeat"]
+StartParts = Literal["all", "encoder"]
+TargetStart = Literal["own", "encoder"]
 
 POSITIVE_INTEGERS = (
     "epochs",
@@ -109,6 +111,8 @@ class PretrainConfig:
     mask_run_frames: int = 5  # token frames of one run, where mask_kind is "time"
     loss: Loss | None = None  # None: cosine; MSM-MAE mse
     standardise_target: bool = True
+    start_parts: StartParts = "all"  # of the weights that a run starts from
+    target_start: TargetStart = "own"  # of the target encoder, where a start has none: random, or online's
     m2d_weight: float = 1.0  # λ_m2d of equation 6
     offline: OfflineConfig | None = None
 
@@ -170,6 +174,8 @@ class PretrainConfig:
         require_choice("method", self.method, get_args(Method))
         require_choice("mask_kind", self.mask_kind, get_args(MaskKind))
         require_choice("precision", self.precision, get_args(Precision))
+        require_choice("start_parts", self.start_parts, get_args(StartParts))
+        require_choice("target_start", self.target_start, get_args(TargetStart))
         require_choice("short_clips", self.short_clips, get_args(ShortClips))
         if self.loss is not None:
             require_choice("loss", self.loss, get_args(Loss))

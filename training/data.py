@@ -111,6 +111,8 @@ class PretrainDataset(Dataset):
             )
         self.config, self.manifest, self.noise = config, manifest, noise
         self.class_index = {name: index for index, name in enumerate(classes)}
+        if config.offline is not None and config.offline.kind == "labels":
+            _check_labels(manifest, self.class_index)
         num_frames = config.input_size[1]
         self.plan = CropPlan(config.frontend, num_frames, repeat_short=config.short_clips == "repeat")
         self.noise_plan = CropPlan(config.frontend, num_frames, repeat_short=True)
@@ -174,6 +176,15 @@ class PretrainDataset(Dataset):
         if offline.kind == "text":
             return features.reshape(-1)
         return crop_features(features, crop.first_frame, self.config)
+
+
+def _check_labels(manifest: Manifest, class_index: dict[str, int]) -> None:
+    unknown = sorted({label for entry in manifest.entries for label in entry.labels} - set(class_index))
+    if unknown:
+        raise ConfigError(
+            f"{manifest.name} has labels that are no classes of this run: {unknown[:5]}; "
+            f"its {len(class_index)} classes are those of the training list."
+        )
 
 
 def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: int) -> Iterable[Batch]:

@@ -67,7 +67,7 @@ class Trainer:
             optimizer: Over the model's parameters.
             inputs: Makes spectrograms and training signals of batches.
             plan: Epochs.
-            accelerator: ``accelerate.Accelerator``, which holds devices and precision.
+            accelerator: ``accelerate.Accelerator``, which holds devices and processes.
         """
         self.config, self.inputs, self.plan, self.accelerator = config, inputs, plan, accelerator
         self.model: nn.Module
@@ -115,7 +115,8 @@ class Trainer:
         """Losses of one batch of this process."""
         batch = batch.to(self.accelerator.device)
         log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
-        return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
+        with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
 
     @torch.no_grad()
     def validate(self, batches: Iterator[Batch]) -> float:

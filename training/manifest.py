@@ -116,19 +116,22 @@ def read_manifest(data: str) -> Manifest:
 def _read_csv(path: Path) -> list[Entry]:
     if not path.is_file():
         raise ConfigError(f"{path} does not exist: give a CSV with a 'file' column, tar shards, or a folder.")
-    with path.open(newline="", encoding="utf-8") as lines:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         if "file" not in (reader.fieldnames or []):
             raise ConfigError(f"{path} has no column 'file'; its columns are {reader.fieldnames}.")
-        return [
-            Entry(
-                path=str(path.parent / row["file"]),
-                label=row.get("label") or "",
-                caption=row.get("caption") or "",
-                features_path=str(path.parent / row["features"]) if row.get("features") else "",
-            )
-            for row in reader
-        ]
+        return [_csv_entry(path, reader.line_num, row) for row in reader]
+
+
+def _csv_entry(path: Path, line: int, row: dict[str, str]) -> Entry:
+    if not row["file"]:
+        raise ConfigError(f"{path} names no file in line {line}.")
+    return Entry(
+        path=str(path.parent / row["file"]),
+        label=row.get("label") or "",
+        caption=row.get("caption") or "",
+        features_path=str(path.parent / row["features"]) if row.get("features") else "",
+    )
 
 
 def _read_folder(folder: Path) -> list[Entry]:

@@ -116,8 +116,9 @@ class TextMapper(nn.Module):
             )
         audio = F.normalize(self.clap.project_audio(visible).float(), dim=-1)  # (B, dim)
         text = F.normalize(self.clap.text_proj(target.to(visible.dtype)).float(), dim=-1)
-        scale = self.clap.logit_scale.float().clamp(0.0, MAX_LOGIT_SCALE).exp()
-        return contrastive_loss(gather_rows(audio), gather_rows(text), scale)
+        with torch.no_grad():  # in place, so that the gradient can bring it back from the limit
+            self.clap.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        return contrastive_loss(gather_rows(audio), gather_rows(text), self.clap.logit_scale.float().exp())
 
 
 def clap_config(config: OfflineConfig, embed_dim: int) -> ClapConfig:

@@ -41,6 +41,7 @@ OPTIONAL_PARTS = {
     "predictor": ("mask_token", "decoder_"),
     "target encoder": ("target_",),
     "offline network": ("offline_predictor.", "audio_proj.", "text_proj.", "logit_scale"),
+    "text encoder": ("text_encoder.",),
     "statistics": ("norm_stats",),
 }
 
@@ -187,6 +188,12 @@ def published_name(name: str) -> str:
 def published_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of the pre-training model under published names."""
     return {published_name(name): tensor for name, tensor in state.items()}
+
+
+def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of some weights under published names that belong to the encoder."""
+    others = tuple(prefix for prefixes in OPTIONAL_PARTS.values() for prefix in prefixes)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -29,7 +30,7 @@ from .linear_eval import evaluate_encoder
 from .loop import StepResult, Trainer
 from .manifest import Manifest
 from .optimizer import build_optimizer
-from .pretrainer import Pretrainer, build_pretrainer
+from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .record import Record
 from .resolved import write_or_compare_config
 from .sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
@@ -46,7 +47,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
     Returns:
         The folder that ``m2d_hub.load_model`` takes.
     """
-    accelerator = _accelerator(config)
+    accelerator = _accelerator()
     folder = RunFolder(options.out)
     data = read_data(config, options)
     teacher = load_signal_teacher(data, options, accelerator.device)
@@ -69,9 +70,15 @@ def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
     """The model with its first weights: those of the seed, or those that the run starts from."""
     torch.manual_seed(config.seed)
     pretrainer = build_pretrainer(config)
-    if data.start_weights is not None:
-        pretrainer.load_published(data.start_weights)
+    weights = data.start_weights
+    if weights is not None:
+        if config.start_parts == "encoder":
+            weights = encoder_part(weights)
+        pretrainer.load_published(weights)
         pretrainer.set_statistics(config.frontend.mean, config.frontend.std)
+    has_target = weights is not None and "target_norm.weight" in weights
+    if config.target_start == "encoder" and not has_target:
+        pretrainer.update_target_encoder(0.0)
     return pretrainer
 
 
@@ -86,11 +93,11 @@ def _resume(folder: RunFolder, trainer: Trainer) -> int:
     return state.step
 
 
-def _accelerator(config: PretrainConfig):
+def _accelerator():
     from accelerate import Accelerator
 
     on_cpu = not torch.accelerator.is_available()  # said aloud, or several processes do not find each other
-    return Accelerator(mixed_precision="bf16" if config.precision == "bf16" else "no", cpu=on_cpu)
+    return Accelerator(cpu=on_cpu)
 
 
 def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
@@ -143,21 +150,23 @@ class Run:
         for step in tqdm(
             steps, desc="pre-training", unit="step", initial=first_step, total=total, disable=hidden
         ):
+            started = time.perf_counter()
             batches = list(itertools.islice(loader, self.config.accumulate_steps))
+            waited = time.perf_counter() - started
             result = self.trainer.train_step(batches, step)
             if not math.isfinite(result.loss):
                 raise M2DError(
                     f"the loss is {result.loss} at step {step + 1}: lower base_lr or check the data. "
                     "The last checkpoint is from before."
                 )
-            self._note(step + 1, result)
+            self._note(step + 1, result, waited)
             if (step + 1) % self.config.save_every_steps == 0 or step + 1 in (total, *self._kept(step + 1)):
                 self._save(step + 1)
         self._finish(total)
 
-    def _note(self, done: int, result: StepResult) -> None:
+    def _note(self, done: int, result: StepResult, waited_s: float) -> None:
         """Records one step and what is measured after it."""
-        metrics = {"epoch": done / self.steps_per_epoch, **result.metrics()}
+        metrics = {"epoch": done / self.steps_per_epoch, **result.metrics(), "data_seconds": waited_s}
         every = self.config.analyse_every_steps
         if self.record is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()

@@ -80,6 +80,11 @@ def _with_statistics(
     """Fills in mean and std: of the prepared data, else of the weights to start from, else AudioSet's."""
     mean, std = AUDIOSET_MEAN, AUDIOSET_STD
     if manifest.statistics is not None:
+        if manifest.statistics.sample_rate != config.sample_rate and config.mean is None:
+            raise ConfigError(
+                f"{manifest.name} was prepared at {manifest.statistics.sample_rate} Hz, but sample_rate is "
+                f"{config.sample_rate}: prepare it at that rate, or give mean and std."
+            )
         mean, std = manifest.statistics.mean, manifest.statistics.std
     elif weights is not None and "norm_stats" in weights:
         mean, std = (float(value) for value in weights["norm_stats"])

@@ -4,44 +4,58 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from m2d_hub.checkpoint import WEIGHTS_FILE
 from m2d_hub.convert import read_published
-from m2d_hub.hub import load_model
+from m2d_hub.errors import CheckpointError
+from m2d_hub.registry import find_model
+from m2d_hub.repository import PREFIX, fetch_repository
+from m2d_hub.store import fetch, load_all_tensors
 
 from .checkpoint import PUBLISHED_FILE
 
 
 def start_weights(name: str) -> dict[str, Tensor]:
-    """Tensors under their published names: predictor and target encoder too, where the file has them.
+    """Tensors under their published names, predictor and target encoder too where the weights have them.
 
     Args:
-        name: A published ``.pth`` or its folder; this package's own folder, of a run's ``export/`` with all
-            weights; or any other name that ``load_model`` takes, whose encoder alone is then taken.
+        name: An alias of a published model; a published ``.pth`` or its folder;
+            a run's ``export/`` or another folder of this package; or ``hf-hub:org/repo``.
+
+    Raises:
+        CheckpointError: A folder holds no weights, or several files.
     """
-    file = _published_file(Path(name))
-    if file is not None:
-        published = read_published(file)
-        encoder = {key.removeprefix("encoder."): tensor for key, tensor in published.tensors.items()}
-        return {**_without(encoder, ("head.",)), **published.pretraining}
-    model = load_model(name, device="cpu")
-    return {
-        key.removeprefix("encoder."): tensor
-        for key, tensor in model.state_dict().items()
-        if key.startswith("encoder.")
+    path = _locate(name)
+    if path.is_dir() and not (path / PUBLISHED_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
+        return load_all_tensors(path)
+    published = read_published(_published_file(path))
+    tensors = {
+        key.removeprefix("encoder.").removeprefix("clap."): tensor
+        for key, tensor in published.tensors.items()
+        if not key.startswith("head.")
     }
+    frontend = published.config.frontend
+    tensors["norm_stats"] = torch.tensor([frontend.mean, frontend.std])
+    return {**tensors, **published.pretraining}
 
 
-def _published_file(path: Path) -> Path | None:
-    if path.is_file():
-        return path if path.suffix == ".pth" else None
+def _locate(name: str) -> Path:
+    """Where the files of a name are, once they have been fetched if need be."""
+    if name.startswith(PREFIX):
+        return fetch_repository(name)
+    path = Path(name).expanduser()
+    return path if path.exists() else fetch(find_model(name))
+
+
+def _published_file(path: Path) -> Path:
+    if not path.is_dir():
+        return path
     if (path / PUBLISHED_FILE).is_file():
         return path / PUBLISHED_FILE
-    files = sorted(path.glob("*.pth")) if path.is_dir() else []
-    return files[0] if len(files) == 1 else None
-
-
-def _without(tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix("clap."): tensor for key, tensor in tensors.items() if not key.startswith(prefixes)
-    }
+    files = sorted(path.glob("*.pth"))
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "none"
+        raise CheckpointError(f"{path} must hold {WEIGHTS_FILE} or exactly one .pth file; found {found}.")
+    return files[0]
