@@ -88,11 +88,17 @@ class TrainingState:
     optimizer: dict[str, Any]
 
 
+def gather_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Whole weights of a plain, DDP or FSDP model on the CPU; all processes must call it together."""
+    weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE_ON_CPU)
+    return weights
+
+
 def gather_state(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Whole state of a plain, DDP or FSDP model on the CPU; all processes must call it together."""
+    """Whole weights and optimizer state, see :func:`gather_weights`."""
     return TrainingState(
         step=step,
-        model=get_model_state_dict(model, options=WHOLE_ON_CPU),
+        model=gather_weights(model),
         optimizer=get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU),
     )
 

@@ -18,6 +18,7 @@ from .checkpoint import (
     RunFolder,
     export_run,
     gather_state,
+    gather_weights,
     list_checkpoints,
     read_state,
     restore_state,
@@ -173,7 +174,7 @@ class Run:
         if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
             metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
         if self.options.labelled and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
-            metrics["linear_eval"] = self._linear_eval(done, self.options.labelled)
+            metrics["linear_eval"] = self._linear_eval(self.options.labelled)
         skipped = self._gathered(result.skipped)
         if self.record is not None:
             for reason in skipped:
@@ -223,12 +224,12 @@ class Run:
             places = range(start, min(start + size, len(dataset)))
             yield stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
 
-    def _linear_eval(self, done: int, labelled: str) -> float:
+    def _linear_eval(self, labelled: str) -> float:
         """Score of frozen features; the first process computes it."""
-        state = gather_state(done, self.trainer.model, self.trainer.optimizer)
+        weights = gather_weights(self.trainer.model)
         if not self.accelerator.is_main_process:
             return math.nan
-        return evaluate_encoder(state.model, self.config, labelled)
+        return evaluate_encoder(weights, self.config, labelled)
 
     def _save(self, done: int) -> None:
         state = gather_state(done, self.trainer.model, self.trainer.optimizer)
@@ -237,9 +238,9 @@ class Run:
             self.record.plot()
 
     def _finish(self, total: int) -> None:
-        state = gather_state(total, self.trainer.model, self.trainer.optimizer)
+        weights = gather_weights(self.trainer.model)
         if self.record is not None:
-            export_run(self.folder, state.model, self.config, self.options.name)
+            export_run(self.folder, weights, self.config, self.options.name)
             self.record.plot(now=True)
             self.record.close()
             logger.info("Finished after %d steps; the model is in %s", total, self.folder.export)
