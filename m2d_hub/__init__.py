@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from m2d_hub.catalog import model_info
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
     from m2d_hub.errors import (
         AudioError,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from m2d_hub.model import M2D
     from m2d_hub.registry import ModelInfo, list_models
     from m2d_hub.results import Frames, Tag
-    from m2d_hub.store import model_info
+    from m2d_hub.zero_shot import classify_by_text
 
 # Loaded when first asked for: the model needs huggingface_hub, which takes 0.2 s to import.
 _HOMES = {
@@ -43,9 +44,10 @@ _HOMES = {
     "ModelInfo": "registry",
     "Tag": "results",
     "UnknownModelError": "errors",
+    "classify_by_text": "zero_shot",
     "list_models": "registry",
     "load_model": "hub",
-    "model_info": "store",
+    "model_info": "catalog",
 }
 
 __all__ = ["__version__", *_HOMES]

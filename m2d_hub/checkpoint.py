@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +46,8 @@ def save_checkpoint(
     partial = folder / (CONFIG_FILE + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / CONFIG_FILE)
+    # safetensors writes for its owner alone.
+    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

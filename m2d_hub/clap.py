@@ -31,7 +31,7 @@ class SemanticProjection(nn.Module):
             Block(embed_dim, num_heads=1, mlp_ratio=mlp_ratio, norm_eps=1e-5) for _ in range(num_blocks)
         )
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
-        nn.init.normal_(self.sem_token, std=0.02)
+        nn.init.trunc_normal_(self.sem_token, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps patch tokens (B, N, D) to (B, D)."""

@@ -116,7 +116,7 @@ class Encoder(nn.Module):
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
         if projection.bias is not None:
             nn.init.zeros_(projection.bias)
-        nn.init.normal_(self.cls_token, std=0.02)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def set_input_frames(self, num_frames: int) -> None:
         """Fits the positions to windows of ``num_frames`` frames: interpolated if longer, cut if shorter."""

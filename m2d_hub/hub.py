@@ -10,7 +10,7 @@ import torch
 
 from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
 from m2d_hub.convert import read_published
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import CheckpointError, ConfigError, UnknownModelError
 from m2d_hub.model import M2D
 from m2d_hub.quantize import quantize_encoder
 from m2d_hub.registry import MODELS, find_model
@@ -61,6 +61,11 @@ def load_model(
     device = _choose_device(device, dtype)
     path = _locate(os.fspath(name), cache_dir, revision, local_files_only)
     model = M2D.from_checkpoint(_read(path, sample_rate), path)
+    if sample_rate not in (None, model.sample_rate):
+        raise ConfigError(
+            f"{name} is for {model.sample_rate} Hz, but sample_rate={sample_rate} was given; leave it "
+            "out, audio of any rate is resampled."
+        )
     if window_s is not None:
         model.set_window(window_s)
     if num_classes is not None and (model.head is None or model.head.config.num_classes != num_classes):
@@ -91,8 +96,8 @@ def _checked_device(given: str | torch.device) -> torch.device:
         raise ConfigError(f"device {given!r} is not known to torch: {str(error).splitlines()[0]}") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device {str(given)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Leave device "
-            "out to take what there is, or give 'cpu'."
+            f"device {str(given)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Leave "
+            "device out to take what there is, or give 'cpu'."
         )
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not there; leave device out to take what there is, or give 'cpu'.")
@@ -112,9 +117,14 @@ def _locate(
             f"revision={revision!r} goes with 'hf-hub:org/repo' only, but {name!r} was given; leave it out."
         )
     path = Path(name).expanduser()
-    if name in MODELS or not path.exists():
-        return fetch(find_model(name), cache_dir=cache_dir, local_files_only=local_files_only)
-    return path
+    if name not in MODELS and path.exists():
+        return path
+    if name not in MODELS and (len(path.parts) > 1 or path.suffix in (".pth", ".safetensors")):
+        raise UnknownModelError(
+            f"{name} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a name of "
+            "list_models()."
+        )
+    return fetch(find_model(name), cache_dir=cache_dir, local_files_only=local_files_only)
 
 
 def _read(path: Path, sample_rate: int | None) -> Checkpoint:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -31,6 +31,7 @@ from m2d_hub.inference import (
     read_windows,
     split_windows,
 )
+from m2d_hub.publish import Metrics, check_right_to_publish, model_card
 from m2d_hub.results import Frames, Tag
 from m2d_hub.windows import count_tokens, plan_windows, timestamps_s
 
@@ -350,6 +351,38 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         embeddings = self._required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def generate_model_card(self, *, repo_id: str | None = None, metrics: Metrics | None = None) -> ModelCard:
+        """The README.md that :meth:`save_pretrained` and :meth:`push_to_hub` write beside the weights."""
+        return model_card(self.config, repo_id=repo_id, metrics=metrics)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: Metrics | None = None,
+        have_right_to_publish: bool = False,
+        **options: Any,
+    ) -> str:
+        """Uploads weights, configuration and a model card; others then load ``"hf-hub:" + repo_id``.
+
+        Args:
+            repo_id: ``org/repo``; it is made if it does not exist.
+            metrics: Results for the card, such as ``{"ESC-50": {"accuracy": 0.95}}``.
+            have_right_to_publish: State that you may redistribute weights that derive from the authors'.
+            **options: Other arguments of ``huggingface_hub.PyTorchModelHubMixin.push_to_hub``, such as
+                ``private``, ``token``, ``branch`` and ``commit_message``.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ConfigError: The weights derive from the authors' and the right to publish them is not stated.
+        """
+        check_right_to_publish(self.config, have_right_to_publish)
+        options.setdefault("commit_message", f"Push {self.config.name or 'an M2D model'} with m2d_hub")
+        options["model_card_kwargs"] = {"repo_id": repo_id, "metrics": metrics}
+        return super().push_to_hub(repo_id, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save_checkpoint(save_directory, self.state_dict(), self.config)

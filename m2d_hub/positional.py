@@ -20,13 +20,11 @@ def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
     Returns:
         Table (1, 1 + N_F·N_T, D), frequency-major; row 0, the class token's, is zero.
     """
-    num_freq, num_time = grid
-    freq, time = torch.meshgrid(
-        torch.arange(num_freq, dtype=torch.float64),
-        torch.arange(num_time, dtype=torch.float64),
-        indexing="ij",
-    )
-    omega = 10_000.0 ** (-torch.arange(embed_dim // 4, dtype=torch.float64) / (embed_dim / 4))
+    # On the CPU even where a model is built on the meta device: the table is fixed, not loaded.
+    with torch.device("cpu"):
+        axes = [torch.arange(num_patches, dtype=torch.float64) for num_patches in grid]
+        freq, time = torch.meshgrid(*axes, indexing="ij")
+        omega = 10_000.0 ** (-torch.arange(embed_dim // 4, dtype=torch.float64) / (embed_dim / 4))
 
     def encode(position: Tensor) -> Tensor:
         angle = position.reshape(-1, 1) * omega

@@ -23,7 +23,6 @@ from torch import Tensor
 
 from m2d_hub.archive import extract_checkpoint
 from m2d_hub.catalog import PACKAGED, cache_root, is_offline, release_url, zip_path_of
-from m2d_hub.catalog import model_info as model_info
 from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_checkpoint, read_safetensors, save_checkpoint
 from m2d_hub.convert import read_published
 from m2d_hub.download import download, offline_advice

@@ -118,9 +118,11 @@ def test_interpolated_positions_tell_their_grid(publish, tmp_path):
     assert loaded.config.encoder.grid == (5, 20)
 
 
-def test_a_contradicting_sample_rate_is_refused(publish):
-    with pytest.raises(ConfigError, match="is for 16000 Hz, but sample_rate=32000 was given"):
-        m2d_hub.load_model(publish(**SMALL), sample_rate=32_000)
+def test_a_contradicting_sample_rate_is_refused(publish, tmp_path):
+    m2d_hub.load_model(publish(**SMALL)).save_pretrained(tmp_path / "own")
+    for path in (publish(**SMALL), tmp_path / "own"):
+        with pytest.raises(ConfigError, match="is for 16000 Hz, but sample_rate=32000 was given"):
+            m2d_hub.load_model(path, sample_rate=32_000)
 
 
 @pytest.mark.parametrize(("num_features", "kind"), [(64, "tokens"), (320, "frames")])

@@ -147,9 +147,7 @@ def test_unknown_name_is_told(server):
 
 
 def test_path_that_does_not_exist_is_told(server, tmp_path):
-    with pytest.raises(
-        UnknownModelError, match=rf"^Unknown model '{tmp_path}/no\.pth'\..* A file, a folder, or"
-    ):
+    with pytest.raises(UnknownModelError, match=rf"^{tmp_path}/no\.pth does not exist\. Give a file or"):
         load(tmp_path / "no.pth")
 
 
@@ -277,3 +275,35 @@ def test_publishing_the_authors_weights_needs_the_stated_right(server):
     )
     check_right_to_publish(config, have_right=True)
     check_right_to_publish(ModelConfig(license="Apache-2.0"), have_right=False)
+
+
+def test_saved_folder_holds_weights_configuration_and_card(tmp_path):
+    config = ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name="own")
+    m2d_hub.M2D(config).save_pretrained(tmp_path)
+    assert {"model.safetensors", "config.json", "README.md"} == {path.name for path in tmp_path.iterdir()}
+    assert "# own" in (tmp_path / "README.md").read_text()
+
+
+def test_pushed_model_comes_back_with_its_numbers_and_card(server, waveform):
+    torch.manual_seed(0)
+    encoder = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
+    model = m2d_hub.M2D(ModelConfig(encoder=encoder, name="own", license="Apache-2.0")).eval()
+    model.push_to_hub("lab/own", token="hf_test", metrics={"ESC-50": {"accuracy": 0.5}})
+    assert torch.equal(load("hf-hub:lab/own").encode_clip(waveform), model.encode_clip(waveform))
+    assert torch.equal(
+        m2d_hub.M2D.from_pretrained("lab/own").encode_clip(waveform), model.encode_clip(waveform)
+    )
+    card = server.repositories["lab/own"]["main"]["README.md"].decode()
+    assert "license: apache-2.0" in card
+    assert "| ESC-50 | accuracy | 0.5 |" in card
+    assert 'load_model("hf-hub:lab/own")' in card
+
+
+def test_pushing_the_authors_weights_is_refused_before_anything_is_sent(server):
+    model = load("tiny")
+    before = len(server.requests)
+    with pytest.raises(ConfigError, match="If you have the right to publish them, say so"):
+        model.push_to_hub("lab/tiny", token="hf_test")
+    assert len(server.requests) == before
+    model.push_to_hub("lab/tiny", token="hf_test", have_right_to_publish=True)
+    assert "ntt-evaluation-licence" in server.repositories["lab/tiny"]["main"]["README.md"].decode()
