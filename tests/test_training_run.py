@@ -182,6 +182,22 @@ def test_inputs_are_standardised_by_the_prepared_statistics(sounds, tmp_path):
     )
 
 
+def test_broken_files_are_named_and_counted(sounds, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    listed = "".join(f"{sounds.parent / f'{index}.wav'}\n" for index in range(3))
+    (tmp_path / "list.csv").write_text(f"file\n{listed}broken.wav\n")
+    assert run("m2d-0.7", tmp_path / "list.csv", tmp_path / "run", ["epochs=2"]).exit_code == 0
+    assert [line["skipped"] for line in metrics_of(tmp_path / "run")][-1] == 1
+    named = (tmp_path / "run" / "skipped.csv").read_text()
+    assert named.count("broken.wav cannot be read as audio") == 1
+    assert "left out: " in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(sounds, tmp_path):
+    result = run("m2d-0.7", sounds, tmp_path, ["epochs=3", "base_lr=1e30", "warmup_epochs=0"])
+    assert result.exit_code == 1 and "the loss is nan at step" in result.output
+
+
 def test_bfloat16_autocast_trains_on_the_cpu(sounds, tmp_path):
     assert run("m2d-as", sounds, tmp_path, ["epochs=1", "precision=bf16"]).exit_code == 0
     assert all(line["loss"] < 4.0 for line in metrics_of(tmp_path))

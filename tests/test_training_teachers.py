@@ -158,3 +158,4 @@ def test_captions_train_projections_that_the_export_carries(tmp_path, sounds):
 
     model = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu")
     assert model.encode_audio_text_space(sounds.parent / "0.wav").shape == (1, 16)
+    assert model.encode_text(["sound number 1", "sound"]).shape == (2, 16)

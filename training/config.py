@@ -118,7 +118,7 @@ class PretrainConfig:
 
     # Optimisation
     epochs: int = 300
-    warmup_epochs: int = 20
+    warmup_epochs: float = 20
     batch_size: int = 512  # clips of one process and one forward pass
     accumulate_steps: int = 1  # forward passes of one optimizer step
     base_lr: float = 3e-4  # for a global batch of 256

@@ -31,7 +31,7 @@ class Record:
         _keep_lines(folder.metrics_file, first_step)
         self._metrics = folder.metrics_file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
-        self._skipped: set[str] = set()
+        self._skipped = _read_reasons(folder.skipped_file)
         self._plotted_at = time.monotonic()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -62,6 +62,14 @@ class Record:
         """Closes the files."""
         self._metrics.close()
         self._board.close()
+
+
+def _read_reasons(path: Path) -> set[str]:
+    """Reasons that an earlier part of the run wrote down."""
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as lines:
+        return {row[0] for row in csv.reader(lines) if row} - {"reason"}
 
 
 def _keep_lines(path: Path, last_step: int) -> None:

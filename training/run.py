@@ -127,13 +127,8 @@ class Run:
     def __init__(
         self, config: PretrainConfig, options: RunOptions, folder: RunFolder, data: RunData, trainer: Trainer
     ):
-        self.config, self.options, self.folder, self.data, self.trainer = (
-            config,
-            options,
-            folder,
-            data,
-            trainer,
-        )
+        self.config, self.options, self.folder = config, options, folder
+        self.data, self.trainer = data, trainer
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         self.record: Record | None = None
@@ -145,28 +140,32 @@ class Run:
         total = self.trainer.total_steps
         is_main = self.accelerator.is_main_process
         self.record = Record(self.folder, first_step) if is_main else None
-        loader = iter(self._loader(first_step))
-        steps = range(first_step, total)
-        hidden = not is_main or not self.options.progress
-        for step in tqdm(
-            steps, desc="pre-training", unit="step", initial=first_step, total=total, disable=hidden
-        ):
+        batches = iter(self._loader(first_step))
+        bar = tqdm(
+            range(first_step, total),
+            desc="pre-training",
+            unit="step",
+            initial=first_step,
+            total=total,
+            disable=not (is_main and self.options.progress),
+        )
+        for step in bar:
             started = time.perf_counter()
-            batches = list(itertools.islice(loader, self.config.accumulate_steps))
-            waited = time.perf_counter() - started
-            result = self.trainer.train_step(batches, step)
-            if not math.isfinite(result.loss):
-                raise M2DError(
-                    f"the loss is {result.loss} at step {step + 1}: lower base_lr or check the data. "
-                    "The last checkpoint is from before."
-                )
-            self._note(step + 1, result, waited)
-            if (step + 1) % self.config.save_every_steps == 0 or step + 1 in (total, *self._kept(step + 1)):
+            micro_batches = list(itertools.islice(batches, self.config.accumulate_steps))
+            waited_s = time.perf_counter() - started
+            result = self.trainer.train_step(micro_batches, step)
+            self._note(step + 1, result, waited_s)
+            if self._saves(step + 1):
                 self._save(step + 1)
         self._finish(total)
 
     def _note(self, done: int, result: StepResult, waited_s: float) -> None:
         """Records one step and what is measured after it."""
+        if not math.isfinite(result.loss):
+            raise M2DError(
+                f"the loss is {result.loss} at step {done}: lower base_lr or check the data. "
+                "The last checkpoint is from before."
+            )
         metrics = {"epoch": done / self.steps_per_epoch, **result.metrics(), "data_seconds": waited_s}
         every = self.config.analyse_every_steps
         if self.record is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
@@ -185,9 +184,10 @@ class Run:
     def _is_epoch_end(self, done: int, every: int) -> bool:
         return done % (every * self.steps_per_epoch) == 0 or done == self.trainer.total_steps
 
-    def _kept(self, done: int) -> tuple[int, ...]:
-        """This step, if its checkpoint is one of those kept for good."""
-        return (done,) if done % (self.config.keep_every_epochs * self.steps_per_epoch) == 0 else ()
+    def _saves(self, done: int) -> bool:
+        kept_every = self.config.keep_every_epochs * self.steps_per_epoch
+        at_multiple = done % self.config.save_every_steps == 0 or done % kept_every == 0
+        return at_multiple or done == self.trainer.total_steps
 
     def _gathered(self, reasons: list[str]) -> list[str]:
         if self.accelerator.num_processes == 1:
@@ -212,11 +212,8 @@ class Run:
     def _validation_batches(self, valid: Manifest) -> Iterator[Batch]:
         """Batches of this process; all processes get as many."""
         dataset = PretrainDataset(self.config, valid, None, self.data.classes)
-        size, rank, processes = (
-            self.config.batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
+        size = self.config.batch_size
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         starts = list(range(0, len(dataset), size))
         if len(starts) >= processes:
             starts = starts[rank : len(starts) // processes * processes : processes]

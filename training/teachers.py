@@ -101,6 +101,7 @@ class TextTeacher:
     """A text encoder that turns captions into features (M2D-CLAP)."""
 
     encoder: TextEncoder
+    source: str  # repository or folder that it came from
     device: torch.device
 
     @property
@@ -115,7 +116,8 @@ class TextTeacher:
 
 def load_text_teacher(config: OfflineConfig, name: str | None, device: torch.device) -> TextTeacher:
     """Loads the frozen text encoder of ``config``, or of another repository or folder ``name``."""
-    return TextTeacher(load_text_encoder(name or config.text_encoder, config.text_pooling), device)
+    source = name or config.text_encoder
+    return TextTeacher(load_text_encoder(source, config.text_pooling), source, device)
 
 
 def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Teacher:
