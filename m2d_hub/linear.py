@@ -7,30 +7,28 @@ other devices and other precisions take the ordinary path.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Activation = Literal["none", "gelu"]
 PACKING_ROWS = 256  # the row count that oneDNN chooses the packed layout for; other counts work too
 
 
 class Linear(nn.Linear):
-    """``nn.Linear`` with an optional fused GELU and packed weights for inference on a CPU."""
+    """``nn.Linear`` with packed weights for inference on a CPU."""
 
     _packed: Tensor | None = None
     _packed_from: tuple[int, int] | None = None
 
-    def forward(self, features: Tensor, activation: Activation = "none") -> Tensor:
-        """Maps features (..., in_features) to (..., out_features), then applies the activation."""
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (..., in_features) to (..., out_features)."""
         if not self._can_use_packed(features):
-            projected = F.linear(features, self.weight, self.bias)
-            return F.gelu(projected) if activation == "gelu" else projected
+            return F.linear(features, self.weight, self.bias)
         rows = features.reshape(-1, self.in_features)
-        packed = torch.ops.mkldnn._linear_pointwise(rows, self._pack(), self.bias, activation, [], "none")
-        return packed.view(*features.shape[:-1], self.out_features)
+        projected = torch.ops.mkldnn._linear_pointwise(rows, self._pack(), self.bias, "none", [], "none")
+        return projected.view(*features.shape[:-1], self.out_features)
 
     def _can_use_packed(self, features: Tensor) -> bool:
         return (

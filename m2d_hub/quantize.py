@@ -9,12 +9,11 @@ from __future__ import annotations
 import warnings
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.encoder import Encoder
 from m2d_hub.errors import ConfigError
-from m2d_hub.linear import Activation, Linear
+from m2d_hub.linear import Linear
 
 # Products of a 7-bit and an 8-bit number can be added in pairs within 16 bits, as AVX2 adds them.
 TOKEN_LEVELS, TOKEN_ZERO_POINT = 63, 64
@@ -38,8 +37,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
         self._packed: torch.ScriptObject | None = None
 
-    def forward(self, features: Tensor, activation: Activation = "none") -> Tensor:
-        """Maps features (..., in_features) to (..., out_features), then applies the activation."""
+    def forward(self, features: Tensor) -> Tensor:
+        """Maps features (..., in_features) to (..., out_features)."""
         tokens = features.reshape(-1, self.in_features).float()
         token_scale = tokens.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / TOKEN_LEVELS
         products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
@@ -48,8 +47,6 @@ class Int8Linear(nn.Module):
         projected = products.mul_(token_scale)
         if self.bias is not None:
             projected = projected.add_(self.bias)
-        if activation == "gelu":
-            projected = F.gelu(projected)
         return projected.view(*features.shape[:-1], self.out_features)
 
     def _pack(self) -> torch.ScriptObject:
