@@ -194,6 +194,18 @@ def test_shards_hold_the_same_audio_as_the_files(tmp_path):
         np.testing.assert_allclose(stored.values, direct.values, atol=1e-3)
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
+    write_tone(tmp_path / "a.wav", seconds=2.0)
+    prepare(PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "first", progress=False))
+    again = PrepareOptions(str(tmp_path / "first"), tmp_path / "again", 8_000, num_workers=num_workers)
+    statistics = prepare(again)
+    assert statistics["clips"] == 1 and statistics["hours"] * 3600 == pytest.approx(2.0, abs=1e-3)
+    (entry,) = read_manifest(str(tmp_path / "again")).entries
+    plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, repeat_short=False)
+    assert np.abs(crop_waveform(entry, plan, np.random.default_rng(0)).values).max() > 0.1
+
+
 def test_prepared_statistics_are_those_of_all_log_mel_values(tmp_path):
     write_tone(tmp_path / "a.wav", seed=1)
     write_tone(tmp_path / "b.wav", seconds=2.0, seed=2)

@@ -238,6 +238,7 @@ def test_encoder_only_weights_leave_the_rest_as_it_is(caplog):
         ({"method": "msm-mae", "loss": "cosine"}, "give 'mse', got 'cosine'"),
         ({"input_size": (30, 48)}, "30 mels is not a multiple of 16"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
+        ({"clip_norm": 0.0}, "clip_norm must be positive"),
         ({"noise_ratio": 1.5}, "noise_ratio must be from 0 to 1, got 1.5"),
         ({"predictor_dim": 66}, "predictor_dim 66 must be a multiple"),
     ],

@@ -35,7 +35,6 @@ NOT_NEGATIVE = (
     "base_lr",
     "min_lr",
     "weight_decay",
-    "clip_norm",
     "min_list_size",
     "num_workers",
     "analyse_every_steps",
@@ -154,6 +153,7 @@ class PretrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_choices()
         self._check_ranges()
+        require(self.clip_norm > 0, f"clip_norm must be positive (inf: no clipping), got {self.clip_norm!r}.")
         require(
             self.method != "msm-mae" or self.loss != "cosine",
             "msm-mae predicts pixels by mean squared error: leave loss unset or give 'mse', got 'cosine'.",

@@ -23,6 +23,7 @@ from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.frontend import LogMelFrontend
 
 from .config import PretrainConfig
+from .crops import read_bytes
 from .manifest import STATISTICS_NAME, Entry, read_manifest
 from .shards import INDEX_NAME, index_shards, write_index
 from .teachers import HubertTeacher, load_hubert_teacher
@@ -114,6 +115,8 @@ def prepare(options: PrepareOptions) -> dict[str, float]:
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
+    if options.split_s is not None and options.split_s <= 0:
+        raise ConfigError(f"--split-s must be a positive number of seconds, got {options.split_s!r}.")
     if list(options.out.glob("*.tar")):
         raise ConfigError(f"{options.out} holds shards already: give another --out, or delete them.")
     options.out.mkdir(parents=True, exist_ok=True)
@@ -155,7 +158,7 @@ def _prepare_all(entries: list[Entry], options: PrepareOptions) -> Iterator[Prep
     if not options.num_workers:
         yield from tqdm(map(work, entries), total=len(entries), desc="preparing", unit="file", disable=hidden)
         return
-    with ProcessPoolExecutor(options.num_workers) as pool:
+    with ProcessPoolExecutor(options.num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for start in tqdm(range(0, len(entries), 1024), desc="preparing", unit="kfile", disable=hidden):
             yield from pool.map(work, entries[start : start + 1024], chunksize=8)
 
@@ -164,7 +167,7 @@ def _prepare_file(entry: Entry, options: PrepareOptions) -> Prepared:
     try:
         return Prepared(entry, list(_parts(entry, options)))
     except AudioError as error:
-        return Prepared(entry, [], str(error))
+        return Prepared(entry, [], f"{entry}: {error}")
 
 
 def _parts(entry: Entry, options: PrepareOptions) -> Iterator[Part]:
@@ -191,7 +194,7 @@ def _frontend(sample_rate: int, n_mels: int) -> LogMelFrontend:
 
 def _split(entry: Entry, options: PrepareOptions) -> Iterable[torch.Tensor]:
     """Waveform of a file, in parts of ``split_s``; a last part below half of it joins the one before."""
-    (clip,) = open_audio(entry.path, options.sample_rate)
+    (clip,) = open_audio(io.BytesIO(read_bytes(entry)) if entry.size else entry.path, options.sample_rate)
     waveform = torch.cat(list(clip.blocks())).clamp(-1.0, 1.0)
     if options.split_s is None:
         return [waveform]
@@ -205,7 +208,7 @@ def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None)
     member = {
         "__key__": f"{index:09d}",
         "flac": part.flac,
-        "json": {"label": entry.label, "caption": entry.caption, "file": entry.path},
+        "json": {"label": entry.label, "caption": entry.caption, "file": Path(entry.name or entry.path).name},
     }
     if teacher is not None:
         with torch.no_grad():

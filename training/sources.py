@@ -138,7 +138,8 @@ def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> 
     if offline.kind == "text":
         source = teacher.source if isinstance(teacher, TextTeacher) else offline.text_encoder
         width = offline.text_dim or _features_width(data, teacher)
-        offline = dataclasses.replace(offline, text_dim=width, text_encoder=source)
+        dim = offline.dim or config.embed_dim
+        offline = dataclasses.replace(offline, dim=dim, text_dim=width, text_encoder=source)
         return dataclasses.replace(config, offline=offline)
     found = len(data.classes) if offline.kind == "labels" else _features_width(data, teacher)
     if not found:
