@@ -58,6 +58,8 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("m2d-hub")
+    if name in _HOMES.values():
+        return import_module(f"m2d_hub.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'm2d_hub' has no attribute {name!r}")
     return getattr(import_module(f"m2d_hub.{_HOMES[name]}"), name)

@@ -252,6 +252,12 @@ def test_saved_models_load_bit_equal(tagger, tmp_path):
         assert torch.equal(loaded.encode_clip(RAGGED), tagger.encode_clip(RAGGED))
 
 
+def test_rounded_weights_are_not_saved(tiny, tmp_path):
+    quantize_encoder(tiny.encoder)
+    with pytest.raises(ConfigError, match="a model of dtype='int8' is not saved"):
+        tiny.save_pretrained(tmp_path)
+
+
 def test_a_lone_weights_file_carries_its_configuration(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "renamed.safetensors")
