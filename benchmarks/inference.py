@@ -234,8 +234,8 @@ def report(found: dict[str, Any], repeats: int) -> str:
     return f"""# Inference: m2d_hub against the plain runtime
 
 `python benchmarks/inference.py --repeats {repeats}` on {platform.machine()}, {os.cpu_count()} cores,
-{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {torch.get_num_threads()} threads. ViT-Base,
-random weights. Medians; in brackets the lowest and highest ratio of the pairs.
+{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {torch.get_num_threads()} threads.
+ViT-Base, random weights. Medians; in brackets the lowest and highest ratio of the pairs.
 
 | | m2d_hub | baseline | faster | goal |
 |---|---|---|---|---|
@@ -245,8 +245,8 @@ random weights. Medians; in brackets the lowest and highest ratio of the pairs.
 {race_row("load, own folder", "4×", found["load_own"])}
 {race_row("load, published .pth", "–", found["load_published"])}
 
-Largest difference of a feature between both: {found["difference"]:.1e}. Lowest cosine of an int8 clip to its float32
-clip: {found["int8_cosine"]:.5f} (goal 0.999).
+Largest difference of a feature between both: {found["difference"]:.1e}. Lowest cosine of an int8 clip to its
+float32 clip: {found["int8_cosine"]:.5f} (goal 0.999).
 
 | peak memory of a process | 2 minutes | 20 minutes | growth | goal |
 |---|---|---|---|---|
@@ -256,8 +256,8 @@ clip: {found["int8_cosine"]:.5f} (goal 0.999).
 |---|---|
 {chr(10).join(f"| {name} | {value:.0f} |" for name, value in found["products"].items())}
 
-The 60 s file takes {found["operations"] / 1e9:.0f} billion operations in the encoder's products; the whole call
-reaches {rate:.0f} billion a second, {rate / fastest:.0%} of the fastest product.
+The 60 s file takes {found["operations"] / 1e9:.0f} billion operations in the encoder's products; the
+whole call reaches {rate:.0f} billion a second, {rate / fastest:.0%} of the fastest product.
 
 `import m2d_hub` after `import torch`: {found["import"]:.3f} s (goal 0.3 s); with `load_model`:
 {found["import_load_model"]:.2f} s.

@@ -387,8 +387,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     def _save_pretrained(self, save_directory: Path) -> None:
         if any(tensor.dtype is torch.int8 for tensor in self.state_dict().values()):
             raise ConfigError(
-                "a model of dtype='int8' is not saved: its weights are rounded. Load it with the default dtype, "
-                "save that, and give dtype='int8' when you load."
+                "a model of dtype='int8' is not saved: its weights are rounded. Load it with the default "
+                "dtype, save that, and give dtype='int8' when you load."
             )
         save_checkpoint(save_directory, self.state_dict(), self.config)
 
