@@ -40,13 +40,14 @@ class Int8Linear(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (..., in_features) to (..., out_features)."""
         tokens = features.reshape(-1, self.in_features).float()
-        token_scale = tokens.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / TOKEN_LEVELS
+        peak = torch.maximum(tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg())
+        token_scale = peak.clamp_min(1e-12) / TOKEN_LEVELS
         products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
             tokens / token_scale, 1.0, TOKEN_ZERO_POINT, self._pack()
         )
-        projected = products.mul_(token_scale)
-        if self.bias is not None:
-            projected = projected.add_(self.bias)
+        projected = (
+            products * token_scale if self.bias is None else torch.addcmul(self.bias, products, token_scale)
+        )
         return projected.view(*features.shape[:-1], self.out_features)
 
     def _pack(self) -> torch.ScriptObject:
