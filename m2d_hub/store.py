@@ -79,8 +79,8 @@ def _packaged(name: str) -> Path:
     folder = PACKAGED / name
     if not (folder / WEIGHTS_FILE).is_file():
         raise DownloadError(
-            f"The weights of {name!r} are part of this package, but {folder} lacks them. "
-            "Install the package again."
+            f"The weights of {name!r} belong inside this package, but {folder} holds none: this version is "
+            "without them, or not whole. Load another name of list_models(), or install the package again."
         )
     return folder
 

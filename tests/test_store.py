@@ -565,8 +565,9 @@ def test_weights_that_the_installation_lacks_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(m2d_hub.store, "PACKAGED", tmp_path)
     message = fails(None, tmp_path, DownloadError, find_model("m2d-mini"))
     assert message == (
-        f"The weights of 'm2d-mini' are part of this package, but {tmp_path}/m2d-mini lacks them. "
-        "Install the package again."
+        f"The weights of 'm2d-mini' belong inside this package, but {tmp_path}/m2d-mini holds none: this "
+        "version is without them, or not whole. Load another name of list_models(), or install the package "
+        "again."
     )
 
 
