@@ -26,6 +26,7 @@ from m2d_hub.console import (
 )
 from m2d_hub.embed_command import embed
 from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.export_command import export
 from m2d_hub.registry import find_model, list_models
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def main() -> None:
 
 
 main.add_command(embed)
+main.add_command(export)
 
 
 class _SeveralTexts(click.Command):

@@ -30,12 +30,12 @@ class Attention(nn.Module):
         self.qkv = Linear(embed_dim, 3 * embed_dim)
         self.proj = Linear(embed_dim, embed_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (B, N, D) to (B, N, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens not to be seen."""
         query, key, value = rearrange(
             self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.num_heads
         ).unbind(0)
-        attended = F.scaled_dot_product_attention(query, key, value)  # (B, H, N, D/H)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, H, N, D/H)
         return self.proj(rearrange(attended, "b h n c -> b n (h c)"))
 
 
@@ -65,9 +65,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
         self.mlp = MLP(embed_dim, mlp_ratio * embed_dim)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (B, N, D) to (B, N, D)."""
-        tokens = tokens + self.attn(self.norm1(tokens))
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps tokens (B, N, D) to (B, N, D); ``mask`` as for :class:`Attention`."""
+        tokens = tokens + self.attn(self.norm1(tokens), mask)
         return tokens + self.mlp(self.norm2(tokens))
 
 
@@ -156,18 +156,21 @@ class Encoder(nn.Module):
         positions = resample_positions(self.pos_embed, self.config.grid, log_mel.shape[3] // patch_frames)
         return tokens + positions[:, 1:]
 
-    def encode(self, tokens: Tensor) -> Tensor:
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Prepends the class token and runs the blocks and the final norm.
 
         Args:
             tokens: Patch tokens with positions (B, N, D): all of a window, or only the kept ones.
+            mask: (B, N) bool, False for tokens that no other is to see; None: all are seen.
 
         Returns:
             Encoded tokens (B, 1 + N, D), the class token first.
         """
         tokens = self._with_class_token(tokens)
+        if mask is not None:
+            mask = F.pad(mask, (1, 0), value=True)[:, None, None]
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, mask)
         return self.norm(tokens)
 
     def encode_layers(self, tokens: Tensor) -> Tensor:

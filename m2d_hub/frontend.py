@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +98,18 @@ class LogMelFrontend(nn.Module):
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Standardises log-mel values with the statistics of the pre-training set."""
         return (log_mel - self.config.mean) / self.config.std
+
+    def filters(self) -> tuple[Tensor, Tensor]:
+        """What the spectrogram is made with, as plain tensors on the CPU.
+
+        Returns:
+            Cosines and sines of the windowed Fourier transform (2·bins, 1, window samples), and the mel
+            filters (F, bins).
+        """
+        module: Any = self._mel_spectrogram(torch.device("cpu"))
+        num_bins = self.config.window_samples // 2 + 1
+        cosines, sines = (kernel.detach()[:num_bins] for kernel in (module.stft.wcos, module.stft.wsin))
+        return torch.cat([cosines, sines]), module.mel_basis.detach().clone()
 
     def _mel_spectrogram(self, device: torch.device) -> nn.Module:
         if device not in self._mel_spectrograms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -351,6 +352,16 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         embeddings = self._required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> None:
+        """Writes an ONNX file: waveform in, frames out, the frontend included, any batch size and length.
+
+        Raises:
+            ConfigError: onnx is not installed, or the model has no fixed window.
+        """
+        from m2d_hub.export import export_onnx
+
+        export_onnx(self, path)
 
     def generate_model_card(self, *, repo_id: str | None = None, metrics: Metrics | None = None) -> ModelCard:
         """The README.md that :meth:`save_pretrained` and :meth:`push_to_hub` write beside the weights."""

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[1]
 
 HUB_ORDER = """
     errors config results labels registry storage provenance catalog archive download positional linear
-    frontend text encoder head clap windows checkpoint convert layout store audio inference publish model
-    quantize repository hub zero_shot plots records parquet formats sources output_job outputs embedding
-    console embed_command cli
+    frontend text encoder head clap windows windowed checkpoint convert layout store audio inference
+    publish model quantize repository hub export modeling_m2d zero_shot plots records parquet formats
+    sources output_job outputs embedding console embed_command export_command cli
 """
 
 TRAINING_ORDER = """

@@ -1,0 +1,126 @@
+"""transformers: M2D through AutoModel, AutoFeatureExtractor, AutoModelForAudioClassification and pipelines.
+
+>>> from m2d_hub.clients.transformers import register, save_pretrained
+>>> save_pretrained("folder", "m2d-mini")
+>>> register(); model = AutoModel.from_pretrained("folder")  # or, without m2d_hub, trust_remote_code=True
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import m2d_hub
+from m2d_hub.errors import ConfigError
+from m2d_hub.export import windowed_encoder
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+
+CODE = ("errors", "config", "positional", "linear", "encoder", "head", "windowed", "modeling_m2d")
+CODE_FILE = "modeling_m2d"
+
+
+def register() -> None:
+    """Makes the Auto classes of this process know M2D.
+
+    Raises:
+        ConfigError: transformers is not installed.
+    """
+    modeling, auto = _modeling(), _transformers()
+    config, extractor = modeling.M2DConfig, modeling.M2DFeatureExtractor
+    auto.AutoConfig.register(config.model_type, config, exist_ok=True)
+    auto.AutoModel.register(config, modeling.M2DModel, exist_ok=True)
+    auto.AutoModelForAudioClassification.register(config, modeling.M2DForAudioClassification, exist_ok=True)
+    auto.AutoFeatureExtractor.register(config, extractor, exist_ok=True)
+    # pipeline("feature-extraction") asks for a tokenizer, whatever the input is.
+    auto.AutoTokenizer.register(config, tokenizer_class=extractor, exist_ok=True)
+
+
+def save_pretrained(folder: str | os.PathLike[str], name: str | os.PathLike[str] | M2D = "m2d-mini") -> None:
+    """Writes a folder that transformers loads, with m2d_hub (after :func:`register`) or without it.
+
+    Args:
+        folder: Gets model.safetensors, config.json, preprocessor_config.json and the code to run them.
+        name: What :func:`m2d_hub.load_model` takes, or a model.
+
+    Raises:
+        ConfigError: transformers is not installed, or the model has no fixed window.
+    """
+    modeling, folder = _modeling(), Path(folder)
+    source = name if isinstance(name, M2D) else load_model(name, device="cpu")
+    windowed = windowed_encoder(source)
+    config = modeling.M2DConfig(**_settings(source))
+    config.auto_map = {
+        "AutoConfig": f"{CODE_FILE}.M2DConfig",
+        "AutoModel": f"{CODE_FILE}.M2DModel",
+        "AutoModelForAudioClassification": f"{CODE_FILE}.M2DForAudioClassification",
+    }
+    if source.head is None:
+        model = modeling.M2DModel(config)
+        model.windowed = windowed
+    else:
+        model = modeling.M2DForAudioClassification(config)
+        model.m2d.windowed = windowed
+        model.head.load_state_dict({key: value.float() for key, value in source.head.state_dict().items()})
+    model.save_pretrained(folder)
+    modeling.M2DFeatureExtractor(sampling_rate=source.sample_rate).save_pretrained(folder)
+    extractor = f"{CODE_FILE}.M2DFeatureExtractor"
+    _add_to_json(folder / "preprocessor_config.json", {"auto_map": {"AutoFeatureExtractor": extractor}})
+    _add_to_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [extractor, None]}})
+    (folder / f"{CODE_FILE}.py").write_text(_bundled_code(), encoding="utf-8")
+
+
+def _settings(model: M2D) -> dict[str, Any]:
+    values = model.config.to_dict()
+    settings = {"frontend": values["frontend"], "encoder": values["encoder"], "dtype": torch.float32}
+    if model.config.head is not None:
+        labels = model.labels or [str(index) for index in range(model.config.head.num_classes)]
+        settings["id2label"] = dict(enumerate(labels))
+        settings["label2id"] = {label: index for index, label in enumerate(labels)}
+        settings["head_features"] = model.config.head.features
+        is_multi_label = model.config.head.activation == "sigmoid"
+        settings["problem_type"] = f"{'multi' if is_multi_label else 'single'}_label_classification"
+    return settings
+
+
+def _bundled_code() -> str:
+    """One module made of this package's own, without their imports of each other."""
+    origin = f"# Made by m2d_hub {m2d_hub.__version__} of its modules {', '.join(CODE)}."
+    parts = [f"{origin}\nfrom __future__ import annotations\n"]
+    for name in CODE:
+        text = (Path(m2d_hub.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.parse(text).body:
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
+                "m2d_hub",
+                "__future__",
+            ):
+                end = node.end_lineno or node.lineno
+                lines[node.lineno - 1 : end] = [""] * (end - node.lineno + 1)
+        parts.append("\n".join(lines).strip() + "\n")
+    return "\n\n".join(parts)
+
+
+def _add_to_json(path: Path, values: dict[str, Any]) -> None:
+    present = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path.write_text(json.dumps({**present, **values}, indent=2) + "\n", encoding="utf-8")
+
+
+def _transformers() -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise ConfigError("this needs transformers: pip install 'm2d-hub[transformers]'.") from error
+    return transformers
+
+
+def _modeling() -> Any:
+    _transformers()
+    from m2d_hub import modeling_m2d
+
+    return modeling_m2d

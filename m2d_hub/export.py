@@ -1,0 +1,98 @@
+"""Models as graphs: waveform in, frames out, the frontend included, for any batch size and length.
+
+>>> from m2d_hub.export import export_onnx, frames_module
+>>> module = frames_module("m2d-mini")  # (B, S) -> (B, T, N_F·D), for torch.export
+>>> export_onnx("m2d-mini", "m2d-mini.onnx")  # or m2d-hub export m2d-mini --onnx m2d-mini.onnx
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+from m2d_hub.windowed import WindowedEncoder
+
+INPUT, OUTPUT = "waveform", "frames"
+BATCH, SAMPLES = "batch", "samples"
+
+
+class FramesModule(nn.Module):
+    """Waveform (B, S) to frames (B, T, N_F·D): the features of :meth:`m2d_hub.M2D.forward`."""
+
+    def __init__(self, windowed: WindowedEncoder):
+        super().__init__()
+        self.windowed = windowed
+
+    def forward(self, waveform: Tensor) -> Tensor:
+        """Maps waveforms (B, S) at the model's sample rate to frames (B, T, N_F·D)."""
+        return self.windowed(waveform)[0]
+
+
+def frames_module(model: str | os.PathLike[str] | M2D = "m2d-mini") -> FramesModule:
+    """A plain module for ``torch.export`` with dynamic batch and length, on the CPU, in float32.
+
+    Args:
+        model: What :func:`m2d_hub.load_model` takes, or a model.
+
+    Raises:
+        ConfigError: The model has no fixed window, or its weights are rounded to 8 bits.
+    """
+    return FramesModule(windowed_encoder(model)).eval()
+
+
+def windowed_encoder(model: str | os.PathLike[str] | M2D) -> WindowedEncoder:
+    """A model's filters and a copy of its encoder in one module; arguments as for :func:`frames_module`."""
+    loaded = model if isinstance(model, M2D) else load_model(model, device="cpu")
+    if math.isinf(loaded.window_s):
+        raise ConfigError("a graph has windows of one length; load the model without window_s=inf.")
+    if any(tensor.dtype is torch.int8 for tensor in loaded.state_dict().values()):
+        raise ConfigError("a model of dtype='int8' is not exported; load it with the default dtype.")
+    with torch.device("meta"):
+        windowed = WindowedEncoder(loaded.config.frontend, loaded.config.encoder)
+    windowed.encoder = copy.deepcopy(loaded.encoder).to("cpu", torch.float32)
+    windowed.stft_filters, windowed.mel_filters = loaded.frontend.filters()
+    return windowed.eval()
+
+
+def export_onnx(model: str | os.PathLike[str] | M2D, path: str | os.PathLike[str]) -> None:
+    """Writes an ONNX file with input ``waveform`` (batch, samples) and output ``frames`` (batch, T, N_F·D).
+
+    Args:
+        model: What :func:`m2d_hub.load_model` takes, or a model.
+        path: File to write, ``.onnx``.
+
+    Raises:
+        ConfigError: As for :func:`frames_module`, or onnx and onnxscript are not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("ONNX export needs onnx and onnxscript: pip install 'm2d-hub[onnx]'.") from error
+    module = frames_module(model)
+    window_samples = (
+        module.windowed.encoder.config.input_size[1] * module.windowed.frontend_config.hop_samples
+    )
+    example = torch.zeros(2, 2 * window_samples + window_samples // 3)
+    partial = Path(path).with_name(Path(path).name + ".partial")
+    with torch.no_grad():
+        program = torch.onnx.export(
+            module,
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH), 1: torch.export.Dim(SAMPLES)}},
+            verbose=False,
+        )
+    assert program is not None, "dynamo export gives a program"
+    program.save(str(partial), external_data=False)
+    os.replace(partial, path)
