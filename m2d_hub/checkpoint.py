@@ -42,12 +42,25 @@ def save_checkpoint(
         partial,
         metadata={"format": "pt", "m2d_hub_config": text},
     )
+    _sort_header(partial)
     os.replace(partial, folder / WEIGHTS_FILE)
     partial = folder / (CONFIG_FILE + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, folder / CONFIG_FILE)
     # safetensors writes for its owner alone.
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
+
+
+def _sort_header(path: Path) -> None:
+    """Orders a safetensors file's metadata, which is written in any order: equal weights give equal files."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the rest is spaces, as the format allows
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -252,6 +252,14 @@ def test_saved_models_load_bit_equal(tagger, tmp_path):
         assert torch.equal(loaded.encode_clip(RAGGED), tagger.encode_clip(RAGGED))
 
 
+def test_equal_weights_are_saved_as_equal_files(tiny, tmp_path):
+    files = []
+    for index in range(8):
+        tiny.save_pretrained(tmp_path / str(index))
+        files.append((tmp_path / str(index) / "model.safetensors").read_bytes())
+    assert len(set(files)) == 1
+
+
 def test_rounded_weights_are_not_saved(tiny, tmp_path):
     quantize_encoder(tiny.encoder)
     with pytest.raises(ConfigError, match="a model of dtype='int8' is not saved"):
