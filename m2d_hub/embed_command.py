@@ -41,6 +41,16 @@ from m2d_hub.outputs import check_suffix
 @batch_size_option
 @device_option
 @window_option
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="This process, or the workers of a Ray cluster (pip install 'm2d-hub[ray]').",
+)
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="With --engine ray."
+)
 @json_option
 def embed(
     paths: tuple[str, ...],
@@ -50,6 +60,8 @@ def embed(
     batch_size: int,
     device: str | None,
     window: float | None,
+    engine: str,
+    workers: int,
     as_json: bool,
 ) -> None:
     """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
@@ -70,6 +82,7 @@ def embed(
     Examples:
       m2d-hub embed dog.wav --out dog.npz
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
+      m2d-hub embed list.csv --engine ray --workers 8 --out embeddings.parquet
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
     from m2d_hub.embedding import embed_files
@@ -77,6 +90,11 @@ def embed(
     sources = find_files(paths)
     with wrong_usage():
         check_suffix(out)
+    ray_engine = None
+    if engine == "ray":
+        from m2d_hub.clients.ray import RayEngine
+
+        ray_engine = RayEngine(workers)
     summary = embed_files(
         sources,
         out,
@@ -86,6 +104,7 @@ def embed(
         device=device,
         window_s=window,
         progress=True,
+        engine=ray_engine,
     )
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,34 @@ from m2d_hub.sources import Source
 
 Kind = Literal["clip", "frames", "layers"]
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
+
+
+@dataclass(frozen=True)
+class Job:
+    """How files are embedded, wherever that happens."""
+
+    model: str
+    kind: Kind = "clip"
+    batch_size: int = 16
+    device: str | None = None
+    window_s: float | None = None
+
+    def load_model(self) -> M2D:
+        """The model, where the job runs."""
+        return load_model(self.model, device=self.device, window_s=self.window_s)
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """What became of one batch of files."""
+
+    records: list[Record]
+    failed: list[tuple[Source, str]]
+
+
+Engine = Callable[
+    [Iterator[list[Source]], Job], Iterator[EmbeddedBatch]
+]  # batches, in order, to their results
 
 
 @dataclass(frozen=True)
@@ -45,6 +73,7 @@ def embed_files(
     device: str | None = None,
     window_s: float | None = None,
     progress: bool = False,
+    engine: Engine | None = None,
 ) -> Summary:
     """Embeds files into ``out``, or goes on with it; those that cannot be read go to ``OUT.errors.csv``.
 
@@ -57,6 +86,7 @@ def embed_files(
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
         progress: Shows a bar on the standard error stream.
+        engine: What runs batches through the model; None: this process.
 
     Raises:
         ConfigError: ``out`` cannot be used, or was begun with another model, kind or window.
@@ -69,8 +99,10 @@ def embed_files(
         errors_path.unlink(missing_ok=True)
         failed = 0
         if left:
-            loaded = load_model(model, device=device, window_s=window_s)
-            failed = _embed(loaded, left, output, errors_path, kind, batch_size, len(sources), progress)
+            results = (engine or _run_here)(
+                _batches(left, batch_size), Job(model, kind, batch_size, device, window_s)
+            )
+            failed = _keep(results, left, output, errors_path, len(sources), progress)
     except torch.OutOfMemoryError as error:
         output.release()
         raise ConfigError(
@@ -91,17 +123,20 @@ def _settings(model: str, kind: str, window_s: float | None) -> dict[str, Any]:
     return {"model": name, "kind": kind, "window_s": "inf" if window_s == math.inf else window_s}
 
 
-def _embed(
-    model: M2D,
+def _run_here(batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+    model = job.load_model()
+    return (embed_batch(model, batch, job.kind, job.batch_size) for batch in batches)
+
+
+def _keep(
+    results: Iterable[EmbeddedBatch],
     sources: list[Source],
     output: Output,
     errors_path: Path,
-    kind: Kind,
-    batch_size: int,
     total: int,
     progress: bool,
 ) -> int:
-    """Embeds ``sources`` batch by batch into ``output``; returns how many could not be read."""
+    """Puts results into ``output`` as they come; returns how many files could not be read."""
     from tqdm import tqdm
 
     failures = 0
@@ -110,14 +145,13 @@ def _embed(
         total=total, initial=total - len(sources), unit="file", disable=not progress, mininterval=pace_s
     )
     with bar:
-        for batch in _batches(sources, batch_size):
-            records, failed = _embed_batch(model, batch, kind, batch_size)
-            if records:
-                output.add(records)
-            if failed:
-                _report(errors_path, failed)
-            failures += len(failed)
-            bar.update(len(batch))
+        for result in results:
+            if result.records:
+                output.add(result.records)
+            if result.failed:
+                _report(errors_path, result.failed)
+            failures += len(result.failed)
+            bar.update(len(result.records) + len(result.failed))
     return failures
 
 
@@ -135,22 +169,20 @@ def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source
         yield batch
 
 
-def _embed_batch(
-    model: M2D, batch: list[Source], kind: Kind, batch_size: int
-) -> tuple[list[Record], list[tuple[Source, str]]]:
-    """Records of a batch; where a file of it cannot be read, the files are done one by one."""
+def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> EmbeddedBatch:
+    """Embeds a batch; where a file of it cannot be read, the files are done one by one."""
     try:
-        return _encode(model, batch, kind, batch_size), []
+        return EmbeddedBatch(_encode(model, batch, kind, batch_size), [])
     except (AudioError, OSError, UnicodeEncodeError) as error:  # the last: a file name that is no text
         if len(batch) == 1:
-            return [], [(batch[0], str(error))]
+            return EmbeddedBatch([], [(batch[0], str(error))])
     records: list[Record] = []
     failed: list[tuple[Source, str]] = []
     for source in batch:
-        one_record, one_failed = _embed_batch(model, [source], kind, batch_size)
-        records += one_record
-        failed += one_failed
-    return records, failed
+        alone = embed_batch(model, [source], kind, batch_size)
+        records += alone.records
+        failed += alone.failed
+    return EmbeddedBatch(records, failed)
 
 
 def _encode(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> list[Record]:

@@ -23,8 +23,9 @@ TRAINING_ORDER = """
     loop sources linear_eval prepare resolved run cli
 """
 
-# A method that is part of the model's contract but whose work is done further down.
-ALLOWED = {("model", "export")}
+# A method that is part of the model's contract but whose work is done further down; a command that is
+# asked to work with a client's program.
+ALLOWED = {("model", "export"), ("embed_command", "clients.ray")}
 
 HEAVY = {
     "accelerate",

@@ -1,0 +1,51 @@
+"""Hugging Face datasets: embeddings for ``Dataset.map``, batch by batch.
+
+>>> from m2d_hub.clients.datasets import embed
+>>> def add(rows): return {"embedding": embed([audio["array"] for audio in rows["audio"]], 16_000)}
+>>> dataset = dataset.cast_column("audio", Audio(sampling_rate=16_000)).map(add, batched=True)
+
+With ``num_proc``, start processes by spawn (``multiprocess.set_start_method("spawn")``), as torch
+has threads.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+
+
+def embed(
+    waves: Sequence[Any],
+    sampling_rate: int,
+    name: str | os.PathLike[str] = "m2d-mini",
+    *,
+    batch_size: int = 16,
+    device: str | None = None,
+) -> np.ndarray:
+    """Embeds clips; the model is loaded once a process.
+
+    Args:
+        waves: Mono clips (S,), of different lengths; ``(channels, S)`` are mixed down.
+        sampling_rate: Hz of all of them.
+        name: What :func:`m2d_hub.load_model` takes.
+        batch_size: Most windows encoded at once.
+        device: As for :func:`m2d_hub.load_model`.
+
+    Returns:
+        (B, N_F·D) float32.
+    """
+    model = _model(os.fspath(name), device)
+    mono = [wave if wave.ndim == 1 else wave.mean(axis=0) for wave in map(np.asarray, waves)]
+    return model.encode_clip(mono, sample_rate=sampling_rate, batch_size=batch_size).numpy()
+
+
+@functools.lru_cache(maxsize=2)
+def _model(name: str, device: str | None) -> M2D:
+    return load_model(name, device=device)

@@ -1,0 +1,123 @@
+"""EVAR (eval-audio-repr): the runtime that its M2D wrapper looks for.
+
+>>> from m2d_hub.clients.evar import RuntimeM2D
+>>> runtime = RuntimeM2D(weight_file="m2d-as-0.7")
+>>> frames = runtime.encode(waveforms)  # (B, T, N_F·D)
+"""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2d_hub.encoder import tokens_to_frames
+from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+
+DEFAULT_MODEL = "m2d-mini"
+
+
+class RuntimeM2D(nn.Module):
+    """An M2D model behind EVAR's names, differentiable.
+
+    Attributes:
+        cfg: What was given, with the sizes and statistics of the model.
+        backbone: The encoder; its names in checkpoints follow ``backbone.``.
+    """
+
+    def __init__(
+        self,
+        cfg: Any = None,
+        weight_file: str | os.PathLike[str] | None = None,
+        training_mask: float = 0.0,
+        encoder_only: bool = False,
+        dur_frames: int | None = None,
+        num_classes: int | None = None,
+        freeze_embed: bool | None = None,
+        flat_features: bool | None = None,
+    ):
+        """Loads a model on the CPU; EVAR moves it.
+
+        Args:
+            cfg: EVAR's settings; ``weight_file`` is taken from there where it is not given.
+            weight_file: What :func:`m2d_hub.load_model` takes; None for ``m2d-mini``.
+            training_mask: Share of patches dropped while training; only 0 is known here.
+            encoder_only: Drop the head.
+            dur_frames: Frames of a window; None: as pre-trained.
+            num_classes: Classes of a fresh head.
+            freeze_embed: Keep the patch embedding's weights as they are.
+            flat_features: Give tokens (B, N_F·T, D) rather than frames (B, T, N_F·D).
+
+        Raises:
+            ConfigError: ``training_mask`` is not 0.
+        """
+        super().__init__()
+        if training_mask:
+            raise ConfigError(
+                f"training_mask must be 0, got {training_mask}; m2d-train finetune drops patches."
+            )
+        name = weight_file or getattr(cfg, "weight_file", None) or DEFAULT_MODEL
+        model = load_model(name, device="cpu", num_classes=num_classes)
+        if dur_frames is not None:
+            model.set_window(dur_frames * model.config.frontend.hop_samples / model.sample_rate)
+        self.frontend, self.backbone = model.frontend, model.encoder
+        self.head = None if encoder_only else model.head
+        self.flat_features = bool(flat_features)
+        if freeze_embed:
+            self.backbone.patch_embed.requires_grad_(False)
+        config = model.config
+        width = config.encoder.embed_dim if self.flat_features else config.encoder.frame_dim
+        known = {"sample_rate": model.sample_rate, "feature_d": width, "weight_file": str(name)}
+        known |= {"input_size": config.encoder.input_size, "patch_size": config.encoder.patch_size}
+        known |= {"mean": config.frontend.mean, "std": config.frontend.std, "n_mels": config.frontend.n_mels}
+        self.cfg = SimpleNamespace(**{**(vars(cfg) if hasattr(cfg, "__dict__") else {}), **known})
+
+    def to_feature(self, wave: Tensor) -> Tensor:
+        """Maps waveforms (B, S) to log-mel spectrograms (B, 1, F, T), not normalised."""
+        return self.frontend.log_mel(wave)[:, None]
+
+    def normalize_batch(self, log_mel: Tensor) -> Tensor:
+        """Standardises log-mel values with the statistics of the pre-training set."""
+        return self.frontend.normalise(log_mel)
+
+    def to_normalized_spec(self, wave: Tensor) -> Tensor:
+        """Maps waveforms (B, S) to normalised log-mel spectrograms (B, 1, F, T)."""
+        return self.normalize_batch(self.to_feature(wave))
+
+    def encode_lms(self, log_mel: Tensor, return_layers: bool = False) -> Tensor | list[Tensor]:
+        """Encodes normalised log-mel spectrograms (B, 1, F, T), window after window.
+
+        Returns:
+            Frames (B, T, N_F·D), or a list of them, one a block.
+        """
+        window_frames, patch_frames = self.backbone.config.input_size[1], self.backbone.config.patch_size[1]
+        encoded = []
+        for window in log_mel.split(window_frames, dim=-1):
+            rest = -window.shape[-1] % patch_frames
+            whole = window if window.shape[-1] == window_frames else nn.functional.pad(window, (0, rest))
+            encoded.append(self.backbone.encode_layers(self.backbone.embed(whole))[:, :, 1:])
+        layers = [
+            torch.cat([self._frames(part[index]) for part in encoded], dim=1)
+            for index in range(len(encoded[0]))
+        ]
+        return layers if return_layers else layers[-1]
+
+    def encode(self, wave: Tensor) -> Tensor:
+        """Maps waveforms (B, S) to frames (B, T, N_F·D)."""
+        frames = self.encode_lms(self.to_normalized_spec(wave))
+        assert isinstance(frames, Tensor), "layers were not asked for"
+        return frames
+
+    def forward(self, wave: Tensor) -> Tensor:
+        """Logits of the head, or frames where there is none."""
+        frames = self.encode(wave)
+        return frames if self.head is None else self.head(frames.mean(dim=1))
+
+    def _frames(self, tokens: Tensor) -> Tensor:
+        if self.flat_features:
+            return tokens
+        return tokens_to_frames(tokens, self.backbone.config.grid[0])

@@ -1,0 +1,70 @@
+"""HEAR 2021: the common API that ``hear-validator`` and ``heareval`` call.
+
+$ hear-validator m2d_hub.clients.hear
+$ python -m heareval.embeddings.runner m2d_hub.clients.hear --tasks-dir tasks
+$ python -m heareval.embeddings.runner m2d_hub.clients.hear --model m2d-as-0.7   # a name, file or folder
+
+For onset tasks HEAR wants a timestamp every 50 ms or less: give weights of 40 ms frames.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from m2d_hub.hub import load_model as load_m2d
+from m2d_hub.model import M2D
+
+DEFAULT_MODEL = "m2d-mini"
+
+
+class HearModel(nn.Module):
+    """A model with the attributes that HEAR reads, plain integers."""
+
+    def __init__(self, model: M2D):
+        super().__init__()
+        self.model = model
+        self.sample_rate = model.sample_rate
+        self.scene_embedding_size = model.frame_dim
+        self.timestamp_embedding_size = model.frame_dim
+
+    def forward(self, audio: Tensor) -> Tensor:
+        """Maps audio (B, S) to scene embeddings (B, D)."""
+        return get_scene_embeddings(audio, self)
+
+
+def load_model(model_file_path: str | os.PathLike[str] = "", **options: Any) -> HearModel:
+    """Loads a model on the CPU; HEAR moves it.
+
+    Args:
+        model_file_path: What :func:`m2d_hub.load_model` takes; empty for ``m2d-mini``.
+        **options: Other arguments of :func:`m2d_hub.load_model`.
+    """
+    return HearModel(load_m2d(model_file_path or DEFAULT_MODEL, **{"device": "cpu", **options})).eval()
+
+
+def get_timestamp_embeddings(audio: Tensor, model: HearModel) -> tuple[Tensor, Tensor]:
+    """Embeds each time frame.
+
+    Args:
+        audio: (B, S) float32 at the model's sample rate.
+        model: Of :func:`load_model`.
+
+    Returns:
+        Embeddings (B, T, D) float32, and the centres of their frames (B, T) in milliseconds,
+        float64.
+    """
+    with torch.no_grad():
+        frames = model.model(audio.to(model.model.device))
+    # float64, on the CPU since not every device has it: float32 is uneven by more than 1e-3 ms after 8 s.
+    times_ms = frames.timestamps_s.double().cpu() * 1000
+    return frames.features.float(), times_ms.expand(len(audio), -1)
+
+
+def get_scene_embeddings(audio: Tensor, model: HearModel) -> Tensor:
+    """Embeds each clip, (B, D) float32; arguments as for :func:`get_timestamp_embeddings`."""
+    embeddings, _ = get_timestamp_embeddings(audio, model)
+    return embeddings.mean(dim=1)

@@ -1,0 +1,98 @@
+"""MTEB: M2D on its audio tasks.
+
+>>> from m2d_hub.clients.mteb import META, M2DWrapper
+>>> mteb.evaluate(M2DWrapper("m2d-as-0.7"), mteb.get_tasks(modalities=["audio"]))
+>>> mteb.evaluate(META, mteb.get_tasks(["ESC50"]))  # m2d-mini
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+
+try:
+    from mteb.models import ModelMeta
+    from mteb.models.abs_encoder import AbsEncoder
+    from mteb.models.modality_collators import AudioCollator
+except ImportError as error:
+    raise ConfigError("M2DWrapper needs mteb: pip install 'm2d-hub[mteb]'.") from error
+
+DEFAULT_MODEL = "m2d-mini"
+
+
+class M2DWrapper(AbsEncoder):
+    """Embeds the audio of MTEB's tasks, each clip at its full length."""
+
+    def __init__(
+        self,
+        model_name: str | os.PathLike[str] = DEFAULT_MODEL,
+        revision: str | None = None,
+        device: str | None = None,
+        **_: Any,
+    ):
+        """Loads what :func:`m2d_hub.load_model` takes; ``revision`` is MTEB's and not used."""
+        name = str(model_name).removeprefix(ORGANISATION)
+        self.model = load_model(name, device=device)
+        self.mteb_model_meta = model_meta(name)
+
+    def encode(
+        self, inputs: Any, *, show_progress_bar: bool = True, batch_size: int = 16, **_: Any
+    ) -> np.ndarray:
+        """Embeds clips.
+
+        Args:
+            inputs: MTEB's data loader, of rows with ``audio``.
+            show_progress_bar: Show a bar over its batches.
+            batch_size: Most windows encoded at once.
+
+        Returns:
+            (n, N_F·D) float32.
+
+        Raises:
+            ConfigError: The task has no audio.
+        """
+        from tqdm.auto import tqdm
+
+        inputs.collate_fn = AudioCollator(target_sampling_rate=self.model.sample_rate)
+        embeddings = []
+        for batch in tqdm(inputs, disable=not show_progress_bar, desc="M2D"):
+            if "audio" not in batch:
+                raise ConfigError(f"M2D embeds audio, but this task gives {', '.join(sorted(batch))}.")
+            clips = [np.asarray(audio["array"], dtype=np.float32) for audio in batch["audio"]]
+            embeddings.append(self.model.encode_clip(clips, batch_size=batch_size).numpy())
+        return np.concatenate(embeddings)
+
+
+ORGANISATION = "m2d-hub/"
+
+
+def model_meta(name: str = DEFAULT_MODEL) -> ModelMeta:
+    """What MTEB records of a model; sizes that are only known once it is loaded are left open."""
+    return ModelMeta(
+        loader=M2DWrapper,
+        name=ORGANISATION + os.path.basename(name),
+        revision="1",
+        release_date=None,
+        languages=None,
+        n_parameters=None,
+        memory_usage_mb=None,
+        max_tokens=float("inf"),
+        embed_dim=None,
+        license=None,
+        open_weights=True,
+        public_training_code=None,
+        public_training_data=None,
+        framework=["PyTorch"],
+        similarity_fn_name="cosine",
+        use_instructions=False,
+        training_datasets=None,
+        modalities=["audio"],
+    )
+
+
+META = model_meta()

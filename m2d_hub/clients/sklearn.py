@@ -1,0 +1,89 @@
+"""scikit-learn: embeddings as a transformer step of a pipeline.
+
+>>> from m2d_hub.clients.sklearn import M2DEmbedder
+>>> pipeline = make_pipeline(M2DEmbedder("m2d-mini"), StandardScaler(), LogisticRegression())
+>>> pipeline.fit(paths, labels)
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+
+try:
+    from sklearn.base import BaseEstimator, TransformerMixin
+except ImportError as error:
+    raise ConfigError("M2DEmbedder needs scikit-learn: pip install 'm2d-hub[sklearn]'.") from error
+
+
+class M2DEmbedder(TransformerMixin, BaseEstimator):
+    """Clips to embeddings (n, N_F·D). Nothing is learnt; the weights load on first use, and are not pickled.
+
+    Args:
+        name: What :func:`m2d_hub.load_model` takes.
+        batch_size: Most windows encoded at once.
+        device: As for :func:`m2d_hub.load_model`.
+        sample_rate: Hz of arrays; None means the model's own. Files carry theirs.
+    """
+
+    def __init__(
+        self,
+        name: str | os.PathLike[str] = "m2d-mini",
+        batch_size: int = 16,
+        device: str | None = None,
+        sample_rate: int | None = None,
+    ):
+        self.name = name
+        self.batch_size = batch_size
+        self.device = device
+        self.sample_rate = sample_rate
+
+    def fit(self, X: Any, y: Any = None) -> M2DEmbedder:
+        """Only remembers the size of the output; X and y are not looked at."""
+        self.n_features_out_ = self._loaded().frame_dim
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        """Embeds clips.
+
+        Args:
+            X: A list of paths, a list of arrays of different lengths, an object array of either, or a 2-D
+                array (n, S).
+
+        Returns:
+            (n, N_F·D) float32.
+        """
+        clips = X if isinstance(X, np.ndarray) and X.dtype != object and X.dtype.kind == "f" else list(X)
+        if isinstance(clips, np.ndarray) and clips.ndim != 2:
+            raise ConfigError(f"X must be a list of clips or a 2-D array (n, S), got shape {clips.shape}.")
+        clips = [str(clip) if isinstance(clip, np.str_) else clip for clip in clips]
+        model = self._loaded()
+        return model.encode_clip(clips, sample_rate=self.sample_rate, batch_size=self.batch_size).numpy()
+
+    def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
+        """Names ``m2d0``, ``m2d1``, … of the columns."""
+        return np.array([f"m2d{index}" for index in range(self._loaded().frame_dim)], dtype=object)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return True
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.requires_fit = False
+        tags.input_tags.string = True
+        return tags
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in super().__getstate__().items() if key != "_model"}
+
+    def _loaded(self) -> M2D:
+        wanted = (os.fspath(self.name), self.device)
+        if getattr(self, "_model", (None, None))[0] != wanted:
+            self._model = (wanted, load_model(self.name, device=self.device))
+        return self._model[1]

@@ -1,0 +1,223 @@
+"""What other programs call, called as they call it, with a small model on disk in place of m2d-mini."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import m2d_hub
+
+M2D_D = 320  # features of a frame of the tiny model: 5 tokens along frequency of 64
+
+
+@pytest.fixture
+def folder(tiny, tmp_path) -> str:
+    tiny.save_pretrained(tmp_path / "tiny")
+    return str(tmp_path / "tiny")
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def close(got, expected, atol=1e-5):
+    torch.testing.assert_close(torch.as_tensor(got), torch.as_tensor(expected), atol=atol, rtol=0)
+
+
+# HEAR 2021: https://hearbenchmark.com/hear-api.html
+
+
+def test_hear_gives_plain_sizes_and_evenly_spaced_milliseconds(folder, tiny):
+    from m2d_hub.clients import hear
+
+    model = hear.load_model(folder)
+    sizes = [model.sample_rate, model.scene_embedding_size, model.timestamp_embedding_size]
+    assert sizes == [16_000, M2D_D, M2D_D]
+    assert {type(size) for size in sizes} == {int}
+    audio = noise(3, 59_840)
+    embeddings, times_ms = hear.get_timestamp_embeddings(audio, model)
+    assert embeddings.dtype == torch.float32
+    assert embeddings.shape == (3, 24, M2D_D)
+    assert times_ms.shape == (3, 24)
+    assert times_ms[0, 0] == 75  # the centre of frames 0 to 15, 10 ms apart
+    assert (times_ms.diff(dim=1) - 160).abs().max() < 1e-3
+    close(hear.get_scene_embeddings(audio, model), tiny.encode_clip(audio))
+
+
+def test_hear_takes_options(folder):
+    from m2d_hub.clients import hear
+
+    assert hear.load_model(folder, window_s=1.0).model.window_s == 1.0
+
+
+# EVAR: https://github.com/nttcslab/eval-audio-repr, evar/ar_m2d.py
+
+
+def test_evar_runtime_gives_the_frames_of_the_model(folder, tiny):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    runtime = RuntimeM2D(weight_file=folder, encoder_only=True)
+    wave = noise(2, 70_000)
+    close(runtime.encode(wave).detach(), tiny.encode_frames(wave).features)
+    log_mel = runtime.to_feature(wave)
+    assert log_mel.shape == (2, 1, 80, 438)
+    normalised = runtime.normalize_batch(log_mel)
+    torch.testing.assert_close(normalised, runtime.to_normalized_spec(wave))
+    layers = runtime.encode_lms(normalised, return_layers=True)
+    close(torch.stack(layers).detach(), tiny.encode_layers(wave).features)
+    assert all(name.startswith("backbone.") for name in runtime.state_dict())
+    assert runtime.cfg.sample_rate == 16_000
+    assert runtime.cfg.feature_d == M2D_D
+
+
+def test_evar_finetunes_through_a_fresh_head(folder):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    runtime = RuntimeM2D(weight_file=folder, num_classes=3, freeze_embed=True, dur_frames=101)
+    logits = runtime(noise(2, 32_000))
+    assert logits.shape == (2, 3)
+    logits.sum().backward()
+    assert runtime.backbone.blocks[0].attn.qkv.weight.grad is not None
+    assert runtime.backbone.patch_embed.proj.weight.grad is None
+
+
+def test_evar_tokens_stay_flat_on_request(folder):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    assert RuntimeM2D(weight_file=folder, flat_features=True).encode(noise(1, 16_000)).shape == (1, 35, 64)
+
+
+# s3prl: s3prl/nn/upstream.py and s3prl/util/pseudo_data.py
+
+
+def test_s3prl_hidden_states_are_every_blocks_frames_whatever_the_neighbours(folder, tiny):
+    from m2d_hub.clients.s3prl import UpstreamExpert
+
+    expert = UpstreamExpert(ckpt=folder, refresh=True)
+    assert expert.get_downsample_rates("hidden_states") == 2560
+    wavs = [noise(70_000), noise(800), noise(16_000)]
+    states = expert(wavs)["hidden_states"]
+    assert [state.shape for state in states] == [(3, 28, M2D_D)] * 2
+    for index, wav in enumerate(wavs):
+        alone = tiny.encode_layers(wav).features[:, 0]
+        close(torch.stack([state[index, : alone.shape[1]] for state in states]).detach(), alone)
+    states[0].sum().backward()
+    assert expert.model.encoder.blocks[0].mlp.fc1.weight.grad is not None
+
+
+def test_s3prl_register_puts_the_upstream_into_its_hub(folder, monkeypatch):
+    from types import ModuleType
+
+    from m2d_hub.clients.s3prl import UpstreamExpert, register
+
+    package, hub = ModuleType("s3prl"), ModuleType("s3prl.hub")
+    package.hub = hub
+    monkeypatch.setitem(sys.modules, "s3prl", package)
+    monkeypatch.setitem(sys.modules, "s3prl.hub", hub)
+    register("mine", folder)
+    assert isinstance(hub.mine(refresh=False), UpstreamExpert)
+
+
+def test_s3prl_that_does_not_load_is_told(monkeypatch):
+    from m2d_hub.clients.s3prl import register
+
+    monkeypatch.setitem(sys.modules, "s3prl", None)
+    with pytest.raises(m2d_hub.ConfigError, match="pip install s3prl"):
+        register()
+
+
+# X-ARES: xares/audio_encoder_checker.py
+
+
+def test_xares_finds_one_encoder_that_passes_its_checks(folder, tiny, monkeypatch):
+    from m2d_hub.clients import xares
+
+    assert [name for name in vars(xares) if name.endswith("Encoder")] == ["M2DEncoder"]
+    monkeypatch.setenv("M2D_XARES_MODEL", folder)
+    encoder = xares.M2DEncoder()
+    assert (encoder.sampling_rate, encoder.output_dim, encoder.hop_size_in_ms) == (16_000, M2D_D, 160)
+    audio = noise(2, 50_000)
+    close(encoder(audio), tiny.encode_frames(audio).features)
+
+
+def test_xares_encodes_ten_minutes(folder):
+    from m2d_hub.clients.xares import M2DEncoder
+
+    assert M2DEncoder(folder)(noise(1, 9_600_000)).shape == (1, 3751, M2D_D)
+
+
+# Hugging Face datasets
+
+
+def test_datasets_map_adds_embeddings(folder, tiny):
+    datasets = pytest.importorskip("datasets", reason="needs m2d-hub[datasets]")
+    from m2d_hub.clients.datasets import embed
+
+    waves = [noise(n).numpy() for n in (8_000, 12_000, 9_000)]
+    rows = datasets.Dataset.from_dict({"audio": [{"array": wave, "sampling_rate": 8_000} for wave in waves]})
+    mapped = rows.map(
+        lambda batch: {"embedding": embed([audio["array"] for audio in batch["audio"]], 8_000, folder)},
+        batched=True,
+    )
+    close(np.float32(mapped["embedding"]), tiny.encode_clip(waves, sample_rate=8_000))
+
+
+# Ray Data: the actor is an ordinary class; Ray itself is in benchmarks/clients
+
+
+def test_ray_actor_embeds_paths_bytes_and_waveforms(folder, tiny, clips):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    paths = sorted(str(path) for path in clips.glob("*.wav"))[:2]
+    actor = EmbedAudio(folder)
+    expected = tiny.encode_clip(paths)
+    given = actor({"path": np.array(paths), "id": np.arange(2)})
+    close(given["embedding"], expected)
+    assert given["id"].tolist() == [0, 1]
+    as_bytes = np.array([Path(path).read_bytes() for path in paths], dtype=object)
+    close(actor({"bytes": as_bytes})["embedding"], expected)
+    waves = noise(2, 16_000)
+    close(actor({"audio": waves.numpy()})["embedding"], tiny.encode_clip(waves))
+
+
+def test_ray_actor_sets_unreadable_files_aside(folder, tiny, clips, tmp_path):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    good = str(next(clips.glob("*.wav")))
+    (tmp_path / "bad.wav").write_text("no audio")
+    given = EmbedAudio(folder)({"path": np.array([good, str(tmp_path / "bad.wav")])})
+    close(given["embedding"][:1], tiny.encode_clip(good))
+    assert np.isnan(given["embedding"][1]).all()
+    assert given["error"][0] == ""
+    assert "bad.wav" in given["error"][1]
+
+
+def test_ray_actor_names_the_columns_it_looks_for(folder):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    with pytest.raises(m2d_hub.ConfigError, match=r"rows have no column path or .*, but text"):
+        EmbedAudio(folder)({"text": np.array(["a"])})
+
+
+@pytest.mark.parametrize(
+    ("code", "hidden", "extra"),
+    [
+        ("from m2d_hub.clients.ray import RayEngine; RayEngine()", "ray", "ray"),
+        ("import m2d_hub.clients.mteb", "mteb", "mteb"),
+        ("import m2d_hub.clients.sklearn", "sklearn", "sklearn"),
+        ("from m2d_hub.clients.transformers import register; register()", "transformers", "transformers"),
+    ],
+)
+def test_a_missing_program_is_named_with_its_extra(code, hidden, extra):
+    answer = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.modules[{hidden!r}] = None; {code}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONWARNINGS": "ignore"},
+    )
+    assert answer.returncode == 1
+    assert f"pip install 'm2d-hub[{extra}]'" in answer.stderr
