@@ -6,6 +6,7 @@ Shapes: D features, T frames, L layers.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,27 +41,27 @@ class Contents:
     files: list[str]
 
 
-class Format:
+class Format(ABC):
     """How records are laid out in one file; each subclass is one suffix."""
 
-    def require(self) -> None:
+    def require(self) -> None:  # noqa: B027 - most need nothing
         """Checks, before any work, that what writing needs is installed.
 
         Raises:
             ConfigError: It is not; the message says how to install it.
         """
 
+    @abstractmethod
     def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
         """Writes ``records``, which must be those of ``contents.files`` in that order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def contents(self, path: Path) -> Contents:
         """Settings and names, without reading the arrays."""
-        raise NotImplementedError
 
+    @abstractmethod
     def records(self, path: Path) -> Iterator[Record]:
         """The records, in order, one at a time."""
-        raise NotImplementedError
 
 
 def replace_durably(partial: Path, path: Path) -> None:
