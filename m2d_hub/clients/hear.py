@@ -2,7 +2,7 @@
 
 $ hear-validator m2d_hub.clients.hear
 $ python -m heareval.embeddings.runner m2d_hub.clients.hear --tasks-dir tasks
-$ python -m heareval.embeddings.runner m2d_hub.clients.hear --model m2d-as-0.7   # a name, file or folder
+$ python -m heareval.embeddings.runner m2d_hub.clients.hear --model FILE_OR_FOLDER
 
 For onset tasks HEAR wants a timestamp every 50 ms or less: give weights of 40 ms frames.
 """

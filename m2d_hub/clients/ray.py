@@ -111,14 +111,16 @@ class RayEngine:
         data = self._ray.data
         if not self._ray.is_initialized():
             self._ray.init(log_to_driver=False)
-        data.DataContext.get_current().execution_options.preserve_order = True
+        context = data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = False
         packed = [{"batch": pickle.dumps(batch)} for batch in batches]
         workers = min(self._num_workers, len(packed))
         dataset = data.from_items(packed, override_num_blocks=len(packed)).map_batches(
             _Worker,
             fn_constructor_args=(job,),
             batch_size=1,
-            concurrency=workers,
+            compute=data.ActorPoolStrategy(size=workers),
             num_gpus=1 if (job.device or "").startswith("cuda") else None,
         )
         for row in dataset.iter_rows():

@@ -1,7 +1,6 @@
-"""X-ARES: a model as the encoder that its tasks take, from the file of this module.
+"""X-ARES: a model as the encoder that its tasks take. It makes a module's name of the path, as it stands.
 
-$ ENCODER=$(python -c 'import m2d_hub.clients.xares as module; print(module.__file__)')
-$ python -m xares.run $ENCODER tasks/esc50_task.py
+$ python -m xares.run m2d_hub/clients/xares.py src/tasks/esc50_task.py
 >>> from m2d_hub.clients.xares import M2DEncoder
 >>> XaresTask(config=task_config(encoder=M2DEncoder("m2d-as-0.7"))).run()
 
