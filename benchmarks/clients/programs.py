@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.machinery
-import json
 import logging
 import os
 import signal
