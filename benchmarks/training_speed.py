@@ -1,6 +1,6 @@
 """Speed of pre-training on this machine's CPU: steps a second, the time of each stage, growth with processes.
 
-    python benchmarks/training_speed.py [--steps 8]
+    python benchmarks/training_speed.py [--steps 8] [--presets m2d-0.7 m2d-mini]
 
 Stages are timed inside one process with all cores; processes through the console script, one thread each.
 The data are generated clips of 10 s in FLAC shards, decoded by the training process itself.
@@ -162,8 +162,8 @@ def report(results: dict[str, dict]) -> str:
     lines = [
         "# Speed of pre-training on a CPU",
         "",
-        f"`python benchmarks/training_speed.py`, {machine}. Clips of 10 s in FLAC shards, which the training",
-        "process decodes itself.",
+        f"`python benchmarks/training_speed.py --presets {' '.join(results)}`, {machine}.",
+        "Clips of 10 s in FLAC shards, which the training process decodes itself.",
         "",
         "| preset | clips a step | threads | steps/s | clips/s |",
         "|---|---|---|---|---|",
@@ -193,11 +193,13 @@ def main() -> None:
     """Measures, prints and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8)
-    steps = parser.parse_args().steps
+    parser.add_argument("--presets", nargs="+", choices=list(BATCHES), default=list(BATCHES))
+    options = parser.parse_args()
+    steps = options.steps
     results: dict[str, dict] = {}
     with tempfile.TemporaryDirectory() as folder:
         shards = make_shards(Path(folder))
-        for preset in BATCHES:
+        for preset in options.presets:
             results[preset] = {
                 "one process": time_stages(preset, shards, steps),
                 "one thread each": [time_processes(preset, shards, n, steps) for n in (1, 2)],
