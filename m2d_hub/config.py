@@ -196,6 +196,12 @@ class ModelConfig:
                 f"{len(self.labels)} labels were given for a head of {expected} classes.",
             )
 
+    @property
+    def head_dim(self) -> int:
+        """Features that the head takes: of a mean frame (N_F·D), or of a mean token (D)."""
+        by_frames = self.head is not None and self.head.features == "frames"
+        return self.encoder.frame_dim if by_frames else self.encoder.embed_dim
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, for ``config.json``."""
         return dataclasses.asdict(self)

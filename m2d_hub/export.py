@@ -53,7 +53,7 @@ def windowed_encoder(model: str | os.PathLike[str] | M2D) -> WindowedEncoder:
     loaded = model if isinstance(model, M2D) else load_model(model, device="cpu")
     if math.isinf(loaded.window_s):
         raise ConfigError("a graph has windows of one length; load the model without window_s=inf.")
-    if any(tensor.dtype is torch.int8 for tensor in loaded.state_dict().values()):
+    if loaded.is_int8:
         raise ConfigError("a model of dtype='int8' is not exported; load it with the default dtype.")
     with torch.device("meta"):
         windowed = WindowedEncoder(loaded.config.frontend, loaded.config.encoder)

@@ -50,8 +50,7 @@ def check_published(published: Published, info: ModelInfo, origin: object) -> No
 def _model(config: ModelConfig) -> nn.Module:
     parts: dict[str, nn.Module] = {"encoder": Encoder(config.encoder)}
     if config.head is not None:
-        by_frames = config.head.features == "frames"
-        parts["head"] = Head(config.head, config.encoder.frame_dim if by_frames else config.encoder.embed_dim)
+        parts["head"] = Head(config.head, config.head_dim)
     if config.clap is not None:
         parts["clap"] = Clap(config.clap, config.encoder.embed_dim)
     return nn.ModuleDict(parts)

@@ -63,14 +63,9 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         self.config = config
         self.frontend = LogMelFrontend(config.frontend)
         self.encoder = Encoder(config.encoder)
-        self.head = None if config.head is None else Head(config.head, self._head_features(config))
+        self.head = None if config.head is None else Head(config.head, config.head_dim)
         self.clap = None if config.clap is None else Clap(config.clap, config.encoder.embed_dim)
         self._own_length_windows = False
-
-    @staticmethod
-    def _head_features(config: ModelConfig) -> int:
-        by_frames = config.head is not None and config.head.features == "frames"
-        return config.encoder.frame_dim if by_frames else config.encoder.embed_dim
 
     @property
     def sample_rate(self) -> int:
@@ -106,6 +101,11 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.encoder.cls_token.device
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the weights are rounded to 8 bits."""
+        return any(buffer.dtype is torch.int8 for buffer in self.encoder.buffers())
 
     @property
     def _hop_s(self) -> float:
@@ -151,7 +151,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         labels = settings.pop("labels", None)
         head = HeadConfig(num_classes, **settings)
         self.config = replace(self.config, head=head, labels=labels)
-        self.head = Head(head, self._head_features(self.config)).to(self.encoder.cls_token)
+        self.head = Head(head, self.config.head_dim).to(self.encoder.cls_token)
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Frames:
         """Encodes a batch of waveforms.
@@ -396,7 +396,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         return super().push_to_hub(repo_id, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        if any(tensor.dtype is torch.int8 for tensor in self.state_dict().values()):
+        if self.is_int8:
             raise ConfigError(
                 "a model of dtype='int8' is not saved: its weights are rounded. Load it with the default "
                 "dtype, save that, and give dtype='int8' when you load."

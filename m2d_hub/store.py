@@ -115,8 +115,8 @@ def _convert(info: ModelInfo, root: Path, zip_path: Path, origin: dict[str, Any]
         if published.pretraining:
             tensors = {name: tensor.contiguous() for name, tensor in published.pretraining.items()}
             save_file(tensors, converted / PRETRAINING_FILE, metadata={"format": "pt"})
-        for path in converted.glob("*.safetensors"):  # written for their owner alone, unlike the rest
-            shutil.copymode(converted / CONFIG_FILE, path)
+            # safetensors writes for its owner alone.
+            shutil.copymode(converted / CONFIG_FILE, converted / PRETRAINING_FILE)
         write_origin(converted, origin)
         folder = root / info.name
         if folder.exists():  # without its record, so not whole
