@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from m2d_hub.errors import ConfigError
+
+Transform = Literal["convolution", "fft"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -26,6 +28,7 @@ class FrontendConfig:
     f_max_hz: float = 8_000.0
     mean: float = -7.1  # of the log-mel values over the pre-training set
     std: float = 4.2
+    transform: Transform = "convolution"  # nnAudio's own, or "fft": equal to rounding, in half the time
 
     def __post_init__(self) -> None:
         for name in ("sample_rate", "window_samples", "hop_samples", "n_mels"):
@@ -39,6 +42,10 @@ class FrontendConfig:
             f"of sample_rate={self.sample_rate}).",
         )
         _require(self.std > 0, f"std must be positive, got {self.std!r}.")
+        _require(
+            self.transform in get_args(Transform),
+            f"transform must be one of {', '.join(get_args(Transform))}, got {self.transform!r}.",
+        )
 
     @classmethod
     def for_sample_rate(cls, sample_rate: int, **overrides: Any) -> FrontendConfig:

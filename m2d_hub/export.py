@@ -1,5 +1,7 @@
 """Models as graphs: waveform in, frames out, the frontend included, for any batch size and length.
 
+Graphs hold the frontend's transform as a convolution, whichever the model computes it by.
+
 >>> from m2d_hub.export import export_onnx, frames_module
 >>> module = frames_module("m2d-mini")  # (B, S) -> (B, T, N_F·D), for torch.export
 >>> export_onnx("m2d-mini", "m2d-mini.onnx")  # or m2d-hub export m2d-mini --onnx m2d-mini.onnx

@@ -24,7 +24,7 @@ class LogMelFrontend(nn.Module):
     def __init__(self, config: FrontendConfig):
         super().__init__()
         self.config = config
-        self._mel_spectrograms: dict[torch.device, nn.Module] = {}
+        self._mel_spectrograms: dict[torch.device, Any] = {}
 
     def num_frames(self, num_samples: int) -> int:
         """Frames of a waveform: one centred on every hop, the first on sample 0."""
@@ -58,8 +58,12 @@ class LogMelFrontend(nn.Module):
         Returns:
             (B, F, (S − window) // hop + 1) float32.
         """
+        spectrogram = self._mel_spectrogram(padded.device)
         with torch.autocast(padded.device.type, enabled=False):
-            mel = self._mel_spectrogram(padded.device)(padded.float())
+            if self.config.transform == "fft":
+                mel = spectrogram.mel_basis @ self._fft_power(padded.float())
+            else:
+                mel = spectrogram(padded.float())
             return (mel + EPSILON).log()
 
     def stream_log_mel(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -106,12 +110,24 @@ class LogMelFrontend(nn.Module):
             Cosines and sines of the windowed Fourier transform (2·bins, 1, window samples), and the mel
             filters (F, bins).
         """
-        module: Any = self._mel_spectrogram(torch.device("cpu"))
+        module = self._mel_spectrogram(torch.device("cpu"))
         num_bins = self.config.window_samples // 2 + 1
         cosines, sines = (kernel.detach()[:num_bins] for kernel in (module.stft.wcos, module.stft.wsin))
         return torch.cat([cosines, sines]), module.mel_basis.detach().clone()
 
-    def _mel_spectrogram(self, device: torch.device) -> nn.Module:
+    def _fft_power(self, padded: Tensor) -> Tensor:
+        """Power (B, bins, T) of windowed frames."""
+        spectrum = torch.stft(
+            padded,
+            n_fft=self.config.window_samples,
+            hop_length=self.config.hop_samples,
+            window=torch.hann_window(self.config.window_samples, device=padded.device),
+            center=False,
+            return_complex=True,
+        )
+        return torch.view_as_real(spectrum).square().sum(dim=-1)
+
+    def _mel_spectrogram(self, device: torch.device) -> Any:
         if device not in self._mel_spectrograms:
             from nnAudio.features import MelSpectrogram
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from m2d_hub.config import FrontendConfig
+from m2d_hub.errors import ConfigError
 from m2d_hub.frontend import LogMelFrontend
 
 
@@ -33,6 +34,21 @@ def test_a_tone_sounds_in_the_mel_band_of_its_frequency():
     step = (highest - 50 / (200 / 3)) / 81
     centre_hz = (50 / (200 / 3) + (loudest + 1) * step) * 200 / 3
     assert abs(centre_hz - 700) < step * 200 / 3
+
+
+@pytest.mark.parametrize("sample_rate", [16_000, 32_000])
+def test_fft_gives_the_values_of_the_convolution(sample_rate):
+    waveform = torch.randn(2, 20_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    convolution, fft = (
+        LogMelFrontend(FrontendConfig.for_sample_rate(sample_rate, transform=transform)).log_mel(waveform)
+        for transform in ("convolution", "fft")
+    )
+    torch.testing.assert_close(fft, convolution, atol=1e-3, rtol=0)
+
+
+def test_an_unknown_transform_is_refused():
+    with pytest.raises(ConfigError, match="transform must be one of convolution, fft, got 'dct'"):
+        FrontendConfig(transform="dct")
 
 
 def test_frontend_at_32_khz_keeps_ten_millisecond_hops():

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.config import EncoderConfig, FrontendConfig, Transform
 from m2d_hub.errors import ConfigError
 
 Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
@@ -133,6 +133,7 @@ class PretrainConfig:
     sample_rate: int = 16_000  # Hz
     mean: float | None = None  # of the log-mel values; None: of the prepared shards, else AudioSet's
     std: float | None = None
+    transform: Transform = "convolution"  # of the log-mel frontend
     short_clips: ShortClips = "pad"  # with silence, or by repetition
     min_list_size: int = 0  # a shorter list is repeated up to this many clips an epoch
     weighted_sampling: bool = False  # class-balancing draws without replacement instead of shuffling
@@ -159,6 +160,11 @@ class PretrainConfig:
             "msm-mae predicts pixels by mean squared error: leave loss unset or give 'mse', got 'cosine'.",
         )
         require(
+            self.method != "msm-mae" or self.offline is None or self.offline.kind != "features",
+            "msm-mae predicts pixels, so there are no features at the masked patches for "
+            "offline.kind 'features': use method 'm2d', or offline.kind 'labels' or 'text'.",
+        )
+        require(
             self.predictor.dim % self.predictor.head_width == 0 and self.predictor.dim % 4 == 0,
             f"predictor_dim {self.predictor.dim} must be a multiple of 4 and of "
             f"predictor_head_width {self.predictor.head_width}.",
@@ -176,6 +182,7 @@ class PretrainConfig:
         require_choice("precision", self.precision, get_args(Precision))
         require_choice("start_parts", self.start_parts, get_args(StartParts))
         require_choice("target_start", self.target_start, get_args(TargetStart))
+        require_choice("transform", self.transform, get_args(Transform))
         require_choice("short_clips", self.short_clips, get_args(ShortClips))
         if self.loss is not None:
             require_choice("loss", self.loss, get_args(Loss))
@@ -222,6 +229,7 @@ class PretrainConfig:
             n_mels=self.input_size[0],
             mean=AUDIOSET_MEAN if self.mean is None else self.mean,
             std=AUDIOSET_STD if self.std is None else self.std,
+            transform=self.transform,
         )
 
     @property
