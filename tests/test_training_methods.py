@@ -153,6 +153,22 @@ def test_label_loss_is_the_mean_binary_cross_entropy_of_mean_frames():
     assert terms.offline.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_msm_mae_labels_are_mapped_from_the_visible_tokens_of_each_row():
+    pretrainer = build(method="msm-mae", offline=OfflineConfig(kind="labels", dim=5))
+    log_mel, visible, masked = inputs(pretrainer.config)
+    labels = torch.eye(5)[:3]
+    terms = pretrainer(log_mel, visible, masked, labels)
+    rows = torch.zeros(3, 2, 64)  # two frequency rows of six frames
+    for clip in range(3):
+        for row in range(2):
+            inside = terms.encoded[clip, 1:][visible[clip] // 6 == row]
+            if len(inside):
+                rows[clip, row] = inside.mean(0)
+    logits = F.linear(rows.flatten(1), *pretrainer.offline.projection.parameters())
+    expected = F.binary_cross_entropy_with_logits(logits, labels)
+    assert terms.offline.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
 def test_merged_tokens_stand_where_their_ids_say():
     visible_ids, masked_ids = torch.tensor([[3, 0]]), torch.tensor([[2, 1]])
     visible, predicted = visible_ids[..., None].float(), masked_ids[..., None].float()
@@ -236,6 +252,11 @@ def test_encoder_only_weights_leave_the_rest_as_it_is(caplog):
         ({"method": "mae"}, "method must be one of m2d, m2d-all-patches, msm-mae, got 'mae'"),
         ({"mask_ratio": 1.0}, "leaves 0 of 12 patches visible"),
         ({"method": "msm-mae", "loss": "cosine"}, "give 'mse', got 'cosine'"),
+        (
+            {"method": "msm-mae", "offline": OfflineConfig(kind="features", dim=4)},
+            "no features at the masked patches",
+        ),
+        ({"transform": "dct"}, "transform must be one of convolution, fft, got 'dct'"),
         ({"input_size": (30, 48)}, "30 mels is not a multiple of 16"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),

@@ -41,27 +41,52 @@ def merge_tokens(visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked
     return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
-class FrameMapper(nn.Module):
-    """Linear online mapper of time frames, for per-frame features or labels of clips."""
+def mean_visible_rows(visible: Tensor, visible_ids: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Mean over time of the visible tokens of each frequency row, the rows stacked as in a time frame.
 
-    def __init__(self, config: OfflineConfig, frame_dim: int, num_freq: int):
+    Args:
+        visible: z_v (B, n_visible, D).
+        visible_ids: Patches of ``visible`` (B, n_visible), frequency-major.
+        grid: (N_F, N_T).
+
+    Returns:
+        (B, N_F·D); zeros for a row of which nothing is visible.
+    """
+    num_freq, num_time = grid
+    rows = F.one_hot(visible_ids // num_time, num_freq).to(visible.dtype)  # (B, n_visible, N_F)
+    shares = rows / rows.sum(dim=1, keepdim=True).clamp(min=1)
+    return (shares.transpose(1, 2) @ visible).flatten(1)
+
+
+class FrameMapper(nn.Module):
+    """Linear online mapper of time frames, for per-frame features or labels of clips.
+
+    Where the predictor predicts pixels, labels are mapped from the visible tokens alone.
+    """
+
+    def __init__(self, config: OfflineConfig, embed_dim: int, grid: tuple[int, int]):
         super().__init__()
         if config.dim is None:
             raise ConfigError(f"offline.dim must be given for offline {config.kind}, got None.")
         self.config = config
-        self.num_freq = num_freq
-        self.projection = Linear(frame_dim, config.dim)
+        self.grid = grid
+        self.projection = Linear(grid[0] * embed_dim, config.dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
     def forward(
-        self, visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor, target: Tensor
+        self,
+        visible: Tensor,
+        predicted: Tensor | None,
+        visible_ids: Tensor,
+        masked_ids: Tensor,
+        target: Tensor,
     ) -> Tensor:
         """Loss against the training signal.
 
         Args:
             visible: z_v (B, n_visible, D).
-            predicted: Predictions of the masked tokens (B, n_masked, D).
+            predicted: Predictions of the masked tokens (B, n_masked, D); None where they are pixels.
             visible_ids: (B, n_visible).
             masked_ids: (B, n_masked).
             target: Labels (B, K), multi-hot, or features (B, N_T, K).
@@ -69,8 +94,11 @@ class FrameMapper(nn.Module):
         Returns:
             A scalar.
         """
-        tokens = merge_tokens(visible, predicted, visible_ids, masked_ids)  # (B, N, D)
-        frames = tokens_to_frames(tokens, self.num_freq)  # (B, N_T, N_F·D)
+        if predicted is None:
+            frames = mean_visible_rows(visible, visible_ids, self.grid)[:, None]  # (B, 1, N_F·D)
+        else:
+            tokens = merge_tokens(visible, predicted, visible_ids, masked_ids)  # (B, N, D)
+            frames = tokens_to_frames(tokens, self.grid[0])  # (B, N_T, N_F·D)
         if self.config.kind == "labels":
             mapped = self.projection(frames.mean(dim=1))  # (B, K)
             self._check(mapped, target)
@@ -95,7 +123,12 @@ class TextMapper(nn.Module):
         self.clap = Clap(clap_config(config, embed_dim), embed_dim)
 
     def forward(
-        self, visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor, target: Tensor
+        self,
+        visible: Tensor,
+        predicted: Tensor | None,
+        visible_ids: Tensor,
+        masked_ids: Tensor,
+        target: Tensor,
     ) -> Tensor:
         """Contrastive loss over the clips of all processes; the audio feature is the mean visible token.
 
@@ -136,11 +169,11 @@ def clap_config(config: OfflineConfig, embed_dim: int) -> ClapConfig:
 OfflineNetwork = FrameMapper | TextMapper
 
 
-def build_offline(config: OfflineConfig, embed_dim: int, num_freq: int) -> OfflineNetwork:
+def build_offline(config: OfflineConfig, embed_dim: int, grid: tuple[int, int]) -> OfflineNetwork:
     """Makes the online mapper that ``config.kind`` needs."""
     if config.kind == "text":
         return TextMapper(config, embed_dim)
-    return FrameMapper(config, num_freq * embed_dim, num_freq)
+    return FrameMapper(config, embed_dim, grid)
 
 
 def gather_rows(rows: Tensor) -> Tensor:

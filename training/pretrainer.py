@@ -69,9 +69,7 @@ class Pretrainer(nn.Module):
         self.predictor = Predictor(config.predictor, config.embed_dim, out_dim, config.grid)
         self.target_encoder = None if predicts_pixels else TargetEncoder(config.encoder)
         self.offline = (
-            None
-            if config.offline is None
-            else build_offline(config.offline, config.embed_dim, config.grid[0])
+            None if config.offline is None else build_offline(config.offline, config.embed_dim, config.grid)
         )
         self.norm_stats: Tensor
         self.register_buffer("norm_stats", torch.tensor([config.mean, config.std], dtype=torch.float32))
@@ -99,7 +97,8 @@ class Pretrainer(nn.Module):
         total = self.config.m2d_weight * m2d
         offline = None
         if self.offline is not None and self.config.offline is not None:
-            offline = self.offline(encoded[:, 1:], prediction, visible_ids, masked_ids, offline_target)
+            predicted = None if self.config.method == "msm-mae" else prediction
+            offline = self.offline(encoded[:, 1:], predicted, visible_ids, masked_ids, offline_target)
             total = total + self.config.offline.weight * offline
         return LossTerms(total, m2d, offline, prediction, encoded.detach())
 
