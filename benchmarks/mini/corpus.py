@@ -3,7 +3,8 @@
     python benchmarks/mini/corpus.py DATA/pretrain --out DATA/pretrain/corpus.csv
 
 A file is listed once per 10 s, so that an hour of music counts like an hour of short sounds; each listing
-is another random crop. The label is the package, for runs with an offline label network. Packages that a dev
+is another random crop. The labels, for runs with an offline label network, are the package and those words of
+the file's name that several files share. Packages that a dev task is made of give no words, and those that a
 task tells apart share one label, or the labels would give the task's answers away. Prints mean and standard
 deviation of the corpus's log-mel values, which the preset holds.
 """
@@ -13,6 +14,8 @@ from __future__ import annotations
 import argparse
 import csv
 import random
+import re
+from collections import Counter
 from pathlib import Path
 
 import soundfile
@@ -29,21 +32,36 @@ MERGED = {  # prefixes of packages whose languages or voices a dev task tells ap
     "asterisk-prompt": "asterisk-core",
     "fillets-ng-data": "fillets-ng-data",
 }
+WORDLESS = ("asterisk-", "fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound")  # of the dev tasks
+WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
+FILES_PER_WORD = 8  # at least
 
 
-def label_of(package: str) -> str:
+def package_label(package: str) -> str:
     """The package, or the name that it shares with its like."""
     return next((common for prefix, common in MERGED.items() if package.startswith(prefix)), package)
+
+
+def name_words(row: dict[str, str]) -> set[str]:
+    """Words of a file's name, which is followed by two checksums."""
+    if row["label"].startswith(WORDLESS):
+        return set()
+    name = "_".join(Path(row["file"]).stem.split("_")[:-2])
+    return {word.lower() for word in WORD.findall(name)}
 
 
 def list_rows(folder: Path) -> list[dict[str, str]]:
     """Rows of ``file`` and ``label``, long files several times."""
     with (folder / "manifest.csv").open(newline="", encoding="utf-8") as lines:
-        return [
-            {"file": row["file"], "label": label_of(row["label"])}
-            for row in csv.DictReader(lines)
-            for _ in range(max(1, round(float(row["seconds"]) / SECONDS_PER_ROW)))
-        ]
+        files = list(csv.DictReader(lines))
+    counts = Counter(word for row in files for word in name_words(row))
+    rows = []
+    for row in files:
+        shared = sorted(word for word in name_words(row) if counts[word] >= FILES_PER_WORD)
+        label = ";".join([package_label(row["label"]), *(f"word:{word}" for word in shared)])
+        listings = max(1, round(float(row["seconds"]) / SECONDS_PER_ROW))
+        rows += [{"file": row["file"], "label": label}] * listings
+    return rows
 
 
 def statistics(folder: Path, rows: list[dict[str, str]]) -> tuple[float, float]:
@@ -75,7 +93,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(rows)
     mean, std = statistics(arguments.data, rows)
-    labels = len({row["label"] for row in rows})
+    labels = len({label for row in rows for label in row["label"].split(";")})
     print(f"{len(rows)} rows, {labels} labels; log-mel mean {mean:.2f}, std {std:.2f}")
 
 
