@@ -18,9 +18,9 @@ HUB_ORDER = """
 """
 
 TRAINING_ORDER = """
-    config presets settings masking schedules losses noise analysis sampling optimizer shards manifest crops
-    features images data predictor target_encoder offline teachers inputs pretrainer checkpoint start record
-    loop sources linear_eval prepare resolved run cli
+    config presets settings masking schedules losses noise analysis sampling optimizer shards manifest
+    labelled metrics crops features images data predictor target_encoder offline teachers inputs pretrainer
+    checkpoint start record loop sources linear_eval prepare resolved run cli
 """
 
 # A method that is part of the model's contract but whose work is done further down; a command that is
