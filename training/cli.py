@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import os
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
 
-from m2d_hub.errors import M2DError
+from .console import answer, is_first_process, logging_to, reported_errors
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -77,10 +71,10 @@ def pretrain(
             teacher=teacher or (chosen.teacher if needs_teacher else None),
             labelled=labelled,
         )
-        with _logging_to(out / "train.log"):
+        with logging_to(out / "train.log"):
             export = run_pretraining(config, options)
     if is_first_process():
-        click.echo(_answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
+        click.echo(answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
 
 
 @main.command(epilog=PREPARE_EXAMPLE)
@@ -112,46 +106,4 @@ def prepare(
         f"{statistics['clips']} clips, {statistics['hours']:.2f} h, {statistics['skipped']} files left out; "
         f"log-mel mean {statistics['mean']:.3f}, std {statistics['std']:.3f}. The shards are in {out}."
     )
-    click.echo(_answer({"out": str(out), **statistics}, as_json, text))
-
-
-@contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """Prints this package's errors as one line and ends with status 1."""
-    try:
-        yield
-    except M2DError as error:
-        raise click.ClickException(str(error)) from error
-
-
-def is_first_process() -> bool:
-    """Whether this process is the one that talks, of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def _logging_to(path: Path) -> Iterator[None]:
-    """Logs to the terminal, and of the first process to a file too; the others only tell of warnings."""
-    is_first = is_first_process()
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
-    if is_first:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    loggers = [logging.getLogger(package) for package in ("m2d_training", "m2d_hub")]
-    try:
-        for package in loggers:
-            package.setLevel(logging.INFO if is_first else logging.WARNING)
-            for handler in handlers:
-                package.addHandler(handler)
-        yield
-    finally:
-        for handler in handlers:
-            for package in loggers:
-                package.removeHandler(handler)
-            handler.close()
-
-
-def _answer(values: dict[str, object], as_json: bool, text: str) -> str:
-    return json.dumps(values) if as_json else text
+    click.echo(answer({"out": str(out), **statistics}, as_json, text))
