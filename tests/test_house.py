@@ -19,8 +19,8 @@ HUB_ORDER = """
 
 TRAINING_ORDER = """
     config presets settings masking schedules losses noise analysis sampling optimizer shards manifest
-    labelled metrics crops features images data predictor target_encoder offline teachers inputs pretrainer
-    checkpoint start record loop sources linear_eval prepare resolved run console cli
+    labelled metrics charts report crops features images data predictor target_encoder offline teachers
+    inputs pretrainer checkpoint start record loop sources linear_eval prepare resolved run console cli
 """
 
 # A method that is part of the model's contract but whose work is done further down; a command that is

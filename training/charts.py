@@ -1,0 +1,139 @@
+"""Pictures of an evaluation: confusion, average precision, learning curves, layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from m2d_hub.errors import ConfigError
+
+from .metrics import Interval
+
+MOST_NAMED = 80  # classes whose names a picture shows
+MOST_NUMBERED = 20  # classes of a confusion matrix whose cells carry numbers
+INCHES_A_CLASS = 0.22
+DOTS_PER_INCH = 120
+
+
+def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str) -> None:
+    """Draws which class is taken for which.
+
+    Args:
+        path: PNG.
+        confusion: (C, C) test clips, a row for each true class.
+        labels: Names of the classes.
+        title: Heading.
+    """
+    side = min(14.0, max(4.5, 2.5 + INCHES_A_CLASS * 1.5 * len(labels)))
+    figure, axes = _new_figure(side + 1.0, side)
+    shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1e-9)
+    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    figure.colorbar(image, label="share of the class's test clips", fraction=0.04)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title(title)
+    if len(labels) <= MOST_NAMED:
+        size = 9 if len(labels) <= 40 else 6
+        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(labels)), labels, fontsize=size)
+    if len(labels) <= MOST_NUMBERED:
+        for row, column in confusion.nonzero().tolist():
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{float(confusion[row, column]):.3g}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    _save(figure, path)
+
+
+def draw_average_precision(path: Path, precisions: Tensor, labels: Sequence[str], title: str) -> None:
+    """Draws the average precision of each class, the best first; of many classes the best and the worst.
+
+    Args:
+        path: PNG.
+        precisions: (C,), NaN for classes that no test clip has: they are not shown.
+        labels: Names of the classes.
+        title: Heading.
+    """
+    order = [int(index) for index in precisions.argsort(descending=True) if not precisions[index].isnan()]
+    left_out = max(0, len(order) - MOST_NAMED)
+    if left_out:
+        order = order[: MOST_NAMED // 2] + order[-MOST_NAMED // 2 :]
+        title = f"{title}\n({left_out} classes between the best and the worst {MOST_NAMED // 2} not shown)"
+    figure, axes = _new_figure(8.0, 1.5 + INCHES_A_CLASS * len(order))
+    axes.barh(range(len(order)), precisions[order].numpy(), height=0.7)
+    axes.set_yticks(range(len(order)), [labels[index] for index in order], fontsize=9)
+    axes.set_ylim(len(order) - 0.5, -0.5)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("average precision")
+    axes.set_title(title)
+    axes.grid(axis="x", alpha=0.3)
+    _save(figure, path)
+
+
+def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draws values by epoch, from the first.
+
+    Args:
+        path: PNG.
+        curves: For each panel, such as "loss", its lines by name; NaN leaves a gap.
+    """
+    figure, panels = _new_figure(8.0, 3.0 * len(curves), len(curves))
+    for axes, (panel, lines) in zip(np.atleast_1d(panels), curves.items(), strict=True):
+        for name, values in lines.items():
+            marker = "." if len(values) < 50 else ""
+            axes.plot(range(1, len(values) + 1), values, label=name, marker=marker, linewidth=1)
+        axes.set_ylabel(panel)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        if len(lines) <= 12:
+            axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], metric: str) -> None:
+    """Draws how each layer's features do, the first block's at 1, with the test figures' 95 % intervals."""
+    figure, axes = _new_figure(8.0, 4.5)
+    layers = range(1, len(test) + 1)
+    points = np.array([interval.value for interval in test])
+    spans = np.array([[interval.value - interval.low, interval.high - interval.value] for interval in test])
+    axes.errorbar(layers, points, yerr=spans.T.clip(min=0), marker="o", capsize=3, label="test")
+    axes.plot(layers, valid, marker=".", linestyle="--", label="valid")
+    axes.set_xticks(layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    _save(figure, path)
+
+
+def draw_mix(path: Path, weights: Tensor) -> None:
+    """Draws the weights (S, L) of the layers of each seed's mix, and their mean."""
+    figure, axes = _new_figure(8.0, 4.0)
+    layers = range(1, weights.shape[1] + 1)
+    axes.bar(layers, weights.mean(dim=0).numpy(), alpha=0.6)
+    for own in weights:
+        axes.plot(layers, own.numpy(), marker=".", linestyle="", color="black")
+    axes.set_xticks(layers)
+    axes.set_xlabel("layer")
+    axes.set_ylabel("weight in the mix")
+    axes.grid(axis="y", alpha=0.3)
+    _save(figure, path)
+
+
+def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("pictures need matplotlib: pip install 'm2d-hub[training]'") from error
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(panels, 1)
+
+
+def _save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DOTS_PER_INCH)

@@ -1,0 +1,200 @@
+"""What an evaluation leaves behind: ``report.json``, a picture of the classes, and the worst clips.
+
+Shapes: N test clips, C classes, S seeds.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .charts import draw_average_precision, draw_confusion
+from .labelled import LabelledList, Part
+from .metrics import Interval, Metric, average_precisions, bootstrap_interval
+
+logger = logging.getLogger(__name__)
+
+REPORT_FILE = "report.json"
+CONFUSION_FILE = "confusion.png"
+PRECISION_FILE = "average_precision.png"
+WORST_FILE = "worst.csv"
+WORST_COLUMNS = ("row", "file", "true", "predicted", "probability", "probability_of_true")
+
+
+@dataclass(frozen=True)
+class ScoredRound:
+    """What the models of all seeds say of one round's test clips."""
+
+    name: str  # of the round
+    part: Part  # the test clips
+    scores: Tensor  # (S, N, C) probabilities
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All scores of a task's test clips, and what they amount to."""
+
+    labelled: LabelledList
+    metric: Metric
+    seeds: Sequence[int]
+    rounds: Sequence[ScoredRound]
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(S, N, C), round after round."""
+        return torch.cat([scored.scores for scored in self.rounds], dim=1).float().cpu()
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(N, C) multi-hot, round after round."""
+        return torch.cat([scored.part.targets for scored in self.rounds])
+
+    @cached_property
+    def interval(self) -> Interval:
+        """The metric's mean over rounds and seeds, and its 95 % interval over clips and seeds."""
+        sizes = [len(scored.part) for scored in self.rounds]
+        rounds = np.repeat(np.arange(len(sizes)), sizes).tolist()
+        return bootstrap_interval(list(self.scores), self.targets, self.metric, rounds=rounds)
+
+    @cached_property
+    def by_round(self) -> np.ndarray:
+        """The metric in each round and seed (rounds, S)."""
+        return np.array(
+            [
+                [self.metric(own.float().cpu(), scored.part.targets) for own in scored.scores]
+                for scored in self.rounds
+            ]
+        )
+
+    @cached_property
+    def by_class(self) -> Tensor:
+        """Recall of each class, or its average precision in a multi-label task (C,); NaN without clips."""
+        if self.labelled.is_multi_label:
+            per_round = [
+                torch.stack(
+                    [average_precisions(own.float().cpu(), scored.part.targets) for own in scored.scores]
+                )
+                for scored in self.rounds
+            ]
+            return torch.cat(per_round).nanmean(dim=0)
+        return self.confusion.diagonal() / self.confusion.sum(dim=1)
+
+    @cached_property
+    def confusion(self) -> Tensor:
+        """Test clips by true class and predicted class (C, C), the mean over seeds."""
+        size = self.targets.shape[1]
+        pairs = self.targets.argmax(dim=1) * size + self.scores.argmax(dim=2)  # (S, N)
+        counts = torch.bincount(pairs.flatten(), minlength=size * size)
+        return counts.reshape(size, size).double() / len(self.scores)
+
+    @property
+    def unseen(self) -> list[str]:
+        """Classes that no test clip has: they play no part in the figure."""
+        present = self.targets.any(dim=0).tolist()
+        return [
+            label for label, is_present in zip(self.labelled.labels, present, strict=True) if not is_present
+        ]
+
+
+def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) -> dict[str, Any]:
+    """Writes ``report.json``, ``confusion.png`` or ``average_precision.png``, and ``worst.csv``.
+
+    Args:
+        folder: Of the run; made if need be.
+        evaluation: The scores.
+        details: Settings, model, timing and what else the report is to say; plain JSON types.
+
+    Returns:
+        The report as written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    labelled, interval = evaluation.labelled, evaluation.interval
+    if evaluation.unseen and labelled.is_multi_label:
+        logger.warning(
+            "%d of %d classes have no test clip and are left out of the mean; %s lists them.",
+            len(evaluation.unseen),
+            len(labelled.labels),
+            REPORT_FILE,
+        )
+    report = _summary(evaluation) | details
+    text = json.dumps(_without_nan(report), indent=2, ensure_ascii=False) + "\n"
+    partial = folder / (REPORT_FILE + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, folder / REPORT_FILE)
+    _write_worst(folder / WORST_FILE, evaluation)
+    title = f"{evaluation.metric.name} {interval}"
+    if labelled.is_multi_label:
+        draw_average_precision(folder / PRECISION_FILE, evaluation.by_class, labelled.labels, title)
+    else:
+        draw_confusion(folder / CONFUSION_FILE, evaluation.confusion, labelled.labels, title)
+    return json.loads(text)
+
+
+def _summary(evaluation: Evaluation) -> dict[str, Any]:
+    labelled, interval = evaluation.labelled, evaluation.interval
+    clips = evaluation.targets.sum(dim=0).int().tolist()
+    kind = "average_precision" if labelled.is_multi_label else "recall"
+    summary: dict[str, Any] = {
+        "metric": evaluation.metric.name,
+        "value": interval.value,
+        "low": interval.low,
+        "high": interval.high,
+        "interval": "95 %, bootstrapped over test clips and seeds",
+        "data": labelled.name,
+        "test_clips": len(evaluation.targets),
+        "classes": len(labelled.labels),
+        "classes_without_test_clips": evaluation.unseen,
+        "per_seed": dict(
+            zip(map(str, evaluation.seeds), evaluation.by_round.mean(axis=0).tolist(), strict=True)
+        ),
+        "per_class": {
+            label: {kind: value, "test_clips": count}
+            for label, value, count in zip(labelled.labels, evaluation.by_class.tolist(), clips, strict=True)
+        },
+    }
+    if len(evaluation.rounds) > 1:
+        names = [scored.name for scored in evaluation.rounds]
+        summary["per_round"] = dict(zip(names, evaluation.by_round.mean(axis=1).tolist(), strict=True))
+    if not labelled.is_multi_label:
+        summary["confusion"] = evaluation.confusion.tolist()
+    return summary
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for what there is no figure of."""
+    if isinstance(value, dict):
+        return {key: _without_nan(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(part) for part in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _write_worst(path: Path, evaluation: Evaluation) -> None:
+    """Clips for which a wrong class is surer than a true one, the most so first, by the mean over seeds."""
+    labels, targets = evaluation.labelled.labels, evaluation.targets.bool()
+    scores = evaluation.scores.mean(dim=0)
+    wrong, predicted = scores.masked_fill(targets, -1.0).max(dim=1)
+    true = scores.masked_fill(~targets, 2.0).min(dim=1).values
+    files = [file for scored in evaluation.rounds for file in scored.part.files]
+    rows = [row for scored in evaluation.rounds for row in scored.part.rows]
+    margin = wrong - true
+    with path.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(WORST_COLUMNS)
+        for clip in margin.argsort(descending=True, stable=True).tolist():
+            if margin[clip] <= 0:
+                break
+            names = ";".join(labels[index] for index in targets[clip].nonzero()[:, 0].tolist())
+            sure = f"{float(wrong[clip]):.4f}", f"{float(true[clip]):.4f}"
+            writer.writerow([rows[clip], files[clip], names, labels[int(predicted[clip])], *sure])
