@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .console import answer, is_first_process, logging_to, reported_errors
+from .finetune_command import finetune
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -107,3 +108,6 @@ def prepare(
         f"log-mel mean {statistics['mean']:.3f}, std {statistics['std']:.3f}. The shards are in {out}."
     )
     click.echo(answer({"out": str(out), **statistics}, as_json, text))
+
+
+main.add_command(finetune)

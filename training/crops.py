@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ class CropPlan:
     frontend: FrontendConfig
     num_frames: int  # T
     repeat_short: bool  # a clip shorter than the crop: repeated, or padded with silence
+    keep_short: bool = False  # or left as it is: its crop has fewer frames
 
     @property
     def num_samples(self) -> int:
@@ -72,7 +73,12 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
     """Crops a waveform that was read whole, lengthening a short one first."""
     frontend, half = plan.frontend, plan.frontend.window_samples // 2
     shortest = plan.num_samples - half
-    if len(waveform) // frontend.hop_samples + 1 < plan.num_frames:
+    own_frames = len(waveform) // frontend.hop_samples + 1
+    if own_frames < plan.num_frames:
+        if plan.keep_short:
+            num_samples = replace(plan, num_frames=own_frames).num_samples
+            waveform = np.pad(waveform, (0, max(0, half + 1 - len(waveform))))[: num_samples - half]
+            return Crop(_reflect(waveform, half, num_samples), 0)
         if plan.repeat_short:
             waveform = np.resize(waveform, shortest)
         else:

@@ -35,15 +35,35 @@ def write_or_compare_config(
         ConfigError: The folder holds a run of another configuration.
     """
     run = {"global_batch": plan.global_batch, "steps_per_epoch": plan.steps_per_epoch, "clips": clips}
-    values = json.loads(json.dumps({**run, "config": config.to_dict()}))
     options_text = {key: None if value is None else str(value) for key, value in vars(options).items()}
+    write_or_compare(
+        folder, {"preset": options.name, "options": options_text}, run, config.to_dict(), MAY_CHANGE
+    )
+
+
+def write_or_compare(
+    folder: RunFolder, head: dict[str, Any], run: dict[str, Any], config: dict[str, Any], may_change: set[str]
+) -> None:
+    """Writes ``config.json``, or checks that a run that goes on has the same one.
+
+    Args:
+        folder: The run.
+        head: What may be different when the run goes on.
+        run: What the data and the machine say; it must be the same.
+        config: The settings; those not in ``may_change`` must be the same.
+        may_change: Names of settings that change no weights.
+
+    Raises:
+        ConfigError: The folder holds a run of another configuration.
+    """
+    run, config = json.loads(json.dumps([run, config]))
     if folder.config_file.exists():
         old = json.loads(folder.config_file.read_text(encoding="utf-8"))
-        _require_same({key: old[key] for key in run}, run, folder)
-        changed = {key: values["config"][key] for key in values["config"] if key not in MAY_CHANGE}
+        _require_same({key: old.get(key) for key in run}, run, folder)
+        changed = {key: value for key, value in config.items() if key not in may_change}
         _require_same({key: old["config"].get(key) for key in changed}, changed, folder)
     folder.root.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"preset": options.name, "options": options_text, **values}, indent=2)
+    text = json.dumps({**head, **run, "config": config}, indent=2)
     partial = folder.config_file.with_suffix(".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     os.replace(partial, folder.config_file)
