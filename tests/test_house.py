@@ -19,8 +19,8 @@ HUB_ORDER = """
 
 TRAINING_ORDER = """
     config presets settings masking schedules losses noise analysis sampling optimizer shards manifest
-    labelled metrics charts report crops features images data predictor target_encoder offline teachers
-    inputs pretrainer checkpoint start record loop sources linear_eval prepare resolved run augment
+    labelled_rows labelled metrics charts report crops features images data predictor target_encoder offline
+    teachers inputs pretrainer checkpoint start record loop sources linear_eval prepare resolved run augment
     finetune_config finetune_presets finetune_model finetune_data finetune_optimizer finetune_loop
     finetune_member finetune console finetune_command cli
 """

@@ -5,13 +5,11 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
-import csv
-import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -20,26 +18,11 @@ from torch import Tensor
 
 from m2d_hub.errors import ConfigError
 
-from .manifest import LABEL_SEPARATOR, audioset_classes
+from .labelled_rows import LabelledClip, check_files, counted, listed, natural_key, read_rows
+from .manifest import audioset_classes
 
-logger = logging.getLogger(__name__)
-
-COLUMNS = ("file", "label", "split")
 SPLITS = ("train", "valid", "test")
 MIN_FOLDS = 3  # one to train on, one to choose on, one to test on
-SHOWN = 5  # rows that a message names
-
-Row = tuple[int, list[str]]  # as a spreadsheet counts it, and its cells
-
-
-@dataclass(frozen=True, slots=True)
-class LabelledClip:
-    """One row of the list."""
-
-    file: str  # absolute path
-    labels: tuple[str, ...]
-    split: str  # train, valid or test, or a fold's number
-    row: int  # as a spreadsheet shows it: the header is row 1
 
 
 @dataclass(frozen=True)
@@ -105,6 +88,17 @@ class LabelledList:
             for name, train, valid, test in _plan_rounds(by_split)
         ]
 
+    def without(self, rows: Collection[int]) -> LabelledList:
+        """The list without some rows; its classes stay the same.
+
+        Raises:
+            ConfigError: What is left cannot be used.
+        """
+        left = [clip for clip in self.clips if clip.row not in rows]
+        _check_splits(self.name, left)
+        _check_unseen(self.name, left)
+        return replace(self, clips=left)
+
 
 def _plan_rounds(splits: Iterable[str]) -> Iterator[tuple[str, list[str], str, str]]:
     """Name of each round, and the splits that it trains on, chooses on and tests on."""
@@ -130,13 +124,13 @@ def read_labelled(path: str | os.PathLike[str], multi_label: bool | None = None)
     Raises:
         ConfigError: The list cannot be used; the message names the rows.
     """
-    clips = _parse(Path(path))
-    _check_files(path, clips)
+    clips = read_rows(Path(path))
+    check_files(path, clips)
     _check_splits(path, clips)
     several = [clip.row for clip in clips if len(clip.labels) > 1]
     if multi_label is False and several:
         raise ConfigError(
-            f"{path}: {_counted(several)} more than one label ({_listed(several)}), but one label a clip was "
+            f"{path}: {counted(several)} more than one label ({listed(several)}), but one label a clip was "
             "asked for."
         )
     is_multi_label = bool(several) if multi_label is None else multi_label
@@ -144,83 +138,8 @@ def read_labelled(path: str | os.PathLike[str], multi_label: bool | None = None)
     if len(found) < 2:
         raise ConfigError(f"{path} has one class only, {found.pop()!r}; at least two are needed.")
     _check_unseen(path, clips)
-    labels = (audioset_classes(found) if is_multi_label else None) or tuple(sorted(found, key=_natural_key))
+    labels = (audioset_classes(found) if is_multi_label else None) or tuple(sorted(found, key=natural_key))
     return LabelledList(str(path), clips, labels, is_multi_label)
-
-
-def _parse(path: Path) -> list[LabelledClip]:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(COLUMNS)}.")
-    rows = _rows(path)
-    header = [name.strip() for name in next(rows, (1, []))[1]]
-    if not set(COLUMNS) <= set(header):
-        raise ConfigError(
-            f"{path} needs the columns file, label and split, separated by commas; it has "
-            f"{', '.join(header) or 'none'}."
-        )
-    file, label, split = (header.index(name) for name in COLUMNS)
-    body = [(row, [cell.strip() for cell in cells]) for row, cells in rows]
-    body = [(row, cells) for row, cells in body if any(cells)]
-    if not body:
-        raise ConfigError(f"{path} lists no clips.")
-    _refuse(
-        path,
-        [row for row, cells in body if len(cells) != len(header)],
-        "another number of cells than the header",
-    )
-    folder = os.path.abspath(path.parent)
-    clips = [
-        LabelledClip(
-            os.path.normpath(os.path.join(folder, cells[file])),
-            _split_labels(cells[label]),
-            cells[split],
-            row,
-        )
-        for row, cells in body
-    ]
-    _refuse(path, [row for row, cells in body if not cells[file]], "no file")
-    _refuse(path, [clip.row for clip in clips if not clip.labels], "no label")
-    return clips
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        try:
-            yield from enumerate(csv.reader(lines), start=1)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
-
-
-def _split_labels(text: str) -> tuple[str, ...]:
-    labels = (label.strip() for label in text.split(LABEL_SEPARATOR))
-    return tuple(dict.fromkeys(label for label in labels if label))
-
-
-def _check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
-    """Looks into each folder once: a call for each of 100,000 files takes long on a network's disk."""
-    inside: dict[str, set[str]] = {}
-    missing = []
-    splits_of: dict[str, set[str]] = defaultdict(set)
-    for clip in clips:
-        folder, name = os.path.split(clip.file)
-        if folder not in inside:
-            inside[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        # Some file systems know a file by other spellings than the one that they list.
-        if name not in inside[folder] and not os.path.isfile(clip.file):
-            missing.append(clip)
-        splits_of[clip.file].add(clip.split)
-    if missing:
-        raise ConfigError(
-            f"{path}: {_counted([clip.row for clip in missing])} a file that does not exist "
-            f"({_listed([f'{clip.row}: {clip.file}' for clip in missing])}). Paths are relative to the CSV."
-        )
-    if shared := [file for file, splits in splits_of.items() if len(splits) > 1]:
-        logger.warning(
-            "%s: %d files are in more than one split, for instance %s; the result is too good.",
-            path,
-            len(shared),
-            shared[0],
-        )
 
 
 def _check_splits(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
@@ -229,13 +148,13 @@ def _check_splits(path: str | os.PathLike[str], clips: list[LabelledClip]) -> No
     allowed = "splits are train, valid and test, or whole numbers: folds for cross-validation."
     if unknown:
         raise ConfigError(
-            f"{path}: {_counted([clip.row for clip in unknown])} an unknown split "
-            f"({_listed([f'{clip.row}: {clip.split!r}' for clip in unknown])}); {allowed}"
+            f"{path}: {counted([clip.row for clip in unknown])} an unknown split "
+            f"({listed([f'{clip.row}: {clip.split!r}' for clip in unknown])}); {allowed}"
         )
     names = {clip.split for clip in clips} - numbers
     if names and numbers:
         rows = [clip.row for clip in clips if clip.split in numbers]
-        raise ConfigError(f"{path} mixes {', '.join(sorted(names))} with folds ({_listed(rows)}); {allowed}")
+        raise ConfigError(f"{path} mixes {', '.join(sorted(names))} with folds ({listed(rows)}); {allowed}")
     if names and (empty := [split for split in SPLITS if split not in names]):
         raise ConfigError(f"{path} has no clip in the split {' or '.join(empty)}; all three are needed.")
     if numbers and len(numbers) < MIN_FOLDS:
@@ -254,30 +173,9 @@ def _check_unseen(path: str | os.PathLike[str], clips: list[LabelledClip]) -> No
         unseen = (labels_of[valid] | labels_of[test]).difference(*(labels_of[split] for split in train))
         if unseen:
             rows = [clip.row for clip in clips if unseen & set(clip.labels)]
-            shown = sorted(unseen, key=_natural_key)
+            shown = sorted(unseen, key=natural_key)
             raise ConfigError(
-                f"{path}: the training clips of the round {name!r} lack {_listed(shown, 'label')}, which its "
-                f"valid or test clips have ({_listed(rows)}). Leave these rows out or divide the clips "
+                f"{path}: the training clips of the round {name!r} lack {listed(shown, 'label')}, which its "
+                f"valid or test clips have ({listed(rows)}). Leave these rows out or divide the clips "
                 "otherwise."
             )
-
-
-def _refuse(path: Path, rows: list[int], what: str) -> None:
-    if rows:
-        raise ConfigError(f"{path}: {_counted(rows)} {what} ({_listed(rows)}).")
-
-
-def _counted(rows: Sequence[object]) -> str:
-    return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
-
-
-def _listed(values: Sequence[object], noun: str = "row") -> str:
-    """The first few values, and how many more there are."""
-    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
-    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"
-
-
-def _natural_key(label: str) -> list[tuple[int, int, str]]:
-    """Sorts numbers within names as numbers."""
-    parts = re.findall(r"\d+|\D+", label)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
