@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from .console import answer, is_first_process, logging_to, reported_errors
+from .eval_command import linear_eval
 from .finetune_command import finetune
 
 PRETRAIN_EXAMPLE = """\b
@@ -111,3 +112,4 @@ def prepare(
 
 
 main.add_command(finetune)
+main.add_command(linear_eval)

@@ -1,122 +1,247 @@
-"""Linear evaluation: how well one linear layer tells classes apart on frozen, standardised features.
+"""Linear evaluation: how well one linear layer tells classes apart on frozen features (paper, section IV-B).
 
-Shapes: N clips, K features, C classes.
+Shapes: N clips, L layers, K features.
 """
 
 from __future__ import annotations
 
 import csv
+import json
+import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
 from .checkpoint import model_config, model_tensors
+from .clip_encoder import ClipEncoder, encode_files, mean_samples
 from .config import PretrainConfig
+from .feature_cache import StoredFeatures, stored_features
+from .labelled import LabelledList, read_labelled
+from .linear_fit import LEARNING_RATE, FitSettings
+from .linear_model import save_linear_model
+from .linear_options import SEEDS, LinearEvalOptions
+from .linear_report import report_outcomes
+from .linear_rounds import Outcome, fit_rounds
+from .metrics import Interval
 
-LEARNING_RATE = 3e-5
-MAX_EPOCHS = 200
-PATIENCE = 20  # epochs without a better validation score
-BATCH_SIZE = 128
-SPLITS = ("train", "valid", "test")
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+ERRORS_FILE = "errors.csv"
+MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
-class LabelledSplit:
-    """Clips of one split with their classes."""
+class LinearEvalResult:
+    """The answer, and where the rest is."""
 
-    files: list[str]
-    classes: Tensor  # (N,) int64
-
-
-@dataclass(frozen=True)
-class Features:
-    """Features of one split with their classes."""
-
-    values: Tensor  # (N, K)
-    classes: Tensor  # (N,)
+    metric: str  # accuracy or mAP
+    interval: Interval
+    report: dict[str, Any]  # as report.json has it
+    out: Path
+    model: Path | None  # for m2d_hub.load_model; None where the features are not those of encode_clip
+    left_out: int  # clips that cannot be read, see errors.csv
 
 
-def read_labelled(path: str) -> tuple[dict[str, LabelledSplit], int]:
-    """Reads a CSV with ``file`` (relative to it), ``label`` and ``split`` (train, valid or test).
+def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
+    """Evaluates a model's frozen features on a labelled list.
 
-    Returns:
-        The splits and the number of classes.
+    Features are computed once and kept: a run that was stopped goes on where it was. Clips that cannot be
+    read are left out, and listed in ``errors.csv``.
 
     Raises:
-        ConfigError: A column or a split is missing.
+        ConfigError: The list cannot be used, or an option contradicts the model.
     """
-    with open(path, newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        missing = {"file", "label", "split"} - set(reader.fieldnames or [])
-        if missing:
-            raise ConfigError(f"{path} lacks the columns {sorted(missing)}; it has {reader.fieldnames}.")
-        rows = list(reader)
-    names = sorted({row["label"] for row in rows})
-    splits = {}
-    for split in SPLITS:
-        inside = [row for row in rows if row["split"] == split]
-        if not inside:
-            raise ConfigError(f"{path} has no clip in the split {split!r}; train, valid and test are needed.")
-        classes = torch.tensor([names.index(row["label"]) for row in inside])
-        splits[split] = LabelledSplit([str(Path(path).parent / row["file"]) for row in inside], classes)
-    return splits, len(names)
+    started = time.perf_counter()
+    labelled = read_labelled(options.data, options.multi_label)
+    model = load_model(options.model, device=options.device, window_s=options.window_s)
+    layer = _checked_layer(options.layer, model.config.encoder.depth)
+    _write_config(options)
+    encoder = _clip_encoder(options, labelled, model, all_layers=layer != "last")
+    features = stored_features(
+        encoder,
+        [clip.file for clip in labelled.clips],
+        options.cache or options.out / "features",
+        num_workers=options.num_workers,
+        progress=options.progress,
+    )
+    labelled, left_out = _leave_out(options, labelled, features)
+    encoded = time.perf_counter()
+    outcomes = _fit_outcomes(options, labelled, features, layer, model.device)
+    best = max(outcomes, key=lambda outcome: (outcome.valid_score, -outcome.valid_loss))
+    if not best.has_converged:
+        _warn_of_limit(options, best)
+    details = {
+        "method": "linear evaluation",
+        "model": str(options.model),
+        "model_config": model.config.to_dict(),
+        "features_key": encoder.key(),
+        "clip_seconds": None if encoder.num_samples is None else encoder.num_samples / model.sample_rate,
+        "left_out": left_out,
+        "settings": options.to_dict(),
+        "timing": {
+            "features_s": encoded - started,
+            "clips_encoded": features.computed,
+            "linear_layers_s": time.perf_counter() - encoded,
+        },
+    }
+    report = report_outcomes(options.out, outcomes, best, details)
+    saved = _save_model(options, model, best)
+    metric, interval = best.settings.metric.name, best.evaluation.interval
+    return LinearEvalResult(metric, interval, report, options.out, saved, len(left_out))
 
 
-def fit_linear(train: Features, valid: Features, test: Features, num_classes: int, seed: int = 42) -> float:
-    """Accuracy of one linear layer on the test split (paper, section IV-B: Adam, early stopping).
-
-    Args:
-        train: Fits the layer and the standardisation.
-        valid: Chooses the epoch.
-        test: Gives the answer.
-        num_classes: C.
-        seed: Of the layer's weights and the batches' order.
-    """
-    mean, std = train.values.mean(dim=0), train.values.std(dim=0) + 1e-6
-    inputs, held_out, unseen = ((split.values - mean) / std for split in (train, valid, test))
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.empty(num_classes, inputs.shape[1]).normal_(0, 0.01, generator=generator).requires_grad_()
-    bias = torch.zeros(num_classes, requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
-    best, answer, waited = -1.0, 0.0, 0
-    for _ in range(MAX_EPOCHS):
-        for rows in torch.randperm(len(inputs), generator=generator).split(BATCH_SIZE):
-            loss = F.cross_entropy(F.linear(inputs[rows], weight, bias), train.classes[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        with torch.no_grad():
-            score = _accuracy(F.linear(held_out, weight, bias), valid.classes)
-            waited = 0 if score > best else waited + 1
-            if score > best:
-                best, answer = score, _accuracy(F.linear(unseen, weight, bias), test.classes)
-        if waited >= PATIENCE:
-            break
-    return answer
+def _checked_layer(layer: int | str, depth: int) -> str:
+    """The layer as text; the last block by its number is "last", which is the cheapest to compute."""
+    if isinstance(layer, int) and layer > depth:
+        raise ConfigError(f"layer {layer} is not there: the model has {depth} blocks, 1 to {depth}.")
+    return "last" if layer == depth else str(layer)
 
 
-def _accuracy(logits: Tensor, classes: Tensor) -> float:
-    return float((logits.argmax(dim=1) == classes).float().mean())
+def _write_config(options: LinearEvalOptions) -> None:
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(options.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    (options.out / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
-def evaluate_encoder(state: dict[str, Tensor], config: PretrainConfig, labelled: str) -> float:
-    """Test accuracy of a pre-training model's encoder on a labelled list.
+def _clip_encoder(
+    options: LinearEvalOptions, labelled: LabelledList, model: M2D, all_layers: bool
+) -> ClipEncoder:
+    num_samples = None
+    if options.duration == "mean":
+        train = [clip.file for clip in labelled.clips if clip.split == "train"]
+        every = [clip.file for clip in labelled.clips]  # each fold trains
+        num_samples = mean_samples(train or every, model.sample_rate, options.num_workers)
+        if num_samples is not None:
+            logger.info(
+                "Clips are cropped or zero-padded to %.2f s, the mean of the training clips; duration 'none' "
+                "takes each clip whole.",
+                num_samples / model.sample_rate,
+            )
+    elif options.duration != "none":
+        num_samples = max(1, round(float(options.duration) * model.sample_rate))
+    return ClipEncoder(
+        model,
+        options.pooling,
+        all_layers=all_layers,
+        num_samples=num_samples,
+        batch_size=options.batch_size,
+    )
+
+
+def _leave_out(
+    options: LinearEvalOptions, labelled: LabelledList, features: StoredFeatures
+) -> tuple[LabelledList, list[dict[str, Any]]]:
+    """The list without clips that cannot be read, which are written to ``errors.csv``."""
+    left_out: list[dict[str, Any]] = [
+        {"row": labelled.clips[place].row, "file": labelled.clips[place].file, "error": reason}
+        for place, reason in sorted(features.errors.items())
+    ]
+    path = options.out / ERRORS_FILE
+    path.unlink(missing_ok=True)
+    if not left_out:
+        return labelled, []
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
+        writer = csv.DictWriter(lines, ["row", "file", "error"])
+        writer.writeheader()
+        writer.writerows(left_out)
+    logger.warning(
+        "%d clips cannot be read and are left out, the first in row %d: %s All are in %s",
+        len(left_out),
+        left_out[0]["row"],
+        left_out[0]["error"],
+        path,
+    )
+    return labelled.without({clip["row"] for clip in left_out}), left_out
+
+
+def _fit_outcomes(
+    options: LinearEvalOptions,
+    labelled: LabelledList,
+    features: StoredFeatures,
+    layer: str,
+    device: torch.device,
+) -> list[Outcome]:
+    """One outcome, or one of each layer."""
+    from tqdm import tqdm
+
+    settings = FitSettings(
+        labelled.is_multi_label,
+        options.learning_rate,
+        max_epochs=options.max_epochs,
+        patience=options.patience,
+    )
+    readable = [place for place in range(len(features.files)) if place not in features.errors]
+    every = range(features.num_layers)
+    groups: dict[str, Sequence[int]]
+    if layer == "all":
+        groups = {str(index + 1): [index] for index in every}
+    else:
+        groups = {layer: every if layer in ("last", "mix") else [int(layer) - 1]}
+    outcomes = []
+    with tqdm(desc="linear layers", unit="epoch", disable=None if options.progress else True) as bar:
+        for name, indices in groups.items():
+            values = torch.stack([features.layer(index)[readable] for index in indices], dim=1)  # (N, L, K)
+            outcomes.append(
+                fit_rounds(name, values.to(device), labelled, options.seeds, settings, bar.update)
+            )
+    return outcomes
+
+
+def _warn_of_limit(options: LinearEvalOptions, outcome: Outcome) -> None:
+    rates = sorted({own.fit.learning_rate for own in outcome.rounds})
+    logger.warning(
+        "With the learning rate %s the linear layer was still getting better on the valid clips after %d "
+        "epochs, so the figure is too low: give a higher --lr, or 'auto', or more --epochs.",
+        ", ".join(f"{rate:g}" for rate in rates),
+        options.max_epochs,
+    )
+
+
+def _save_model(options: LinearEvalOptions, model: M2D, best: Outcome) -> Path | None:
+    """Saves the encoder with the linear layer, where its features are those that ``encode_clip`` gives."""
+    is_last = best.layer in ("last", str(model.config.encoder.depth))
+    if not is_last or options.pooling != "mean":
+        logger.info("No model is saved: a head takes the mean over the frames of the last layer only.")
+        return None
+    folder = options.out / MODEL_FOLDER
+    fits = [(own.standardiser, own.fit) for own in best.rounds]
+    save_linear_model(folder, model, best.labelled, fits)
+    return folder
+
+
+def evaluate_encoder(
+    state: dict[str, Tensor],
+    config: PretrainConfig,
+    labelled: LabelledList,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Score of a pre-training model's encoder: whole clips, one seed, nothing written.
 
     Args:
         state: State dict of the pre-training model.
         config: Its configuration.
-        labelled: CSV, see :func:`read_labelled`.
+        labelled: Clips with labels.
+        device: Where to compute.
     """
-    splits, num_classes = read_labelled(labelled)
     model = M2D(model_config(config, "pretraining")).eval()
     model.load_state_dict(model_tensors(state))
-    features = {
-        name: Features(model.encode_clip(split.files), split.classes) for name, split in splits.items()
-    }
-    return fit_linear(features["train"], features["valid"], features["test"], num_classes)
+    encoder = ClipEncoder(model.to(device))
+    parts = list(encode_files(encoder, [clip.file for clip in labelled.clips], num_workers=2))
+    errors = {place: reason for part in parts for place, reason in part.errors.items()}
+    if errors:
+        rows = {labelled.clips[place].row for place in errors}
+        logger.warning("linear evaluation leaves out %d clips: %s", len(errors), next(iter(errors.values())))
+        labelled = labelled.without(rows)
+    features = torch.cat([part.features for part in parts if part.clips]).to(device)
+    settings = FitSettings(labelled.is_multi_label, LEARNING_RATE)
+    return float(fit_rounds("last", features, labelled, SEEDS[:1], settings).evaluation.by_round.mean())

@@ -27,6 +27,7 @@ from .checkpoint import (
 from .config import PretrainConfig
 from .data import Batch, PretrainDataset, build_loader, stack_samples
 from .inputs import InputBuilder
+from .labelled import LabelledList, read_labelled
 from .linear_eval import evaluate_encoder
 from .loop import StepResult, Trainer
 from .manifest import Manifest
@@ -129,6 +130,7 @@ class Run:
     ):
         self.config, self.options, self.folder = config, options, folder
         self.data, self.trainer = data, trainer
+        self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         self.record: Record | None = None
@@ -172,8 +174,8 @@ class Run:
             metrics |= result.analysis()
         if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
             metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
-        if self.options.labelled and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
-            metrics["linear_eval"] = self._linear_eval(self.options.labelled)
+        if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
+            metrics["linear_eval"] = self._linear_eval(self.labelled)
         skipped = self._gathered(result.skipped)
         if self.record is not None:
             for reason in skipped:
@@ -221,12 +223,12 @@ class Run:
             places = range(start, min(start + size, len(dataset)))
             yield stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
 
-    def _linear_eval(self, labelled: str) -> float:
+    def _linear_eval(self, labelled: LabelledList) -> float:
         """Score of frozen features; the first process computes it."""
         weights = gather_weights(self.trainer.model)
         if not self.accelerator.is_main_process:
             return math.nan
-        return evaluate_encoder(weights, self.config, labelled)
+        return evaluate_encoder(weights, self.config, labelled, self.accelerator.device)
 
     def _save(self, done: int) -> None:
         state = gather_state(done, self.trainer.model, self.trainer.optimizer)
