@@ -38,6 +38,16 @@ def test_weights_are_packed_again_after_they_change(layer):
     assert torch.equal(after_load, torch.ones(4, 160))
 
 
+def test_weights_are_packed_again_after_a_step_of_a_fused_optimizer(layer):
+    features = torch.randn(4, 96)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1, fused=True)  # leaves the version as it is
+    for _ in range(2):
+        layer(features).square().mean().backward()
+        optimizer.step()
+        with torch.no_grad():
+            torch.testing.assert_close(layer(features), F.linear(features, layer.weight, layer.bias))
+
+
 def test_packed_weights_are_not_saved_or_copied(layer):
     with torch.no_grad():
         layer(torch.randn(4, 96))
