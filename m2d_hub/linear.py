@@ -25,8 +25,8 @@ class Linear(nn.Linear):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (..., in_features) to (..., out_features)."""
         if not self._can_use_packed(features):
-            if torch.is_grad_enabled():  # a step may follow, and fused optimizers do not count versions
-                self._packed = None
+            if self._packed is not None and torch.is_grad_enabled():
+                self._packed = None  # a step may follow, and fused optimizers do not count versions
             return F.linear(features, self.weight, self.bias)
         rows = features.reshape(-1, self.in_features)
         projected = torch.ops.mkldnn._linear_pointwise(rows, self._pack(), self.bias, "none", [], "none")
