@@ -21,8 +21,9 @@ import torch
 from m2d_hub.errors import ConfigError
 
 from .charts import draw_curves
-from .checkpoint import RunFolder
+from .checkpoint import RunFolder, list_checkpoints
 from .finetune_config import FinetuneConfig
+from .finetune_head import start_head_linearly
 from .finetune_loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .finetune_member import (
     Member,
@@ -167,6 +168,12 @@ class FinetuneRun:
         torch.manual_seed(seed)
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
+        if (
+            config.head_start == "linear"
+            and not list_checkpoints(folder)
+            and self.accelerator.is_main_process
+        ):
+            start_head_linearly(backbone.to(self.accelerator.device), data, config, seed)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights)
         trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)

@@ -13,6 +13,7 @@ from .config import Precision, require, require_choice
 TaskLoss = Literal["cross-entropy", "bce"]
 MetricName = Literal["accuracy", "map", "icbhi"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
+HeadStart = Literal["random", "linear"]
 
 POSITIVE_INTEGERS = ("epochs", "accumulate_steps", "validate_every_epochs", "save_every_steps")
 NOT_NEGATIVE = (
@@ -39,6 +40,8 @@ class FinetuneConfig:
     adjust_positions: bool = False  # the window becomes the crop, by interpolated positions
     freeze_patch_embed: bool = False
     frozen_blocks: int = 0  # the first ones, and the patch embedding with them
+
+    head_start: HeadStart = "random"  # linear: as linear evaluation leaves it, its standardisation fixed
 
     # Task
     loss: TaskLoss | None = None  # None: cross-entropy, or bce where clips have several labels
@@ -113,6 +116,7 @@ class FinetuneConfig:
         )
 
     def _check_choices(self) -> None:
+        require_choice("head_start", self.head_start, get_args(HeadStart))
         require_choice("optimizer", self.optimizer, get_args(OptimizerName))
         require_choice("precision", self.precision, get_args(Precision))
         if self.loss is not None:

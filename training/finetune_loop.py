@@ -18,6 +18,7 @@ from m2d_hub.model import M2D
 
 from .finetune_config import FinetuneConfig
 from .finetune_data import FinetuneBatch, augmented, whole_clips
+from .finetune_head import head_features
 from .finetune_model import FinetuneModel
 from .finetune_optimizer import build_finetune_optimizer, set_rate
 from .labelled import Part
@@ -94,7 +95,7 @@ class FinetuneTrainer:
             step: From 0.
         """
         started = time.perf_counter()
-        self.model.train()
+        self._set_training()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
         losses = []
         for index, batch in enumerate(batches):
@@ -110,6 +111,13 @@ class FinetuneTrainer:
         self.optimizer.zero_grad()
         mean = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
         return FinetuneStep(float(mean), lr, float(grad_norm), time.perf_counter() - started)
+
+    def _set_training(self) -> None:
+        """Training mode, but for a standardisation that stays as linear evaluation left it."""
+        self.model.train()
+        head = self.backbone.head
+        if self.config.head_start == "linear" and head is not None:
+            head.norm.eval()
 
     def _loss(self, batch: FinetuneBatch) -> Tensor:
         batch = batch.to(self.accelerator.device)
@@ -142,13 +150,10 @@ class FinetuneTrainer:
         return answer
 
     def _classify(self, clips: list[Tensor]) -> Tensor:
-        backbone = self.backbone
-        head = backbone.head
+        head = self.backbone.head
         assert head is not None, "build_model puts one on"
         with self._autocast():
-            features = backbone.encode_clip(clips, batch_size=self.config.batch_size)
-        if head.config.features == "tokens":
-            features = features.unflatten(1, (-1, backbone.embed_dim)).mean(dim=1)
+            features = head_features(self.backbone, clips, self.config.batch_size)
         return head(features.to(head.linear.weight)).float().cpu()
 
     def _share_buffers(self) -> None:

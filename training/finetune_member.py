@@ -98,6 +98,8 @@ class Member:
         with tqdm(total=self.total_steps, initial=self.first_step, unit="step", disable=not is_shown) as bar:
             bar.set_description(f"{self.data.name}, seed {self.seed}")
             step = self.first_step
+            if step == 0 and self.config.head_start == "linear":
+                self._validate(0)
             while not self._is_done(step):
                 micro_batches = list(itertools.islice(batches, self.config.accumulate_steps))
                 result = self.trainer.train_step(micro_batches, step)
@@ -117,14 +119,18 @@ class Member:
             )
         metrics: dict[str, Any] = {"epoch": done / self.plan.steps_per_epoch, **vars(result)}
         if self._validates(done):
-            logits = self.trainer.logits(self.data.valid)
-            score = self.metric(self._probabilities(logits), self.data.valid.targets)
-            loss = float(self.trainer.objective(logits, self.data.valid.targets))
-            if self.best is None or self.best.is_beaten_by(score, loss):
-                self.best = Best(done, score, loss, self._weights())
-            metrics |= {"validation_loss": loss, "validation_score": score}
+            metrics |= self._validate(done)
         if self.record is not None:
             self.record.write(done, metrics)
+
+    def _validate(self, done: int) -> dict[str, float]:
+        """How the model does on the validation clips; its weights are kept if it is the best so far."""
+        logits = self.trainer.logits(self.data.valid)
+        score = self.metric(self._probabilities(logits), self.data.valid.targets)
+        loss = float(self.trainer.objective(logits, self.data.valid.targets))
+        if self.best is None or self.best.is_beaten_by(score, loss):
+            self.best = Best(done, score, loss, self._weights())
+        return {"validation_loss": loss, "validation_score": score}
 
     def _validates(self, done: int) -> bool:
         every = self.config.validate_every_epochs * self.plan.steps_per_epoch

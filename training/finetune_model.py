@@ -93,13 +93,12 @@ class FinetuneModel(nn.Module):
         encoded = encoder.encode(tokens, None if bool(mask.all()) else mask)[:, 1:]
         encoded = rearrange(encoded * mask[..., None], "(b k) n d -> b k n d", k=layout.num_windows)
         if head.config.features == "frames":
-            frames = rearrange(encoded, "b k (f t) d -> b (k t) (f d)", f=num_freq)
-            clip = frames.sum(dim=1) / heard.flatten(1).sum(dim=1, keepdim=True)
+            total = rearrange(encoded, "b k (f t) d -> b (k t) (f d)", f=num_freq).sum(dim=1)
+            count = heard.sum(dim=(1, 2))
         else:
-            clip = (
-                encoded.flatten(1, 2).sum(dim=1) / mask.unflatten(0, heard.shape[:2]).sum(dim=(1, 2))[:, None]
-            )
-        return head(clip)
+            total = encoded.sum(dim=(1, 2))
+            count = mask.unflatten(0, heard.shape[:2]).sum(dim=(1, 2))
+        return head(total / count[:, None])
 
     def layout(self, most_frames: int) -> WindowLayout:
         """How clips of up to ``most_frames`` frames are cut."""
@@ -129,6 +128,7 @@ def build_model(name: str, config: FinetuneConfig, labels: tuple[str, ...], is_m
         )
     if model.clap is not None:  # a trained encoder leaves the space that it shared with texts
         model.clap, model.config = None, replace(model.config, clap=None)
+    _check_crop(name, config, *model.config.encoder.input_size[1:], model.config.encoder.patch_size[1])
     if config.adjust_positions and config.crop_frames is not None:
         model.set_window(config.crop_frames * model.frame_hop_s / model.config.encoder.patch_size[1])
     depth = model.config.encoder.depth
@@ -144,6 +144,22 @@ def build_model(name: str, config: FinetuneConfig, labels: tuple[str, ...], is_m
     )
     _freeze(model, config)
     return model
+
+
+def _check_crop(name: str, config: FinetuneConfig, window_frames: int, patch_frames: int) -> None:
+    crop_frames = config.crop_frames or window_frames
+    require(
+        crop_frames >= patch_frames,
+        f"crop_frames must be at least {patch_frames}, one token of {name}, got {crop_frames}.",
+    )
+    if config.adjust_positions and crop_frames > 2 * window_frames:
+        logger.warning(
+            "Positions of %s are stretched from %d to %d frames. Interpolation is for lengths close to those "
+            "of pre-training: adjust_positions=false encodes long clips window by window.",
+            name,
+            window_frames,
+            crop_frames,
+        )
 
 
 def _freeze(model: M2D, config: FinetuneConfig) -> None:

@@ -1,0 +1,79 @@
+"""The head's first weights: fresh ones, or those that linear evaluation finds on frozen features.
+
+Shapes: N clips, K features of the head, C classes.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import Tensor
+
+from m2d_hub.model import M2D
+
+from .finetune_config import FinetuneConfig
+from .finetune_data import whole_clips
+from .labelled import Round
+from .linear_fit import Examples, FitSettings, Standardiser, fit_linear
+
+logger = logging.getLogger(__name__)
+
+LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, with early stopping
+
+
+def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor:
+    """What the head takes (N, K) of whole waveforms, on the CPU: all frames count, as in inference."""
+    head = backbone.head
+    assert head is not None, "build_model puts one on"
+    features = backbone.encode_clip(clips, batch_size=batch_size)
+    if head.config.features == "tokens":
+        features = features.unflatten(1, (-1, backbone.embed_dim)).mean(dim=1)
+    return features
+
+
+@torch.no_grad()
+def start_head_linearly(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> None:
+    """Gives the head the standardisation and the layer that linear evaluation ends with (LP-FT).
+
+    A fresh head's first gradients distort pre-trained features (Kumar et al., ICLR 2022); a fitted one starts
+    where linear evaluation ends. The standardisation then stays fixed: statistics of small batches differ
+    much from those that inference uses.
+
+    Args:
+        backbone: On the device of the training, in eval mode.
+        data: Its training clips fit the layer, its validation clips choose the epoch.
+        config: The run.
+        seed: Of the layer's first weights and of the order of the clips.
+    """
+    features = [
+        torch.cat(
+            [
+                head_features(backbone, clips, config.batch_size)
+                for clips in whole_clips(part.files, backbone.sample_rate, config.num_workers)
+            ]
+        )
+        for part in (data.train, data.valid)
+    ]
+    head = backbone.head
+    assert head is not None, "build_model puts one on"
+    standardise = Standardiser.of(features[0])
+    train, valid = (
+        Examples(standardise(own)[:, None], part.targets)
+        for own, part in zip(features, (data.train, data.valid), strict=True)
+    )
+    settings = FitSettings(head.config.activation == "sigmoid", learning_rate=LEARNING_RATE)
+    with torch.enable_grad():
+        fit = fit_linear(train, valid, [seed], settings)
+    assert head.norm.running_mean is not None and head.norm.running_var is not None
+    head.norm.running_mean.copy_(standardise.mean)
+    head.norm.running_var.copy_(standardise.var)
+    head.linear.weight.copy_(fit.weight[0])
+    head.linear.bias.copy_(fit.bias[0])
+    logger.info(
+        "%s, seed %d: the head starts as the linear layer of epoch %d with %.4f on the validation clips",
+        data.name,
+        seed,
+        int(fit.best_epoch[0]),
+        float(fit.score[0]),
+    )
