@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib.machinery
+import io
 import logging
 import os
 import signal
@@ -97,7 +98,50 @@ def run_xares(model: str, folder: Path) -> str:
     encoder = attr_from_py_path("m2d_hub/clients/xares.py", endswith="Encoder")()
     if not check_audio_encoder(encoder):
         raise RuntimeError("X-ARES refuses the encoder; its log says why.")
-    return f"found by path, check_audio_encoder passed, output_dim {encoder.output_dim}"
+    (accuracy, _), (neighbours, _) = run_xares_task(encoder, folder)
+    return (
+        f"found by path, check_audio_encoder passed, output_dim {encoder.output_dim}; a local task of two "
+        f"tones: linear layer {accuracy:.3f}, nearest neighbours {neighbours:.3f}"
+    )
+
+
+def run_xares_task(encoder: torch.nn.Module, folder: Path) -> Any:
+    """Scores and sizes of the linear layer and of the nearest neighbours on shards of tones."""
+    import torchaudio
+    import webdataset
+    from xares.common import XaresSettings
+    from xares.task import TaskConfig, XaresTask
+
+    def load(file: Any, **_: Any) -> tuple[torch.Tensor, int]:
+        samples, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)
+        return torch.from_numpy(samples.T), sample_rate
+
+    # torchaudio 2.11 decodes nothing without torchcodec, and X-ARES leaves out what cannot be decoded.
+    torchaudio.load = load
+    clips, labels = tones(64)
+    bounds = {"train": (0, 40), "valid": (40, 52), "test": (52, 64)}
+    task_folder = folder / "tones"
+    task_folder.mkdir()
+    for split, (first, last) in bounds.items():
+        with webdataset.TarWriter(str(task_folder / f"{split}-000.tar")) as shard:
+            for index in range(first, last):
+                flac = io.BytesIO()
+                soundfile.write(flac, clips[index], 16_000, format="FLAC")
+                shard.write(
+                    {"__key__": f"{index:03}", "flac": flac.getvalue(), "json": {"label": labels[index]}}
+                )
+    (task_folder / XaresSettings().audio_ready_filename).touch()
+    config = TaskConfig(
+        name="tones",
+        env_root=folder,
+        private=True,
+        encoder=encoder,
+        output_dim=2,
+        label_processor=lambda row: row["label"],
+        num_encoder_workers=0,
+        eval_weight=bounds["test"][1] - bounds["test"][0],
+    )
+    return XaresTask(config).run()
 
 
 def run_mteb(model: str, folder: Path) -> str:
