@@ -1,7 +1,7 @@
 """Each client's own program, run with an M2D model: ``python programs.py [NAME...] --model m2d-mini``.
 
 It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' s3prl xares, and for HEAR
-``pip install --no-deps hearvalidator heareval``. What is stood in for, and why, is said where it is done.
+``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree``. What is stood in for, and why, is said where it is done.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import importlib.machinery
 import io
+import json
 import logging
 import os
 import signal
@@ -39,6 +40,13 @@ def stand_in(name: str, **contents: Any) -> types.ModuleType:
     return module
 
 
+def stand_in_tensorflow() -> None:
+    """HEAR's programs import it for one isinstance only; einops looks for the other two types."""
+    stand_in(
+        "tensorflow", Module=type("Module", (), {}), Tensor=type("T", (), {}), Variable=type("V", (), {})
+    )
+
+
 def tones(count: int, *, seconds: float = 1.0) -> tuple[list[np.ndarray], list[int]]:
     """Low (0) and high (1) tones in noise, of different lengths."""
     rng = np.random.default_rng(0)
@@ -52,15 +60,62 @@ def tones(count: int, *, seconds: float = 1.0) -> tuple[list[np.ndarray], list[i
 
 
 def run_hearvalidator(model: str, folder: Path) -> str:
-    # hearvalidator imports tensorflow for one isinstance only; einops looks for the other two.
-    stand_in(
-        "tensorflow", Module=type("Module", (), {}), Tensor=type("T", (), {}), Variable=type("V", (), {})
-    )
+    stand_in_tensorflow()
     from hearvalidator.validate import ValidateModel
 
     validator = ValidateModel("m2d_hub.clients.hear", model, "cpu")
     validator()
     return "hear-validator: all checks passed (it warns of frames longer than 50 ms)"
+
+
+def run_heareval(model: str, folder: Path) -> str:
+    # Beside tensorflow it imports sound event metrics, which this task does not use.
+    stand_in_tensorflow()
+    metrics = types.SimpleNamespace(SoundEventMetrics=None, EventBasedMetrics=None, SegmentBasedMetrics=None)
+    stand_in("sed_eval", sound_event=metrics)
+    stand_in("dcase_util", containers=stand_in("dcase_util.containers", MetaDataContainer=None))
+    from heareval.embeddings.task_embeddings import Embedding, task_embeddings
+    from heareval.predictions.task_predictions import task_predictions
+
+    task = folder / "tones"
+    clips, labels = tones(48)
+    bounds = {"train": (0, 24), "valid": (24, 36), "test": (36, 48)}
+    for split, (first, last) in bounds.items():
+        audio = task / "16000" / split
+        audio.mkdir(parents=True)
+        for index in range(first, last):
+            soundfile.write(audio / f"{index}.wav", clips[index], 16_000)
+        names = {f"{index}.wav": [("low", "high")[labels[index]]] for index in range(first, last)}
+        (task / f"{split}.json").write_text(json.dumps(names))
+    (task / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
+    metadata = {
+        "task_name": "tones",
+        "version": "1",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "split_mode": "trainvaltest",
+        "splits": list(bounds),
+        "sample_duration": None,
+        "evaluation": ["top1_acc"],
+        "evaluation_params": {"task_specific_param_grid": {"lr": [1e-2], "batch_size": [8]}},
+    }
+    (task / "task_metadata.json").write_text(json.dumps(metadata))
+    embedding = Embedding("m2d_hub.clients.hear", model)
+    task_embeddings(embedding, task, folder / "embeddings")
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints hold classes
+    with contextlib.chdir(folder):  # it writes its logs where it is run
+        task_predictions(
+            folder / "embeddings",
+            embedding.model.scene_embedding_size,
+            grid_points=1,
+            gpus=None,
+            in_memory=True,
+            deterministic=True,
+            grid="faster",
+            logger=logging.getLogger("heareval"),
+        )
+    results = json.loads((folder / "embeddings" / "test.predicted-scores.json").read_text())
+    return f"embeddings and predictions of a local scene task, accuracy {results['test']['test_score']:.3f}"
 
 
 def run_s3prl(model: str, folder: Path) -> str:
@@ -294,6 +349,7 @@ PROGRAMS: dict[str, Callable[[str, Path], str]] = {
     "onnx": run_onnx,
     "evar": run_evar,
     "hearvalidator": run_hearvalidator,
+    "heareval": run_heareval,
     "s3prl": run_s3prl,
     "xares": run_xares,
     "mteb": run_mteb,
