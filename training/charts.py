@@ -43,7 +43,7 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
     if len(labels) <= MOST_NUMBERED:
         for row, column in confusion.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
-            text = f"{float(confusion[row, column]):.3g}"
+            text = f"{float(confusion[row, column]):.1f}".removesuffix(".0")
             axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
     _save(figure, path)
 

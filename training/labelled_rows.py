@@ -9,6 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from m2d_hub.errors import ConfigError
@@ -76,6 +77,7 @@ def _rows(path: Path) -> Iterator[Row]:
             raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
 
 
+@lru_cache(maxsize=10_000)
 def _split_labels(text: str) -> tuple[str, ...]:
     labels = (label.strip() for label in text.split(LABEL_SEPARATOR))
     return tuple(dict.fromkeys(label for label in labels if label))
