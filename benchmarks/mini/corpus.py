@@ -1,21 +1,23 @@
 """The list that m2d-mini is pre-trained on, from the free audio packages of a ``manifest.csv``.
 
-    python benchmarks/mini/corpus.py DATA/pretrain --out DATA/pretrain/corpus.csv
+    python benchmarks/mini/corpus.py DATA/pretrain --unpacked DATA/unpacked --out DATA/pretrain/corpus.csv
 
-A file is listed once per 10 s, so that an hour of music counts like an hour of short sounds; each listing
-is another random crop. The labels, for runs with an offline label network, are the package and those words of
-the file's name that several files share. Packages that a dev task is made of give no words, and those that a
-task tells apart share one label, or the labels would give the task's answers away. Prints mean and standard
-deviation of the corpus's log-mel values, which the preset holds.
+A file is listed once per 10 s, so that an hour of music counts like an hour of short sounds; each listing is
+another random crop. The labels, for runs with an offline label network, are the package, and those names and
+words of the file and its folders in the package that several files share. Nothing that answers a dev task is
+a label: packages that a task is made of give no words; of telephone prompts only the file's name is taken,
+which is what is said, while the task asks who says it; and packages that a task tells apart share one label.
+Prints mean and standard deviation of the corpus's log-mel values, which the preset holds.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import random
 import re
-from collections import Counter
+from collections import defaultdict
 from pathlib import Path
 
 import soundfile
@@ -32,9 +34,11 @@ MERGED = {  # prefixes of packages whose languages or voices a dev task tells ap
     "asterisk-prompt": "asterisk-core",
     "fillets-ng-data": "fillets-ng-data",
 }
-WORDLESS = ("asterisk-", "fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound")  # of the dev tasks
+WORDLESS = ("fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound")  # of dev tasks
+PROMPTS = "asterisk-"  # packages whose file names say what is said
 WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
-FILES_PER_WORD = 8  # at least
+FILES_PER_WORD = 6  # at least
+CHECKSUM_LENGTH = 6
 
 
 def package_label(package: str) -> str:
@@ -42,23 +46,55 @@ def package_label(package: str) -> str:
     return next((common for prefix, common in MERGED.items() if package.startswith(prefix)), package)
 
 
-def name_words(row: dict[str, str]) -> set[str]:
-    """Words of a file's name, which is followed by two checksums."""
-    if row["label"].startswith(WORDLESS):
+def original_paths(unpacked: Path) -> dict[tuple[str, str], Path]:
+    """Paths inside the packages, by package and the checksum that ends a prepared file's name."""
+    paths = {}
+    for path in unpacked.rglob("*.*"):
+        inside = path.relative_to(unpacked)
+        checksum = hashlib.md5(f"{inside}0.00".encode()).hexdigest()[:6]
+        paths[inside.parts[0], checksum] = inside
+    return paths
+
+
+def path_words(package: str, path: Path) -> set[str]:
+    """Names and words of a file and its folders, of which none answers a dev task."""
+    if package.startswith(WORDLESS):
         return set()
-    name = "_".join(Path(row["file"]).stem.split("_")[:-2])
-    return {word.lower() for word in WORD.findall(name)}
+    *folders, name = path.relative_to(package).parts
+    if package.startswith(PROMPTS):
+        return {Path(name).stem.lower()}
+    names = [*folders, Path(name).stem]
+    return {word.lower() for part in names for word in [part, *WORD.findall(part)]}
 
 
-def list_rows(folder: Path) -> list[dict[str, str]]:
+def telling_words(words: list[set[str]]) -> set[str]:
+    """Words of several files but not of most, and of those that always come together the first."""
+    files: dict[str, set[int]] = defaultdict(set)
+    for index, own in enumerate(words):
+        for word in own:
+            files[word].add(index)
+    most = sum(map(bool, words)) / 2
+    by_files = {
+        frozenset(where): word
+        for word, where in sorted(files.items(), reverse=True)
+        if FILES_PER_WORD <= len(where) < most
+    }
+    return set(by_files.values())
+
+
+def list_rows(folder: Path, unpacked: Path) -> list[dict[str, str]]:
     """Rows of ``file`` and ``label``, long files several times."""
     with (folder / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         files = list(csv.DictReader(lines))
-    counts = Counter(word for row in files for word in name_words(row))
+    paths = original_paths(unpacked)
+    words = [
+        path_words(row["label"], paths[row["label"], Path(row["file"]).stem[-CHECKSUM_LENGTH:]])
+        for row in files
+    ]
+    told = telling_words(words)
     rows = []
-    for row in files:
-        shared = sorted(word for word in name_words(row) if counts[word] >= FILES_PER_WORD)
-        label = ";".join([package_label(row["label"]), *(f"word:{word}" for word in shared)])
+    for row, own in zip(files, words, strict=True):
+        label = ";".join([package_label(row["label"]), *(f"word:{word}" for word in sorted(own & told))])
         listings = max(1, round(float(row["seconds"]) / SECONDS_PER_ROW))
         rows += [{"file": row["file"], "label": label}] * listings
     return rows
@@ -85,9 +121,10 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder with manifest.csv")
+    parser.add_argument("--unpacked", type=Path, required=True, help="folder of the packages' files")
     parser.add_argument("--out", type=Path, required=True, help="CSV inside that folder")
     arguments = parser.parse_args()
-    rows = list_rows(arguments.data)
+    rows = list_rows(arguments.data, arguments.unpacked)
     with arguments.out.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, ["file", "label"])
         writer.writeheader()
