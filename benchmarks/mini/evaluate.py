@@ -4,8 +4,8 @@
     python benchmarks/mini/evaluate.py DATA/dev --cache CACHE --model RUN/export --quick
 
 Frozen clip features of whole clips, then linear evaluation as ``m2d-train linear-eval`` does it, on the given
-splits with three seeds. Intervals of 95 % are bootstrapped over the test split's groups (a group is what shares
-a recording, a prompt, an instrument). The systems are:
+splits with three seeds. Intervals of 95 % are bootstrapped over the test split's groups (a group is what
+shares a recording, a prompt, an instrument). The systems are:
 
 - log-mel: mean and standard deviation over time of the model's own 80-band log-mel spectrogram;
 - MFCC: mean and standard deviation over time of 20 cosine coefficients (torchaudio's orthonormal DCT of the
