@@ -2,11 +2,15 @@
 
 from .analysis import explained_variance_auc, rank_me
 from .config import OfflineConfig, PredictorConfig, PretrainConfig
+from .linear_eval import LinearEvalResult, linear_eval
+from .linear_options import LinearEvalOptions
 from .noise import mix_noise
 from .pretrainer import LossTerms, Pretrainer, build_pretrainer
 from .schedules import ema_decay, learning_rate
 
 __all__ = [
+    "LinearEvalOptions",
+    "LinearEvalResult",
     "LossTerms",
     "OfflineConfig",
     "PredictorConfig",
@@ -16,6 +20,7 @@ __all__ = [
     "ema_decay",
     "explained_variance_auc",
     "learning_rate",
+    "linear_eval",
     "mix_noise",
     "rank_me",
 ]
