@@ -21,9 +21,8 @@ import torch
 from m2d_hub.errors import ConfigError
 
 from .charts import draw_curves
-from .checkpoint import RunFolder, list_checkpoints
+from .checkpoint import RunFolder
 from .finetune_config import FinetuneConfig
-from .finetune_head import start_head_linearly
 from .finetune_loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .finetune_member import (
     Member,
@@ -113,10 +112,25 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
                 f"{', '.join(labelled.labels)}: set normal_class."
             )
         normal = names.index(config.normal_class.casefold())
-        return Task(labelled, labelled.rounds(), icbhi_score(normal), normal)
+        task = Task(labelled, labelled.rounds(), icbhi_score(normal), normal)
+        _check_normal_and_abnormal(task, normal)
+        return task
     return Task(
         labelled, labelled.rounds(), mean_average_precision if config.metric == "map" else accuracy, None
     )
+
+
+def _check_normal_and_abnormal(task: Task, normal: int) -> None:
+    """Sensitivity and specificity need clips of both kinds wherever they are computed."""
+    for one in task.rounds:
+        for use, part in (("valid", one.valid), ("test", one.test)):
+            is_normal = part.classes == normal
+            if is_normal.all() or not is_normal.any():
+                raise ConfigError(
+                    f"{task.labelled.name}: the {use} clips of the round {one.name!r} are "
+                    f"{'all' if is_normal.any() else 'never'} {task.labelled.labels[normal]!r}; metric "
+                    "'icbhi' needs normal and abnormal ones."
+                )
 
 
 def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList) -> None:
@@ -168,12 +182,6 @@ class FinetuneRun:
         torch.manual_seed(seed)
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
-        if (
-            config.head_start == "linear"
-            and not list_checkpoints(folder)
-            and self.accelerator.is_main_process
-        ):
-            start_head_linearly(backbone.to(self.accelerator.device), data, config, seed)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights)
         trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)

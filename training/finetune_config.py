@@ -13,7 +13,6 @@ from .config import Precision, require, require_choice
 TaskLoss = Literal["cross-entropy", "bce"]
 MetricName = Literal["accuracy", "map", "icbhi"]
 OptimizerName = Literal["sgd", "lars", "adamw"]
-HeadStart = Literal["random", "linear"]
 
 POSITIVE_INTEGERS = ("epochs", "accumulate_steps", "validate_every_epochs", "save_every_steps")
 NOT_NEGATIVE = (
@@ -41,7 +40,7 @@ class FinetuneConfig:
     freeze_patch_embed: bool = False
     frozen_blocks: int = 0  # the first ones, and the patch embedding with them
 
-    head_start: HeadStart = "random"  # linear: as linear evaluation leaves it, its standardisation fixed
+    try_linear: bool = False  # epoch 0 competes: the frozen model with the layer of linear evaluation
 
     # Task
     loss: TaskLoss | None = None  # None: cross-entropy, or bce where clips have several labels
@@ -116,7 +115,6 @@ class FinetuneConfig:
         )
 
     def _check_choices(self) -> None:
-        require_choice("head_start", self.head_start, get_args(HeadStart))
         require_choice("optimizer", self.optimizer, get_args(OptimizerName))
         require_choice("precision", self.precision, get_args(Precision))
         if self.loss is not None:

@@ -1,11 +1,9 @@
-"""The head's first weights: fresh ones, or those that linear evaluation finds on frozen features.
+"""What the head takes of whole clips, and the head that linear evaluation finds on it.
 
 Shapes: N clips, K features of the head, C classes.
 """
 
 from __future__ import annotations
-
-import logging
 
 import torch
 from torch import Tensor
@@ -16,8 +14,6 @@ from .finetune_config import FinetuneConfig
 from .finetune_data import whole_clips
 from .labelled import Round
 from .linear_fit import Examples, FitSettings, Standardiser, fit_linear
-
-logger = logging.getLogger(__name__)
 
 LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, with early stopping
 
@@ -33,19 +29,16 @@ def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor
 
 
 @torch.no_grad()
-def start_head_linearly(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> None:
-    """Gives the head the standardisation and the layer that linear evaluation ends with (LP-FT).
-
-    A fresh head's first gradients distort pre-trained features (Kumar et al., ICLR 2022); a fitted one starts
-    where linear evaluation ends. The standardisation then stays fixed: statistics of small batches differ
-    much from those that inference uses.
+def fit_head(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> None:
+    """Gives the head the standardisation and the layer that linear evaluation ends with.
 
     Args:
-        backbone: On the device of the training, in eval mode.
+        backbone: On the device of the training.
         data: Its training clips fit the layer, its validation clips choose the epoch.
         config: The run.
         seed: Of the layer's first weights and of the order of the clips.
     """
+    backbone.eval()
     features = [
         torch.cat(
             [
@@ -70,10 +63,3 @@ def start_head_linearly(backbone: M2D, data: Round, config: FinetuneConfig, seed
     head.norm.running_var.copy_(standardise.var)
     head.linear.weight.copy_(fit.weight[0])
     head.linear.bias.copy_(fit.bias[0])
-    logger.info(
-        "%s, seed %d: the head starts as the linear layer of epoch %d with %.4f on the validation clips",
-        data.name,
-        seed,
-        int(fit.best_epoch[0]),
-        float(fit.score[0]),
-    )

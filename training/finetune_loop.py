@@ -95,7 +95,7 @@ class FinetuneTrainer:
             step: From 0.
         """
         started = time.perf_counter()
-        self._set_training()
+        self.model.train()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
         losses = []
         for index, batch in enumerate(batches):
@@ -111,13 +111,6 @@ class FinetuneTrainer:
         self.optimizer.zero_grad()
         mean = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
         return FinetuneStep(float(mean), lr, float(grad_norm), time.perf_counter() - started)
-
-    def _set_training(self) -> None:
-        """Training mode, but for a standardisation that stays as linear evaluation left it."""
-        self.model.train()
-        head = self.backbone.head
-        if self.config.head_start == "linear" and head is not None:
-            head.norm.eval()
 
     def _loss(self, batch: FinetuneBatch) -> Tensor:
         batch = batch.to(self.accelerator.device)

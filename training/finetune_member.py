@@ -8,7 +8,7 @@ import logging
 import math
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .checkpoint import (
     write_state,
 )
 from .finetune_data import FinetuneDataset, build_train_loader
+from .finetune_head import fit_head
 from .finetune_loop import FinetuneStep, FinetuneTrainer
 from .labelled import Round
 from .metrics import Metric
@@ -37,6 +38,7 @@ from .sampling import EpochPlan, StepSampler
 logger = logging.getLogger(__name__)
 
 BEST_FILE = "best.pt"
+LINEAR_FILE = "linear.pt"
 RESULT_FILE = "result.pt"
 
 
@@ -58,10 +60,11 @@ class Best:
 class MemberResult:
     """What one training came to."""
 
-    best_epoch: float
+    best_epoch: float  # 0: the frozen model with the layer of linear evaluation
     epochs: float  # trained, until the patience ran out
     valid_score: float
     valid_loss: float
+    linear_valid_score: float | None  # of linear evaluation, where it was tried
     seconds: float  # of optimizer steps, all parts of the training together
     test_scores: Tensor  # (N, C) probabilities
 
@@ -98,8 +101,7 @@ class Member:
         with tqdm(total=self.total_steps, initial=self.first_step, unit="step", disable=not is_shown) as bar:
             bar.set_description(f"{self.data.name}, seed {self.seed}")
             step = self.first_step
-            if step == 0 and self.config.head_start == "linear":
-                self._validate(0)
+            linear = self._try_linear() if self.config.try_linear else None
             while not self._is_done(step):
                 micro_batches = list(itertools.islice(batches, self.config.accumulate_steps))
                 result = self.trainer.train_step(micro_batches, step)
@@ -108,7 +110,7 @@ class Member:
                 if step % self.config.save_every_steps == 0:
                     self._save(step)
                 bar.update()
-        return self._finish(step)
+        return self._finish(step, linear)
 
     def _note(self, done: int, result: FinetuneStep) -> None:
         """Records one step, and how the model does on the validation clips after it."""
@@ -119,18 +121,35 @@ class Member:
             )
         metrics: dict[str, Any] = {"epoch": done / self.plan.steps_per_epoch, **vars(result)}
         if self._validates(done):
-            metrics |= self._validate(done)
+            found = self._validate(done)
+            if self.best is None or self.best.is_beaten_by(found.score, found.loss):
+                self.best = replace(found, weights=self._weights())
+            metrics |= {"validation_loss": found.loss, "validation_score": found.score}
         if self.record is not None:
             self.record.write(done, metrics)
 
-    def _validate(self, done: int) -> dict[str, float]:
-        """How the model does on the validation clips; its weights are kept if it is the best so far."""
-        logits = self.trainer.logits(self.data.valid)
-        score = self.metric(self._probabilities(logits), self.data.valid.targets)
-        loss = float(self.trainer.objective(logits, self.data.valid.targets))
-        if self.best is None or self.best.is_beaten_by(score, loss):
-            self.best = Best(done, score, loss, self._weights())
-        return {"validation_loss": loss, "validation_score": score}
+    def _validate(self, done: int) -> Best:
+        """How the model does on the validation clips; without its weights."""
+        logits, targets = self.trainer.logits(self.data.valid), self.data.valid.targets
+        score = self.metric(self._probabilities(logits), targets)
+        return Best(done, score, float(self.trainer.objective(logits, targets)), {})
+
+    def _try_linear(self) -> Best:
+        """The frozen model with the layer of linear evaluation; the training's own head stays as it is."""
+        path = self.folder.root / LINEAR_FILE
+        known = _read_best(path)
+        self.accelerator.wait_for_everyone()
+        if known is not None:
+            return known
+        head = self.trainer.backbone.head
+        assert head is not None, "build_model puts one on"
+        fresh = {name: tensor.clone() for name, tensor in head.state_dict().items()}
+        fit_head(self.trainer.backbone, self.data, self.config, self.seed)
+        linear = replace(self._validate(0), weights=self._weights())
+        head.load_state_dict(fresh)
+        if self.record is not None:
+            write_tensors(path, vars(linear))
+        return linear
 
     def _validates(self, done: int) -> bool:
         every = self.config.validate_every_epochs * self.plan.steps_per_epoch
@@ -181,17 +200,21 @@ class Member:
         weights = gather_weights(self.trainer.model)
         return {name.removeprefix("backbone."): tensor.clone() for name, tensor in weights.items()}
 
-    def _finish(self, done: int) -> MemberResult:
+    def _finish(self, done: int, linear: Best | None) -> MemberResult:
         if self.record is not None:
             self.record.close()
-        assert self.best is not None, "the last step is validated"
-        self.trainer.backbone.load_state_dict(self.best.weights)
+        best = self.best
+        assert best is not None, "the last step is validated"
+        if linear is not None and not linear.is_beaten_by(best.score, best.loss):
+            best = linear
+        self.trainer.backbone.load_state_dict(best.weights)
         per_epoch = self.plan.steps_per_epoch
         result = MemberResult(
-            best_epoch=self.best.step / per_epoch,
+            best_epoch=best.step / per_epoch,
             epochs=done / per_epoch,
-            valid_score=self.best.score,
-            valid_loss=self.best.loss,
+            valid_score=best.score,
+            valid_loss=best.loss,
+            linear_valid_score=None if linear is None else linear.score,
             seconds=sum(line["seconds"] for line in read_metrics(self.folder)),
             test_scores=self._probabilities(self.trainer.logits(self.data.test)),
         )
@@ -216,7 +239,8 @@ def save_result(folder: RunFolder, result: MemberResult) -> None:
     """Writes a finished training's result, and removes what it would have gone on from."""
     write_tensors(folder.root / RESULT_FILE, vars(result))
     shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    (folder.root / BEST_FILE).unlink(missing_ok=True)
+    for name in (BEST_FILE, LINEAR_FILE):
+        (folder.root / name).unlink(missing_ok=True)
 
 
 def read_result(folder: RunFolder) -> MemberResult | None:

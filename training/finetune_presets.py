@@ -172,12 +172,12 @@ def sprsound() -> FinetuneConfig:
 def small() -> FinetuneConfig:
     """A list of one's own, from some dozens of clips to some thousands, of any length: nothing to tune.
 
-    The head starts where linear evaluation ends, so the model is no worse than that on the validation clips.
+    Where linear evaluation is better on the validation clips, the model ends as that: frozen, with its layer.
 
     Command: m2d-train finetune small --model m2d-mini --data labelled.csv --out RUN
     """
     return FinetuneConfig(
-        head_start="linear",
+        try_linear=True,
         mixup_ratio=0.3,
         frequency_mask=8,
         time_mask=16,
