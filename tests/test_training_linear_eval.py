@@ -16,7 +16,8 @@ from m2d_training.cli import main
 from m2d_training.clip_encoder import ClipEncoder, mean_samples, pool
 from m2d_training.feature_cache import stored_features
 from m2d_training.labelled import read_labelled
-from m2d_training.linear_fit import Examples, FitSettings, Standardiser, fit_linear
+from m2d_training.linear_fit import Standardiser, fit_linear
+from m2d_training.linear_layers import Examples, FitSettings
 from m2d_training.linear_model import save_linear_model
 from m2d_training.linear_rounds import fit_rounds
 from safetensors.torch import load_file
@@ -146,7 +147,6 @@ def test_rate_is_raised_where_the_papers_does_not_converge():
 
 
 def test_rate_is_kept_where_it_converges(monkeypatch):
-    monkeypatch.setattr(linear_fit, "LEARNING_RATE", 1e-1)
     monkeypatch.setattr(linear_fit, "RATES", (1e-1, 1e-2))
     fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings())
     assert fit.learning_rate == 1e-1 and fit.has_converged.all()

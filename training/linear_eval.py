@@ -26,7 +26,7 @@ from .clip_encoder import ClipEncoder, encode_files, mean_samples
 from .config import PretrainConfig
 from .feature_cache import StoredFeatures, stored_features
 from .labelled import LabelledList, read_labelled
-from .linear_fit import LEARNING_RATE, FitSettings
+from .linear_layers import LEARNING_RATE, FitSettings
 from .linear_model import save_linear_model
 from .linear_options import SEEDS, LinearEvalOptions
 from .linear_report import report_outcomes

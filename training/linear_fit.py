@@ -1,6 +1,6 @@
 """One linear layer on standardised features, trained as the paper does (section IV-B), for all seeds at once.
 
-Shapes: N clips, B clips of a batch, L layers, K features, C classes, S seeds, E epochs.
+Shapes: N clips, L layers, K features, C classes, S seeds, E epochs.
 """
 
 from __future__ import annotations
@@ -12,33 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .metrics import Metric, accuracy, mean_average_precision
+from .linear_layers import (
+    LEARNING_RATE,
+    MIX_LEARNING_RATE,
+    BestEpochs,
+    Examples,
+    FitSettings,
+    LinearLayers,
+    losses_of,
+    scores_of,
+    train_epoch,
+)
 
-LEARNING_RATE = 3e-5
 RATES = (LEARNING_RATE, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # to choose from, see FitSettings
-MIX_LEARNING_RATE = 1e-2  # of the layers' weights, which are few
-MAX_EPOCHS = 200
-PATIENCE = 20  # epochs without a better result on the valid clips
-BATCH_SIZE = 128
-INITIAL_STD = 2e-5  # of the weights, as the published heads begin
 EPSILON = 1e-5  # added to variances, as batch normalisation does
-
-
-@dataclass(frozen=True)
-class FitSettings:
-    """How a linear layer is trained."""
-
-    is_multi_label: bool = False  # binary cross-entropy and mAP, else cross-entropy and accuracy
-    learning_rate: float | None = None  # of Adam; None: LEARNING_RATE, or where that does not converge
-    # within max_epochs, the best of RATES on the valid clips
-    max_epochs: int = MAX_EPOCHS
-    patience: int = PATIENCE
-    batch_size: int = BATCH_SIZE
-
-    @property
-    def metric(self) -> Metric:
-        """What early stopping watches, and the answer is."""
-        return mean_average_precision if self.is_multi_label else accuracy
 
 
 @dataclass(frozen=True)
@@ -60,14 +47,6 @@ class Standardiser:
 
     def __call__(self, features: Tensor) -> Tensor:
         return (features - self.mean) / self.scale
-
-
-@dataclass(frozen=True)
-class Examples:
-    """Standardised features with what is to be predicted of them."""
-
-    features: Tensor  # (N, L, K); L > 1 to mix layers
-    targets: Tensor  # (N, C) multi-hot
 
 
 @dataclass(frozen=True)
@@ -116,9 +95,8 @@ def fit_linear(
     rate = settings.learning_rate or _choose_rate(train, valid, seeds[:1], settings, on_epoch)
     if train.features.shape[1] == 1:
         return _fit(train, valid, seeds, rate, settings, on_epoch)
-    return _joined(
-        [_fit(train, valid, [seed], rate, settings, on_epoch) for seed in seeds]
-    )  # for memory's sake
+    # All layers of all seeds' batches at once would take much memory.
+    return _joined([_fit(train, valid, [seed], rate, settings, on_epoch) for seed in seeds])
 
 
 def _choose_rate(
@@ -132,7 +110,7 @@ def _choose_rate(
     tried = []
     for rate in RATES:
         tried.append(_fit(train, valid, seeds, rate, settings, on_epoch))
-        if rate == LEARNING_RATE and tried[0].has_converged.all():
+        if tried[0].has_converged.all():
             break
     return max(tried, key=lambda fit: (float(fit.score[0]), -float(fit.loss[0]))).learning_rate
 
@@ -146,21 +124,21 @@ def _fit(
     on_epoch: Callable[[], object],
 ) -> LinearFit:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    layers = _Layers(train, generators)
+    layers = LinearLayers(train, generators)
     optimizer = torch.optim.Adam(
         [
             {"params": [layers.weight, layers.bias], "lr": rate},
             {"params": [layers.mix], "lr": MIX_LEARNING_RATE},
         ]
     )
-    best = _Best(layers, settings)
+    best = BestEpochs(layers, settings)
     curves: dict[str, list[Tensor]] = {"train_loss": [], "valid_loss": [], "valid_score": []}
     for epoch in range(1, settings.max_epochs + 1):
-        train_loss = _train_epoch(layers, optimizer, train, generators, settings)
+        train_loss = train_epoch(layers, optimizer, train, generators, settings)
         with torch.no_grad():
             logits = layers(valid.features[None])
-            valid_loss = _losses(logits, valid.targets[None], settings)
-            valid_score = _scores(logits, valid.targets, settings.metric)
+            valid_loss = losses_of(logits, valid.targets[None], settings)
+            valid_score = scores_of(logits, valid.targets, settings.metric)
         running = best.is_running
         for name, values in zip(curves, (train_loss, valid_loss, valid_score), strict=True):
             curves[name].append(torch.where(running, values, torch.nan))
@@ -168,108 +146,17 @@ def _fit(
         on_epoch()
         if not best.is_running.any():
             break
-    return best.fit(rate, {name: torch.stack(values, dim=1).cpu() for name, values in curves.items()})
-
-
-class _Layers(torch.nn.Module):
-    """The layers of all seeds, side by side."""
-
-    def __init__(self, train: Examples, generators: Sequence[torch.Generator]):
-        super().__init__()
-        _, num_layers, width = train.features.shape
-        size, device = (train.targets.shape[1], width), train.features.device
-        weights = [torch.empty(size).normal_(0, INITIAL_STD, generator=own) for own in generators]
-        self.weight = torch.nn.Parameter(torch.stack(weights).to(device))
-        self.bias = torch.nn.Parameter(torch.zeros(len(generators), size[0], device=device))
-        self.mix = torch.nn.Parameter(torch.zeros(len(generators), num_layers, device=device))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Maps features (S or 1, N, L, K) to logits (S, N, C)."""
-        if features.shape[2] == 1:
-            mixed = features[:, :, 0]
-        else:
-            mixed = torch.einsum(
-                "sl,snlk->snk", self.mix.softmax(dim=1), features.expand(len(self.mix), -1, -1, -1)
-            )
-        return mixed @ self.weight.transpose(1, 2) + self.bias[:, None]
-
-
-class _Best:
-    """The best epoch of each seed so far."""
-
-    def __init__(self, layers: _Layers, settings: FitSettings):
-        self.patience = settings.patience
-        seeds, device = len(layers.bias), layers.bias.device
-        self.score = torch.full((seeds,), -torch.inf, device=device)
-        self.loss = torch.full((seeds,), torch.inf, device=device)
-        self.epoch = torch.zeros(seeds, dtype=torch.long, device=device)
-        self.lowest_loss = self.loss.clone()
-        self.last_progress = self.epoch.clone()  # epochs, in score or loss
-        self.is_running = torch.ones(seeds, dtype=torch.bool, device=device)
-        self.tensors = {name: tensor.detach().clone() for name, tensor in layers.named_parameters()}
-
-    def update(self, layers: _Layers, score: Tensor, loss: Tensor, epoch: int) -> None:
-        """Keeps what is better, and stops the seeds that have waited long enough."""
-        is_better = (score > self.score) | ((score == self.score) & (loss < self.loss))
-        is_better &= self.is_running
-        is_progress = is_better | (loss < self.lowest_loss)
-        self.lowest_loss = torch.minimum(loss, self.lowest_loss)
-        self.last_progress[is_progress] = epoch
-        self.score = torch.where(is_better, score, self.score)
-        self.loss = torch.where(is_better, loss, self.loss)
-        self.epoch[is_better] = epoch
-        for name, tensor in layers.named_parameters():
-            self.tensors[name][is_better] = tensor.detach()[is_better]
-        self.is_running &= epoch - self.last_progress < self.patience
-
-    def fit(self, rate: float, curves: dict[str, Tensor]) -> LinearFit:
-        """The result."""
-        return LinearFit(
-            weight=self.tensors["weight"],
-            bias=self.tensors["bias"],
-            mix=self.tensors["mix"].softmax(dim=1),
-            learning_rate=rate,
-            score=self.score.cpu(),
-            loss=self.loss.cpu(),
-            best_epoch=self.epoch.cpu(),
-            has_converged=~self.is_running.cpu(),
-            curves=curves,
-        )
-
-
-def _train_epoch(
-    layers: _Layers,
-    optimizer: torch.optim.Optimizer,
-    train: Examples,
-    generators: Sequence[torch.Generator],
-    settings: FitSettings,
-) -> Tensor:
-    """One pass over the clips; returns each seed's mean loss (S,)."""
-    size = len(train.targets)
-    orders = torch.stack([torch.randperm(size, generator=own) for own in generators])
-    total = torch.zeros(len(orders), device=train.features.device)
-    for rows in orders.to(total.device).split(settings.batch_size, dim=1):  # (S, B)
-        losses = _losses(layers(train.features[rows]), train.targets[rows], settings)
-        optimizer.zero_grad()
-        losses.sum().backward()  # each seed's own: no gradient crosses
-        optimizer.step()
-        total += losses.detach() * rows.shape[1] / size
-    return total
-
-
-def _losses(logits: Tensor, targets: Tensor, settings: FitSettings) -> Tensor:
-    """Mean loss of each seed (S,) from logits (S, B, C) and targets (S or 1, B, C)."""
-    if settings.is_multi_label:
-        targets = targets.expand_as(logits)
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
-    return -(logits.log_softmax(dim=2) * targets).sum(dim=2).mean(dim=1)
-
-
-def _scores(logits: Tensor, targets: Tensor, metric: Metric) -> Tensor:
-    once = torch.ones(1, len(targets), dtype=torch.long)
-    logits, targets = logits.cpu(), targets.cpu()
-    scores = torch.stack([metric.resampled(own, targets, once)[0] for own in logits])
-    return scores.float()
+    return LinearFit(
+        weight=best.tensors["weight"],
+        bias=best.tensors["bias"],
+        mix=best.tensors["mix"].softmax(dim=1),
+        learning_rate=rate,
+        score=best.score.cpu(),
+        loss=best.loss.cpu(),
+        best_epoch=best.epoch.cpu(),
+        has_converged=~best.is_running.cpu(),
+        curves={name: torch.stack(values, dim=1).cpu() for name, values in curves.items()},
+    )
 
 
 def _joined(fits: Sequence[LinearFit]) -> LinearFit:

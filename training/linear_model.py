@@ -43,8 +43,8 @@ def save_linear_model(
     width = fits[0][1].weight.shape[2]
     if width != model.frame_dim:
         raise ConfigError(f"the layers take {width} features, the model's clips have {model.frame_dim}.")
-    mean = torch.stack([standardiser.mean.flatten() for standardiser, _ in fits]).double().mean(dim=0)
-    var = torch.stack([standardiser.var.flatten() for standardiser, _ in fits]).double().mean(dim=0)
+    mean = torch.stack([own.mean.flatten() for own, _ in fits]).cpu().double().mean(dim=0)
+    var = torch.stack([own.var.flatten() for own, _ in fits]).cpu().double().mean(dim=0)
     weight, bias = _mean_layer(fits)  # on features as they come
     activation = "sigmoid" if labelled.is_multi_label else "softmax"
     model.set_head(len(labelled.labels), features="frames", activation=activation, labels=labelled.labels)
@@ -66,7 +66,8 @@ def _mean_layer(fits: Sequence[tuple[Standardiser, LinearFit]]) -> tuple[Tensor,
     """Weight (C, K) and bias (C,) on features that are not standardised, the mean over rounds and seeds."""
     weights, biases = [], []
     for standardiser, fit in fits:
-        scaled = fit.weight.double() / standardiser.scale.flatten().double()  # (S, C, K)
+        mean, scale = (part.flatten().cpu().double() for part in (standardiser.mean, standardiser.scale))
+        scaled = fit.weight.cpu().double() / scale  # (S, C, K)
         weights.append(scaled.mean(dim=0))
-        biases.append((fit.bias.double() - scaled @ standardiser.mean.flatten().double()).mean(dim=0))
+        biases.append((fit.bias.cpu().double() - scaled @ mean).mean(dim=0))
     return torch.stack(weights).mean(dim=0), torch.stack(biases).mean(dim=0)

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 from m2d_hub.errors import ConfigError
 
 from .clip_encoder import Pooling
-from .linear_fit import MAX_EPOCHS, PATIENCE
+from .linear_layers import MAX_EPOCHS, PATIENCE
 
 SEEDS = tuple(range(42, 48))  # six, as the paper's tables average
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .labelled import LabelledList, Part, Round
-from .linear_fit import Examples, FitSettings, LinearFit, Standardiser, fit_linear
+from .linear_fit import LinearFit, Standardiser, fit_linear
+from .linear_layers import Examples, FitSettings
 from .report import Evaluation, ScoredRound
 
 
