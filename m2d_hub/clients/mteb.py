@@ -71,19 +71,25 @@ class M2DWrapper(AbsEncoder):
 ORGANISATION = "m2d-hub/"
 
 
-def model_meta(name: str = DEFAULT_MODEL) -> ModelMeta:
-    """What MTEB records of a model; sizes that are only known once it is loaded are left open."""
+def model_meta(
+    name: str = DEFAULT_MODEL,
+    *,
+    num_parameters: int | None = None,
+    embed_dim: int | None = None,
+    license: str | None = None,
+) -> ModelMeta:
+    """What MTEB records of a model; None where it is only known once the model is loaded."""
     return ModelMeta(
         loader=M2DWrapper,
         name=ORGANISATION + os.path.basename(name),
         revision="1",
         release_date=None,
         languages=None,
-        n_parameters=None,
+        n_parameters=num_parameters,
         memory_usage_mb=None,
         max_tokens=float("inf"),
-        embed_dim=None,
-        license=None,
+        embed_dim=embed_dim,
+        license=license,
         open_weights=True,
         public_training_code=None,
         public_training_data=None,
@@ -95,4 +101,4 @@ def model_meta(name: str = DEFAULT_MODEL) -> ModelMeta:
     )
 
 
-META = model_meta()
+META = model_meta(num_parameters=2_296_704, embed_dim=768, license="apache-2.0")
