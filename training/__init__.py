@@ -2,6 +2,8 @@
 
 from .analysis import explained_variance_auc, rank_me
 from .config import OfflineConfig, PredictorConfig, PretrainConfig
+from .finetune import FinetuneOptions, finetune
+from .finetune_config import FinetuneConfig
 from .linear_eval import LinearEvalResult, linear_eval
 from .linear_options import LinearEvalOptions
 from .noise import mix_noise
@@ -9,6 +11,8 @@ from .pretrainer import LossTerms, Pretrainer, build_pretrainer
 from .schedules import ema_decay, learning_rate
 
 __all__ = [
+    "FinetuneConfig",
+    "FinetuneOptions",
     "LinearEvalOptions",
     "LinearEvalResult",
     "LossTerms",
@@ -19,6 +23,7 @@ __all__ = [
     "build_pretrainer",
     "ema_decay",
     "explained_variance_auc",
+    "finetune",
     "learning_rate",
     "linear_eval",
     "mix_noise",

@@ -1,0 +1,159 @@
+"""Fine-tuning against linear evaluation on the dev tasks, both on all clips of train, valid and test.
+
+    python benchmarks/finetune.py DATA/dev --model m2d-mini --out RUNS --budget-minutes 120
+
+Each task is a folder of RUNS for either method; what is finished there is not done again, and what the
+budget cut off goes on from its last checkpoint, with the same result. The table goes to
+benchmarks/results/finetune.md; a task that is not finished has a dash. Intervals of 95 % are bootstrapped
+over the test clips and seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).resolve().parent / "results" / "finetune.md"
+DIAGNOSTIC = "gcin_tone_xspk"  # speakers that training never hears: shown, not counted
+SOME_LEFT_OUT = 3  # exit status where a file could not be read
+METHODS = {"linear": ["linear-eval"], "finetune": ["finetune", "small"]}
+
+
+def write_lists(data: Path, out: Path) -> dict[str, Path]:
+    """A labelled list for each task of ``manifest.csv``."""
+    rows: dict[str, list[list[str]]] = defaultdict(list)
+    with (data / "manifest.csv").open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            rows[row["task"]].append([str((data / row["file"]).resolve()), row["label"], row["split"]])
+    lists = {}
+    for task, own in sorted(rows.items(), key=lambda item: len(item[1])):  # the short ones first
+        lists[task] = out / "lists" / f"{task}.csv"
+        lists[task].parent.mkdir(parents=True, exist_ok=True)
+        with lists[task].open("w", newline="", encoding="utf-8") as lines:
+            csv.writer(lines).writerows([["file", "label", "split"], *own])
+    return lists
+
+
+def evaluate(method: str, task: Path, folder: Path, arguments: argparse.Namespace, left_s: float) -> None:
+    """Runs or goes on with one method on one task, for so many seconds at most."""
+    command = [sys.executable, "-m", "m2d_training", *METHODS[method], "--model", arguments.model]
+    command += ["--data", str(task), "--out", str(folder), "--seeds", str(arguments.seeds)]
+    if method == "finetune":
+        command += [part for setting in arguments.settings for part in ("--set", setting)]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.txt").open("a", encoding="utf-8") as output:
+        try:
+            status = subprocess.run(command, timeout=left_s, stdout=output, stderr=output).returncode
+        except subprocess.TimeoutExpired:
+            print(f"{method} on {task.stem}: the budget is used up; run again to go on", flush=True)
+            return
+    if status not in (0, SOME_LEFT_OUT):
+        sys.exit(f"{method} on {task.stem} failed; {folder / 'output.txt'} says why")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """The report of a finished evaluation."""
+    path = folder / "report.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def table(reports: dict[str, dict[str, dict[str, Any] | None]], arguments: argparse.Namespace) -> str:
+    """The page."""
+    counted = [
+        (own["linear"]["value"], own["finetune"]["value"])
+        for task, own in reports.items()
+        if task != DIAGNOSTIC and own["linear"] and own["finetune"]
+    ]
+    better = sum(finetuned > linear for linear, finetuned in counted)
+    lines = [
+        "# Fine-tuning and linear evaluation on the dev tasks",
+        "",
+        f"`python benchmarks/finetune.py DATA/dev --model {arguments.model} --seeds {arguments.seeds}`;",
+        "accuracy on the test clips in %, with its 95 % interval over clips and seeds. Fine-tuning is the",
+        "preset `small` with nothing changed"
+        + (f" but {', '.join(arguments.settings)}." if arguments.settings else "."),
+        f"Fine-tuning is better on {better} of {len(counted)} tasks ({DIAGNOSTIC} is not counted).",
+        "",
+        "| task (train / test clips, classes) | linear evaluation | fine-tuned | difference | minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for task, own in reports.items():
+        linear, finetuned = own["linear"], own["finetune"]
+        clips = arguments.counts[task]
+        cells = [_cell(linear), _cell(finetuned)]
+        if linear and finetuned:
+            cells += [f"{100 * (finetuned['value'] - linear['value']):+.1f}"]
+        else:
+            cells += ["–"]
+        cells += [f"{_minutes(finetuned):.1f}" if finetuned else "–"]
+        lines.append(f"| {task} ({clips}) | {' | '.join(cells)} |")
+    if counted:
+        linear_mean, finetuned_mean = (
+            100 * sum(column) / len(counted) for column in zip(*counted, strict=True)
+        )
+        lines.append(
+            f"| mean of {len(counted)} | {linear_mean:.1f} | {finetuned_mean:.1f} | "
+            f"{finetuned_mean - linear_mean:+.1f} | |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "–"
+    return f"{100 * report['value']:.1f} ({100 * report['low']:.1f}-{100 * report['high']:.1f})"
+
+
+def _minutes(report: dict[str, Any]) -> float:
+    """Time of the optimizer steps of all seeds."""
+    return sum(training["seconds"] for training in report["trainings"]) / 60
+
+
+def count_clips(task: Path) -> str:
+    """Clips to train and to test on, and classes."""
+    with task.open(newline="", encoding="utf-8") as lines:
+        rows = list(csv.DictReader(lines))
+    train, test = (sum(row["split"] == split for row in rows) for split in ("train", "test"))
+    return f"{train} / {test}, {len({row['label'] for row in rows})}"
+
+
+def main() -> None:
+    """Evaluates until the budget is used up, and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of the dev tasks, with manifest.csv")
+    parser.add_argument("--model", required=True, help="name or folder of the model")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--task", action="append", help="only this task; repeatable")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE")
+    parser.add_argument("--budget-minutes", type=float, default=120.0)
+    arguments = parser.parse_args()
+    ends = time.monotonic() + 60 * arguments.budget_minutes
+    lists = write_lists(arguments.data, arguments.out)
+    lists = {task: path for task, path in lists.items() if not arguments.task or task in arguments.task}
+    arguments.counts = {task: count_clips(path) for task, path in lists.items()}
+    reports: dict[str, dict[str, dict[str, Any] | None]] = {}
+    for task, path in lists.items():
+        reports[task] = {}
+        for method in METHODS:
+            folder = arguments.out / task / method
+            left_s = ends - time.monotonic()
+            if read_report(folder) is None and left_s > 0:
+                evaluate(method, path, folder, arguments, left_s)
+            reports[task][method] = read_report(folder)
+        print(task, *(_cell(reports[task][method]) for method in METHODS), flush=True)
+    RESULTS.write_text(table(reports, arguments), encoding="utf-8")
+    print(RESULTS.read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
