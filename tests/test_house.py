@@ -21,9 +21,10 @@ TRAINING_ORDER = """
     config presets settings masking schedules losses noise analysis sampling optimizer shards manifest
     labelled_rows labelled metrics charts report crops features images data predictor target_encoder
     offline teachers inputs pretrainer checkpoint start record loop sources clip_encoder feature_cache
-    linear_layers linear_fit linear_rounds linear_options linear_model linear_report linear_eval prepare
-    resolved run augment finetune_config finetune_presets finetune_model finetune_data finetune_optimizer
-    finetune_head finetune_loop finetune_member finetune console finetune_command eval_command cli
+    linear_layers linear_fit linear_rounds linear_options linear_model linear_report linear_folder
+    linear_eval prepare resolved run augment finetune_config finetune_presets finetune_model finetune_data
+    finetune_optimizer finetune_head finetune_loop finetune_member finetune console finetune_command
+    eval_command cli
 """
 
 # A method that is part of the model's contract but whose work is done further down; a command that is

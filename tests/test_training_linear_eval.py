@@ -267,8 +267,22 @@ def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, tiny
 def test_training_cut_short_is_warned_of(sounds, tiny_folder, tmp_path, caplog):
     slow = {**FAST, "learning_rate": 3e-5, "max_epochs": 3}
     result = linear_eval(LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, **slow))
-    assert "learning rate 3e-05" in caplog.text and "after 3 epochs, so the figure is too low" in caplog.text
+    assert (
+        "learning rate 3e-05" in caplog.text and "after 3 epochs, so the figure may be too low" in caplog.text
+    )
     assert result.report["trainings"][0]["has_converged"] == [False, False]
+
+
+def test_run_replaces_what_an_earlier_one_left_and_nothing_else(sounds, tiny_folder, tmp_path):
+    shared = {"model": tiny_folder, "data": sounds / "list.csv", "out": tmp_path / "run", **FAST}
+    first = linear_eval(LinearEvalOptions(**shared))
+    with pytest.raises(ConfigError, match="model is the model to evaluate, and would be replaced"):
+        linear_eval(LinearEvalOptions(**{**shared, "model": first.model}))
+    linear_eval(LinearEvalOptions(pooling="max", **shared))
+    assert not first.model.exists() and (tmp_path / "run" / "report.json").exists()
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="model is not of a linear evaluation, and would be replaced"):
+        linear_eval(LinearEvalOptions(**{**shared, "out": tmp_path / "other"}))
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ Shapes: N clips, L layers, K features.
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -26,6 +24,7 @@ from .clip_encoder import ClipEncoder, encode_files, mean_samples
 from .config import PretrainConfig
 from .feature_cache import StoredFeatures, stored_features
 from .labelled import LabelledList, read_labelled
+from .linear_folder import LinearFolder
 from .linear_layers import LEARNING_RATE, FitSettings
 from .linear_model import save_linear_model
 from .linear_options import SEEDS, LinearEvalOptions
@@ -34,10 +33,6 @@ from .linear_rounds import Outcome, fit_rounds
 from .metrics import Interval
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.json"
-ERRORS_FILE = "errors.csv"
-MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
@@ -62,26 +57,26 @@ def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
         ConfigError: The list cannot be used, or an option contradicts the model.
     """
     started = time.perf_counter()
+    folder = LinearFolder(options.out)
     labelled = read_labelled(options.data, options.multi_label)
     model = load_model(options.model, device=options.device, window_s=options.window_s)
     layer = _checked_layer(options.layer, model.config.encoder.depth)
-    _write_config(options)
+    folder.prepare(options)
     encoder = _clip_encoder(options, labelled, model, all_layers=layer != "last")
     features = stored_features(
         encoder,
         [clip.file for clip in labelled.clips],
-        options.cache or options.out / "features",
+        options.cache or folder.features,
         num_workers=options.num_workers,
         progress=options.progress,
     )
-    labelled, left_out = _leave_out(options, labelled, features)
+    labelled, left_out = _leave_out(folder, labelled, features)
     encoded = time.perf_counter()
     outcomes = _fit_outcomes(options, labelled, features, layer, model.device)
     best = max(outcomes, key=lambda outcome: (outcome.valid_score, -outcome.valid_loss))
     if not best.has_converged:
         _warn_of_limit(options, best)
     details = {
-        "method": "linear evaluation",
         "model": str(options.model),
         "model_config": model.config.to_dict(),
         "features_key": encoder.key(),
@@ -95,7 +90,7 @@ def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
         },
     }
     report = report_outcomes(options.out, outcomes, best, details)
-    saved = _save_model(options, model, best)
+    saved = folder.model if _save_model(folder, options, model, best) else None
     metric, interval = best.settings.metric.name, best.evaluation.interval
     return LinearEvalResult(metric, interval, report, options.out, saved, len(left_out))
 
@@ -105,12 +100,6 @@ def _checked_layer(layer: int | str, depth: int) -> str:
     if isinstance(layer, int) and layer > depth:
         raise ConfigError(f"layer {layer} is not there: the model has {depth} blocks, 1 to {depth}.")
     return "last" if layer == depth else str(layer)
-
-
-def _write_config(options: LinearEvalOptions) -> None:
-    options.out.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(options.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    (options.out / CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def _clip_encoder(
@@ -139,27 +128,22 @@ def _clip_encoder(
 
 
 def _leave_out(
-    options: LinearEvalOptions, labelled: LabelledList, features: StoredFeatures
+    folder: LinearFolder, labelled: LabelledList, features: StoredFeatures
 ) -> tuple[LabelledList, list[dict[str, Any]]]:
     """The list without clips that cannot be read, which are written to ``errors.csv``."""
     left_out: list[dict[str, Any]] = [
         {"row": labelled.clips[place].row, "file": labelled.clips[place].file, "error": reason}
         for place, reason in sorted(features.errors.items())
     ]
-    path = options.out / ERRORS_FILE
-    path.unlink(missing_ok=True)
     if not left_out:
         return labelled, []
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
-        writer = csv.DictWriter(lines, ["row", "file", "error"])
-        writer.writeheader()
-        writer.writerows(left_out)
+    folder.write_errors(left_out)
     logger.warning(
         "%d clips cannot be read and are left out, the first in row %d: %s All are in %s",
         len(left_out),
         left_out[0]["row"],
         left_out[0]["error"],
-        path,
+        folder.errors_file,
     )
     return labelled.without({clip["row"] for clip in left_out}), left_out
 
@@ -201,22 +185,21 @@ def _warn_of_limit(options: LinearEvalOptions, outcome: Outcome) -> None:
     rates = sorted({own.fit.learning_rate for own in outcome.rounds})
     logger.warning(
         "With the learning rate %s the linear layer was still getting better on the valid clips after %d "
-        "epochs, so the figure is too low: give a higher --lr, or 'auto', or more --epochs.",
+        "epochs, so the figure may be too low: give a higher --lr, or 'auto', or more --epochs.",
         ", ".join(f"{rate:g}" for rate in rates),
         options.max_epochs,
     )
 
 
-def _save_model(options: LinearEvalOptions, model: M2D, best: Outcome) -> Path | None:
-    """Saves the encoder with the linear layer, where its features are those that ``encode_clip`` gives."""
+def _save_model(folder: LinearFolder, options: LinearEvalOptions, model: M2D, best: Outcome) -> bool:
+    """Saves the encoder with the linear layer, if its features are those that ``encode_clip`` gives."""
     is_last = best.layer in ("last", str(model.config.encoder.depth))
     if not is_last or options.pooling != "mean":
         logger.info("No model is saved: a head takes the mean over the frames of the last layer only.")
-        return None
-    folder = options.out / MODEL_FOLDER
+        return False
     fits = [(own.standardiser, own.fit) for own in best.rounds]
-    save_linear_model(folder, model, best.labelled, fits)
-    return folder
+    save_linear_model(folder.model, model, best.labelled, fits)
+    return True
 
 
 def evaluate_encoder(

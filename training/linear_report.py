@@ -12,6 +12,7 @@ from .charts import draw_curves, draw_layers, draw_mix
 from .linear_rounds import Outcome, RoundFit
 from .report import write_report
 
+METHOD = "linear evaluation"
 CURVES_FILE = "learning_curve.png"
 LAYERS_FILE = "layers.png"
 MIX_FILE = "mix.png"
@@ -31,7 +32,12 @@ def report_outcomes(
     Returns:
         The report as written.
     """
-    details = {"layer": best.layer, "trainings": [_training(best, own) for own in best.rounds], **details}
+    details = {
+        "method": METHOD,
+        "layer": best.layer,
+        "trainings": [_training(best, own) for own in best.rounds],
+        **details,
+    }
     if best.layer == "mix":
         weights = torch.cat([own.fit.mix.cpu() for own in best.rounds])  # (rounds · S, L)
         details["mix_weights"] = weights.mean(dim=0).tolist()
