@@ -14,7 +14,7 @@ shares a recording, a prompt, an instrument). The systems are:
 - each ``--model``, by its mean over frames.
 
 ``--quick`` is for choosing between runs: a few tasks, logistic regression on three folds by group over the
-train and valid splits; the test split is never read. Features are cached by system and task.
+train and valid splits; the test split is never read. Features and hits are cached by system and task.
 """
 
 from __future__ import annotations
@@ -137,11 +137,15 @@ def trained(folder: Path) -> System:
 
 def features(system: System, task: Task, cache: Path, part: str) -> np.ndarray:
     """Features (N, K) of a task's clips, from the cache if they are there."""
-    path = cache / f"{system.key}.{task.name}.{part}.npy"
+    return kept(cache / f"{system.key}.{task.name}.{part}.npy", lambda: system.encode(task.files))
+
+
+def kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
+    """What was computed once."""
     if not path.exists():
-        cache.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".partial").open("wb") as file:
-            np.save(file, system.encode(task.files))
+            np.save(file, compute())
         path.with_suffix(".partial").replace(path)
     return np.load(path)
 
@@ -154,8 +158,13 @@ def fit(inputs: np.ndarray, labels: np.ndarray, regularisation: float):
         return model.fit(inputs, labels)
 
 
-def test_hits(values: np.ndarray, task: Task) -> np.ndarray:
+def test_hits(system: System, task: Task, cache: Path) -> np.ndarray:
     """Share of the seeds whose linear layer is right, of each clip of the test split (N_test,)."""
+    values = features(system, task, cache, "all")
+    return kept(cache / f"{system.key}.{task.name}.hits.npy", lambda: _test_hits(values, task))
+
+
+def _test_hits(values: np.ndarray, task: Task) -> np.ndarray:
     clips = [
         LabelledClip(file, (label,), split, row)
         for row, (file, label, split) in enumerate(zip(task.files, task.labels, task.splits, strict=True))
@@ -197,7 +206,7 @@ def full_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
         groups = task.groups[task.splits == "test"]
         cells = []
         for system in systems:
-            hits = test_hits(features(system, task, cache, "all"), task)
+            hits = test_hits(system, task, cache)
             values = np.concatenate([[hits.mean()], resampled_accuracy(hits, groups)])
             if task.name != DIAGNOSTIC:
                 columns[system.name].append(values)
