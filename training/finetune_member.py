@@ -21,7 +21,6 @@ from m2d_hub.model import M2D
 from .checkpoint import (
     RunFolder,
     gather_state,
-    gather_weights,
     list_checkpoints,
     read_state,
     restore_state,
@@ -196,9 +195,9 @@ class Member:
             write_state(self.folder, state, keep_every_steps=self.total_steps + 1)
 
     def _weights(self) -> dict[str, Tensor]:
-        """A copy of the model's weights, under the names of :class:`m2d_hub.M2D`."""
-        weights = gather_weights(self.trainer.model)
-        return {name.removeprefix("backbone."): tensor.clone() for name, tensor in weights.items()}
+        """A copy of the model's weights on the CPU; every process has one."""
+        weights = self.trainer.backbone.state_dict()
+        return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
     def _finish(self, done: int, linear: Best | None) -> MemberResult:
         if self.record is not None:

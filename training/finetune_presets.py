@@ -178,10 +178,8 @@ def small() -> FinetuneConfig:
     """
     return FinetuneConfig(
         try_linear=True,
-        mixup_ratio=0.3,
         frequency_mask=8,
-        time_mask=16,
-        resized_crop=True,
+        time_mask=8,
         optimizer="adamw",
         lr=1e-3,
         warmup_epochs=2,
