@@ -85,7 +85,8 @@ def make_shards(folder: Path) -> Path:
 
 def time_stages(preset: str, shards: Path, steps: int) -> dict[str, object]:
     """Seconds of each stage of a step in this process."""
-    config = apply_settings(load_preset(preset).config, [f"batch_size={BATCHES[preset]}"]).resolve()
+    settings = [f"batch_size={BATCHES[preset]}", "offline=none"]  # the clips have no labels
+    config = apply_settings(load_preset(preset).config, settings).resolve()
     manifest = read_manifest(str(shards))
     plan = EpochPlan(len(manifest.entries), config.batch_size, config.seed)
     accelerator = Accelerator(cpu=True)
