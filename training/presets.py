@@ -228,8 +228,8 @@ def m2d_image() -> Preset:
 def m2d_mini() -> Preset:
     """A small MSM-MAE over 2 s with labels, for 10 s in less than 60 ms on one core of a CPU.
 
-    Labels are names of packages, folders and files, joined by ';', which benchmarks/mini/corpus.py lists; mean
-    and std are those of that audio.
+    Labels are names of packages, folders and files, joined by ';', as benchmarks/mini/corpus.py lists them;
+    mean and std are those of that audio.
 
     Result: no paper's; see the model card.
     Hardware and time: two CPU cores, 17 core-milliseconds a clip: 12 epochs of 27,927 clips take 0.8 h.
