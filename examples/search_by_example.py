@@ -1,0 +1,60 @@
+"""Search by example: which sounds of a folder are most like this one?
+
+    python examples/search_by_example.py tests/data tests/data/speech_it_1.wav
+
+Embeddings are kept in a file: searched again, only sounds that are new in the folder are embedded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cosine_similarity
+
+import m2d_hub
+from m2d_hub.embedding import embed_files
+from m2d_hub.sources import find_sources
+
+
+def main() -> None:
+    """Prints the sounds nearest to the query."""
+    args = parse_arguments()
+    if not args.folder.is_dir():
+        sys.exit(f"Error: {args.folder} is no folder.")
+    sources = find_sources([str(args.folder)])
+    summary = embed_files(sources, args.out, model=args.model, progress=True)
+    if summary.failed:
+        print(f"Files that cannot be read: {summary.failed}, see {summary.errors_file}", file=sys.stderr)
+
+    query = m2d_hub.load_model(args.model).encode_clip(args.query).cpu()  # (1, D)
+    with np.load(args.out) as kept:
+        scores = cosine_similarity(query, torch.from_numpy(kept["embedding"]))  # (N,)
+        similarity = dict(zip(kept["file"].tolist(), scores.tolist(), strict=True))
+
+    others = [source.file for source in sources if not source.path.samefile(args.query)]
+    found = sorted(similarity.keys() & others, key=similarity.__getitem__, reverse=True)
+    print(f"similarity to {args.query}")
+    for file in found[: args.top]:
+        print(f"{similarity[file]:6.3f}  {file}")
+
+
+def parse_arguments() -> argparse.Namespace:
+    """What the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="sounds to search in, at any depth")
+    parser.add_argument("query", type=Path, help="the sound to search by")
+    parser.add_argument("--model", default="m2d-mini", help="of `m2d-hub list`, or a folder [%(default)s]")
+    parser.add_argument("--out", type=Path, default="embeddings.npz", help="keeps them [%(default)s]")
+    parser.add_argument("--top", type=int, default=5, help="how many sounds to show [%(default)s]")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (m2d_hub.M2DError, OSError) as error:
+        sys.exit(f"Error: {error}")
