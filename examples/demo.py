@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import tempfile
 import time
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -22,8 +19,7 @@ AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
 
 def main() -> None:
     """Runs the demo."""
-    model, what = load()
-    print(f"Model: {what}")
+    model = m2d_hub.load_model("m2d-mini")  # its weights are in the package
     files = sorted(path for path in CLIPS.iterdir() if path.suffix in AUDIO)
 
     begun = time.perf_counter()
@@ -40,32 +36,6 @@ def main() -> None:
     picture = ROOT / "demo" / f"{Path(PICTURE_OF).stem}.png"
     plot_clip(model, CLIPS / PICTURE_OF, picture)
     print(f"\nPicture (spectrogram, and how alike its frames are): {picture.relative_to(ROOT)}")
-
-
-def load() -> tuple[m2d_hub.M2D, str]:
-    """The built-in model and what it is; while that has no weights, a stand-in."""
-    weights = resources.files("m2d_hub") / "weights" / "m2d-mini" / "model.safetensors"
-    if weights.is_file():
-        return m2d_hub.load_model("m2d-mini"), "m2d-mini, trained, built in"
-    what = (
-        "NOT TRAINED. m2d-mini has no weights in this checkout, so these are the tests' parity weights:\n"
-        "       random numbers. They show that all runs; nearness tells of loudness and pitch at most."
-    )
-    return load_parity_weights(), what
-
-
-def load_parity_weights() -> m2d_hub.M2D:
-    """A small model with the weights that the parity tests draw, in the layout of published ones."""
-    path = ROOT / "tests" / "parity" / "reference_weights.py"
-    spec = importlib.util.spec_from_file_location("reference_weights", path)
-    assert spec is not None and spec.loader is not None
-    reference = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reference)
-    tensors = reference.state_dict(embed_dim=192, depth=6)
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = Path(folder) / "parity.pth"
-        torch.save({name: torch.from_numpy(value) for name, value in tensors.items()}, checkpoint)
-        return m2d_hub.load_model(checkpoint, sample_rate=16_000)
 
 
 def neighbour_table(names: list[str], clips: torch.Tensor) -> str:

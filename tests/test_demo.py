@@ -11,6 +11,9 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import torch.nn.functional as F
+
+import m2d_hub
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
@@ -68,7 +71,7 @@ def test_neighbours_are_ranked_by_cosine_and_marked_by_kind(demo):
 
 
 def test_demo_prints_shapes_and_neighbours_and_draws_a_picture(tmp_path):
-    for folder in ("examples", "tests/data", "tests/parity"):
+    for folder in ("examples", "tests/data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     answer = subprocess.run(
         [sys.executable, tmp_path / "examples" / "demo.py"],
@@ -82,9 +85,15 @@ def test_demo_prints_shapes_and_neighbours_and_draws_a_picture(tmp_path):
     assert (tmp_path / "demo" / "bang_fireworks.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_says_plainly_when_the_weights_are_not_trained(demo):
-    weights = ROOT / "m2d_hub" / "weights" / "m2d-mini" / "model.safetensors"
-    assert demo.load()[1].startswith("m2d-mini, trained" if weights.exists() else "NOT TRAINED.")
+def test_neighbours_of_the_built_in_model_make_sense():
+    # Not all kinds are equally easy, but speech is nearest to speech, and more than half find their like.
+    model = m2d_hub.load_model("m2d-mini")
+    kinds = [path.name.split("_")[0] for path in CLIPS]
+    unit = F.normalize(model.encode_clip(CLIPS), dim=-1)
+    nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(dim=1).tolist()
+    hits = {place: kinds[near] == kinds[place] for place, near in enumerate(nearest)}
+    assert all(hits[place] for place, kind in enumerate(kinds) if kind == "speech")
+    assert sum(hits.values()) > len(CLIPS) / 2
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
