@@ -183,11 +183,13 @@ def _fit_outcomes(
 
 def _warn_of_limit(options: LinearEvalOptions, outcome: Outcome) -> None:
     rates = sorted({own.fit.learning_rate for own in outcome.rounds})
+    advice = "more epochs" if options.learning_rate is None else "a higher learning rate, or more epochs"
     logger.warning(
         "With the learning rate %s the linear layer was still getting better on the valid clips after %d "
-        "epochs, so the figure may be too low: give a higher --lr, or 'auto', or more --epochs.",
+        "epochs, so the figure may be too low: give %s.",
         ", ".join(f"{rate:g}" for rate in rates),
         options.max_epochs,
+        advice,
     )
 
 
