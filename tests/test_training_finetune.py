@@ -120,7 +120,7 @@ def test_small_learns_to_tell_tones_apart_and_the_export_tags_files(
 ):
     before = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     out = tmp_path / "run"
-    report = finished("small", model, labelled, out, [*QUICK, "epochs=8", "lr=3e-3"])
+    report = finished("small", model, labelled, out, [*QUICK, "epochs=16", "lr=3e-3", "layer_decay=1"])
     assert report["value"] == 1.0 and report["low"] <= report["value"] <= report["high"]
     left = {"config.json", "metrics.jsonl", "learning_curve.png", "report.json", "confusion.png", "worst.csv"}
     assert left <= {path.name for path in out.iterdir()}
