@@ -12,9 +12,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from m2d_training.presets import load_preset
-from m2d_training.run import pretrain
-from m2d_training.sources import RunOptions
+from m2d_training import RunOptions, load_preset, pretrain
 
 from m2d_hub import M2DError
 from m2d_hub.embedding import embed_files
