@@ -200,6 +200,58 @@ def run_xares_task(encoder: torch.nn.Module, folder: Path) -> Any:
     return XaresTask(config).run()
 
 
+def run_sklearn(model: str, folder: Path) -> str:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from m2d_hub.clients.sklearn import M2DEmbedder
+
+    pipeline = make_pipeline(M2DEmbedder(model), StandardScaler(), LogisticRegression())
+    search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1.0]}, cv=2, n_jobs=2)
+    search.fit(*tones(16))
+    return f"GridSearchCV in two processes: accuracy {search.best_score_:.3f}"
+
+
+def run_transformers(model: str, folder: Path) -> str:
+    import transformers
+
+    from m2d_hub.clients.transformers import register, save_pretrained
+
+    register()
+    save_pretrained(folder / "model", model)
+    auto = transformers.AutoModel.from_pretrained(folder / "model")
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder / "model")
+    frames = transformers.pipeline("feature-extraction", model=str(folder / "model"))
+    differences = []
+    loaded = m2d_hub.load_model(model, device="cpu")
+    for clip in tones(4)[0]:
+        expected = loaded.encode_frames(clip).features
+        with torch.no_grad():
+            clip_feature = auto(**extractor(clip, sampling_rate=16_000, return_tensors="pt")).pooler_output
+        differences += [
+            (clip_feature - loaded.encode_clip(clip)).abs().max().item(),
+            (frames(clip, return_tensors=True) - expected).abs().max().item(),
+        ]
+    return f"AutoModel, AutoFeatureExtractor, feature-extraction: largest difference {max(differences):.1e}"
+
+
+def run_datasets(model: str, folder: Path) -> str:
+    import datasets
+
+    from m2d_hub.clients.datasets import embed
+
+    clips, _ = tones(12)
+    rows = datasets.Dataset.from_dict({"wave": clips})
+    mapped = rows.map(
+        lambda batch: {"embedding": embed(batch["wave"], 16_000, model)}, batched=True, batch_size=5
+    )
+    expected = m2d_hub.load_model(model, device="cpu").encode_clip(clips).numpy()
+    difference = np.abs(np.array(mapped["embedding"]) - expected).max()
+    return f"Dataset.map in batches: largest difference {difference:.1e}"
+
+
 def run_mteb(model: str, folder: Path) -> str:
     import datasets
     import mteb
@@ -356,6 +408,9 @@ PROGRAMS: dict[str, Callable[[str, Path], str]] = {
     "heareval": run_heareval,
     "s3prl": run_s3prl,
     "xares": run_xares,
+    "sklearn": run_sklearn,
+    "transformers": run_transformers,
+    "datasets": run_datasets,
     "mteb": run_mteb,
     "ray": run_ray,
 }
