@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -181,15 +183,22 @@ def model_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def export_run(folder: RunFolder, state: dict[str, Tensor], config: PretrainConfig, name: str) -> None:
     """Writes ``export/``: for ``load_model``, and all weights under published names beside."""
-    partial, old = folder.root / "export.partial", folder.root / "export.old"
-    shutil.rmtree(partial, ignore_errors=True)
-    save_checkpoint(partial, model_tensors(state), model_config(config, name))
     arguments = argparse.Namespace(
         input_size=list(config.input_size), patch_size=list(config.patch_size), sr=config.sample_rate
     )
-    torch.save({"model": published_state(state), "args": arguments}, partial / PUBLISHED_FILE)
+    with replaced_folder(folder.export) as partial:
+        save_checkpoint(partial, model_tensors(state), model_config(config, name))
+        torch.save({"model": published_state(state), "args": arguments}, partial / PUBLISHED_FILE)
+
+
+@contextlib.contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of ``folder`` once it is whole."""
+    partial, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
     shutil.rmtree(old, ignore_errors=True)
-    if folder.export.exists():
-        os.replace(folder.export, old)
-    os.replace(partial, folder.export)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)

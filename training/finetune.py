@@ -21,19 +21,19 @@ import torch
 from m2d_hub.errors import ConfigError
 
 from .charts import draw_curves
-from .checkpoint import RunFolder
+from .checkpoint import RunFolder, replaced_folder
 from .finetune_config import FinetuneConfig
 from .finetune_loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .finetune_member import (
     Member,
     MemberResult,
-    export_model,
     read_metrics,
     read_result,
     save_result,
 )
 from .finetune_model import build_model
 from .labelled import LabelledList, Round, read_labelled
+from .loop import build_accelerator
 from .metrics import (
     Metric,
     accuracy,
@@ -77,7 +77,7 @@ def finetune(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]
     """
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
-    run = FinetuneRun(config, options, read_task(config, options.data), _accelerator())
+    run = FinetuneRun(config, options, read_task(config, options.data), build_accelerator())
     report = run.train()
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -188,7 +188,8 @@ class FinetuneRun:
         result = Member(folder, trainer, data, plan, task.metric, seed, self.options.progress).train()
         if self.accelerator.is_main_process:
             if seed == self.seeds[0] and data is task.rounds[0]:
-                export_model(self.folder.root, trainer.backbone)
+                with replaced_folder(self.folder.export) as partial:
+                    trainer.backbone.save_pretrained(partial)
             save_result(folder, result)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
@@ -306,10 +307,3 @@ def over_seeds(values: np.ndarray) -> dict[str, float | None]:
     if len(values) > 1:
         half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
     return {"mean": float(values.mean()), "plus_minus": half}
-
-
-def _accelerator():
-    from accelerate import Accelerator
-
-    on_cpu = not torch.accelerator.is_available()  # said aloud, or several processes do not find each other
-    return Accelerator(cpu=on_cpu)

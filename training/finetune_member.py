@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError, M2DError
-from m2d_hub.model import M2D
 
 from .checkpoint import (
     RunFolder,
@@ -251,15 +250,6 @@ def read_result(folder: RunFolder) -> MemberResult | None:
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     """One dictionary for each optimizer step of a training."""
     return [json.loads(line) for line in folder.metrics_file.read_text(encoding="utf-8").splitlines()]
-
-
-def export_model(root: Path, model: M2D) -> None:
-    """Writes ``export/``, complete or not at all."""
-    partial, final = root / "export.partial", root / "export"
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
 
 
 def write_tensors(path: Path, values: dict[str, Any]) -> None:

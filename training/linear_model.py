@@ -5,8 +5,6 @@ Shapes: S seeds, C classes, K features.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from torch import Tensor
 from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
 
+from .checkpoint import replaced_folder
 from .labelled import LabelledList
 from .linear_fit import LinearFit, Standardiser
 
@@ -55,11 +54,8 @@ def save_linear_model(
     with torch.no_grad():
         head.linear.weight.copy_(weight * (var + head.norm.eps).sqrt())
         head.linear.bias.copy_(bias + weight @ mean)
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.eval().save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    with replaced_folder(folder) as partial:
+        model.eval().save_pretrained(partial)
 
 
 def _mean_layer(fits: Sequence[tuple[Standardiser, LinearFit]]) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ from .data import Batch, PretrainDataset, build_loader, stack_samples
 from .inputs import InputBuilder
 from .labelled import LabelledList, read_labelled
 from .linear_eval import evaluate_encoder
-from .loop import StepResult, Trainer
+from .loop import StepResult, Trainer, build_accelerator
 from .manifest import Manifest
 from .optimizer import build_optimizer
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
     Returns:
         The folder that ``m2d_hub.load_model`` takes.
     """
-    accelerator = _accelerator()
+    accelerator = build_accelerator()
     folder = RunFolder(options.out)
     data = read_data(config, options)
     teacher = load_signal_teacher(data, options, accelerator.device)
@@ -93,13 +93,6 @@ def _resume(folder: RunFolder, trainer: Trainer) -> int:
     restore_state(state, trainer.model, trainer.optimizer)
     logger.info("Resumed from step %d", state.step)
     return state.step
-
-
-def _accelerator():
-    from accelerate import Accelerator
-
-    on_cpu = not torch.accelerator.is_available()  # said aloud, or several processes do not find each other
-    return Accelerator(cpu=on_cpu)
 
 
 def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
