@@ -17,6 +17,7 @@ from m2d_training import (
 )
 from m2d_training.masking import count_visible, draw_mask
 from m2d_training.offline import merge_tokens
+from m2d_training.schedules import learning_rate
 from torch.nn import functional as F
 
 from m2d_hub.errors import CheckpointError, ConfigError
@@ -153,6 +154,16 @@ def test_label_loss_is_the_mean_binary_cross_entropy_of_mean_frames():
     assert terms.offline.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+def test_clips_whose_labels_are_unknown_take_no_part_in_the_label_loss():
+    pretrainer = build(offline=OfflineConfig(kind="labels", dim=5))
+    log_mel, visible, masked = inputs(pretrainer.config)
+    labels = torch.eye(5)[:3]
+    labels[2] = math.nan
+    known = pretrainer(log_mel[:2], visible[:2], masked[:2], labels[:2]).offline
+    offline = pretrainer(log_mel, visible, masked, labels).offline
+    assert offline.item() == pytest.approx(known.item() * 2 / 3, abs=1e-6)  # a mean over three clips
+
+
 def test_msm_mae_labels_are_mapped_from_the_visible_tokens_of_each_row():
     pretrainer = build(method="msm-mae", offline=OfflineConfig(kind="labels", dim=5))
     log_mel, visible, masked = inputs(pretrainer.config)
@@ -260,6 +271,7 @@ def test_encoder_only_weights_leave_the_rest_as_it_is(caplog):
         ({"input_size": (30, 48)}, "30 mels is not a multiple of 16"),
         ({"batch_size": 0}, "batch_size must be a positive integer, got 0"),
         ({"clip_norm": 0.0}, "clip_norm must be positive"),
+        ({"epochs": 3, "decay_epochs": 4}, r"at most epochs \(3\), or None, got 4"),
         ({"noise_ratio": 1.5}, "noise_ratio must be from 0 to 1, got 1.5"),
         ({"predictor_dim": 66}, "predictor_dim 66 must be a multiple"),
     ],
@@ -320,6 +332,13 @@ def test_noise_ratio_at_its_ends_gives_one_of_both(ratio):
 def test_loud_values_do_not_overflow_in_mixing():
     mixed = mix_noise(torch.tensor([200.0, -300.0]), torch.tensor([-300.0, -300.0]), 0.2)
     torch.testing.assert_close(mixed, torch.tensor([200.0 + math.log(0.8), -300.0]))
+
+
+def test_rate_stays_at_its_peak_until_the_decay_at_the_end():
+    settings = {"peak_lr": 2.0, "min_lr": 0.5, "warmup_epochs": 1, "decay_epochs": 4}
+    rates = [learning_rate(epoch, epochs=10, **settings) for epoch in (0.5, 1, 6, 8, 10)]
+    assert rates == pytest.approx([1.0, 2.0, 2.0, 1.25, 0.5])
+    assert learning_rate(6, epochs=100, **settings) == 2.0  # a longer run has the same beginning
 
 
 def test_rank_me_counts_equal_directions():

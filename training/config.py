@@ -122,6 +122,7 @@ class PretrainConfig:
     accumulate_steps: int = 1  # forward passes of one optimizer step
     base_lr: float = 3e-4  # for a global batch of 256
     min_lr: float = 0.0
+    decay_epochs: float | None = None  # of the falling rate at the end; None: all after the warm-up
     weight_decay: float = 0.05
     clip_norm: float = 3.0  # of all gradients together
     ema_start: float = 0.99995  # τ at the first step
@@ -154,6 +155,11 @@ class PretrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         self._check_choices()
         self._check_ranges()
+        require(
+            self.decay_epochs is None or 0 < self.decay_epochs <= self.epochs,
+            f"decay_epochs must be above 0 and at most epochs ({self.epochs}), or None, "
+            f"got {self.decay_epochs!r}.",
+        )
         require(self.clip_norm > 0, f"clip_norm must be positive (inf: no clipping), got {self.clip_norm!r}.")
         require(
             self.method != "msm-mae" or self.loss != "cosine",

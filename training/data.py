@@ -167,7 +167,8 @@ class PretrainDataset(Dataset):
         if offline is None:
             return None
         if offline.kind == "labels":
-            signal = np.zeros(len(self.class_index), dtype=np.float32)
+            unlabelled = not entry.labels
+            signal = np.full(len(self.class_index), np.nan if unlabelled else 0.0, dtype=np.float32)
             signal[[self.class_index[label] for label in entry.labels]] = 1.0
             return signal
         if not entry.features_path:

@@ -47,9 +47,11 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (B, K).
-        labels: Multi-hot (B, K).
+        labels: Multi-hot (B, K); NaN where it is not known, which counts as no loss.
     """
-    return F.binary_cross_entropy_with_logits(logits.float(), labels.float())
+    labels = labels.float()
+    known = (~labels.isnan()).float()
+    return F.binary_cross_entropy_with_logits(logits.float(), labels.nan_to_num(), weight=known)
 
 
 def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ class Entry:
     offset: int = 0  # bytes, of a member's data
     size: int = 0  # bytes of a member; 0: a file of its own
     name: str = ""  # of a member, for messages
-    label: str = ""  # several are joined by ';'
+    label: str = ""  # several are joined by ';'; empty: not known
     caption: str = ""
     features_path: str = ""  # .npy file, or shard, of per-frame features computed beforehand
     features_offset: int = 0

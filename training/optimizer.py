@@ -48,4 +48,5 @@ def rate_of_step(config: PretrainConfig, step: int, steps_per_epoch: int, global
         min_lr=config.min_lr,
         warmup_epochs=config.warmup_epochs,
         epochs=config.epochs,
+        decay_epochs=config.decay_epochs,
     )

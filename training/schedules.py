@@ -6,9 +6,18 @@ import math
 
 
 def learning_rate(
-    epoch: float, *, peak_lr: float, min_lr: float, warmup_epochs: float, epochs: float
+    epoch: float,
+    *,
+    peak_lr: float,
+    min_lr: float,
+    warmup_epochs: float,
+    epochs: float,
+    decay_epochs: float | None = None,
 ) -> float:
     """Linear warm-up, then half a cosine cycle (paper, section IV-A: as in masked autoencoders).
+
+    With ``decay_epochs`` the rate stays at its peak until the last epochs, and only they are a cosine: what
+    comes before them does not depend on how long the training will be (arXiv:2405.18392).
 
     Args:
         epoch: Progress in epochs, fractional: it is evaluated for every optimizer step.
@@ -16,10 +25,12 @@ def learning_rate(
         min_lr: Rate at the end of the training.
         warmup_epochs: Epochs of linear growth from zero.
         epochs: Epochs of the whole training.
+        decay_epochs: Epochs of the cosine at the end; None: all after the warm-up.
     """
     if epoch < warmup_epochs:
         return peak_lr * epoch / warmup_epochs
-    progress = min(1.0, (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1e-12))
+    start = warmup_epochs if decay_epochs is None else max(warmup_epochs, epochs - decay_epochs)
+    progress = min(1.0, max(0.0, epoch - start) / max(epochs - start, 1e-12))
     return min_lr + (peak_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
