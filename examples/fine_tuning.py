@@ -27,15 +27,12 @@ def main() -> None:
     config = load_finetune_preset("small")  # for lists from some dozens of clips to some thousands
     if args.epochs:
         config = dataclasses.replace(config, epochs=args.epochs, warmup_epochs=args.epochs / 10, min_steps=0)
-    report = finetune(config, FinetuneOptions("small", args.model, args.data, args.out))
+    result = finetune(config, FinetuneOptions("small", args.model, args.data, args.out))
 
-    percent = {name: f"{100 * report[name]:.1f}" for name in ("value", "low", "high")}
-    print(
-        f"{report['metric']} {percent['value']} % (95 %: {percent['low']}-{percent['high']}) "
-        f"on {report['test_clips']} test clips. Report: {args.out}; model: {report['export']}"
-    )
-    print(args.clip)
-    for tag in load_model(report["export"]).classify(args.clip)[0]:
+    clips = result.report["test_clips"]
+    print(f"{result.metric} {result.interval} on {clips} test clips. Report: {args.out}")
+    print(f"{args.clip}, as {result.model} hears it:")
+    for tag in load_model(str(result.model)).classify(args.clip)[0]:
         print(f"{tag.score:6.3f}  {tag.label}")
 
 

@@ -119,7 +119,7 @@ def test_fine_tuning_prints_the_interval_and_tags_a_new_clip(model, labelled, cl
     options = ["--out", "run", "--epochs", 1, "--model", model]
     figure, name, *tags = example("fine_tuning", tmp_path, labelled, clip, *options)
     assert re.match(r"accuracy \d+\.\d % \(95 %: \d+\.\d-\d+\.\d\) on 3 test clips\.", figure)
-    assert name == str(clip)
+    assert name == f"{clip}, as run/export hears it:"
     assert sorted(tag.split()[1] for tag in tags) == ["music", "nature", "speech"]
     assert sum(float(tag.split()[0]) for tag in tags) == pytest.approx(1.0, abs=0.002)
     assert m2d_hub.load_model(tmp_path / "run" / "export").labels == ["music", "nature", "speech"]

@@ -2,7 +2,7 @@
 
 from .analysis import explained_variance_auc, rank_me
 from .config import OfflineConfig, PredictorConfig, PretrainConfig
-from .finetune import FinetuneOptions, finetune
+from .finetune import FinetuneOptions, FinetuneResult, finetune
 from .finetune_config import FinetuneConfig
 from .finetune_presets import load_finetune_preset
 from .linear_eval import LinearEvalResult, linear_eval
@@ -17,6 +17,7 @@ from .sources import RunOptions
 __all__ = [
     "FinetuneConfig",
     "FinetuneOptions",
+    "FinetuneResult",
     "LinearEvalOptions",
     "LinearEvalResult",
     "LossTerms",

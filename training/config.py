@@ -156,9 +156,8 @@ class PretrainConfig:
         self._check_choices()
         self._check_ranges()
         require(
-            self.decay_epochs is None or 0 < self.decay_epochs <= self.epochs,
-            f"decay_epochs must be above 0 and at most epochs ({self.epochs}), or None, "
-            f"got {self.decay_epochs!r}.",
+            self.decay_epochs is None or self.decay_epochs > 0,
+            f"decay_epochs must be positive, or None for all after the warm-up, got {self.decay_epochs!r}.",
         )
         require(self.clip_norm > 0, f"clip_norm must be positive (inf: no clipping), got {self.clip_norm!r}.")
         require(

@@ -35,13 +35,14 @@ from .finetune_model import build_model
 from .labelled import LabelledList, Round, read_labelled
 from .loop import build_accelerator
 from .metrics import (
+    Interval,
     Metric,
     accuracy,
     icbhi_score,
     mean_average_precision,
     sensitivity_specificity,
 )
-from .report import Evaluation, ScoredRound, write_report
+from .report import REPORT_FILE, Evaluation, ScoredRound, write_report
 from .resolved import write_or_compare
 from .sampling import EpochPlan, balancing_weights
 
@@ -63,14 +64,22 @@ class FinetuneOptions:
     progress: bool = True
 
 
-def finetune(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]:
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The answer, and where the rest is."""
+
+    metric: str  # accuracy, mAP, or ICBHI's score
+    interval: Interval
+    report: dict[str, Any]  # as report.json has it
+    out: Path
+    model: Path  # for m2d_hub.load_model
+
+
+def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult:
     """Trains and tests every round with every seed, going on from what is in ``options.out``.
 
     Each training keeps its best epoch by the validation clips. ``export/`` is the model of the first round
     and the first seed; ``report.json`` is about all of them.
-
-    Returns:
-        The report, as ``report.json`` has it.
 
     Raises:
         ConfigError: Settings, model and data do not go together, or the folder holds another run.
@@ -78,10 +87,12 @@ def finetune(config: FinetuneConfig, options: FinetuneOptions) -> dict[str, Any]
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
     run = FinetuneRun(config, options, read_task(config, options.data), build_accelerator())
-    report = run.train()
+    run.train()
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
-    return report
+    report = json.loads((options.out / REPORT_FILE).read_text(encoding="utf-8"))
+    interval = Interval(report["value"], report["low"], report["high"])
+    return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export)
 
 
 @dataclass(frozen=True)
@@ -159,7 +170,7 @@ class FinetuneRun:
         self.folder = RunFolder(options.out)
         self.seeds = [config.seed + index for index in range(options.seeds)]
 
-    def train(self) -> dict[str, Any]:
+    def train(self) -> None:
         """Trains what is not finished, and reports."""
         if self.accelerator.is_main_process:
             self._write_or_compare_config()
@@ -167,10 +178,9 @@ class FinetuneRun:
         for seed in self.seeds:  # the first one's rounds come first
             for data in self.task.rounds:
                 results[seed, data.name] = self._train_member(data, seed)
-        if not self.accelerator.is_main_process:
-            return {}
-        self._write_metrics()
-        return self._report(results)
+        if self.accelerator.is_main_process:
+            self._write_metrics()
+            self._report(results)
 
     def _train_member(self, data: Round, seed: int) -> MemberResult:
         folder = self._member_folder(data, seed)
@@ -250,7 +260,7 @@ class FinetuneRun:
         curves = {"loss": losses, f"{self.task.metric.name} on valid": scores}
         draw_curves(self.folder.root / CURVES_FILE, curves)
 
-    def _report(self, results: dict[tuple[int, str], MemberResult]) -> dict[str, Any]:
+    def _report(self, results: dict[tuple[int, str], MemberResult]) -> None:
         scored = [
             ScoredRound(
                 data.name,
@@ -275,7 +285,7 @@ class FinetuneRun:
         }
         if self.task.normal is not None:
             details |= self._sensitivity_specificity(scored, self.task.normal)
-        return write_report(self.folder.root, evaluation, details)
+        write_report(self.folder.root, evaluation, details)
 
     @staticmethod
     def _sensitivity_specificity(scored: list[ScoredRound], normal: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import click
@@ -54,11 +55,8 @@ def finetune(
         config = apply_settings(load_finetune_preset(preset), settings)
         options = FinetuneOptions(preset, model, data, out, seeds)
         with logging_to(out / "train.log"):
-            report = run_finetuning(config, options)
+            result = run_finetuning(config, options)
     if is_first_process():
-        figures = {name: report[name] for name in ("metric", "value", "low", "high")}
-        text = (
-            f"{report['metric']} {100 * report['value']:.1f} % (95 %: {100 * report['low']:.1f}-"
-            f"{100 * report['high']:.1f}) on the test clips. The model is in {report['export']}."
-        )
-        click.echo(answer({"run": str(out), "export": report["export"], **figures}, as_json, text))
+        figures = {"metric": result.metric, **dataclasses.asdict(result.interval)}
+        text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."
+        click.echo(answer({"run": str(out), "export": str(result.model), **figures}, as_json, text))

@@ -25,7 +25,7 @@ def learning_rate(
         min_lr: Rate at the end of the training.
         warmup_epochs: Epochs of linear growth from zero.
         epochs: Epochs of the whole training.
-        decay_epochs: Epochs of the cosine at the end; None: all after the warm-up.
+        decay_epochs: Epochs of the cosine at the end; None, or too many: all after the warm-up.
     """
     if epoch < warmup_epochs:
         return peak_lr * epoch / warmup_epochs
