@@ -125,7 +125,7 @@ class LogMelFrontend(nn.Module):
             center=False,
             return_complex=True,
         )
-        return torch.view_as_real(spectrum).square().sum(dim=-1)
+        return spectrum.real.square() + spectrum.imag.square()
 
     def _mel_spectrogram(self, device: torch.device) -> Any:
         if device not in self._mel_spectrograms:

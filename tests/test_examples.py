@@ -101,7 +101,7 @@ def test_search_prints_the_same_speaker_first_and_keeps_the_embeddings(model, cl
     assert len(set(files)) == 13 and str(query) not in files
     assert list(scores) == sorted(scores, key=float, reverse=True)
     with np.load(tmp_path / "embeddings.npz") as kept:
-        assert kept["embedding"].shape == (14, 4 * 192)
+        assert kept["embedding"].shape == (14, 8 * 192)
 
 
 def test_linear_evaluation_prints_each_class_the_interval_and_where_the_report_is(model, labelled, tmp_path):

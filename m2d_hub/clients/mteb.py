@@ -101,4 +101,4 @@ def model_meta(
     )
 
 
-META = model_meta(num_parameters=2_296_704, embed_dim=768, license="apache-2.0")
+META = model_meta(num_parameters=1_386_240, embed_dim=1536, license="apache-2.0")
