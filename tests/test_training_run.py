@@ -124,6 +124,19 @@ def test_a_folder_of_another_run_is_not_overwritten(sounds, tmp_path):
     assert "holds a run of another configuration: mask_ratio 0.7 there, 0.6 now" in result.output
 
 
+def test_a_run_may_be_cut_short_until_its_rate_falls(sounds, tmp_path):
+    settings = ["decay_epochs=1", "keep_every_epochs=1"]
+    assert run("msm-mae-0.75", sounds, tmp_path / "long", [*settings, "epochs=5"]).exit_code == 0
+    longer = run("msm-mae-0.75", sounds, tmp_path / "long", [*settings, "epochs=6"])
+    assert longer.exit_code == 1 and "epochs 5 there, 6 now" in longer.output  # its rate has fallen
+    for checkpoint in sorted((tmp_path / "long" / "checkpoints").iterdir())[1:]:
+        checkpoint.unlink()  # as if it had been stopped after the first epoch
+    assert run("msm-mae-0.75", sounds, tmp_path / "long", [*settings, "epochs=2"]).exit_code == 0
+    assert run("msm-mae-0.75", sounds, tmp_path / "short", [*settings, "epochs=2"]).exit_code == 0
+    long, short = weights_of(tmp_path / "long"), weights_of(tmp_path / "short")
+    assert all(torch.equal(long[name], short[name]) for name in short)
+
+
 def test_a_teacher_is_asked_for_where_features_are_learnt(sounds, tmp_path):
     result = run("m2d-0.7", sounds, tmp_path, ["offline.kind=features"])
     assert result.exit_code == 1 and "no --teacher was given" in result.output

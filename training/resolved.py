@@ -8,7 +8,7 @@ from typing import Any
 
 from m2d_hub.errors import ConfigError
 
-from .checkpoint import RunFolder
+from .checkpoint import RunFolder, list_checkpoints, step_of
 from .config import PretrainConfig
 from .sampling import EpochPlan
 from .sources import RunOptions
@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "batch_size",
     "accumulate_steps",
 }
+LENGTH = {"epochs", "decay_epochs"}  # may change while the rate is at its peak
 
 
 def write_or_compare_config(
@@ -31,13 +32,31 @@ def write_or_compare_config(
 ) -> None:
     """Writes the resolved configuration, or checks that a run that goes on has the same one.
 
+    Epochs may be more or fewer than before where the steps that are done would have been the same.
+
     Raises:
         ConfigError: The folder holds a run of another configuration.
     """
     run = {"global_batch": plan.global_batch, "steps_per_epoch": plan.steps_per_epoch, "clips": clips}
     options_text = {key: None if value is None else str(value) for key, value in vars(options).items()}
+    may_change = MAY_CHANGE | (LENGTH if _length_is_open(folder, config, plan.steps_per_epoch) else set())
     write_or_compare(
-        folder, {"preset": options.name, "options": options_text}, run, config.to_dict(), MAY_CHANGE
+        folder, {"preset": options.name, "options": options_text}, run, config.to_dict(), may_change
+    )
+
+
+def _length_is_open(folder: RunFolder, config: PretrainConfig, steps_per_epoch: int) -> bool:
+    """Whether nothing of what is done depends on the length, neither the old one nor the new one."""
+    if not folder.config_file.exists() or (
+        config.method != "msm-mae" and config.ema_start != config.ema_end  # τ grows over the whole run
+    ):
+        return False
+    old = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
+    checkpoints = list_checkpoints(folder)
+    done = step_of(checkpoints[-1]) / steps_per_epoch if checkpoints else 0.0
+    return all(
+        decay is not None and done <= epochs - decay
+        for epochs, decay in ((old["epochs"], old.get("decay_epochs")), (config.epochs, config.decay_epochs))
     )
 
 
