@@ -32,7 +32,7 @@ def main() -> None:
     clips = result.report["test_clips"]
     print(f"{result.metric} {result.interval} on {clips} test clips. Report: {args.out}")
     print(f"{args.clip}, as {result.model} hears it:")
-    for tag in load_model(str(result.model)).classify(args.clip)[0]:
+    for tag in load_model(result.model).classify(args.clip)[0]:
         print(f"{tag.score:6.3f}  {tag.label}")
 
 

@@ -167,8 +167,8 @@ class PretrainDataset(Dataset):
         if offline is None:
             return None
         if offline.kind == "labels":
-            unlabelled = not entry.labels
-            signal = np.full(len(self.class_index), np.nan if unlabelled else 0.0, dtype=np.float32)
+            unnamed = 0.0 if entry.labels else np.nan
+            signal = np.full(len(self.class_index), unnamed, dtype=np.float32)
             signal[[self.class_index[label] for label in entry.labels]] = 1.0
             return signal
         if not entry.features_path:

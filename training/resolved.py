@@ -47,17 +47,14 @@ def write_or_compare_config(
 
 def _length_is_open(folder: RunFolder, config: PretrainConfig, steps_per_epoch: int) -> bool:
     """Whether nothing of what is done depends on the length, neither the old one nor the new one."""
-    if not folder.config_file.exists() or (
-        config.method != "msm-mae" and config.ema_start != config.ema_end  # τ grows over the whole run
-    ):
+    has_growing_tau = config.method != "msm-mae" and config.ema_start != config.ema_end
+    if has_growing_tau or not folder.config_file.exists():
         return False
-    old = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
     checkpoints = list_checkpoints(folder)
-    done = step_of(checkpoints[-1]) / steps_per_epoch if checkpoints else 0.0
-    return all(
-        decay is not None and done <= epochs - decay
-        for epochs, decay in ((old["epochs"], old.get("decay_epochs")), (config.epochs, config.decay_epochs))
-    )
+    done = step_of(checkpoints[-1]) / steps_per_epoch if checkpoints else 0.0  # epochs
+    old = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
+    lengths = ((old["epochs"], old.get("decay_epochs")), (config.epochs, config.decay_epochs))
+    return all(decay is not None and done <= epochs - decay for epochs, decay in lengths)
 
 
 def write_or_compare(
