@@ -30,8 +30,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import m2d_hub
-from m2d_hub.linear import Linear
-from m2d_hub.quantize import Int8Linear
+from m2d_hub.nn.int8_linear import Int8Linear
+from m2d_hub.nn.packed_linear import Linear
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "inference.md"

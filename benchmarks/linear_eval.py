@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from m2d_training.clip_encoder import ClipEncoder
-from m2d_training.feature_cache import stored_features
-from m2d_training.labelled import Part, read_labelled
-from m2d_training.linear_eval import LinearEvalResult, linear_eval
-from m2d_training.linear_fit import Standardiser
-from m2d_training.linear_layers import LEARNING_RATE
-from m2d_training.linear_options import LinearEvalOptions
+from m2d_training.evaluation.clip_encoder import ClipEncoder
+from m2d_training.evaluation.labelled import Part, read_labelled
+from m2d_training.evaluation.linear_fit import Standardiser
+from m2d_training.evaluation.linear_layers import LEARNING_RATE
+from m2d_training.linear.feature_cache import stored_features
+from m2d_training.linear.options import LinearEvalOptions
+from m2d_training.linear.run import LinearEvalResult, linear_eval
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 

@@ -27,17 +27,17 @@ import soundfile
 import torch
 from accelerate import Accelerator
 from m2d_training import build_pretrainer
-from m2d_training.data import PretrainDataset, build_loader
-from m2d_training.inputs import InputBuilder
-from m2d_training.loop import Trainer
-from m2d_training.manifest import read_manifest
-from m2d_training.optimizer import build_optimizer
-from m2d_training.prepare import PrepareOptions, prepare
-from m2d_training.presets import load_preset
-from m2d_training.sampling import EpochPlan, StepSampler
-from m2d_training.settings import apply_settings
+from m2d_training.data.manifest import read_manifest
+from m2d_training.data.sampling import EpochPlan, StepSampler
+from m2d_training.pretraining.dataset import PretrainDataset, build_loader
+from m2d_training.pretraining.inputs import InputBuilder
+from m2d_training.pretraining.loop import Trainer
+from m2d_training.pretraining.optimizer import build_optimizer
+from m2d_training.pretraining.prepare import PrepareOptions, prepare
+from m2d_training.pretraining.presets import load_preset
+from m2d_training.runs.settings import apply_settings
 
-from m2d_hub.frontend import LogMelFrontend
+from m2d_hub.nn.frontend import LogMelFrontend
 
 RESULTS = Path(__file__).resolve().parent / "results" / "training_speed.md"
 CLIPS, CLIP_S, RATE = 64, 10.0, 16_000

@@ -15,8 +15,8 @@ from pathlib import Path
 from m2d_training import RunOptions, load_preset, pretrain
 
 from m2d_hub import M2DError
-from m2d_hub.embedding import embed_files
-from m2d_hub.sources import find_sources
+from m2d_hub.corpus.embed_files import embed_files
+from m2d_hub.corpus.sources import find_sources
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import m2d_hub
-from m2d_hub.embedding import embed_files
-from m2d_hub.sources import find_sources
+from m2d_hub.corpus.embed_files import embed_files
+from m2d_hub.corpus.sources import find_sources
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from m2d_hub.catalog import model_info
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
     from m2d_hub.errors import (
         AudioError,
@@ -22,7 +21,8 @@ if TYPE_CHECKING:
     )
     from m2d_hub.hub import load_model
     from m2d_hub.model import M2D
-    from m2d_hub.registry import ModelInfo, list_models
+    from m2d_hub.pretrained.cache import model_info
+    from m2d_hub.pretrained.registry import ModelInfo, list_models
     from m2d_hub.results import Frames, Tag
     from m2d_hub.zero_shot import classify_by_text
 
@@ -41,13 +41,13 @@ _HOMES = {
     "HeadConfig": "config",
     "M2DError": "errors",
     "ModelConfig": "config",
-    "ModelInfo": "registry",
+    "ModelInfo": "pretrained.registry",
     "Tag": "results",
     "UnknownModelError": "errors",
     "classify_by_text": "zero_shot",
-    "list_models": "registry",
+    "list_models": "pretrained.registry",
     "load_model": "hub",
-    "model_info": "catalog",
+    "model_info": "pretrained.cache",
 }
 
 __all__ = ["__version__", *_HOMES]

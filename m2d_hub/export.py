@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
-from m2d_hub.windowed import WindowedEncoder
+from m2d_hub.nn.windowed_encoder import WindowedEncoder
 
 INPUT, OUTPUT = "waveform", "frames"
 BATCH, SAMPLES = "batch", "samples"

@@ -8,14 +8,14 @@ from typing import Literal
 
 import torch
 
-from m2d_hub.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
-from m2d_hub.convert import read_published
 from m2d_hub.errors import CheckpointError, ConfigError, UnknownModelError
 from m2d_hub.model import M2D
-from m2d_hub.quantize import quantize_encoder
-from m2d_hub.registry import MODELS, find_model
-from m2d_hub.repository import PREFIX, fetch_repository
-from m2d_hub.store import fetch
+from m2d_hub.nn.int8_linear import quantize_encoder
+from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
+from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.registry import MODELS, find_model
+from m2d_hub.pretrained.release import fetch
+from m2d_hub.pretrained.repository import PREFIX, fetch_repository
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from m2d_hub.audio import Clip
 from m2d_hub.errors import AudioError
-from m2d_hub.frontend import LogMelFrontend
+from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.windows import Window, cut_windows
 
 

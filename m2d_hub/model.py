@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from m2d_hub.audio import Clip, open_audio
-from m2d_hub.checkpoint import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
-from m2d_hub.clap import Clap
 from m2d_hub.config import HeadConfig, ModelConfig
-from m2d_hub.encoder import Encoder, tokens_to_frames
 from m2d_hub.errors import ConfigError
-from m2d_hub.frontend import LogMelFrontend
-from m2d_hub.head import Head
 from m2d_hub.inference import (
     ClipMeans,
     EncodedBatch,
@@ -32,7 +27,12 @@ from m2d_hub.inference import (
     read_windows,
     split_windows,
 )
-from m2d_hub.publish import Metrics, check_right_to_publish, model_card
+from m2d_hub.nn.clap import Clap
+from m2d_hub.nn.encoder import Encoder, tokens_to_frames
+from m2d_hub.nn.frontend import LogMelFrontend
+from m2d_hub.nn.head import Head
+from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.model_card import Metrics, check_right_to_publish, model_card
 from m2d_hub.results import Frames, Tag
 from m2d_hub.windows import count_tokens, plan_windows, timestamps_s
 

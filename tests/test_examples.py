@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from m2d_training.labelled import read_labelled
-from m2d_training.presets import load_preset
+from m2d_training.evaluation.labelled import read_labelled
+from m2d_training.pretraining.presets import load_preset
 
 import m2d_hub
 

@@ -1,35 +1,24 @@
-"""The house's order: modules import only modules above them in their list; heavy libraries wait for use."""
+"""The house's order: a room imports only rooms below it; heavy libraries wait for use."""
 
 import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-HUB_ORDER = """
-    errors config results labels registry storage provenance catalog archive download positional linear
-    frontend text encoder head clap windows windowed checkpoint convert layout store audio inference
-    publish model quantize repository hub export modeling_m2d zero_shot plots records parquet formats
-    sources output_job outputs embedding console embed_command export_command cli
-"""
-
-TRAINING_ORDER = """
-    config presets settings masking schedules losses noise analysis sampling optimizer shards manifest
-    labelled_rows labelled metrics charts report crops features images data predictor target_encoder
-    offline teachers inputs pretrainer checkpoint start record loop sources clip_encoder feature_cache
-    linear_layers linear_fit linear_rounds linear_options linear_model linear_report linear_folder
-    linear_eval prepare resolved run augment finetune_config finetune_presets finetune_model finetune_data
-    finetune_optimizer finetune_head finetune_loop finetune_member finetune console finetune_command
-    eval_command cli
-"""
-
-# A method that is part of the model's contract but whose work is done further down; a command that is
-# asked to work with a client's program.
-ALLOWED = {("model", "export"), ("embed_command", "clients.ray")}
+# From the bottom up; rooms of one tuple are siblings, and none of them imports another.
+HUB_LAYERS = [
+    *("errors", "config", "results", "files", "audio", "windows", "nn", "inference", "pretrained", "export"),
+    *("model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
+]
+TRAINING_LAYERS = ["data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "cli"]
+PACKAGES = [("m2d_hub", "m2d_hub", HUB_LAYERS), ("m2d_training", "training", TRAINING_LAYERS)]
 
 HEAVY = {
     "accelerate",
@@ -59,68 +48,97 @@ def modules_of(folder: str) -> dict[str, ast.Module]:
     return {name: ast.parse(path.read_text(encoding="utf-8")) for path, name in sorted(names.items())}
 
 
-def imported(tree: ast.Module, package: str) -> set[str]:
-    """Absolute names that a module imports, anywhere in it; ``from a import b`` gives ``a.b``."""
+def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    for child in ast.iter_child_nodes(node):
+        if (
+            isinstance(child, ast.If)
+            and isinstance(child.test, ast.Name)
+            and child.test.id == "TYPE_CHECKING"
+        ):
+            continue
+        yield child
+        yield from running_nodes(child)
+
+
+def imported(tree: ast.Module, package: str, module: str) -> set[str]:
+    """Absolute names that a module imports when it runs; ``from a import b`` gives ``a.b``."""
     names = set()
-    for node in ast.walk(tree):
+    for node in running_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            origin = ".".join(filter(None, [package if node.level else "", node.module or ""]))
+            above = f"{package}.{module}".split(".")[: -node.level] if node.level else []
+            origin = ".".join([*above, *filter(None, [node.module])])
             names |= {f"{origin}.{alias.name}" for alias in node.names}
     return names
 
 
-def own_modules(names: set[str], package: str, known: list[str]) -> set[str]:
-    """Which of a package's modules are among ``names``; '' stands for the package itself."""
-    own = {name.removeprefix(package).lstrip(".") for name in names if name.split(".")[0] == package}
-    return {next((module for module in known if f"{name}.".startswith(f"{module}.")), "") for name in own}
-
-
-PACKAGES = [("m2d_hub", "m2d_hub", HUB_ORDER.split()), ("m2d_training", "training", TRAINING_ORDER.split())]
-
-
-@pytest.mark.parametrize(("package", "folder", "order"), PACKAGES)
-def test_every_module_has_its_place_in_the_order(package, folder, order):
-    found = [name for name in modules_of(folder) if not name.startswith("clients.")]
-    assert sorted(found) == sorted(order)
-
-
-@pytest.mark.parametrize(("package", "folder", "order"), PACKAGES)
-def test_modules_import_only_modules_above_them(package, folder, order):
-    wrong = []
+def imports_within(package: str, folder: str) -> dict[str, set[str]]:
+    """For each module those of its package that it imports; ``''`` stands for the package itself."""
     modules = modules_of(folder)
-    for name in filter(modules.get, order):
-        above = order[: order.index(name)]
-        for used in own_modules(imported(modules[name], package), package, list(modules)):
-            if used not in above and (name, used) not in ALLOWED:
-                wrong.append(f"{package}.{name} imports {used or 'the package itself'}")
+
+    def own(name: str) -> str:
+        inside = name.removeprefix(package).lstrip(".")
+        return next((module for module in modules if f"{inside}.".startswith(f"{module}.")), "")
+
+    return {
+        module: {own(name) for name in imported(tree, package, module) if name.split(".")[0] == package}
+        for module, tree in modules.items()
+    }
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.xfail(reason="rooms are still to be parted")
+@pytest.mark.parametrize(("package", "folder", "layers"), PACKAGES)
+def test_rooms_import_only_rooms_below_them(package, folder, layers):
+    heights = {
+        room: height
+        for height, layer in enumerate(layers)
+        for room in (layer if isinstance(layer, tuple) else (layer,))
+    }
+    wrong = [
+        f"{package}.{module} imports {used or 'the package itself'}"
+        for module, names in imports_within(package, folder).items()
+        for used in sorted(names)
+        if room_of(used) != room_of(module)
+        and heights.get(room_of(used), len(layers)) >= heights[room_of(module)]
+    ]
     assert not wrong
 
 
+@pytest.mark.xfail(reason="the circle of export and model is still to be opened")
+@pytest.mark.parametrize(("package", "folder", "layers"), PACKAGES)
+def test_modules_import_each_other_in_no_circle(package, folder, layers):
+    TopologicalSorter(imports_within(package, folder)).prepare()  # raises CycleError
+
+
 def test_clients_do_not_import_each_other():
+    own_code = ("clients.transformers", "clients.modeling_m2d")  # the program, and what it writes for it
     wrong = [
-        f"{name} imports {used}"
-        for name, tree in modules_of("m2d_hub").items()
-        if name.startswith("clients.")
-        for used in imported(tree, "m2d_hub")
-        if used.startswith("m2d_hub.clients")
+        f"{module} imports {used}"
+        for module, names in imports_within("m2d_hub", "m2d_hub").items()
+        for used in names
+        if room_of(module) == room_of(used) == "clients" and (module, used) != own_code
     ]
     assert not wrong
 
 
 def test_hub_never_imports_training():
     wrong = [
-        f"m2d_hub.{name} imports {used}"
-        for name, tree in modules_of("m2d_hub").items()
-        for used in imported(tree, "m2d_hub")
+        f"m2d_hub.{module} imports {used}"
+        for module, tree in modules_of("m2d_hub").items()
+        for used in imported(tree, "m2d_hub", module)
         if used.split(".")[0] in ("m2d_training", "training")
     ]
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["m2d_hub", "m2d_hub.hub", "m2d_hub.cli", "m2d_hub.embedding"])
+@pytest.mark.parametrize("module", ["", ".hub", ".cli.main", ".corpus.embed_files"])
 def test_import_loads_no_heavy_library(module):
-    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    code = f"import json, sys, m2d_hub{module}; print(json.dumps(sorted(sys.modules)))"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert HEAVY.isdisjoint(name.split(".")[0] for name in json.loads(answer.stdout))

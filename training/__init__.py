@@ -1,18 +1,18 @@
 """Pre-training, linear evaluation and fine-tuning of Masked Modeling Duo (M2D, M2D-X, MSM-MAE)."""
 
-from .analysis import explained_variance_auc, rank_me
-from .config import OfflineConfig, PredictorConfig, PretrainConfig
-from .finetune import FinetuneOptions, FinetuneResult, finetune
-from .finetune_config import FinetuneConfig
-from .finetune_presets import load_finetune_preset
-from .linear_eval import LinearEvalResult, linear_eval
-from .linear_options import LinearEvalOptions
-from .noise import mix_noise
-from .presets import load_preset
-from .pretrainer import LossTerms, Pretrainer, build_pretrainer
-from .run import pretrain
-from .schedules import ema_decay, learning_rate
-from .sources import RunOptions
+from .data.noise import mix_noise
+from .finetuning.config import FinetuneConfig
+from .finetuning.presets import load_finetune_preset
+from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
+from .linear.options import LinearEvalOptions
+from .linear.run import LinearEvalResult, linear_eval
+from .pretraining.analysis import explained_variance_auc, rank_me
+from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+from .pretraining.presets import load_preset
+from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
+from .pretraining.run import pretrain
+from .pretraining.run_data import RunOptions
+from .runs.schedules import ema_decay, learning_rate
 
 __all__ = [
     "FinetuneConfig",

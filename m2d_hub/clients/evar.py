@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.encoder import tokens_to_frames
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
+from m2d_hub.nn.encoder import tokens_to_frames
 
 DEFAULT_MODEL = "m2d-mini"
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.embedding import EmbeddedBatch, Job, embed_batch
+from m2d_hub.corpus.embed_files import EmbeddedBatch, Job, embed_batch
+from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.sources import Source
 
 COLUMNS = ("path", "file", "audio", "array", "waveform", "bytes", "item", "data")
 
@@ -87,7 +87,7 @@ class EmbedAudio:
 
 
 class RayEngine:
-    """Runs the batches of :func:`m2d_hub.embedding.embed_files` on the workers of a Ray cluster.
+    """Runs the batches of :func:`m2d_hub.corpus.embed_files.embed_files` on the workers of a Ray cluster.
 
     What a worker had begun when it died is done again by another one. The results are written here, in the
     files' order, so that a job which is stopped goes on as without Ray.

@@ -10,19 +10,29 @@ from __future__ import annotations
 import ast
 import json
 import os
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import m2d_hub
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import windowed_encoder
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
-CODE = ("errors", "config", "positional", "linear", "encoder", "head", "windowed", "modeling_m2d")
+CODE = (
+    "errors",
+    "config",
+    "nn/positional",
+    "nn/packed_linear",
+    "nn/encoder",
+    "nn/head",
+    "nn/windowed_encoder",
+    "clients/modeling_m2d",
+)
 CODE_FILE = "modeling_m2d"
+PACKAGE = Path(__file__).parents[1]
 
 
 def register() -> None:
@@ -90,10 +100,10 @@ def _settings(model: M2D) -> dict[str, Any]:
 
 def _bundled_code() -> str:
     """One module made of this package's own, without their imports of each other."""
-    origin = f"# Made by m2d_hub {m2d_hub.__version__} of its modules {', '.join(CODE)}."
+    origin = f"# Made by m2d_hub {version('m2d-hub')} of its modules {', '.join(CODE)}."
     parts = [f"{origin}\nfrom __future__ import annotations\n"]
     for name in CODE:
-        text = (Path(m2d_hub.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
+        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
         lines = text.splitlines()
         for node in ast.parse(text).body:
             if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
@@ -121,6 +131,6 @@ def _transformers() -> Any:
 
 def _modeling() -> Any:
     _transformers()
-    from m2d_hub import modeling_m2d
+    from m2d_hub.clients import modeling_m2d
 
     return modeling_m2d

@@ -1,0 +1,1 @@
+"""The ``m2d-hub`` command."""

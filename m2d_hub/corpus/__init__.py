@@ -1,0 +1,1 @@
+"""Many audio files to one output of embeddings."""

@@ -1,0 +1,210 @@
+"""The job of embedding many audio files: batches through the model, what fails set aside, going on."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from m2d_hub.corpus.outputs import Output, open_output
+from m2d_hub.corpus.records import Record
+from m2d_hub.corpus.sources import Source
+from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+
+Kind = Literal["clip", "frames", "layers"]
+BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
+
+
+@dataclass(frozen=True)
+class Job:
+    """How files are embedded, wherever that happens."""
+
+    model: str
+    kind: Kind = "clip"
+    batch_size: int = 16
+    device: str | None = None
+    window_s: float | None = None
+
+    def load_model(self) -> M2D:
+        """The model, where the job runs."""
+        return load_model(self.model, device=self.device, window_s=self.window_s)
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """What became of one batch of files."""
+
+    records: list[Record]
+    failed: list[tuple[Source, str]]
+
+
+Engine = Callable[
+    [Iterator[list[Source]], Job], Iterator[EmbeddedBatch]
+]  # batches, in order, to their results
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did."""
+
+    out: str
+    embedded: int  # files embedded in this run
+    already_there: int  # files that an earlier run had embedded
+    failed: int  # files that could not be read
+    errors_file: str | None  # CSV of these, with the reason of each; None: there are none
+
+
+def embed_files(
+    sources: list[Source],
+    out: Path,
+    *,
+    model: str,
+    kind: Kind = "clip",
+    batch_size: int = 16,
+    device: str | None = None,
+    window_s: float | None = None,
+    progress: bool = False,
+    engine: Engine | None = None,
+) -> Summary:
+    """Embeds files into ``out``, or goes on with it; those that cannot be read go to ``OUT.errors.csv``.
+
+    Args:
+        sources: The files; those that ``out`` already has are not done again, those that failed earlier are.
+        out: ``.parquet``, ``.npz``, ``.safetensors``, or a folder of ``.npy`` files.
+        model: What :func:`m2d_hub.load_model` takes.
+        kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
+        batch_size: Files, and windows of them, that go through the model at once.
+        device: As for :func:`m2d_hub.load_model`.
+        window_s: As for :func:`m2d_hub.load_model`.
+        progress: Shows a bar on the standard error stream.
+        engine: What runs batches through the model; None: this process.
+
+    Raises:
+        ConfigError: ``out`` cannot be used, or was begun with another model, kind or window.
+        M2DError: The model cannot be loaded, or the device's memory does not suffice.
+    """
+    output = open_output(out, _settings(model, kind, window_s), sources)
+    try:
+        left = [source for source in sources if source.file not in output.done]
+        errors_path = out.with_name(out.name + ".errors.csv")
+        errors_path.unlink(missing_ok=True)
+        failed = 0
+        if left:
+            results = (engine or _run_here)(
+                _batches(left, batch_size), Job(model, kind, batch_size, device, window_s)
+            )
+            failed = _keep(results, left, output, errors_path, len(sources), progress)
+    except torch.OutOfMemoryError as error:
+        output.release()
+        raise ConfigError(
+            f"the device ran out of memory at --batch-size {batch_size}; run again with a smaller one: "
+            "what is done is kept."
+        ) from error
+    except BaseException:
+        output.release()
+        raise
+    output.finish()
+    errors_file = str(errors_path) if failed else None
+    return Summary(str(out), len(left) - failed, len(sources) - len(left), failed, errors_file)
+
+
+def _settings(model: str, kind: str, window_s: float | None) -> dict[str, Any]:
+    """What must be the same for embeddings to go into one output; JSON knows no infinity."""
+    name = os.path.abspath(model) if os.path.exists(model) else model
+    return {"model": name, "kind": kind, "window_s": "inf" if window_s == math.inf else window_s}
+
+
+def _run_here(batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+    model = job.load_model()
+    return (embed_batch(model, batch, job.kind, job.batch_size) for batch in batches)
+
+
+def _keep(
+    results: Iterable[EmbeddedBatch],
+    sources: list[Source],
+    output: Output,
+    errors_path: Path,
+    total: int,
+    progress: bool,
+) -> int:
+    """Puts results into ``output`` as they come; returns how many files could not be read."""
+    from tqdm import tqdm
+
+    failures = 0
+    pace_s = 0.1 if sys.stderr.isatty() else 30.0
+    bar = tqdm(
+        total=total, initial=total - len(sources), unit="file", disable=not progress, mininterval=pace_s
+    )
+    with bar:
+        for result in results:
+            if result.records:
+                output.add(result.records)
+            if result.failed:
+                _report(errors_path, result.failed)
+            failures += len(result.failed)
+            bar.update(len(result.records) + len(result.failed))
+    return failures
+
+
+def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source]]:
+    batch: list[Source] = []
+    size = 0
+    for source in sources:
+        num_bytes = os.path.getsize(source.path) if os.path.isfile(source.path) else 0
+        if batch and (len(batch) == batch_size or size + num_bytes > BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(source)
+        size += num_bytes
+    if batch:
+        yield batch
+
+
+def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> EmbeddedBatch:
+    """Embeds a batch; where a file of it cannot be read, the files are done one by one."""
+    try:
+        return EmbeddedBatch(_encode(model, batch, kind, batch_size), [])
+    except (AudioError, OSError, UnicodeEncodeError) as error:  # the last: a file name that is no text
+        if len(batch) == 1:
+            return EmbeddedBatch([], [(batch[0], str(error))])
+    records: list[Record] = []
+    failed: list[tuple[Source, str]] = []
+    for source in batch:
+        alone = embed_batch(model, [source], kind, batch_size)
+        records += alone.records
+        failed += alone.failed
+    return EmbeddedBatch(records, failed)
+
+
+def _encode(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> list[Record]:
+    paths = [source.path for source in batch]
+    if kind == "clip":
+        clips = model.encode_clip(paths, batch_size=batch_size).float().cpu().numpy()
+        return [Record(source.file, clip) for source, clip in zip(batch, clips, strict=True)]
+    encode = model.encode_frames if kind == "frames" else model.encode_layers
+    frames = encode(paths, batch_size=batch_size)
+    features = frames.features.float().cpu().numpy()  # (B, T, D) or (L, B, T, D)
+    lengths = frames.mask.sum(dim=1).tolist()
+    times = frames.timestamps_s.double().cpu().numpy()
+    return [
+        Record(source.file, features[..., index, :length, :], times[:length])
+        for index, (source, length) in enumerate(zip(batch, lengths, strict=True))
+    ]
+
+
+def _report(path: Path, failed: list[tuple[Source, str]]) -> None:
+    is_new = not path.exists()
+    with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        if is_new:
+            writer.writerow(["file", "error"])
+        writer.writerows([source.file, message] for source, message in failed)

@@ -1,0 +1,152 @@
+"""Embeddings of many files in one NumPy or safetensors file, written and read record by record.
+
+Shapes: N files, D features, T frames, L layers.
+
+- clip: ``embedding`` (N, D) and ``file`` (N,);
+- frames and layers, which differ in length: ``file``, then for each file ``embedding/<file>`` (T, D) or
+  (L, T, D) and ``timestamps_s/<file>`` (T,).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2d_hub.corpus.parquet import Parquet
+from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, foreign_file
+
+
+class Safetensors(Format):
+    """safetensors; settings and file names are in its metadata."""
+
+    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
+        # The library writes only what is in memory as a whole, so the (simple) layout is written here.
+        metadata = {SETTINGS_KEY: json.dumps(contents.settings), "file": json.dumps(contents.files)}
+        header: dict[str, Any] = {"__metadata__": metadata}
+        body_path = path.with_name(path.name + ".body")
+        try:
+            with open(body_path, "w+b") as body:
+                for record in records:
+                    for name, array in _named(record):
+                        start = body.tell()
+                        body.write(array.tobytes())
+                        entry = header.setdefault(
+                            name, {"dtype": "F64" if array.dtype == np.float64 else "F32", "start": start}
+                        )
+                        entry["end"], entry["row"] = body.tell(), list(array.shape)
+                for name, entry in header.items():
+                    if name != "__metadata__":
+                        header[name] = _safetensors_entry(name, entry, len(contents.files))
+                text = json.dumps(header).encode()
+                text += b" " * (-len(text) % 8)
+                body.seek(0)
+                with open(path, "wb") as file:
+                    file.write(len(text).to_bytes(8, "little") + text)
+                    shutil.copyfileobj(body, file, 1 << 20)
+        finally:
+            body_path.unlink(missing_ok=True)
+
+    def contents(self, path: Path) -> Contents:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                return Contents(json.loads(metadata[SETTINGS_KEY]), json.loads(metadata["file"]))
+        except (SafetensorError, KeyError) as error:
+            raise foreign_file(path) from error
+
+    def records(self, path: Path) -> Iterator[Record]:
+        from safetensors import safe_open
+
+        with safe_open(path, framework="numpy") as file:
+            files = json.loads(file.metadata()["file"])
+            rows = file.get_slice("embedding") if "embedding" in file.keys() else None  # noqa: SIM118
+            for index, name in enumerate(files):
+                if rows is not None:
+                    yield Record(name, rows[index : index + 1][0])
+                else:
+                    yield Record(
+                        name, file.get_tensor(f"embedding/{name}"), file.get_tensor(f"timestamps_s/{name}")
+                    )
+
+
+class Npz(Format):
+    """NumPy's archive, uncompressed; ``numpy.load`` reads it without pickle."""
+
+    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
+        with zipfile.ZipFile(path, "w") as archive:
+            _add_array(archive, "settings", np.array(json.dumps(contents.settings)))
+            _add_array(archive, "file", np.array(contents.files, dtype=np.str_))
+            rows: Any = None
+            for record in records:
+                for name, array in _named(record):
+                    if name != "embedding":
+                        _add_array(archive, name, array)
+                        continue
+                    if rows is None:
+                        rows = archive.open("embedding.npy", "w", force_zip64=True)
+                        _write_header(rows, (len(contents.files), *array.shape), array.dtype)
+                    rows.write(array.tobytes())
+            if rows is not None:
+                rows.close()
+
+    def contents(self, path: Path) -> Contents:
+        if not zipfile.is_zipfile(path):
+            raise foreign_file(path)
+        with np.load(path) as arrays:
+            if not {"settings", "file"} <= set(arrays.files):
+                raise foreign_file(path)
+            return Contents(json.loads(str(arrays["settings"])), arrays["file"].tolist())
+
+    def records(self, path: Path) -> Iterator[Record]:
+        with np.load(path) as arrays:
+            files = arrays["file"].tolist()
+            if "embedding" in arrays.files:
+                yield from self._rows(path, files)
+            else:
+                for name in files:
+                    yield Record(name, arrays[f"embedding/{name}"], arrays[f"timestamps_s/{name}"])
+
+    def _rows(self, path: Path, files: list[str]) -> Iterator[Record]:
+        with zipfile.ZipFile(path) as archive, archive.open("embedding.npy") as member:
+            np.lib.format.read_magic(member)
+            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+            for name in files:
+                yield Record(name, np.frombuffer(member.read(shape[1] * dtype.itemsize), dtype))
+
+
+FORMATS: dict[str, Format] = {".parquet": Parquet(), ".npz": Npz(), ".safetensors": Safetensors()}
+
+
+def _named(record: Record) -> list[tuple[str, np.ndarray]]:
+    embedding = np.ascontiguousarray(record.embedding, dtype=np.float32)
+    if record.timestamps_s is None:
+        return [("embedding", embedding)]
+    times = np.asarray(record.timestamps_s, dtype=np.float64)
+    return [(f"embedding/{record.file}", embedding), (f"timestamps_s/{record.file}", times)]
+
+
+def _safetensors_entry(name: str, entry: dict[str, Any], num_files: int) -> dict[str, Any]:
+    shape = [num_files, *entry["row"]] if name == "embedding" else entry["row"]
+    return {"dtype": entry["dtype"], "shape": shape, "data_offsets": [entry["start"], entry["end"]]}
+
+
+def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    archive.writestr(f"{name}.npy", buffer.getbuffer().tobytes())
+
+
+def _write_header(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    description = np.lib.format.dtype_to_descr(dtype)
+    np.lib.format.write_array_header_1_0(
+        member, {"descr": description, "fortran_order": False, "shape": shape}
+    )

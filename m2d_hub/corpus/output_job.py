@@ -1,0 +1,52 @@
+"""What an output keeps of the job that writes it: its settings, and that one run at a time writes it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from m2d_hub.corpus.records import replace_durably
+from m2d_hub.errors import ConfigError
+
+
+def write_settings(path: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings of a job as JSON."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    replace_durably(partial, path)
+
+
+def check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuses to go on with other settings than an output was begun with.
+
+    Raises:
+        ConfigError: The message tells each difference, and what to do.
+    """
+    if begun != wanted:
+        differing = [key for key in wanted if begun.get(key) != wanted[key]]
+        changes = "; ".join(f"{key} {begun.get(key)!r}, now {wanted[key]!r}" for key in differing)
+        raise ConfigError(
+            f"{out} was begun with other settings ({changes}). Go on with the same ones, give another --out, "
+            "or delete what is there to begin anew."
+        )
+
+
+@contextlib.contextmanager
+def lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
+    """Takes the lock of an output, which is kept unless opening the output fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ConfigError(f"another run is writing {out}; wait for it, or give another --out.") from error
+    try:
+        yield lock
+    except BaseException:
+        lock.release()
+        raise

@@ -1,0 +1,109 @@
+"""Embeddings of many files as an Apache Parquet file, one row a file.
+
+Columns: ``file``; ``embedding``, a list of D numbers for a clip, nested lists (T, D) for frames and (L, T, D)
+for layers; for these two also ``num_frames`` and ``timestamps_s`` (T,).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, foreign_file
+from m2d_hub.errors import ConfigError
+
+ROW_GROUP_BYTES = 32 << 20
+
+
+class Parquet(Format):
+    """Apache Parquet, one row a file; settings are in the schema's metadata."""
+
+    def require(self) -> None:
+        _pyarrow()
+
+    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
+        pyarrow, parquet = _pyarrow()
+        writer = None
+        try:
+            for group in _grouped(records, ROW_GROUP_BYTES):
+                columns = {
+                    "file": pyarrow.array([record.file for record in group], pyarrow.string()),
+                    "embedding": _nested(pyarrow, [record.embedding for record in group]),
+                }
+                if group[0].timestamps_s is not None:
+                    times = [record.timestamps_s for record in group if record.timestamps_s is not None]
+                    columns["num_frames"] = pyarrow.array([len(t) for t in times], pyarrow.int32())
+                    columns["timestamps_s"] = pyarrow.array(times, pyarrow.list_(pyarrow.float64()))
+                table = pyarrow.table(columns).replace_schema_metadata(
+                    {SETTINGS_KEY: json.dumps(contents.settings)}
+                )
+                writer = writer or parquet.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def contents(self, path: Path) -> Contents:
+        pyarrow, parquet = _pyarrow()
+        try:
+            settings = json.loads((parquet.read_schema(path).metadata or {})[SETTINGS_KEY.encode()])
+            return Contents(settings, parquet.read_table(path, columns=["file"])["file"].to_pylist())
+        except (KeyError, pyarrow.ArrowInvalid) as error:
+            raise foreign_file(path) from error
+
+    def records(self, path: Path) -> Iterator[Record]:
+        _, parquet = _pyarrow()
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=64):
+                times = batch.column("timestamps_s") if "timestamps_s" in batch.schema.names else None
+                for row, name in enumerate(batch.column("file").to_pylist()):
+                    embedding = _unnested(batch.column("embedding")[row].values)
+                    yield Record(name, embedding, None if times is None else times[row].values.to_numpy())
+
+
+def _grouped(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:
+    group: list[Record] = []
+    size = 0
+    for record in records:
+        group.append(record)
+        size += record.num_bytes
+        if size >= most_bytes:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _nested(pyarrow: Any, arrays: list[np.ndarray]) -> Any:
+    """Arrays of one rank as a column of nested lists; the innermost, of D features, has a fixed size."""
+    flat = np.concatenate([np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays])
+    column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), arrays[0].shape[-1])
+    for axis in range(arrays[0].ndim - 2, -1, -1):
+        lengths = np.concatenate([np.full(int(np.prod(a.shape[:axis])), a.shape[axis]) for a in arrays])
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+        column = pyarrow.ListArray.from_arrays(pyarrow.array(offsets), column)
+    return column
+
+
+def _unnested(values: Any) -> np.ndarray:
+    shape = [len(values)]
+    while hasattr(values, "flatten") and hasattr(values.type, "value_type"):
+        values = values.flatten()
+        shape.append(len(values) // int(np.prod(shape)))
+    return values.to_numpy().reshape(shape)
+
+
+def _pyarrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            "writing .parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
+            "Or give --out a name that ends in .npz or .safetensors, or a folder."
+        ) from error
+    return pyarrow, pyarrow.parquet

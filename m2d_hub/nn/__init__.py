@@ -1,0 +1,1 @@
+"""Parts of models: tensors in, tensors out."""

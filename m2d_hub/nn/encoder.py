@@ -1,0 +1,205 @@
+"""The vision transformer: patch embedding, blocks, and the two steps ``embed`` and ``encode``.
+
+The steps stand apart so that patches can be dropped between them: masking in pre-training, structured
+patchout in fine-tuning. Parameter names and granularity are those of the published checkpoints.
+
+Shapes: B batch, C channels, F mels, T frames, N patch tokens, D width, H heads, L layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from m2d_hub.config import EncoderConfig
+from m2d_hub.errors import ConfigError
+from m2d_hub.nn.packed_linear import Linear
+from m2d_hub.nn.positional import resample_positions, sincos_positions
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with fused, biased query, key and value."""
+
+    def __init__(self, embed_dim: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = Linear(embed_dim, 3 * embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens not to be seen."""
+        query, key, value = rearrange(
+            self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.num_heads
+        ).unbind(0)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, H, N, D/H)
+        return self.proj(rearrange(attended, "b h n c -> b n (h c)"))
+
+
+class MLP(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int):
+        super().__init__()
+        self.fc1 = Linear(embed_dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, embed_dim)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Maps tokens (B, N, D) to (B, N, D)."""
+        hidden = self.fc1(tokens)
+        # In place where no gradient needs the input: the widest tensor is not written twice.
+        hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
+        return self.fc2(hidden)
+
+
+class Block(nn.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int = 4, norm_eps: float = 1e-6):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.attn = Attention(embed_dim, num_heads)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=norm_eps)
+        self.mlp = MLP(embed_dim, mlp_ratio * embed_dim)
+
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Maps tokens (B, N, D) to (B, N, D); ``mask`` as for :class:`Attention`."""
+        tokens = tokens + self.attn(self.norm1(tokens), mask)
+        return tokens + self.mlp(self.norm2(tokens))
+
+
+class PatchEmbed(nn.Module):
+    """Splits a spectrogram into patches and maps each linearly to D channels."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.proj = nn.Conv2d(
+            config.in_channels, config.embed_dim, kernel_size=config.patch_size, stride=config.patch_size
+        )
+
+    def forward(self, log_mel: Tensor) -> Tensor:
+        """Maps log_mel (B, C, F, T) to tokens (B, N, D) in frequency-major order."""
+        return rearrange(self.proj(log_mel), "b d f t -> b (f t) d")
+
+
+def initialise_weights(module: nn.Module) -> None:
+    """Initialisation of masked autoencoders: Xavier-uniform linear layers, zero biases, unit norms."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class Encoder(nn.Module):
+    """The online encoder f_θ (paper, section III-A1): a pre-norm ViT with a class token."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embed = PatchEmbed(config)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
+        self.pos_embed = nn.Parameter(sincos_positions(config.embed_dim, config.grid), requires_grad=False)
+        self.blocks = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_ratio, config.norm_eps)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws fresh weights; positions are left as they are."""
+        self.apply(initialise_weights)
+        projection = self.patch_embed.proj
+        nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
+        if projection.bias is not None:
+            nn.init.zeros_(projection.bias)
+        nn.init.trunc_normal_(self.cls_token, std=0.02)
+
+    def set_input_frames(self, num_frames: int) -> None:
+        """Fits the positions to windows of ``num_frames`` frames: interpolated if longer, cut if shorter."""
+        num_time = num_frames // self.config.patch_size[1]
+        positions = resample_positions(self.pos_embed.data, self.config.grid, num_time)
+        self.pos_embed = nn.Parameter(positions.contiguous(), requires_grad=False)
+        self.config = replace(self.config, input_size=(self.config.input_size[0], num_frames))
+
+    def embed(self, log_mel: Tensor) -> Tensor:
+        """Patch tokens with their positions, without the class token.
+
+        Inputs shorter than ``config.input_size`` take the first positions in time, longer ones interpolated
+        positions; frames beyond the last whole patch are not used.
+
+        Args:
+            log_mel: Normalised spectrogram (B, C, F, T).
+
+        Returns:
+            Tokens (B, N, D), N = N_F · (T // patch frames), in frequency-major order.
+
+        Raises:
+            ConfigError: The channels, the mels or the frames do not fit the encoder.
+        """
+        channels, (mels, _), (_, patch_frames) = (
+            self.config.in_channels,
+            self.config.input_size,
+            self.config.patch_size,
+        )
+        if log_mel.ndim != 4 or log_mel.shape[1:3] != (channels, mels) or log_mel.shape[3] < patch_frames:
+            raise ConfigError(
+                f"the encoder takes (B, {channels}, {mels}, T >= {patch_frames}), got {tuple(log_mel.shape)}."
+            )
+        tokens = self.patch_embed(log_mel.to(self.patch_embed.proj.weight.dtype))
+        positions = resample_positions(self.pos_embed, self.config.grid, log_mel.shape[3] // patch_frames)
+        return tokens + positions[:, 1:]
+
+    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Prepends the class token and runs the blocks and the final norm.
+
+        Args:
+            tokens: Patch tokens with positions (B, N, D): all of a window, or only the kept ones.
+            mask: (B, N) bool, False for tokens that no other is to see; None: all are seen.
+
+        Returns:
+            Encoded tokens (B, 1 + N, D), the class token first.
+        """
+        tokens = self._with_class_token(tokens)
+        if mask is not None:
+            mask = F.pad(mask, (1, 0), value=True)[:, None, None]
+        for block in self.blocks:
+            tokens = block(tokens, mask)
+        return self.norm(tokens)
+
+    def encode_layers(self, tokens: Tensor) -> Tensor:
+        """As :meth:`encode`, keeping each block's output; the last one is normalised.
+
+        Returns:
+            Tokens of all layers (L, B, 1 + N, D).
+        """
+        tokens = self._with_class_token(tokens)
+        layers = []
+        for block in self.blocks:
+            tokens = block(tokens)
+            layers.append(tokens)
+        layers[-1] = self.norm(tokens)
+        return torch.stack(layers)
+
+    def _with_class_token(self, tokens: Tensor) -> Tensor:
+        class_token = self.cls_token + self.pos_embed[:, :1]
+        return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
+    """Stacks the tokens of each time frame (paper, equation 4).
+
+    Args:
+        tokens: Patch tokens without the class token (..., N_F·N_T, D), frequency-major.
+        num_freq: N_F.
+
+    Returns:
+        Frames (..., N_T, N_F·D).
+    """
+    return rearrange(tokens, "... (f t) d -> ... t (f d)", f=num_freq)

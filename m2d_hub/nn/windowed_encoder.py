@@ -1,0 +1,106 @@
+"""Waveform to frames in tensor operations alone: no loop and no branch that depends on the audio.
+
+What :meth:`m2d_hub.M2D.forward` does window by window is done here for all windows of a batch at once, as
+``torch.export``, ONNX and transformers need it. Windows have one fixed length; tokens of the last one that
+lie behind the clip's end are hidden from attention by a mask, which gives the numbers of the shorter window.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.nn.encoder import Encoder, tokens_to_frames
+
+EPSILON = torch.finfo(torch.float32).eps
+
+
+class WindowedEncoder(nn.Module):
+    """Log-mel filters, cutting into windows, and the encoder.
+
+    Shapes: B clips, S samples, F mels, K windows, W frames of a window, p frames of a token, T tokens along
+    time, N_F tokens along frequency, D width.
+
+    Attributes:
+        stft_filters: Cosines and sines of the windowed Fourier transform (2·bins, 1, window samples).
+        mel_filters: (F, bins).
+    """
+
+    stft_filters: Tensor
+    mel_filters: Tensor
+
+    def __init__(self, frontend: FrontendConfig, encoder: EncoderConfig):
+        """Builds with fresh random weights, and filters of zeros to be loaded."""
+        super().__init__()
+        self.frontend_config = frontend
+        num_bins = frontend.window_samples // 2 + 1
+        self.register_buffer("stft_filters", torch.zeros(2 * num_bins, 1, frontend.window_samples))
+        self.register_buffer("mel_filters", torch.zeros(frontend.n_mels, num_bins))
+        self.encoder = Encoder(encoder)
+
+    def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encodes a batch of waveforms.
+
+        Args:
+            waveform: (B, S) float at the frontend's sample rate.
+            lengths: Samples of each clip (B,); what lies beyond changes nothing. None: all S.
+
+        Returns:
+            Features (B, T, N_F·D), zero beyond each clip's end, and where they are audio (B, T).
+        """
+        if lengths is None:
+            lengths = waveform.new_zeros(waveform.shape[:1], dtype=torch.int64) + waveform.shape[1]
+        window_frames = self.encoder.config.input_size[1]
+        num_frames = lengths // self.frontend_config.hop_samples + 1  # (B,)
+        num_windows = _as_size((num_frames.max() + window_frames - 1) // window_frames)
+        log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
+        frames = torch.arange(num_windows * window_frames, device=waveform.device)
+        log_mel = log_mel * (frames < num_frames[:, None])[:, None]
+        windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
+        heard = self._heard_tokens(num_frames, num_windows)  # (B, K, N_T)
+        features = self._encode(windows.flatten(0, 1), heard.flatten(0, 1))  # (B·K, N_T, N_F·D)
+        heard = heard.flatten(1)  # (B, K·N_T)
+        features = features.unflatten(0, (waveform.shape[0], num_windows)).flatten(1, 2) * heard[..., None]
+        num_tokens = _as_size(heard.sum(dim=1).max())
+        torch._check(num_tokens <= features.shape[1])
+        return features[:, :num_tokens], heard[:, :num_tokens]
+
+    def _encode(self, windows: Tensor, heard: Tensor) -> Tensor:
+        """Maps windows (B, F, W), of which tokens (B, N_T) are heard, to features (B, N_T, N_F·D)."""
+        num_freq = self.encoder.config.grid[0]
+        mask = heard[:, None].expand(-1, num_freq, -1).flatten(1)
+        tokens = self.encoder.encode(self.encoder.embed(windows[:, None]), mask)[:, 1:]
+        return tokens_to_frames(tokens, num_freq)
+
+    def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
+        """Normalised log-mel frames (B, F, T), each clip's edges reflected; those beyond it mean nothing."""
+        config = self.frontend_config
+        half = config.window_samples // 2
+        last = (lengths - 1).clamp(min=half)[:, None]  # a clip too short to reflect is zero-padded
+        samples = torch.arange(
+            (num_frames - 1) * config.hop_samples + config.window_samples, device=last.device
+        )
+        # Reflected at sample 0 and at the last one; what lies even further only fills whole windows.
+        places = (last - (last - (samples - half).abs()).abs()).clamp(min=0)
+        is_audio = places < lengths[:, None]
+        padded = waveform.float().gather(1, torch.minimum(places, (lengths - 1)[:, None])) * is_audio
+        projected = F.conv1d(padded[:, None], self.stft_filters.float(), stride=config.hop_samples)
+        power = projected.square().unflatten(1, (2, -1)).sum(dim=1)  # (B, bins, T)
+        log_mel = (torch.matmul(self.mel_filters.float(), power) + EPSILON).log()
+        return (log_mel - config.mean) / config.std
+
+    def _heard_tokens(self, num_frames: Tensor, num_windows: int) -> Tensor:
+        """Which tokens (B, K, N_T) begin before their clip ends."""
+        window_frames, patch_frames = self.encoder.config.input_size[1], self.encoder.config.patch_size[1]
+        starts = torch.arange(num_windows, device=num_frames.device)[:, None] * window_frames
+        starts = starts + torch.arange(window_frames // patch_frames, device=num_frames.device) * patch_frames
+        return starts < num_frames[:, None, None]
+
+
+def _as_size(value: Tensor) -> int:
+    """A size that ``torch.export`` keeps as one symbol, so that what is computed from it stays provable."""
+    size: int = value.item()  # type: ignore[assignment]  # int() would fix it in an exported graph
+    torch._check(size >= 1)
+    return size

@@ -1,0 +1,68 @@
+"""Where the cache is, and what it has of the models that load by name; reads no weights."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from m2d_hub.config import ModelConfig
+from m2d_hub.pretrained.provenance import ORIGIN_FILE, read_origin, recorded_hash
+from m2d_hub.pretrained.registry import RELEASES, ModelInfo, find_model
+
+MIRROR_VARIABLE = "M2D_HUB_MIRROR"
+PACKAGED = Path(__file__).parents[1] / "weights"
+
+
+def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Folder of the cache: ``cache_dir``, else ``$HF_HOME/m2d_hub``."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("HF_HOME") or constants.HF_HOME).expanduser() / "m2d_hub"
+
+
+def is_offline() -> bool:
+    """Whether ``HF_HUB_OFFLINE`` forbids the network."""
+    from huggingface_hub import constants
+
+    set_later = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+    return constants.HF_HUB_OFFLINE or set_later
+
+
+def release_url(info: ModelInfo) -> str:
+    """Where the zip is fetched from: the authors' release, or the mirror named by ``M2D_HUB_MIRROR``."""
+    base = os.environ.get(MIRROR_VARIABLE) or f"{RELEASES}/download"
+    return f"{base.rstrip('/')}/{info.path}"
+
+
+def zip_path_of(info: ModelInfo, root: Path) -> Path:
+    """Where a release's zip is while it is on its way, or where it may be put by hand."""
+    return root / "downloads" / f"{info.folder}.zip"
+
+
+def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ModelInfo:
+    """What is known about a named model, and what this machine has of it.
+
+    Raises:
+        UnknownModelError: The name is not in the registry.
+    """
+    from huggingface_hub import constants
+
+    info = find_model(name)
+    root = cache_root(cache_dir)
+    folder = PACKAGED / name if info.path is None else root / name
+    if info.path is not None:
+        info = replace(info, sha256=info.sha256 or recorded_hash(info, root))
+    last_written = constants.SAFETENSORS_SINGLE_FILE if info.path is None else ORIGIN_FILE
+    if not (folder / last_written).is_file():
+        return info
+    info = replace(info, on_disk=True, disk_bytes=sum(file.stat().st_size for file in folder.iterdir()))
+    if info.path is not None:
+        return replace(info, download_bytes=read_origin(folder)["zip_bytes"])
+    text = (folder / constants.CONFIG_NAME).read_text(encoding="utf-8")
+    encoder = ModelConfig.from_dict(json.loads(text)).encoder
+    sizes = {field: getattr(encoder, field) for field in ("input_size", "patch_size", "embed_dim", "depth")}
+    return replace(info, **sizes)

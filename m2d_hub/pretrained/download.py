@@ -1,0 +1,181 @@
+"""Downloads one file: resumed where it stopped, retried, hashed on the way; complete, or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import logging
+import os
+import shutil
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2d_hub.errors import DownloadError
+from m2d_hub.files import CHUNK_BYTES, FORBIDDEN, FULL, hash_into, storage_errors
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_S = 30.0  # without a byte
+ATTEMPTS = 5  # in a row that bring nothing new
+FIRST_DELAY_S = 1.0  # before the second attempt; doubled each time
+LONGEST_DELAY_S = 60.0
+_RETRIED_STATUS = {408, 416, 425, 429, 500, 502, 503, 504}
+
+
+@dataclass(frozen=True)
+class Download:
+    """A complete file on disk."""
+
+    path: Path
+    sha256: str
+    size: int  # bytes
+
+
+class _InterruptedError(Exception):
+    """A failure that another attempt may overcome."""
+
+    def __init__(self, reason: str, wait_s: float = 0.0):
+        super().__init__(reason)
+        self.wait_s = wait_s
+
+
+def download(url: str, target: Path) -> Download:
+    """Fetches ``url`` into ``target``, which no other process must do meanwhile (see ``storage.locked``).
+
+    What has arrived is kept in ``<target>.partial`` when the connection or the process ends; the next call
+    goes on from there if the server still has the same file, by its ETag or date.
+
+    Raises:
+        DownloadError: The server does not give the file, or it cannot be written.
+    """
+    partial = target.with_name(target.name + ".partial")
+    with storage_errors(target.parent):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            digest = _attempts(url, partial, target)
+        except OSError as error:
+            if error.errno in FULL:
+                _remove(partial)
+            raise
+        size = partial.stat().st_size
+        os.replace(partial, target)
+        _validator(partial).unlink(missing_ok=True)
+    return Download(target, digest, size)
+
+
+def offline_advice(url: str, target: Path) -> str:
+    """What to do where this machine cannot fetch the file."""
+    return f"To go on offline, fetch {url} on another machine and put it at {target}."
+
+
+def _attempts(url: str, partial: Path, target: Path) -> str:
+    failures, most = 0, -1
+    while True:
+        try:
+            return _attempt(url, partial)
+        except _InterruptedError as error:
+            arrived = partial.stat().st_size if partial.exists() else 0
+            failures, most = (1, arrived) if arrived > most else (failures + 1, most)
+            if failures >= ATTEMPTS:
+                kept = (
+                    f" {arrived / 1e6:.1f} MB are kept; the next call goes on from there." if arrived else ""
+                )
+                raise DownloadError(
+                    f"{url} could not be downloaded: {error}, {ATTEMPTS} times in a row.{kept} "
+                    f"{offline_advice(url, target)}"
+                ) from error
+            delay = min(max(FIRST_DELAY_S * 2 ** (failures - 1), error.wait_s), LONGEST_DELAY_S)
+            logger.warning("%s: %s; trying again in %.0f s", url, error, delay)
+            time.sleep(delay)
+        except urllib.error.HTTPError as error:
+            raise DownloadError(
+                f"{url} could not be downloaded: the server answered {error.code} {error.reason}. "
+                f"{offline_advice(url, target)}"
+            ) from error
+
+
+def _attempt(url: str, partial: Path) -> str:
+    """Appends what is missing to ``partial`` and returns the sha256 of all of it."""
+    digest = hashlib.sha256()
+    request = urllib.request.Request(url, headers={"User-Agent": "m2d_hub"})
+    offset = _ask_for_rest(request, partial, digest)
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
+            return _receive(response, partial, offset, digest)
+    except urllib.error.HTTPError as error:
+        if offset and error.headers.get("Content-Range") == f"bytes */{offset}":  # nothing was missing
+            return digest.hexdigest()
+        if error.code not in _RETRIED_STATUS:
+            raise
+        if error.code == 416:  # what is there is no beginning of this file
+            _remove(partial)
+        wait = error.headers.get("Retry-After", "")
+        answer = f"the server answered {error.code} {error.reason}"
+        raise _InterruptedError(answer, float(wait) if wait.isdigit() else 0.0) from error
+    except (OSError, http.client.HTTPException) as error:
+        if isinstance(error, OSError) and error.errno in FULL | FORBIDDEN:
+            raise
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise _InterruptedError(str(reason) or type(error).__name__) from error
+
+
+def _ask_for_rest(request: urllib.request.Request, partial: Path, digest: Any) -> int:
+    """Asks for what follows ``partial``, if the file is still the same; returns the bytes that are there."""
+    validator = _validator(partial)
+    if not (partial.is_file() and validator.is_file()):
+        return 0
+    offset = hash_into(digest, partial)
+    if offset:
+        request.add_header("Range", f"bytes={offset}-")
+        request.add_header("If-Range", validator.read_text())
+    return offset
+
+
+def _receive(response: Any, partial: Path, offset: int, digest: Any) -> str:
+    if response.status != 206 or not response.headers.get("Content-Range", "").startswith(f"bytes {offset}-"):
+        offset, digest = 0, hashlib.sha256()
+    length = response.headers.get("Content-Length")
+    total = None if length is None else offset + int(length)
+    _prepare(partial, response.headers, needed=0 if total is None else total - offset)
+    with partial.open("ab" if offset else "wb") as file, _progress(partial, offset, total) as bar:
+        while chunk := response.read(CHUNK_BYTES):
+            file.write(chunk)
+            digest.update(chunk)
+            offset += len(chunk)
+            bar.update(len(chunk))
+    if total is not None and offset != total:
+        raise _InterruptedError(f"the connection ended after {offset} of {total} bytes")
+    return digest.hexdigest()
+
+
+def _prepare(partial: Path, headers: Any, needed: int) -> None:
+    """Remembers which file is coming, and refuses one that the disk cannot hold."""
+    free = shutil.disk_usage(partial.parent).free
+    if needed > free:
+        raise OSError(errno.ENOSPC, f"{needed / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free")
+    mark = headers.get("ETag") or headers.get("Last-Modified")
+    if mark:
+        _validator(partial).write_text(mark)
+    else:
+        _validator(partial).unlink(missing_ok=True)
+
+
+def _validator(partial: Path) -> Path:
+    return partial.with_name(partial.name + ".etag")
+
+
+def _remove(partial: Path) -> None:
+    partial.unlink(missing_ok=True)
+    _validator(partial).unlink(missing_ok=True)
+
+
+def _progress(partial: Path, offset: int, total: int | None) -> Any:
+    from huggingface_hub.utils import tqdm  # obeys HF_HUB_DISABLE_PROGRESS_BARS
+
+    name = partial.name.removesuffix(".partial")
+    return tqdm(desc=name, initial=offset, total=total, unit="B", unit_scale=True)

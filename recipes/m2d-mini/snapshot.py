@@ -1,0 +1,55 @@
+"""Exports an unfinished run's latest checkpoint, to be evaluated or to start another run from.
+
+    python recipes/m2d-mini/snapshot.py RUN OUT
+
+``OUT/export`` is then what ``load_model`` and ``m2d-train pretrain --start`` take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from m2d_training.pretraining.config import OfflineConfig, PretrainConfig
+from m2d_training.runs.state import RunFolder, export_run, list_checkpoints, read_state
+
+from m2d_hub.errors import CheckpointError
+
+
+def read_config(folder: RunFolder) -> PretrainConfig:
+    """The configuration that a run wrote."""
+    values = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
+    offline = values.pop("offline")
+    return PretrainConfig(**values, offline=None if offline is None else OfflineConfig(**offline))
+
+
+def snapshot(run: Path, out: Path) -> int:
+    """Exports the latest checkpoint of ``run`` to ``out``; returns its step.
+
+    Raises:
+        CheckpointError: The run has none yet.
+    """
+    folder = RunFolder(run)
+    checkpoints = list_checkpoints(folder)
+    if not checkpoints:
+        raise CheckpointError(f"{run} holds no checkpoint yet.")
+    state = read_state(checkpoints[-1])
+    out.mkdir(parents=True, exist_ok=True)
+    export_run(RunFolder(out), state.model, read_config(folder), f"{run.name}-{state.step}")
+    return state.step
+
+
+def main() -> None:
+    """Exports one checkpoint."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path)
+    parser.add_argument("out", type=Path)
+    arguments = parser.parse_args()
+    print(f"step {snapshot(arguments.run, arguments.out)} is in {arguments.out / 'export'}")
+
+
+if __name__ == "__main__":
+    main()

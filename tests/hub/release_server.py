@@ -1,0 +1,292 @@
+"""A local server that plays the release host and the Hugging Face hub; builders of tiny published zips."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import hashlib
+import io
+import json
+import re
+import threading
+import zipfile
+from collections import defaultdict
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import torch
+
+from m2d_hub.nn.encoder import Encoder, EncoderConfig
+from m2d_hub.pretrained.registry import ModelInfo
+
+TINY = {"input_size": (80, 32), "embed_dim": 64, "depth": 2, "release": "v0.0.1", "filename": None}
+
+
+@dataclass
+class Fault:
+    """What a path does once instead of answering well."""
+
+    status: int | None = None  # answer this
+    cut_after: int | None = None  # close the connection after so many bytes
+    stall_after: int | None = None  # send no more after so many bytes, and keep the connection
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class ReleaseServer:
+    """Files by path and Hugging Face repositories, with faults on order and a record of all requests."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}  # repository, revision, file
+        self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
+        self.requests: list[tuple[str, str, dict[str, str]]] = []
+        self.ranges = True
+        self.validators = True
+        self.closing = threading.Event()
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> ReleaseServer:
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def count(self, path: str, method: str = "GET") -> int:
+        """Requests of a path so far."""
+        return sum((method, path) == request[:2] for request in self.requests)
+
+
+def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+        def do_HEAD(self) -> None:
+            self._get()
+
+        def do_GET(self) -> None:
+            self._get()
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            path = self._note()
+            if path == "/api/repos/create":
+                request = json.loads(body)
+                name = (
+                    request["name"]
+                    if "/" in request["name"]
+                    else f"{request['organization']}/{request['name']}"
+                )
+                server.repositories.setdefault(name, {"main": {}})
+                self._json({"url": f"{server.url}/{name}"})
+            elif match := re.fullmatch(r"/api/models/(.+)/preupload/.+", path):
+                modes = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
+                self._json({"files": [mode | {"shouldIgnore": False} for mode in modes]})
+            elif match := re.fullmatch(r"/api/models/(.+)/commit/(.+)", path):
+                for line in body.splitlines():
+                    entry = json.loads(line)
+                    if entry["key"] == "file":
+                        content = base64.b64decode(entry["value"]["content"])
+                        server.repositories[match[1]][match[2]][entry["value"]["path"]] = content
+                self._json({"commitUrl": f"{server.url}/{match[1]}/commit/{'0' * 40}", "commitOid": "0" * 40})
+            elif path == "/api/validate-yaml":
+                self._json({"errors": [], "warnings": []})
+            else:
+                self._send(404, b"")
+
+        def _note(self) -> str:
+            path = self.path.partition("?")[0]
+            server.requests.append((self.command, path, dict(self.headers)))
+            return path
+
+        def _get(self) -> None:
+            path = self._note()
+            fault = server.faults[path].pop(0) if server.faults[path] else Fault()
+            if fault.status is not None:
+                self._send(fault.status, b"", fault.headers)
+            elif path in server.files:
+                self._file(server.files[path], fault)
+            elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+                self._repository(match[1], match[2] or "main")
+            elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+                self._repository_file(*match.groups())
+            else:
+                self._send(404, b"")
+
+        def _file(self, content: bytes, fault: Fault, headers: dict[str, str] | None = None) -> None:
+            headers = dict(headers or {})
+            mark = f'"{hashlib.md5(content).hexdigest()}"'
+            if server.validators:
+                headers.setdefault("ETag", mark)
+            start, status = 0, 200
+            asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+            if asked and server.ranges and self.headers.get("If-Range", mark) == mark:
+                start, status = int(asked[1]), 206
+                if start >= len(content):
+                    self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+                    return
+                headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self._send(status, content[start:], headers, fault)
+
+        def _repository(self, name: str, revision: str) -> None:
+            files = self._files_of(name, revision)
+            if files is not None:
+                siblings = [{"rfilename": file} for file in files]
+                commit = commit_of(name, revision)
+                self._json({"_id": "0", "id": name, "modelId": name, "sha": commit, "siblings": siblings})
+
+        def _repository_file(self, name: str, revision: str, file: str) -> None:
+            files = self._files_of(name, revision)
+            if files is not None and file not in files:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Error-Message": "Entry not found"})
+            elif files is not None:
+                self._file(files[file], Fault(), {"X-Repo-Commit": commit_of(name, revision)})
+
+        def _files_of(self, name: str, revision: str) -> dict[str, bytes] | None:
+            revisions = server.repositories.get(name)
+            if revisions is None:
+                self._send(
+                    404, b"", {"X-Error-Code": "RepoNotFound", "X-Error-Message": "Repository not found"}
+                )
+                return None
+            by_commit = {commit_of(name, known): known for known in revisions}
+            revision = by_commit.get(revision, revision)
+            if revision not in revisions:
+                self._send(
+                    404, b"", {"X-Error-Code": "RevisionNotFound", "X-Error-Message": "Invalid rev id"}
+                )
+                return None
+            return revisions[revision]
+
+        def _json(self, value: Any) -> None:
+            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+        def _send(
+            self, status: int, body: bytes, headers: dict[str, str] | None = None, fault: Fault | None = None
+        ) -> None:
+            fault = fault or Fault()
+            self.send_response(status)
+            for key, value in (headers or {}).items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(body[: fault.cut_after or fault.stall_after])
+            if fault.stall_after is not None:
+                server.closing.wait(timeout=60)
+            if fault != Fault():
+                self.close_connection = True
+
+    return Handler
+
+
+def commit_of(name: str, revision: str) -> str:
+    """A commit hash for each revision of a repository."""
+    return hashlib.sha1(f"{name}@{revision}".encode()).hexdigest()
+
+
+def tiny_info(name: str = "tiny", **overrides: Any) -> ModelInfo:
+    """A row of the registry for a tiny encoder, 80x32 in patches of 16x16, 64 wide and 2 deep."""
+    fields = TINY | {"folder": f"m2d_vit_base-80x32p16x16-{name}"} | overrides
+    return ModelInfo(name, fields.pop("contents", "encoder only"), **fields)
+
+
+def encoder_tensors(input_size: tuple[int, int] = (80, 32), seed: int = 0) -> dict[str, torch.Tensor]:
+    """A random encoder under the published names."""
+    torch.manual_seed(seed)
+    return dict(Encoder(EncoderConfig(input_size=input_size, embed_dim=64, depth=2)).state_dict())
+
+
+def pretraining_tensors(num_patches: int = 10, width: int = 64, depth: int = 1) -> dict[str, torch.Tensor]:
+    """A random predictor (32 wide), target encoder and offline network, under published names."""
+    torch.manual_seed(1)
+    blocks = {"target_blocks": (2, width), "decoder_blocks": (depth, 32)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "mask_token": (1, 1, 32),
+        "decoder_pos_embed": (1, 1 + num_patches, 32),
+        "offline_predictor.weight": (7, 5 * width),
+        "offline_predictor.bias": (7,),
+    }
+    for name, (out, into) in {"decoder_embed": (32, width), "decoder_pred": (width, 32)}.items():
+        shapes |= {f"{name}.weight": (out, into), f"{name}.bias": (out,)}
+    for name, dim in {"decoder_norm": 32, "target_norm": width}.items():
+        shapes |= {f"{name}.weight": (dim,), f"{name}.bias": (dim,)}
+    for name, (count, dim) in blocks.items():
+        for index in range(count):
+            for layer, (out, into) in {
+                "attn.qkv": (3 * dim, dim),
+                "attn.proj": (dim, dim),
+                "mlp.fc1": (4 * dim, dim),
+                "mlp.fc2": (dim, 4 * dim),
+            }.items():
+                shapes |= {
+                    f"{name}.{index}.{layer}.weight": (out, into),
+                    f"{name}.{index}.{layer}.bias": (out,),
+                }
+            for layer in ("norm1", "norm2"):
+                shapes |= {f"{name}.{index}.{layer}.weight": (dim,), f"{name}.{index}.{layer}.bias": (dim,)}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def fine_tuned_tensors(num_classes: int = 6, in_features: int = 320) -> dict[str, torch.Tensor]:
+    """An encoder and head under the names of the fine-tuning wrapper, with what it leaves beside them."""
+    torch.manual_seed(2)
+    encoder = {f"module.ar.runtime.backbone.{name}": value for name, value in encoder_tensors().items()}
+    return encoder | {
+        "module.ar.runtime.to_spec.mel_basis": torch.ones(80, 201),
+        "module.head.norm.running_mean": torch.randn(in_features),
+        "module.head.norm.running_var": torch.rand(in_features) + 0.5,
+        "module.head.norm.num_batches_tracked": torch.tensor(9),
+        "module.head.mlp.mlp.0.weight": torch.randn(num_classes, in_features),
+        "module.head.mlp.mlp.0.bias": torch.randn(num_classes),
+    }
+
+
+def clap_tensors(width: int = 64, text_dim: int = 16) -> dict[str, torch.Tensor]:
+    """Two-layer audio projection, linear text projection and temperature under the published names."""
+    torch.manual_seed(3)
+    shapes = {f"audio_proj.{layer}.weight": (width, width) for layer in (0, 2)}
+    shapes |= {f"audio_proj.{layer}.bias": (width,) for layer in (0, 2)}
+    shapes |= {"text_proj.weight": (width, text_dim), "text_proj.bias": (width,), "logit_scale": ()}
+    return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def checkpoint_bytes(tensors: Any, *, wrapped: bool = True) -> bytes:
+    """A ``.pth``: the tensors alone, or with the settings, optimizer and epoch that training saves."""
+    contents = tensors
+    if wrapped:
+        settings = argparse.Namespace(input_size=[80, 32], patch_size=[16, 16], lr=3e-4, note="x")
+        contents = {
+            "model": tensors,
+            "args": settings,
+            "optimizer": {"state": {}},
+            "epoch": 299,
+            "scaler": {},
+        }
+    buffer = io.BytesIO()
+    torch.save(contents, buffer)
+    return buffer.getvalue()
+
+
+def zip_bytes(entries: dict[str, bytes]) -> bytes:
+    """A zip of the entries given by path."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in entries.items():
+            archive.writestr(name, content)
+    return buffer.getvalue()
+
+
+def release_zip(
+    info: ModelInfo, tensors: Any, *, wrapped: bool = True, file: str = "checkpoint-300.pth"
+) -> bytes:
+    """The zip of a release: a folder of its name with one checkpoint."""
+    return zip_bytes({f"{info.folder}/{file}": checkpoint_bytes(tensors, wrapped=wrapped)})

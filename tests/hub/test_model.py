@@ -1,0 +1,367 @@
+"""What users rely on: shapes, independence of neighbours, streaming, masks, heads, saving."""
+
+import copy
+import math
+import pickle
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import m2d_hub
+from m2d_hub import AudioError, CheckpointError, ConfigError
+from m2d_hub import audio as audio_module
+from m2d_hub.nn.int8_linear import quantize_encoder
+from m2d_hub.pretrained.folder import read_safetensors, save_checkpoint
+
+INDEPENDENT = 1e-5  # the contract's bound on a neighbour's influence
+
+
+def noise(seconds, seed=0):
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * 16_000))
+    return (samples * np.linspace(0.1, 1, len(samples))).astype(np.float32)
+
+
+RAGGED = [noise(seconds, seed) for seed, seconds in enumerate((0.3, 5.0, 2.07, 0.01, 9.3, 2.07))]
+
+
+def test_attributes_are_plain_numbers(tiny):
+    assert (tiny.sample_rate, tiny.embed_dim, tiny.frame_dim) == (16_000, 64, 5 * 64)
+    assert (tiny.frame_hop_s, tiny.window_s) == (pytest.approx(0.16), pytest.approx(2.08))
+    assert all(type(n) in (int, float) for n in (tiny.sample_rate, tiny.frame_dim, tiny.frame_hop_s))
+    assert tiny.labels is None and tiny.head is None
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 64])
+def test_a_clip_depends_neither_on_its_neighbours_nor_on_batch_size(tiny, batch_size):
+    together = tiny.encode_clip(RAGGED, batch_size=batch_size)
+    for waveform, embedding in zip(RAGGED, together, strict=True):
+        torch.testing.assert_close(tiny.encode_clip(waveform)[0], embedding, atol=INDEPENDENT, rtol=0)
+
+
+def test_int8_clips_do_not_depend_on_their_neighbours(tiny):
+    quantize_encoder(tiny.encoder)
+    together = tiny.encode_clip([*RAGGED, 100 * noise(2.07, 9)])
+    for waveform, embedding in zip(RAGGED, together, strict=False):
+        torch.testing.assert_close(tiny.encode_clip(waveform)[0], embedding, atol=INDEPENDENT, rtol=0)
+
+
+def test_padding_beyond_lengths_changes_nothing(tiny):
+    lengths = torch.tensor([len(waveform) for waveform in RAGGED])
+    padded = torch.full((len(RAGGED), int(lengths.max())), 0.3)
+    for row, waveform in zip(padded, RAGGED, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    frames = tiny(padded, lengths)
+    expected = tiny.encode_frames(RAGGED)
+    torch.testing.assert_close(frames.features, expected.features, atol=INDEPENDENT, rtol=0)
+    assert torch.equal(frames.mask, expected.mask)
+
+
+def test_mask_covers_each_clips_own_frames_and_the_rest_is_zero(tiny):
+    frames = tiny.encode_frames([noise(0.3), noise(5.0)])
+    # 31 frames are 2 tokens; 501 frames are two windows of 13 tokens and 85 frames more, 6 tokens.
+    assert frames.mask.sum(dim=1).tolist() == [2, 32]
+    assert frames.features.shape == (2, 32, 320) and frames.timestamps_s.shape == (32,)
+    assert not frames.features[0, 2:].any()
+
+
+def test_clip_is_the_mean_of_its_frames(tiny):
+    frames = tiny.encode_frames(RAGGED)
+    means = torch.stack([f[m].mean(dim=0) for f, m in zip(frames.features, frames.mask, strict=True)])
+    torch.testing.assert_close(tiny.encode_clip(RAGGED), means, atol=1e-6, rtol=1e-5)
+
+
+def test_a_long_file_streams_to_the_numbers_of_the_whole(tiny, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "long.wav", noise(31.7), 44_100, subtype="FLOAT")
+    whole = tiny.encode_frames(tmp_path / "long.wav")
+    monkeypatch.setattr(audio_module, "BLOCK_S", 0.5)
+    streamed = tiny.encode_frames(tmp_path / "long.wav", batch_size=2)
+    torch.testing.assert_close(streamed.features, whole.features, atol=1e-4, rtol=0)
+    assert torch.equal(streamed.timestamps_s, whole.timestamps_s)
+
+
+@pytest.mark.parametrize("num_samples", [1, 2, 160, 200, 201, 400])
+def test_the_shortest_audio_gives_one_token(tiny, num_samples):
+    frames = tiny.encode_frames(np.full(num_samples, 0.1, np.float32))
+    assert frames.features.shape == (1, 1, 320) and frames.mask.tolist() == [[True]]
+    assert torch.isfinite(frames.features).all()
+
+
+def test_layers_end_with_the_normalised_frames(tiny):
+    layers = tiny.encode_layers(RAGGED)
+    frames = tiny.encode_frames(RAGGED)
+    assert layers.features.shape == (2, *frames.features.shape)
+    torch.testing.assert_close(layers.features[-1], frames.features, atol=INDEPENDENT, rtol=0)
+    assert not torch.allclose(layers.features[0], frames.features)
+
+
+def test_tokens_are_frequency_major_within_each_window(tiny):
+    waveform = noise(5.0)
+    tokens, frames = tiny.encode_tokens(waveform), tiny.encode_frames(waveform)
+    assert tokens.features.shape == (1, 5 * 32, 64) and tokens.mask.shape == (1, 160)
+    # Token of frequency 2 and time 3 of the second window, which starts after 13 frames (65 tokens).
+    index = 65 + 2 * 13 + 3
+    torch.testing.assert_close(tokens.features[0, index], frames.features[0, 16].view(5, 64)[2])
+    assert tokens.timestamps_s[index] == frames.timestamps_s[16]
+
+
+def test_own_length_windows_encode_a_clip_at_once(tiny):
+    waveform = noise(5.0)
+    tiny.set_window(math.inf)
+    frames = tiny.encode_frames([waveform, noise(0.5)])
+    assert tiny.window_s == math.inf and frames.features.shape == (2, 32, 320)
+    tiny.set_window(5.12)
+    torch.testing.assert_close(
+        tiny.encode_frames(waveform).features[0], frames.features[0], atol=1e-5, rtol=0
+    )
+    assert tiny.encode_tokens(waveform).features.shape == (1, 160, 64)
+
+
+def test_a_shorter_window_uses_the_first_positions(tiny):
+    positions = tiny.encoder.pos_embed[0, 1:].view(5, 13, 64)
+    tiny.set_window(0.64)
+    assert torch.equal(tiny.encoder.pos_embed[0, 1:].view(5, 4, 64), positions[:, :4])
+    assert tiny.encode_frames(noise(2.0)).features.shape == (1, 13, 320)
+
+
+@pytest.mark.parametrize("window_s", [0, -1.0, math.nan, "6", 0.1])
+def test_an_impossible_window_is_refused(tiny, window_s):
+    with pytest.raises(ConfigError, match=f"window_s.*{window_s!r}"):
+        tiny.set_window(window_s)
+
+
+def test_gradients_reach_waveform_and_weights(tiny):
+    waveform = torch.from_numpy(np.stack([noise(2.5), noise(2.5, 1)])).requires_grad_()
+    tiny(waveform).features.square().mean().backward()
+    assert waveform.grad.abs().sum() > 0
+    without = [name for name, p in tiny.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    ("waveform", "lengths", "message"),
+    [
+        (torch.zeros(16_000), None, r"float waveform \(B, S\).*\(16000,\)"),
+        (torch.zeros(1, 0), None, r"shape \(1, 0\)"),
+        (torch.zeros(1, 100, dtype=torch.int16), None, "torch.int16"),
+        (torch.zeros(2, 100), torch.tensor([100, 101]), r"2 numbers of 1 to 100 samples, got \[100, 101\]"),
+        (torch.zeros(2, 100), torch.tensor([100]), r"got \[100\]"),
+        (torch.zeros(1, 100), torch.tensor([0]), r"got \[0\]"),
+    ],
+)
+def test_forward_refuses_what_is_no_batch(tiny, waveform, lengths, message):
+    with pytest.raises(AudioError, match=message):
+        tiny(waveform, lengths)
+
+
+def test_an_unreadable_file_is_found_before_any_is_encoded(tiny, tmp_path, monkeypatch):
+    (tmp_path / "bad.wav").write_text("no audio")
+    monkeypatch.setattr(tiny.encoder, "encode", lambda tokens: pytest.fail("encoded before all were opened"))
+    with pytest.raises(AudioError, match=r"bad\.wav"):
+        tiny.encode_clip([noise(0.1), tmp_path / "bad.wav"])
+
+
+def test_embeddings_can_be_used_in_training(tiny):
+    probe = torch.nn.Linear(320, 2)
+    probe(tiny.encode_clip(RAGGED)).sum().backward()
+    assert probe.weight.grad is not None
+
+
+def test_classification_needs_a_head(tiny):
+    with pytest.raises(ConfigError, match="model 'tiny' has no classification head"):
+        tiny.classify(noise(1.0))
+    with pytest.raises(ConfigError, match="model 'tiny' has no projections into a text space"):
+        tiny.encode_text(["rain"])
+
+
+@pytest.fixture
+def tagger(tiny):
+    tiny.set_head(3, labels=("dog", "rain", "bell"))
+    torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    return tiny.eval()
+
+
+def test_tags_are_the_best_classes_by_name_with_sigmoid_scores(tagger):
+    waveform = noise(5.0)
+    tags = tagger.classify(waveform, top_k=2)
+    scores = tagger.head(tagger.encode_clip(waveform)).sigmoid()[0]
+    order = scores.argsort(descending=True)[:2].tolist()
+    assert [tag.index for tag in tags[0]] == order
+    assert [tag.label for tag in tags[0]] == [("dog", "rain", "bell")[index] for index in order]
+    assert [tag.score for tag in tags[0]] == pytest.approx(scores[order].tolist(), abs=1e-6)
+
+
+def test_single_label_heads_give_scores_that_sum_to_one(tiny):
+    tiny.set_head(4, activation="softmax")
+    assert sum(tag.score for tag in tiny.classify(noise(1.0))[0]) == pytest.approx(1.0)
+
+
+def test_waveform_logits_equal_the_tags_whatever_the_padding(tagger):
+    lengths = torch.tensor([len(waveform) for waveform in RAGGED])
+    padded = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(w) for w in RAGGED], batch_first=True)
+    logits = tagger.classify_waveform(padded, lengths)
+    best = [tags[0] for tags in tagger.classify(RAGGED, top_k=1)]
+    assert logits.argmax(dim=1).tolist() == [tag.index for tag in best]
+    torch.testing.assert_close(
+        logits.sigmoid().amax(dim=1), torch.tensor([t.score for t in best]), atol=1e-5, rtol=0
+    )
+
+
+def test_a_head_on_mean_tokens_gets_the_mean_over_all_tokens(tiny):
+    tiny.set_head(3, features="tokens")
+    torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    waveform = torch.from_numpy(noise(5.0))[None]
+    expected = tiny.eval().head(tiny.encode_tokens(waveform).features.mean(dim=1))
+    torch.testing.assert_close(tiny.classify_waveform(waveform), expected, atol=1e-4, rtol=0)
+
+
+def test_classify_frames_scores_every_frame(tagger):
+    frames = tagger.classify_frames([noise(0.3), noise(5.0)])
+    assert frames.features.shape == (2, 32, 3)
+    features = tagger.encode_frames(noise(5.0)).features[0]
+    torch.testing.assert_close(frames.features[1], tagger.head(features).sigmoid(), atol=1e-5, rtol=0)
+    assert not frames.features[0][~frames.mask[0]].any()
+
+
+def test_classifying_while_training_leaves_the_head_alone(tagger):
+    expected = tagger.classify(RAGGED)
+    tagger.train()
+    assert tagger.classify(RAGGED) == expected
+    assert tagger.head.training and not tagger.head.norm.running_mean.any()
+
+
+@pytest.mark.parametrize("settings", [{"top_k": 0}, {"batch_size": 0}, {"batch_size": 1.5}])
+def test_impossible_counts_are_refused(tagger, settings):
+    [(name, value)] = settings.items()
+    with pytest.raises(ConfigError, match=f"{name} must be a whole number of at least 1, got {value}"):
+        tagger.classify(noise(0.1), **settings)
+
+
+def test_saved_models_load_bit_equal(tagger, tmp_path):
+    tagger.set_window(3.2)
+    tagger.save_pretrained(tmp_path / "saved")
+    assert {"model.safetensors", "config.json"} <= {path.name for path in (tmp_path / "saved").iterdir()}
+    for loaded in (
+        m2d_hub.load_model(tmp_path / "saved"),
+        m2d_hub.load_model(tmp_path / "saved" / "model.safetensors"),
+        m2d_hub.M2D.from_pretrained(str(tmp_path / "saved")),
+    ):
+        assert not loaded.training and loaded.labels == ["dog", "rain", "bell"]
+        assert loaded.window_s == pytest.approx(3.2)
+        assert torch.equal(loaded.encode_clip(RAGGED), tagger.encode_clip(RAGGED))
+
+
+def test_equal_weights_are_saved_as_equal_files(tiny, tmp_path):
+    files = []
+    for index in range(8):
+        tiny.save_pretrained(tmp_path / str(index))
+        files.append((tmp_path / str(index) / "model.safetensors").read_bytes())
+    assert len(set(files)) == 1
+
+
+def test_rounded_weights_are_not_saved(tiny, tmp_path):
+    quantize_encoder(tiny.encoder)
+    with pytest.raises(ConfigError, match="a model of dtype='int8' is not saved"):
+        tiny.save_pretrained(tmp_path)
+
+
+def test_a_lone_weights_file_carries_its_configuration(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "renamed.safetensors")
+    (tmp_path / "config.json").unlink()
+    loaded = m2d_hub.load_model(tmp_path / "renamed.safetensors")
+    assert torch.equal(loaded.encode_clip(RAGGED[:2]), tiny.encode_clip(RAGGED[:2]))
+
+
+def test_models_can_be_copied_and_pickled_after_use(tiny):
+    expected = tiny.encode_clip(RAGGED[:2])
+    for copied in (copy.deepcopy(tiny), pickle.loads(pickle.dumps(tiny))):
+        assert torch.equal(copied.encode_clip(RAGGED[:2]), expected)
+
+
+def test_changed_weights_change_the_embedding(tiny):
+    before = tiny.encode_clip(RAGGED[0])
+    optimizer = torch.optim.SGD(tiny.parameters(), lr=1e-3)
+    tiny(torch.from_numpy(RAGGED[0])[None]).features.square().sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(
+        tiny.encode_clip(RAGGED[0])[0],
+        tiny(torch.from_numpy(RAGGED[0])[None]).features[0].mean(0),
+        atol=1e-5,
+        rtol=0,
+    )
+    assert not torch.allclose(before, tiny.encode_clip(RAGGED[0]))
+
+
+def test_missing_and_misshapen_tensors_are_listed(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    tensors, _ = read_safetensors(tmp_path / "model.safetensors")
+    del tensors["encoder.norm.weight"]
+    tensors["encoder.cls_token"] = torch.zeros(1, 1, 32)
+    save_checkpoint(tmp_path, tensors, tiny.config)
+    with pytest.raises(
+        CheckpointError, match=r"missing encoder\.norm\.weight.*cls_token is \(1, 1, 32\) but must be"
+    ):
+        m2d_hub.load_model(tmp_path)
+
+
+def test_non_finite_weights_are_refused_by_name(tiny, tmp_path):
+    with torch.no_grad():
+        tiny.encoder.blocks[1].mlp.fc1.weight[3, 4] = float("nan")
+    tiny.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"non-finite weights in encoder\.blocks\.1\.mlp\.fc1\.weight"):
+        m2d_hub.load_model(tmp_path)
+
+
+def test_a_truncated_weights_file_is_refused(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
+        m2d_hub.load_model(tmp_path)
+
+
+def test_half_precision_embeddings_stay_close(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    expected = tiny.encode_clip(RAGGED)
+    for dtype in (torch.bfloat16, torch.float16):
+        embeddings = m2d_hub.load_model(tmp_path, device="cpu", dtype=dtype).encode_clip(RAGGED)
+        assert embeddings.dtype == torch.float32
+        assert torch.cosine_similarity(embeddings, expected).min() > 0.999
+
+
+def test_a_new_head_is_put_on_only_where_none_of_that_size_is(tagger, tmp_path):
+    tagger.save_pretrained(tmp_path)
+    kept = m2d_hub.load_model(tmp_path, num_classes=3)
+    assert torch.equal(kept.head.linear.weight, tagger.head.linear.weight)
+    fresh = m2d_hub.load_model(tmp_path, num_classes=7)
+    assert fresh.head.linear.weight.shape == (7, 320) and fresh.labels is None
+    # The published initialisation: a truncated normal of standard deviation 2e-5.
+    assert 1e-5 < fresh.head.linear.weight.std() < 3e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": torch.float64}, "dtype must be .* got torch.float64"),
+        ({"dtype": "int8", "device": "cuda"}, "dtype='int8' runs on the CPU only, but device='cuda'"),
+        ({"device": "abacus"}, "device 'abacus' is not known"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+        ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
+    ],
+)
+def test_impossible_settings_are_refused(tiny, tmp_path, settings, message):
+    tiny.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        m2d_hub.load_model(tmp_path, **settings)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_numbers_of_the_cpu(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    expected = tiny.encode_clip(RAGGED)
+    on_gpu = m2d_hub.load_model(tmp_path, device="cuda")
+    assert on_gpu.device.type == "cuda"
+    torch.testing.assert_close(on_gpu.encode_clip(RAGGED), expected, atol=1e-3, rtol=0)

@@ -1,0 +1,309 @@
+"""``load_model`` by name: aliases, Hugging Face repositories, what is on disk, and publishing again."""
+
+from pathlib import Path
+
+import huggingface_hub.constants
+import huggingface_hub.utils
+import pytest
+import torch
+from click.testing import CliRunner
+
+import m2d_hub
+import m2d_hub.pretrained.download
+from m2d_hub.cli.main import main
+from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
+from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, UnknownModelError
+from m2d_hub.pretrained.model_card import check_right_to_publish, model_card
+from m2d_hub.pretrained.registry import MODELS, NTT_LICENSE
+
+from .release_server import (
+    Fault,
+    ReleaseServer,
+    checkpoint_bytes,
+    clap_tensors,
+    encoder_tensors,
+    fine_tuned_tensors,
+    pretraining_tensors,
+    release_zip,
+    tiny_info,
+)
+
+TINY = tiny_info("tiny", pretraining=True, contents="full")
+TAGGER = tiny_info("tiny-tagger", num_classes=6)
+CLAP = tiny_info("tiny-clap", text_space=True)
+TENSORS = {
+    "tiny": lambda: encoder_tensors() | pretraining_tensors(),
+    "tiny-tagger": lambda: fine_tuned_tensors(),
+    "tiny-clap": lambda: encoder_tensors() | clap_tensors(),
+}
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """The release host and the Hugging Face hub, with an empty cache in ``tmp_path / "home"``."""
+    with ReleaseServer() as running:
+        home = tmp_path / "home"
+        monkeypatch.setenv("M2D_HUB_MIRROR", running.url)
+        monkeypatch.setenv("HF_HOME", str(home))
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr(m2d_hub.pretrained.download, "FIRST_DELAY_S", 0.0)
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        monkeypatch.setattr(constants, "ENDPOINT", running.url)
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        for info in (TINY, TAGGER, CLAP):
+            monkeypatch.setitem(MODELS, info.name, info)
+            running.files[f"/{info.path}"] = release_zip(info, TENSORS[info.name]())
+        yield running
+
+
+@pytest.fixture
+def waveform():
+    return torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0))
+
+
+def load(name, **options):
+    return m2d_hub.load_model(name, device="cpu", **options)
+
+
+def put_in_repository(server, folder, name="lab/model", revision="main"):
+    """A model with weights of its own per revision, saved as this package saves models."""
+    torch.manual_seed(len(revision))
+    config = ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name=revision)
+    model = m2d_hub.M2D(config)
+    model.save_pretrained(folder)
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    server.repositories.setdefault(name, {})[revision] = files
+    return model.eval()
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny-tagger", "tiny-clap"])
+def test_converted_weights_give_the_same_numbers_as_unconverted_ones(server, tmp_path, waveform, name):
+    folder = tmp_path / MODELS[name].folder
+    folder.mkdir()
+    (folder / "checkpoint-300.pth").write_bytes(checkpoint_bytes(TENSORS[name]()))
+    converted, unconverted = load(name), load(folder)
+    assert torch.equal(converted.encode_clip(waveform), unconverted.encode_clip(waveform))
+    if name == "tiny-tagger":
+        assert torch.equal(converted.classify_waveform(waveform), unconverted.classify_waveform(waveform))
+    if name == "tiny-clap":
+        spaces = [model.encode_audio_text_space(waveform) for model in (converted, unconverted)]
+        assert torch.equal(*spaces)
+
+
+def test_name_loads_from_the_cache_without_network(server, waveform):
+    first = load("tiny").encode_clip(waveform)
+    before = len(server.requests)
+    assert torch.equal(load("tiny", local_files_only=True).encode_clip(waveform), first)
+    assert len(server.requests) == before
+
+
+def test_loaded_model_carries_licence_and_source(server):
+    config = load("tiny").config
+    assert (config.name, config.license) == ("tiny", NTT_LICENSE)
+    assert config.source == "https://github.com/nttcslab/m2d/releases/tag/v0.0.1"
+
+
+def test_cache_dir_is_used(server, tmp_path):
+    load("tiny", cache_dir=tmp_path / "elsewhere")
+    assert (tmp_path / "elsewhere" / "tiny" / "model.safetensors").is_file()
+    assert not (tmp_path / "home").exists()
+
+
+def test_download_command_prints_where_the_weights_are(server, tmp_path):
+    result = CliRunner().invoke(main, ["download", "tiny"])
+    assert result.exit_code == 0
+    folder = tmp_path / "home" / "m2d_hub" / "tiny"
+    assert result.stdout == f"{folder}\n"
+    assert (folder / "model.safetensors").is_file()
+    assert f"tiny: {NTT_LICENSE}; https://github.com/nttcslab/m2d/releases/tag/v0.0.1" in result.stderr
+
+
+def test_download_command_takes_repositories(server, tmp_path):
+    put_in_repository(server, tmp_path / "saved")
+    result = CliRunner().invoke(main, ["download", "hf-hub:lab/model"])
+    assert (Path(result.stdout.strip()) / "model.safetensors").is_file()
+
+
+def test_download_command_tells_an_unknown_name(server):
+    result = CliRunner().invoke(main, ["download", "m2d-9"])
+    assert result.exit_code == 1
+    assert "Error: Unknown model 'm2d-9'. Available: " in result.stderr
+
+
+def test_failed_download_names_the_file_to_fetch_and_its_place(server, tmp_path):
+    server.faults[f"/{TINY.path}"] = [Fault(status=404)]
+    with pytest.raises(DownloadError) as error:
+        load("tiny")
+    place = tmp_path / "home" / "m2d_hub" / "downloads" / f"{TINY.folder}.zip"
+    assert f"fetch {server.url}/{TINY.path} on another machine and put it at {place}." in str(error.value)
+
+
+def test_unknown_name_is_told(server):
+    with pytest.raises(UnknownModelError, match=r"^Unknown model 'm2d-as-0\.8'\. Available: m2d-as-0\.7, "):
+        load("m2d-as-0.8")
+
+
+def test_path_that_does_not_exist_is_told(server, tmp_path):
+    with pytest.raises(UnknownModelError, match=rf"^{tmp_path}/no\.pth does not exist\. Give a file or"):
+        load(tmp_path / "no.pth")
+
+
+def test_revision_of_another_thing_than_a_repository_is_told(server):
+    with pytest.raises(ConfigError) as error:
+        load("tiny", revision="v2")
+    assert str(error.value) == (
+        "revision='v2' goes with 'hf-hub:org/repo' only, but 'tiny' was given; leave it out."
+    )
+
+
+def test_repository_loads_and_loads_again_offline(server, tmp_path, waveform, monkeypatch):
+    expected = put_in_repository(server, tmp_path / "saved").encode_clip(waveform)
+    assert torch.equal(load("hf-hub:lab/model").encode_clip(waveform), expected)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    before = len(server.requests)
+    assert torch.equal(load("hf-hub:lab/model").encode_clip(waveform), expected)
+    assert len(server.requests) == before
+
+
+def test_revision_is_part_of_the_name_or_given(server, tmp_path):
+    for revision in ("main", "tuned"):
+        put_in_repository(server, tmp_path / revision, revision=revision)
+    assert load("hf-hub:lab/model").config.name == "main"
+    assert load("hf-hub:lab/model@tuned").config.name == "tuned"
+    assert load("hf-hub:lab/model", revision="tuned").config.name == "tuned"
+    with pytest.raises(ConfigError) as error:
+        load("hf-hub:lab/model@tuned", revision="main")
+    assert str(error.value) == (
+        "'hf-hub:lab/model@tuned' names revision 'tuned', but revision='main' was given; keep one."
+    )
+
+
+@pytest.mark.parametrize(
+    "name", ["hf-hub:", "hf-hub:model", "hf-hub:a/b/c", "hf-hub:lab/", "hf-hub:lab/model@"]
+)
+def test_name_of_no_repository_is_told(server, name):
+    with pytest.raises(UnknownModelError) as error:
+        load(name)
+    assert str(error.value) == (
+        f"{name!r} names no Hugging Face repository. Write 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
+    )
+
+
+def test_missing_repository_revision_and_files_are_told_apart(server, tmp_path):
+    server.repositories["lab/other"] = {"main": {"config.json": b"{}"}}
+    with pytest.raises(DownloadError, match="'lab/none' does not exist, or you have no access to it"):
+        load("hf-hub:lab/none")
+    with pytest.raises(DownloadError, match="'lab/other' has no revision 'v9'"):
+        load("hf-hub:lab/other@v9")
+    with pytest.raises(CheckpointError, match=r"'lab/other' lacks config\.json or model\.safetensors"):
+        load("hf-hub:lab/other")
+
+
+def test_offline_repository_says_how_to_go_on(server):
+    with pytest.raises(DownloadError) as error:
+        load("hf-hub:lab/model", local_files_only=True)
+    message = str(error.value)
+    assert message.startswith(
+        "The Hugging Face repository 'lab/model' is not in the cache and could not be fetched ("
+    )
+    assert "fetch it on another machine (hf download lab/model --local-dir FOLDER)" in message
+    assert message.endswith("and give it: load_model('FOLDER').")
+    assert server.requests == []
+
+
+def test_hub_that_answers_with_errors_is_told(server, tmp_path, monkeypatch):
+    put_in_repository(server, tmp_path / "saved")
+    server.faults["/lab/model/resolve/main/config.json"] = [Fault(status=500)] * 20
+    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
+    with pytest.raises(
+        DownloadError, match=r"could not be fetched \(Server error '500 Internal Server Error'"
+    ):
+        load("hf-hub:lab/model")
+
+
+def test_repository_that_cannot_be_stored_names_the_cache(server, tmp_path):
+    put_in_repository(server, tmp_path / "saved")
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        DownloadError, match=rf"^{tmp_path}/file/cache cannot be written \(.*cache_dir=FOLDER"
+    ):
+        load("hf-hub:lab/model", cache_dir=tmp_path / "file" / "cache")
+
+
+def test_card_states_licence_metrics_library_and_use():
+    config = ModelConfig(head=HeadConfig(50, activation="softmax"), name="esc", license="Apache-2.0")
+    card = model_card(config, repo_id="lab/esc", metrics={"ESC-50": {"accuracy": 0.953}})
+    data = card.data
+    assert (data.license, data.library_name, data.pipeline_tag) == (
+        "apache-2.0",
+        "m2d_hub",
+        "audio-classification",
+    )
+    assert {"audio", "m2d"} <= set(data.tags)
+    result = data.eval_results[0]
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("ESC-50", "accuracy", 0.953)
+    assert "| ESC-50 | accuracy | 0.953 |" in card.text
+    assert 'load_model("hf-hub:lab/esc")' in card.text
+    assert "| Head | 50 classes, softmax |" in card.text
+
+
+def test_card_of_the_authors_weights_states_their_licence_and_release():
+    source = "https://github.com/nttcslab/m2d/releases/tag/v0.1.0"
+    card = model_card(ModelConfig(name="m2d-0.7", license=NTT_LICENSE, source=source))
+    assert (card.data.license, card.data.license_link) == ("other", source)
+    assert card.data.license_name == "ntt-evaluation-licence-non-commercial"
+    assert f"{NTT_LICENSE}: the weights derive from the authors' release, see {source}." in card.text
+
+
+def test_card_of_unstated_licence_says_so():
+    card = model_card(ModelConfig())
+    assert card.data.license is None
+    assert "Not stated by the publisher." in card.text
+
+
+def test_publishing_the_authors_weights_needs_the_stated_right(server):
+    config = load("tiny").config
+    with pytest.raises(ConfigError) as error:
+        check_right_to_publish(config, have_right=False)
+    assert str(error.value) == (
+        f"The weights of 'tiny' derive from the authors' ({config.source}), whose licence ({NTT_LICENSE}) "
+        "forbids redistributing them. If you have the right to publish them, say so: "
+        "push_to_hub(..., have_right_to_publish=True)."
+    )
+    check_right_to_publish(config, have_right=True)
+    check_right_to_publish(ModelConfig(license="Apache-2.0"), have_right=False)
+
+
+def test_saved_folder_holds_weights_configuration_and_card(tmp_path):
+    config = ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name="own")
+    m2d_hub.M2D(config).save_pretrained(tmp_path)
+    assert {"model.safetensors", "config.json", "README.md"} == {path.name for path in tmp_path.iterdir()}
+    assert "# own" in (tmp_path / "README.md").read_text()
+
+
+def test_pushed_model_comes_back_with_its_numbers_and_card(server, waveform):
+    torch.manual_seed(0)
+    encoder = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
+    model = m2d_hub.M2D(ModelConfig(encoder=encoder, name="own", license="Apache-2.0")).eval()
+    model.push_to_hub("lab/own", token="hf_test", metrics={"ESC-50": {"accuracy": 0.5}})
+    assert torch.equal(load("hf-hub:lab/own").encode_clip(waveform), model.encode_clip(waveform))
+    assert torch.equal(
+        m2d_hub.M2D.from_pretrained("lab/own").encode_clip(waveform), model.encode_clip(waveform)
+    )
+    card = server.repositories["lab/own"]["main"]["README.md"].decode()
+    assert "license: apache-2.0" in card
+    assert "| ESC-50 | accuracy | 0.5 |" in card
+    assert 'load_model("hf-hub:lab/own")' in card
+
+
+def test_pushing_the_authors_weights_is_refused_before_anything_is_sent(server):
+    model = load("tiny")
+    before = len(server.requests)
+    with pytest.raises(ConfigError, match="If you have the right to publish them, say so"):
+        model.push_to_hub("lab/tiny", token="hf_test")
+    assert len(server.requests) == before
+    model.push_to_hub("lab/tiny", token="hf_test", have_right_to_publish=True)
+    assert "ntt-evaluation-licence" in server.repositories["lab/tiny"]["main"]["README.md"].decode()

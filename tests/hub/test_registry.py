@@ -1,0 +1,77 @@
+"""The table of named models and look-ups in it."""
+
+import pytest
+
+from m2d_hub.errors import M2DError, UnknownModelError
+from m2d_hub.pretrained.registry import MODELS, find_model, list_models
+
+# Natural order: 16x4 before 220930 (as numbers) before as2m.
+ALL_NAMES = [
+    "m2d-0.6",
+    "m2d-0.7",
+    "m2d-0.7-16x4",
+    "m2d-0.7-220930-encoder",
+    "m2d-0.7-as2m",
+    "m2d-0.7-encoder",
+    "m2d-as-0.7",
+    "m2d-as-0.7-32k",
+    "m2d-as-0.7-32k-as2m",
+    "m2d-as-0.7-as2m",
+    "m2d-clap-2024",
+    "m2d-clap-2024-as2m",
+    "m2d-mini",
+    "m2d-s-0.6-4s",
+    "m2d-s-0.6-5s",
+    "m2d-s-0.6-6s",
+]
+
+
+def test_list_models_gives_every_name_in_natural_order():
+    assert list_models() == ALL_NAMES
+
+
+def test_list_models_filters_by_a_pattern_in_any_case():
+    assert list_models("*-32K*") == ["m2d-as-0.7-32k", "m2d-as-0.7-32k-as2m"]
+    assert list_models("nothing*") == []
+
+
+def test_each_published_model_states_licence_and_release_page():
+    for name in set(ALL_NAMES) - {"m2d-mini"}:
+        info = MODELS[name]
+        assert info.license == "NTT evaluation licence (non-commercial)"
+        assert info.source == f"https://github.com/nttcslab/m2d/releases/tag/{info.release}"
+        assert info.release in ("v0.1.0", "v0.2.0", "v0.3.0")
+
+
+def test_no_published_model_carries_an_invented_hash():
+    assert {info.sha256 for info in MODELS.values()} == {None}
+
+
+def test_sizes_agree_with_the_folder_names_of_the_release():
+    for info in MODELS.values():
+        if info.folder is not None:
+            (mels, frames), (patch_mels, patch_frames) = info.input_size, info.patch_size
+            assert f"-{mels}x{frames}p{patch_mels}x{patch_frames}" in info.folder
+            assert ("p32k" in info.folder) == (info.sample_rate == 32_000)
+            assert ("1001" in info.folder) == (info.num_classes == 527)
+
+
+def test_mini_is_inside_the_package_under_its_own_licence():
+    assert MODELS["m2d-mini"].license == "Apache-2.0"
+    assert MODELS["m2d-mini"].path is None
+
+
+def test_path_below_the_release_address_names_tag_and_zip():
+    assert MODELS["m2d-s-0.6-4s"].path == "v0.2.0/m2d_s_vit_base-80x400p80x2-230201.zip"
+
+
+def test_unknown_name_lists_the_likeliest_first_and_says_what_else_is_taken():
+    with pytest.raises(UnknownModelError) as error:
+        find_model("m2d-as-0.8")
+    message = str(error.value)
+    assert message.startswith("Unknown model 'm2d-as-0.8'. Available: m2d-as-0.7, ")
+    assert all(name in message for name in ALL_NAMES)
+    assert message.endswith(
+        "See list_models(). A file, a folder, or 'hf-hub:org/repo[@revision]' is taken as well."
+    )
+    assert isinstance(error.value, M2DError)

@@ -1,0 +1,438 @@
+"""Each client's own program, run with an M2D model: ``python programs.py [NAME...] --model m2d-mini``.
+
+It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' s3prl xares, and for HEAR
+``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree``. What is stood in for,
+and why, is said where it is done.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib.machinery
+import io
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+
+import m2d_hub
+
+torch.set_num_threads(1)
+
+
+def stand_in(name: str, **contents: Any) -> types.ModuleType:
+    """A module in place of one that is not there."""
+    module = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    vars(module).update(contents)
+    sys.modules[name] = module
+    return module
+
+
+def stand_in_tensorflow() -> None:
+    """HEAR's programs import it for one isinstance only; einops looks for the other two types."""
+    stand_in(
+        "tensorflow", Module=type("Module", (), {}), Tensor=type("T", (), {}), Variable=type("V", (), {})
+    )
+
+
+def tones(count: int, *, seconds: float = 1.0) -> tuple[list[np.ndarray], list[int]]:
+    """Low (0) and high (1) tones in noise, of different lengths."""
+    rng = np.random.default_rng(0)
+    clips, labels = [], []
+    for index in range(count):
+        time_s = np.arange(int(rng.uniform(0.7, 1.3) * seconds * 16_000)) / 16_000
+        tone = 0.3 * np.sin(2 * np.pi * (200, 3_000)[index % 2] * rng.uniform(0.9, 1.1) * time_s)
+        clips.append((tone + rng.normal(0, 0.05, len(time_s))).astype(np.float32))
+        labels.append(index % 2)
+    return clips, labels
+
+
+def run_hearvalidator(model: str, folder: Path) -> str:
+    stand_in_tensorflow()
+    from hearvalidator.validate import ValidateModel
+
+    validator = ValidateModel("m2d_hub.clients.hear", model, "cpu")
+    validator()
+    return "hear-validator: all checks passed (it warns of frames longer than 50 ms)"
+
+
+def run_heareval(model: str, folder: Path) -> str:
+    # Beside tensorflow it imports sound event metrics, which this task does not use.
+    stand_in_tensorflow()
+    metrics = types.SimpleNamespace(SoundEventMetrics=None, EventBasedMetrics=None, SegmentBasedMetrics=None)
+    stand_in("sed_eval", sound_event=metrics)
+    stand_in("dcase_util", containers=stand_in("dcase_util.containers", MetaDataContainer=None))
+    from heareval.embeddings.task_embeddings import Embedding, task_embeddings
+    from heareval.predictions.task_predictions import task_predictions
+
+    task = folder / "tones"
+    clips, labels = tones(48)
+    bounds = {"train": (0, 24), "valid": (24, 36), "test": (36, 48)}
+    for split, (first, last) in bounds.items():
+        audio = task / "16000" / split
+        audio.mkdir(parents=True)
+        for index in range(first, last):
+            soundfile.write(audio / f"{index}.wav", clips[index], 16_000)
+        names = {f"{index}.wav": [("low", "high")[labels[index]]] for index in range(first, last)}
+        (task / f"{split}.json").write_text(json.dumps(names))
+    (task / "labelvocabulary.csv").write_text("idx,label\n0,low\n1,high\n")
+    metadata = {
+        "task_name": "tones",
+        "version": "1",
+        "embedding_type": "scene",
+        "prediction_type": "multiclass",
+        "split_mode": "trainvaltest",
+        "splits": list(bounds),
+        "sample_duration": None,
+        "evaluation": ["top1_acc"],
+        "evaluation_params": {"task_specific_param_grid": {"lr": [1e-2], "batch_size": [8]}},
+    }
+    (task / "task_metadata.json").write_text(json.dumps(metadata))
+    embedding = Embedding("m2d_hub.clients.hear", model)
+    task_embeddings(embedding, task, folder / "embeddings")
+    os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] = "1"  # its own checkpoints hold classes
+    with contextlib.chdir(folder):  # it writes its logs where it is run
+        task_predictions(
+            folder / "embeddings",
+            embedding.model.scene_embedding_size,
+            grid_points=1,
+            gpus=None,
+            in_memory=True,
+            deterministic=True,
+            grid="faster",
+            logger=logging.getLogger("heareval"),
+        )
+    results = json.loads((folder / "embeddings" / "test.predicted-scores.json").read_text())
+    return f"embeddings and predictions of a local scene task, accuracy {results['test']['test_score']:.3f}"
+
+
+def run_s3prl(model: str, folder: Path) -> str:
+    # torchaudio 2.11 has neither of these; s3prl 0.4.18 uses them at import.
+    import torchaudio
+
+    torchaudio.set_audio_backend = lambda name: None
+    torchaudio.sox_effects = stand_in(
+        "torchaudio.sox_effects", apply_effects_file=None, apply_effects_tensor=None
+    )
+    from m2d_hub.clients.s3prl import register
+
+    register("m2d_hub", model)
+    from s3prl.nn import Featurizer, S3PRLUpstream
+
+    upstream = S3PRLUpstream("m2d_hub").eval()
+    wavs = torch.zeros(3, 48_000)
+    lengths = torch.tensor([48_000, 800, 20_000])
+    for wav, length in zip(wavs, lengths, strict=True):
+        wav[:length] = 0.1 * torch.randn(int(length))
+    states, state_lengths = upstream(wavs, lengths)
+    features, _ = Featurizer(upstream)(states, state_lengths)
+    features.sum().backward()
+    return (
+        f"S3PRLUpstream and Featurizer: {upstream.num_layers} layers, sizes {set(upstream.hidden_sizes)}, "
+        f"features {tuple(features.shape)}, gradients flow"
+    )
+
+
+def run_xares(model: str, folder: Path) -> str:
+    os.environ["M2D_XARES_MODEL"] = model
+    from xares.audio_encoder_checker import check_audio_encoder
+    from xares.utils import attr_from_py_path
+
+    encoder = attr_from_py_path("m2d_hub/clients/xares.py", endswith="Encoder")()
+    if not check_audio_encoder(encoder):
+        raise RuntimeError("X-ARES refuses the encoder; its log says why.")
+    (accuracy, _), (neighbours, _) = run_xares_task(encoder, folder)
+    return (
+        f"found by path, check_audio_encoder passed, output_dim {encoder.output_dim}; a local task of two "
+        f"tones: linear layer {accuracy:.3f}, nearest neighbours {neighbours:.3f}"
+    )
+
+
+def run_xares_task(encoder: torch.nn.Module, folder: Path) -> Any:
+    """Scores and sizes of the linear layer and of the nearest neighbours on shards of tones."""
+    import torchaudio
+    import webdataset
+    from xares.common import XaresSettings
+    from xares.task import TaskConfig, XaresTask
+
+    def load(file: Any, **_: Any) -> tuple[torch.Tensor, int]:
+        samples, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)
+        return torch.from_numpy(samples.T), sample_rate
+
+    # torchaudio 2.11 decodes nothing without torchcodec, and X-ARES leaves out what cannot be decoded.
+    torchaudio.load = load
+    clips, labels = tones(64)
+    bounds = {"train": (0, 40), "valid": (40, 52), "test": (52, 64)}
+    task_folder = folder / "tones"
+    task_folder.mkdir()
+    for split, (first, last) in bounds.items():
+        with webdataset.TarWriter(str(task_folder / f"{split}-000.tar")) as shard:
+            for index in range(first, last):
+                flac = io.BytesIO()
+                soundfile.write(flac, clips[index], 16_000, format="FLAC")
+                shard.write(
+                    {"__key__": f"{index:03}", "flac": flac.getvalue(), "json": {"label": labels[index]}}
+                )
+    (task_folder / XaresSettings().audio_ready_filename).touch()
+    config = TaskConfig(
+        name="tones",
+        env_root=folder,
+        private=True,
+        encoder=encoder,
+        output_dim=2,
+        label_processor=lambda row: row["label"],
+        num_encoder_workers=0,
+        eval_weight=bounds["test"][1] - bounds["test"][0],
+    )
+    return XaresTask(config).run()
+
+
+def run_sklearn(model: str, folder: Path) -> str:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from m2d_hub.clients.sklearn import M2DEmbedder
+
+    pipeline = make_pipeline(M2DEmbedder(model), StandardScaler(), LogisticRegression())
+    search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1.0]}, cv=2, n_jobs=2)
+    search.fit(*tones(16))
+    return f"GridSearchCV in two processes: accuracy {search.best_score_:.3f}"
+
+
+def run_transformers(model: str, folder: Path) -> str:
+    import transformers
+
+    from m2d_hub.clients.transformers import register, save_pretrained
+
+    register()
+    save_pretrained(folder / "model", model)
+    auto = transformers.AutoModel.from_pretrained(folder / "model")
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder / "model")
+    frames = transformers.pipeline("feature-extraction", model=str(folder / "model"))
+    differences = []
+    loaded = m2d_hub.load_model(model, device="cpu")
+    for clip in tones(4)[0]:
+        expected = loaded.encode_frames(clip).features
+        with torch.no_grad():
+            clip_feature = auto(**extractor(clip, sampling_rate=16_000, return_tensors="pt")).pooler_output
+        differences += [
+            (clip_feature - loaded.encode_clip(clip)).abs().max().item(),
+            (frames(clip, return_tensors=True) - expected).abs().max().item(),
+        ]
+    return f"AutoModel, AutoFeatureExtractor, feature-extraction: largest difference {max(differences):.1e}"
+
+
+def run_datasets(model: str, folder: Path) -> str:
+    import datasets
+
+    from m2d_hub.clients.datasets import embed
+
+    clips, _ = tones(12)
+    rows = datasets.Dataset.from_dict({"wave": clips})
+    mapped = rows.map(
+        lambda batch: {"embedding": embed(batch["wave"], 16_000, model)}, batched=True, batch_size=5
+    )
+    expected = m2d_hub.load_model(model, device="cpu").encode_clip(clips).numpy()
+    difference = np.abs(np.array(mapped["embedding"]) - expected).max()
+    return f"Dataset.map in batches: largest difference {difference:.1e}"
+
+
+def run_mteb(model: str, folder: Path) -> str:
+    import datasets
+    import mteb
+    from mteb.abstasks import AbsTaskClassification
+    from mteb.abstasks.task_metadata import TaskMetadata
+
+    from m2d_hub.clients.mteb import META, M2DWrapper
+
+    class Tones(AbsTaskClassification):
+        metadata = TaskMetadata(
+            name="Tones",
+            description="Low and high tones.",
+            type="AudioClassification",
+            category="a2t",
+            modalities=["audio"],
+            eval_splits=["test"],
+            eval_langs=["zxx-Zxxx"],
+            main_score="accuracy",
+            dataset={"path": "local", "revision": "1"},
+            date=("2025-01-01", "2025-01-01"),
+            domains=[],
+            task_subtypes=[],
+            license="cc0-1.0",
+            annotations_creators="derived",
+            dialect=[],
+            sample_creation="created",
+            bibtex_citation="",
+        )
+        input_column_name = "audio"
+
+        def load_data(self, **_: Any) -> None:
+            clips, labels = tones(40)
+            rows = [
+                {"audio": {"array": c, "sampling_rate": 16_000}, "label": y}
+                for c, y in zip(clips, labels, strict=True)
+            ]
+            self.dataset = datasets.DatasetDict(
+                train=datasets.Dataset.from_list(rows[:24]), test=datasets.Dataset.from_list(rows[24:])
+            )
+            self.data_loaded = True
+
+    given, listed = (
+        mteb.evaluate(subject, Tones(), cache=None).task_results[0].get_score()
+        for subject in (M2DWrapper(model), META)
+    )
+    return f"mteb.evaluate on a local task of two tones: accuracy {given:.3f}; of META {listed:.3f}"
+
+
+def run_ray(model: str, folder: Path) -> str:
+    import psutil
+    import ray
+
+    from m2d_hub.clients.ray import EmbedAudio, RayEngine
+    from m2d_hub.corpus.embed_files import embed_files
+    from m2d_hub.corpus.parquet import Parquet
+    from m2d_hub.corpus.sources import find_sources
+
+    for index, clip in enumerate(tones(80, seconds=20.0)[0]):
+        soundfile.write(folder / f"{index:03d}.wav", clip, 16_000)
+    sources = find_sources([str(folder)])
+    ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
+    engine = RayEngine(2)
+    killed: list[int] = []
+
+    def kill_a_worker(batches: Iterator[Any], job: Any) -> Iterator[Any]:
+        for number, result in enumerate(engine(batches, job)):
+            if number == 2:
+                workers = [p for p in psutil.process_iter(["pid", "cmdline"]) if _is_worker(p)]
+                os.kill(workers[0].pid, signal.SIGKILL)
+                killed.append(workers[0].pid)
+            yield result
+
+    def stop_early(batches: Iterator[Any], job: Any) -> Iterator[Any]:
+        for number, result in enumerate(engine(batches, job)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield result
+
+    def embed(name: str, run: Any) -> Any:
+        return embed_files(sources, folder / name, model=model, batch_size=4, engine=run)
+
+    embed("local.parquet", None)
+    embed("killed.parquet", kill_a_worker)
+    with contextlib.suppress(KeyboardInterrupt):
+        embed("stopped.parquet", stop_early)
+    resumed = embed("stopped.parquet", engine)
+    local, one, two = (
+        {record.file: record.embedding for record in Parquet().records(folder / f"{name}.parquet")}
+        for name in ("local", "killed", "stopped")
+    )
+    assert list(local) == list(one) == list(two)
+    difference = max(np.abs(local[f] - other[f]).max() for other in (one, two) for f in local)
+    rows = (
+        ray.data.from_items([{"path": str(source.path)} for source in sources])
+        .map_batches(EmbedAudio, fn_constructor_args=(model,), batch_size=8, concurrency=2)
+        .take_all()
+    )
+    by_map = max(np.abs(row["embedding"] - local[row["path"]]).max() for row in rows)
+    ray.shutdown()
+    return (
+        f"2 workers, {len(killed)} killed by SIGKILL: {len(one)} of {len(sources)} files, largest difference "
+        f"from the local engine {difference:.1e}; stopped and run again: {resumed.already_there} files were "
+        f"there, {resumed.embedded} done; EmbedAudio in map_batches: {by_map:.1e}"
+    )
+
+
+def _is_worker(process: Any) -> bool:
+    return "MapWorker" in " ".join(process.info["cmdline"] or [])
+
+
+def run_onnx(model: str, folder: Path) -> str:
+    import onnxruntime
+
+    from m2d_hub.export import export_onnx
+
+    loaded = m2d_hub.load_model(model, device="cpu")
+    export_onnx(loaded, folder / "model.onnx")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(folder / "model.onnx", options)
+    worst = 0.0
+    for shape in [(1, 1), (3, 150), (1, 16_000), (2, 97_280), (2, 97_281), (4, 480_000)]:
+        waveform = 0.1 * torch.randn(*shape)
+        with torch.no_grad():
+            expected = loaded(waveform).features
+        (frames,) = session.run(None, {"waveform": waveform.numpy()})
+        worst = max(worst, np.abs(frames - expected.numpy()).max())
+    size_mb = (folder / "model.onnx").stat().st_size / 1e6
+    return f"1 sample to 30 s, batch 1 to 4: largest difference {worst:.1e}; one file of {size_mb:.1f} MB"
+
+
+def run_evar(model: str, folder: Path) -> str:
+    # EVAR is not on PyPI: its linear evaluation's protocol (ar_m2d.py, lineareval.py) is done here.
+    from sklearn.linear_model import LogisticRegression
+
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    runtime = RuntimeM2D(cfg=types.SimpleNamespace(weight_file=model), encoder_only=True).eval()
+    clips, labels = tones(40)
+    features = []
+    with torch.no_grad():
+        for clip in clips:
+            log_mel = runtime.normalize_batch(runtime.to_feature(torch.from_numpy(clip)[None]))
+            features.append(runtime.encode_lms(log_mel).mean(dim=1)[0].numpy())
+    probe = LogisticRegression(max_iter=1_000).fit(features[:24], labels[:24])
+    accuracy = probe.score(features[24:], labels[24:])
+    return f"RuntimeM2D in a linear evaluation of two tones: accuracy {accuracy:.3f}"
+
+
+PROGRAMS: dict[str, Callable[[str, Path], str]] = {
+    "onnx": run_onnx,
+    "evar": run_evar,
+    "hearvalidator": run_hearvalidator,
+    "heareval": run_heareval,
+    "s3prl": run_s3prl,
+    "xares": run_xares,
+    "sklearn": run_sklearn,
+    "transformers": run_transformers,
+    "datasets": run_datasets,
+    "mteb": run_mteb,
+    "ray": run_ray,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(PROGRAMS))
+    parser.add_argument("--model", default="m2d-mini")
+    arguments = parser.parse_args()
+    if len(arguments.names) > 1:  # a process each: what one has stood in for is in another one's way
+        command = [sys.executable, __file__, "--model", arguments.model]
+        failed = [name for name in arguments.names if subprocess.run([*command, name]).returncode]
+        sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+    (name,) = arguments.names
+    torch.manual_seed(0)
+    start_s = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        answer = PROGRAMS[name](arguments.model, Path(folder))
+    print(f"RESULT | {name} | {answer} | {time.perf_counter() - start_s:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,354 @@
+"""Pre-training data: lists, shards, crops, masks and noise, and what happens to files that cannot be read."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from m2d_training import OfflineConfig, PretrainConfig
+from m2d_training.data.crops import SILENCE, CropPlan, crop_spectrogram, crop_waveform
+from m2d_training.data.manifest import Entry, read_manifest
+from m2d_training.data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
+from m2d_training.data.stored_features import pool_to_tokens
+from m2d_training.pretraining.dataset import PretrainDataset, build_loader, stack_samples
+from m2d_training.pretraining.inputs import InputBuilder
+from m2d_training.pretraining.prepare import PrepareOptions, prepare
+
+from m2d_hub.config import FrontendConfig
+from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.nn.frontend import LogMelFrontend
+
+RATE = 16_000
+FRONTEND = LogMelFrontend(FrontendConfig())
+PLAN = CropPlan(FRONTEND.config, num_frames=32, repeat_short=False)
+SMALL = {"input_size": (80, 32), "embed_dim": 64, "depth": 1, "predictor_dim": 64, "predictor_depth": 1}
+
+
+def write_tone(path, seconds=1.0, rate=RATE, seed=0, channels=1):
+    """Noise with a sweep in it, 16-bit."""
+    rng = np.random.default_rng(seed)
+    time = np.arange(round(seconds * rate)) / rate
+    tone = 0.3 * np.sin(2 * np.pi * (200 + 300 * time) * time) + 0.05 * rng.standard_normal(len(time))
+    soundfile.write(path, np.repeat(tone[:, None], channels, axis=1), rate)
+
+
+def write_list(folder, names, **columns):
+    rows = [["file", *columns], *zip(names, *columns.values(), strict=True)]
+    with (folder / "list.csv").open("w", newline="") as lines:
+        csv.writer(lines).writerows(rows)
+    return str(folder / "list.csv")
+
+
+@pytest.fixture
+def tones(tmp_path):
+    names = [f"{index}.wav" for index in range(4)]
+    for index, name in enumerate(names):
+        write_tone(tmp_path / name, seed=index)
+    return write_list(tmp_path, names, label=["a", "a;b", "b", "c"])
+
+
+def test_crops_are_columns_of_the_whole_clips_spectrogram(tmp_path):
+    write_tone(tmp_path / "a.wav", seconds=1.0)
+    whole = FRONTEND.log_mel(torch.from_numpy(soundfile.read(tmp_path / "a.wav", dtype="float32")[0])[None])
+    rng, starts = np.random.default_rng(0), set()
+    for _ in range(400):
+        crop = crop_waveform(Entry(str(tmp_path / "a.wav")), PLAN, rng)
+        starts.add(crop.first_frame)
+        log_mel = FRONTEND.log_mel_block(torch.from_numpy(crop.values)[None])
+        expected = whole[..., crop.first_frame : crop.first_frame + 32]
+        torch.testing.assert_close(log_mel, expected, atol=2e-3, rtol=0)
+    assert starts == set(range(101 - 32 + 1))
+
+
+@pytest.mark.parametrize("rate", [44_100, 8_000, 48_000])
+def test_crops_of_other_rates_equal_the_resampled_clip(tmp_path, rate):
+    from m2d_hub.audio import open_audio
+
+    write_tone(tmp_path / "a.wav", seconds=1.5, rate=rate, channels=2)
+    (clip,) = open_audio(tmp_path / "a.wav", RATE)
+    whole = torch.cat(list(clip.blocks()))
+    rng = np.random.default_rng(1)
+    for _ in range(10):
+        crop = crop_waveform(Entry(str(tmp_path / "a.wav")), PLAN, rng)
+        start = crop.first_frame * 160 - 200
+        inside = slice(max(0, -start), min(PLAN.num_samples, len(whole) - start))
+        expected = whole[max(0, start) : start + PLAN.num_samples]
+        np.testing.assert_allclose(crop.values[inside], expected.numpy(), atol=1e-3)
+
+
+def test_short_clips_are_padded_with_silence_or_repeated(tmp_path):
+    write_tone(tmp_path / "a.wav", seconds=0.1)
+    entry = Entry(str(tmp_path / "a.wav"))
+    padded = crop_waveform(entry, CropPlan(FRONTEND.config, 32, repeat_short=False), np.random.default_rng(0))
+    repeated = crop_waveform(
+        entry, CropPlan(FRONTEND.config, 32, repeat_short=True), np.random.default_rng(0)
+    )
+    assert len(padded.values) == len(repeated.values) == 31 * 160 + 400
+    assert not padded.values[200 + 1600 :].any()
+    np.testing.assert_array_equal(repeated.values[200:1800], repeated.values[1800:3400])
+
+
+def test_a_clip_of_three_samples_still_makes_a_crop(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.full(3, 0.1), RATE)
+    crop = crop_waveform(Entry(str(tmp_path / "a.wav")), PLAN, np.random.default_rng(0))
+    assert len(crop.values) == PLAN.num_samples and np.isfinite(crop.values).all()
+
+
+def test_released_spectrograms_are_cropped_and_padded(tmp_path):
+    stored = np.random.default_rng(0).standard_normal((80, 50)).astype(np.float32)
+    np.save(tmp_path / "long.npy", stored)
+    np.save(tmp_path / "short.npy", stored[None, :, :20])
+    rng = np.random.default_rng(0)
+    starts = set()
+    for _ in range(200):
+        crop = crop_spectrogram(Entry(str(tmp_path / "long.npy")), PLAN, rng)
+        starts.add(crop.first_frame)
+        np.testing.assert_array_equal(crop.values, stored[:, crop.first_frame : crop.first_frame + 32])
+    assert starts == set(range(19))
+    short = crop_spectrogram(Entry(str(tmp_path / "short.npy")), PLAN, rng).values
+    np.testing.assert_array_equal(short[:, :20], stored[:, :20])
+    assert (short[:, 20:] == np.float32(SILENCE)).all()
+
+
+def test_spectrograms_of_another_height_are_refused(tmp_path):
+    np.save(tmp_path / "a.npy", np.zeros((64, 50), dtype=np.float32))
+    with pytest.raises(AudioError, match=r"a.npy has the shape \(64, 50\), expected \(80, frames\)"):
+        crop_spectrogram(Entry(str(tmp_path / "a.npy")), PLAN, np.random.default_rng(0))
+
+
+def test_a_broken_file_is_named_and_replaced(tmp_path):
+    write_tone(tmp_path / "good.wav")
+    (tmp_path / "broken.wav").write_bytes(b"no audio at all")
+    manifest = read_manifest(write_list(tmp_path, ["broken.wav", "good.wav"]))
+    dataset = PretrainDataset(PretrainConfig(**SMALL), manifest)
+    sample = dataset[SampleKey(0, 0, 0)]
+    assert np.abs(sample.values).max() > 0.1
+    assert sample.skipped and "broken.wav cannot be read as audio" in sample.skipped[0]
+    assert not dataset[SampleKey(0, 1, 1)].skipped
+
+
+def test_a_list_of_broken_files_ends_the_run(tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no audio at all")
+    dataset = PretrainDataset(PretrainConfig(**SMALL), read_manifest(write_list(tmp_path, ["broken.wav"])))
+    with pytest.raises(AudioError, match=r"20 clips of .* in a row cannot be read"):
+        dataset[SampleKey(0, 0, 0)]
+
+
+def test_samples_depend_on_epoch_and_position_alone(tones):
+    manifest = read_manifest(tones)
+    config = PretrainConfig(**SMALL)
+    first, again = (PretrainDataset(config, manifest)[SampleKey(3, 7, 1)] for _ in range(2))
+    other = PretrainDataset(config, manifest)[SampleKey(4, 7, 1)]
+    np.testing.assert_array_equal(first.values, again.values)
+    np.testing.assert_array_equal(first.visible_ids, again.visible_ids)
+    assert not np.array_equal(first.values, other.values)
+
+
+def test_labels_become_multi_hot_in_sorted_order(tones):
+    manifest = read_manifest(tones)
+    config = PretrainConfig(**SMALL, offline=OfflineConfig(kind="labels"))
+    dataset = PretrainDataset(config, manifest, classes=manifest.classes())
+    assert manifest.classes() == ("a", "b", "c")
+    assert dataset[SampleKey(0, 0, 1)].signal.tolist() == [1.0, 1.0, 0.0]
+
+
+def test_audioset_labels_take_the_published_heads_order(tmp_path):
+    from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+
+    write_tone(tmp_path / "a.wav")
+    manifest = read_manifest(write_list(tmp_path, ["a.wav"], label=["Speech;Music"]))
+    assert manifest.classes() == tuple(AUDIOSET_LABELS)
+
+
+def test_noise_is_centred_by_its_own_mean_and_scaled_by_the_main_set(tones):
+    config = PretrainConfig(**SMALL, noise_ratio=0.3, mean=-6.0, std=3.0)
+    manifest = read_manifest(tones)
+    batch = stack_samples([PretrainDataset(config, manifest, manifest)[SampleKey(0, i, i)] for i in range(2)])
+    frontend = LogMelFrontend(config.frontend)
+    mixed = InputBuilder(config, "audio", frontend, noise_mean=-9.0).log_mel(batch)
+    clean = frontend.log_mel_block(batch.values) + 6.0
+    noise = frontend.log_mel_block(batch.noise) + 9.0
+    expected = torch.log(0.7 * clean.exp() + 0.3 * noise.exp()) / 3.0  # equation 5, then the main set's std
+    torch.testing.assert_close(mixed[:, 0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_shards_hold_the_same_audio_as_the_files(tmp_path):
+    names = ["a.wav", "b.wav", "c.flac"]
+    for index, name in enumerate(names):
+        write_tone(tmp_path / name, seconds=1 + index, rate=(RATE, 44_100, RATE)[index], seed=index)
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    data = write_list(tmp_path, [*names, "broken.wav"], label=["x", "y", "x;y", "z"])
+    statistics = prepare(PrepareOptions(data, tmp_path / "shards", progress=False))
+    manifest = read_manifest(str(tmp_path / "shards"))
+    assert statistics["clips"] == 3 and statistics["skipped"] == 1
+    assert [entry.label for entry in manifest.entries] == ["x", "y", "x;y"]
+    assert "broken.wav" in (tmp_path / "shards" / "skipped.csv").read_text()
+    plan = CropPlan(FRONTEND.config, 64, repeat_short=False)
+    for entry, name in zip(manifest.entries, names, strict=True):
+        stored = crop_waveform(entry, plan, np.random.default_rng(0))
+        direct = crop_waveform(Entry(str(tmp_path / name)), plan, np.random.default_rng(0))
+        np.testing.assert_allclose(stored.values, direct.values, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
+    write_tone(tmp_path / "a.wav", seconds=2.0)
+    prepare(PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "first", progress=False))
+    again = PrepareOptions(str(tmp_path / "first"), tmp_path / "again", 8_000, num_workers=num_workers)
+    statistics = prepare(again)
+    assert statistics["clips"] == 1 and statistics["hours"] * 3600 == pytest.approx(2.0, abs=1e-3)
+    (entry,) = read_manifest(str(tmp_path / "again")).entries
+    plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, repeat_short=False)
+    assert np.abs(crop_waveform(entry, plan, np.random.default_rng(0)).values).max() > 0.1
+
+
+def test_prepared_statistics_are_those_of_all_log_mel_values(tmp_path):
+    write_tone(tmp_path / "a.wav", seed=1)
+    write_tone(tmp_path / "b.wav", seconds=2.0, seed=2)
+    prepare(PrepareOptions(write_list(tmp_path, ["a.wav", "b.wav"]), tmp_path / "shards", progress=False))
+    values = torch.cat(
+        [
+            FRONTEND.log_mel(torch.from_numpy(soundfile.read(tmp_path / name, dtype="float32")[0])[None])[0]
+            for name in ("a.wav", "b.wav")
+        ],
+        dim=1,
+    )
+    stored = json.loads((tmp_path / "shards" / "statistics.json").read_text())
+    assert stored["mean"] == pytest.approx(values.mean().item(), abs=1e-3)
+    assert stored["std"] == pytest.approx(values.std().item(), abs=1e-3)
+    assert (
+        read_manifest(str(tmp_path / "shards" / "shard-{000000..000000}.tar")).statistics.mean
+        == stored["mean"]
+    )
+
+
+def test_foreign_shards_are_indexed_from_their_headers(tmp_path):
+    import io
+    import tarfile
+
+    write_tone(tmp_path / "a.wav")
+    with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
+        tar.add(tmp_path / "a.wav", "clips/one.wav")
+        for name, content in (("clips/one.json", b'{"labels": ["p", "q"]}'), ("clips/one.txt", b"a caption")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    (entry,) = read_manifest(str(tmp_path / "*.tar")).entries
+    assert (entry.label, entry.caption) == ("p;q", "a caption")
+    crop = crop_waveform(entry, PLAN, np.random.default_rng(0))
+    assert np.abs(crop.values).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path\na.wav\n", r"no column 'file'; its columns are \['path'\]"),
+        ("file\n", "lists no clips"),
+        ("file,label\na.wav,x\n,y\n", "names no file in line 3"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(tmp_path, content, message):
+    (tmp_path / "list.csv").write_text(content)
+    with pytest.raises(ConfigError, match=message):
+        read_manifest(str(tmp_path / "list.csv"))
+
+
+def test_lists_with_a_byte_order_mark_are_read(tmp_path):
+    (tmp_path / "list.csv").write_text("\ufefffile,label\na.wav,x\n", encoding="utf-8")
+    (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
+    assert (entry.path, entry.label) == (str(tmp_path / "a.wav"), "x")
+
+
+def test_mixed_kinds_of_files_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="mixes audio and spectrogram files"):
+        read_manifest(write_list(tmp_path, ["a.wav", "b.npy"]))
+
+
+def test_every_epoch_uses_each_clip_once_in_another_order():
+    plan = EpochPlan(list_size=12, global_batch=4, seed=0)
+    assert sorted(plan.order(0)) == sorted(plan.order(1)) == list(range(12))
+    assert plan.order(0).tolist() != plan.order(1).tolist()
+    assert plan.steps_per_epoch == 3
+
+
+def test_small_lists_are_repeated_to_the_least_size():
+    plan = EpochPlan(list_size=539, global_batch=128, seed=0, min_list_size=10_000)
+    counts = np.bincount(plan.order(0), minlength=539)
+    assert plan.epoch_size == 10_000 and plan.steps_per_epoch == 78
+    assert set(counts) == {18, 19}
+
+
+def test_weighted_draws_balance_classes_without_repeating_clips():
+    labels = [("common",)] * 900 + [("rare",)] * 100
+    plan = EpochPlan(1000, 10, seed=0, weights=balancing_weights(labels), samples_per_epoch=200)
+    drawn = plan.order(0)
+    assert len(set(drawn.tolist())) == len(drawn) == 200
+    assert 55 <= (drawn >= 900).sum() <= 100  # uniform draws would give about 20
+
+
+def test_global_batches_do_not_depend_on_processes_and_accumulation():
+    plan = EpochPlan(list_size=32, global_batch=8, seed=0)
+
+    def batches(batch_size, accumulate, processes):
+        positions = [set() for _ in range(4)]
+        for rank in range(processes):
+            for index, keys in enumerate(StepSampler(plan, batch_size, accumulate, 0, 4, rank, processes)):
+                positions[index // accumulate].update(key.position for key in keys)
+        return positions
+
+    assert batches(8, 1, 1) == batches(2, 2, 2) == batches(4, 1, 2) == batches(2, 4, 1)
+    assert batches(8, 1, 1)[1] == set(range(8, 16))
+
+
+def test_a_resumed_sampler_goes_on_where_it_stopped():
+    plan = EpochPlan(list_size=20, global_batch=4, seed=0)
+    whole = list(StepSampler(plan, 2, 2, 0, 15))
+    assert list(StepSampler(plan, 2, 2, 7, 15)) == whole[14:]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_worker_processes_do_not_change_batches(tones, num_workers):
+    config = PretrainConfig(**SMALL)
+    dataset = PretrainDataset(config, read_manifest(tones))
+    sampler = StepSampler(EpochPlan(4, 2, seed=0), 2, 1, 0, 3)
+    batches = list(build_loader(dataset, sampler, num_workers))
+    expected = [stack_samples([dataset[key] for key in keys]) for keys in sampler]
+    assert len(batches) == 3
+    for batch, reference in zip(batches, expected, strict=True):
+        assert torch.equal(batch.values, reference.values)
+        assert torch.equal(batch.masked_ids, reference.masked_ids)
+
+
+@pytest.mark.parametrize(
+    ("patch_frames", "expected"),
+    [(2, [0.0, 1.0, 2.0, 3.0, 4.0, 4.0]), (4, [0.5, 2.5, 4.0]), (1, [0.0, 0.0, 1.0, 1.0])],
+)
+def test_features_are_averaged_over_the_frames_of_each_token(patch_frames, expected):
+    features = torch.arange(5.0)[None, :, None]  # five features of 20 ms; the tokens may reach further
+    pooled = pool_to_tokens(features, len(expected), patch_frames)
+    assert pooled.flatten().tolist() == expected
+
+
+def test_pictures_are_cropped_to_the_size_asked_for(tmp_path):
+    from PIL import Image
+
+    for index in range(3):
+        Image.fromarray(np.full((60, 80, 3), 80 * index, dtype=np.uint8)).save(tmp_path / f"{index}.png")
+    config = PretrainConfig(**{**SMALL, "input_size": (32, 32)}, in_channels=3, mask_ratio=0.5)
+    sample = PretrainDataset(config, read_manifest(str(tmp_path)))[SampleKey(0, 0, 1)]
+    expected = (80 / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])  # ImageNet's
+    assert sample.values.shape == (3, 32, 32)
+    np.testing.assert_allclose(sample.values[:, 5, 5], expected, atol=1e-5)
+
+
+def test_long_clips_are_split_into_parts(tmp_path):
+    write_tone(tmp_path / "a.wav", seconds=4.6)
+    statistics = prepare(
+        PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "shards", split_s=2.0, progress=False)
+    )
+    assert statistics["clips"] == 2
+    assert statistics["hours"] * 3600 == pytest.approx(4.6, abs=1e-3)

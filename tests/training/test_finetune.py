@@ -1,0 +1,386 @@
+"""Whole fine-tuning runs through the console script: learning, report, exact resume after kills, refusals."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from m2d_training.cli.main import main
+from m2d_training.finetuning.config import FinetuneConfig
+from m2d_training.finetuning.loop import inverse_class_weights
+from m2d_training.finetuning.member import Best
+from m2d_training.finetuning.optimizer import build_finetune_optimizer, set_rate
+from m2d_training.finetuning.presets import FINETUNE_PRESETS
+
+import m2d_hub
+from m2d_hub.cli.main import main as hub
+
+RATE = 16_000
+QUICK = ["epochs=1", "min_steps=0", "batch_size=4", "accumulate_steps=1", "try_linear=false"]
+
+
+@pytest.fixture
+def pictures():
+    """For tests that look for pictures; the others draw none, which takes longest."""
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("m2d_training.evaluation.charts._save", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory, tiny_config):
+    """Folder of a tiny model with random weights."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model")
+    m2d_hub.M2D(tiny_config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Tones of different lengths, from 0.3 to 3.3 s, low or high."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    for index in range(24):
+        hertz = (200.0, 3000.0)[index % 2] * rng.uniform(0.8, 1.25)
+        time_s = np.arange(RATE // 3 + 2000 * index) / RATE
+        tone = 0.2 * np.sin(2 * np.pi * hertz * time_s) + 0.02 * rng.standard_normal(len(time_s))
+        soundfile.write(folder / f"{index}.wav", tone, RATE)
+    return folder
+
+
+def write_list(path, sounds, labels=("low", "high"), splits=("train",) * 8 + ("valid",) * 2 + ("test",) * 2):
+    """A list of all sounds; labels and splits take turns."""
+    rows = [
+        [sounds / f"{index}.wav", labels[index % len(labels)], splits[index % len(splits)]]
+        for index in range(24)
+    ]
+    with path.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["file", "label", "split"], *rows])
+    return path
+
+
+@pytest.fixture
+def labelled(sounds, tmp_path):
+    return write_list(tmp_path / "list.csv", sounds)
+
+
+def arguments(preset, model, data, out, settings=(), *options):
+    changes = [part for setting in settings for part in ("--set", setting)]
+    return [
+        "finetune",
+        preset,
+        "--model",
+        str(model),
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        *options,
+        *changes,
+    ]
+
+
+def run(*args):
+    return CliRunner().invoke(main, arguments(*args))
+
+
+def finished(*args):
+    """The report of a run that must succeed."""
+    result = run(*args)
+    assert result.exit_code == 0, result.output
+    return json.loads((Path(args[3]) / "report.json").read_text())
+
+
+def weights_of(out):
+    return m2d_hub.load_model(Path(out) / "export", device="cpu").state_dict()
+
+
+def metrics_of(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_small_learns_to_tell_tones_apart_and_the_export_tags_files(
+    model, sounds, labelled, tmp_path, pictures
+):
+    before = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
+    out = tmp_path / "run"
+    report = finished("small", model, labelled, out, [*QUICK, "epochs=16", "lr=3e-3", "layer_decay=1"])
+    assert report["value"] == 1.0 and report["low"] <= report["value"] <= report["high"]
+    left = {"config.json", "metrics.jsonl", "learning_curve.png", "report.json", "confusion.png", "worst.csv"}
+    assert left <= {path.name for path in out.iterdir()}
+    exported = m2d_hub.load_model(out / "export")
+    assert exported.labels == ["high", "low"] and exported.head.config.activation == "softmax"
+    options = ["tag", str(sounds / "0.wav"), "--model", str(out / "export"), "--json", "--top", "2"]
+    tags = json.loads(CliRunner().invoke(hub, options).stdout)[0]["tags"]
+    assert tags[0]["label"] == "low" and sum(tag["score"] for tag in tags) == pytest.approx(1.0, abs=1e-5)
+    assert hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest() == before
+
+
+def test_small_is_linear_evaluation_where_that_is_better_on_valid(model, sounds, labelled, tmp_path):
+    settings = ["epochs=1", "min_steps=0", "batch_size=4", "lr=1e-12"]  # nothing but the layer is learnt
+    report = finished("small", model, labelled, tmp_path / "run", settings)
+    (training,) = report["trainings"]
+    assert training["best_epoch"] == 0 and report["value"] == training["linear_valid_score"] == 1.0
+    exported = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu")
+    pretrained = m2d_hub.load_model(model, device="cpu")
+    assert torch.equal(exported.encoder.norm.weight, pretrained.encoder.norm.weight)
+    features = pretrained.encode_clip([sounds / f"{index}.wav" for index in range(24) if index % 12 < 8])
+    norm = exported.head.norm
+    torch.testing.assert_close(norm.running_mean, features.mean(dim=0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(norm.running_var, features.var(dim=0, correction=0), atol=1e-5, rtol=1e-4)
+
+
+def test_test_scores_are_those_of_the_exported_model_over_whole_clips(model, sounds, labelled, tmp_path):
+    out = tmp_path / "run"
+    finished("small", model, labelled, out, [*QUICK, "epochs=3"])
+    exported = m2d_hub.load_model(out / "export", device="cpu")
+    scores = torch.load(out / "trainings" / "test-seed-42" / "result.pt")["test_scores"]
+    files = [sounds / f"{index}.wav" for index in (10, 11, 22, 23)]  # 1.6 to 3.2 s, in windows of 2.08 s
+    for file, own in zip(files, scores, strict=True):
+        tags = {tag.index: tag.score for tag in exported.classify(file)[0]}
+        assert own.tolist() == pytest.approx([tags[0], tags[1]], abs=1e-5)
+
+
+def test_clips_with_several_labels_get_a_sigmoid_head_and_average_precision(
+    model, sounds, tmp_path, pictures
+):
+    data = write_list(tmp_path / "list.csv", sounds, ["Speech;Music", "Music", "Bird"])
+    report = finished("small", model, data, tmp_path / "run", QUICK)
+    assert report["metric"] == "mAP" and (tmp_path / "run" / "average_precision.png").exists()
+    exported = m2d_hub.load_model(tmp_path / "run" / "export")
+    assert exported.head.config.activation == "sigmoid" and len(exported.labels) == 527
+
+
+def test_folds_and_seeds_are_averaged(model, sounds, tmp_path):
+    data = write_list(tmp_path / "list.csv", sounds, splits=("1", "1", "2", "2", "3", "3"))
+    out = tmp_path / "run"
+    report = finished("small", model, data, out, QUICK, "--seeds", "2")
+    assert list(report["per_round"]) == ["fold 1", "fold 2", "fold 3"]
+    assert list(report["per_seed"]) == ["42", "43"] and report["test_clips"] == 24
+    assert report["value"] == pytest.approx(np.mean(list(report["per_seed"].values())))
+    assert report["over_seeds"]["mean"] == pytest.approx(report["value"])
+    assert {(line["round"], line["seed"]) for line in metrics_of(out)} == {
+        (f"fold {fold}", seed) for fold in (1, 2, 3) for seed in (42, 43)
+    }
+
+
+def test_more_seeds_are_added_to_a_finished_run(model, labelled, tmp_path):
+    first = finished("small", model, labelled, tmp_path / "run", QUICK)
+    second = finished("small", model, labelled, tmp_path / "run", QUICK, "--seeds", "2")
+    assert second["per_seed"]["42"] == first["per_seed"]["42"] and len(second["per_seed"]) == 2
+
+
+KILLED = [
+    "epochs=4",
+    "min_steps=0",
+    "batch_size=4",
+    "save_every_steps=3",
+    "patchout_ratio=0.3",
+    "try_linear=false",
+]
+
+
+def kill_when(out, training, lines, command):
+    """Starts the console script, and kills it once a training has written so many lines."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = Path(sys.executable).with_name("m2d-train")
+    record, deadline = out / "trainings" / training / "metrics.jsonl", time.monotonic() + 120
+    with subprocess.Popen(
+        [script, *command], env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    ) as child:
+        while not (record.exists() and len(record.read_text().splitlines()) >= lines):
+            assert time.monotonic() < deadline and child.poll() is None
+            time.sleep(0.005)
+        os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_in_each_seed_ends_with_the_same_weights_and_report(model, labelled, tmp_path):
+    whole = finished("small", model, labelled, tmp_path / "whole", KILLED, "--seeds", "2")
+    out = tmp_path / "killed"
+    command = arguments("small", model, labelled, out, KILLED, "--seeds", "2")
+    kill_when(out, "test-seed-42", 7, command)
+    kill_when(out, "test-seed-43", 5, command)
+    killed = finished("small", model, labelled, out, KILLED, "--seeds", "2")
+    expected, found = weights_of(tmp_path / "whole"), weights_of(out)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert (out / "train.log").read_text().count("Resumed test, seed 4") == 2
+    assert [line["loss"] for line in metrics_of(out)] == [
+        line["loss"] for line in metrics_of(tmp_path / "whole")
+    ]
+    for seed in (42, 43):
+        path = Path("trainings") / f"test-seed-{seed}" / "result.pt"
+        assert torch.equal(
+            torch.load(tmp_path / "whole" / path)["test_scores"], torch.load(out / path)["test_scores"]
+        )
+    assert killed["value"] == whole["value"]
+
+
+# Classes that each preset's data has
+AUDIOSET = ["Speech;Music", "Music", "Bird"]
+CYCLES = ["Normal", "Crackle", "Wheeze", "Normal"]
+LABELS = {"as2m": AUDIOSET, "as20k": AUDIOSET, "icbhi2017": CYCLES, "sprsound": CYCLES}
+
+
+@pytest.mark.parametrize("preset", FINETUNE_PRESETS)
+def test_every_preset_starts(preset, model, sounds, tmp_path):
+    data = write_list(tmp_path / "list.csv", sounds, LABELS.get(preset, ["low", "high"]))
+    report = finished(preset, model, data, tmp_path / "run", QUICK)
+    config = FINETUNE_PRESETS[preset]()
+    lines = metrics_of(tmp_path / "run")
+    assert len(lines) == 4 and all(np.isfinite(line["loss"]) for line in lines)
+    exported = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu")
+    # The mean over all tokens where patchout takes some away (paper, section IV-B).
+    assert exported.head.config.features == ("tokens" if config.patchout_ratio else "frames")
+    frames = config.crop_frames if config.adjust_positions else 208
+    assert exported.config.encoder.input_size == (80, frames)
+    if config.metric == "icbhi":
+        assert report["value"] == pytest.approx((report["sensitivity"] + report["specificity"]) / 2)
+    before = m2d_hub.load_model(model, device="cpu").encoder.patch_embed.proj.weight
+    is_fixed = torch.equal(before, exported.encoder.patch_embed.proj.weight)
+    assert is_fixed == config.freeze_patch_embed
+
+
+def test_presets_are_the_papers_table_ii():
+    columns = {
+        "as2m": (2.0, 64, "lars", 0.5, False, 30, 192, 70, 15, 0.5, True, False),
+        "as20k": (0.5, 64, "sgd", 0.3, True, 30, 192, 200, 5, 0.5, True, False),
+        "esc50": (0.5, 128, "sgd", 0.0, True, 15, 48, 200, 5, 0.5, False, True),
+        "spcv2": (0.5, 128, "sgd", 0.3, True, 30, 48, 200, 5, 0.5, False, False),
+        "vc1": (0.0005, 64, "adamw", 0.0, False, 30, 48, 50, 5, 0.0, True, False),
+    }
+    fields = (
+        "lr batch_size optimizer mixup_ratio resized_crop frequency_mask time_mask epochs warmup_epochs "
+        "patchout_ratio adjust_positions freeze_patch_embed"
+    )
+    for preset, column in columns.items():
+        config = FINETUNE_PRESETS[preset]()
+        assert tuple(getattr(config, name) for name in fields.split()) == column
+
+
+def test_the_first_blocks_can_be_frozen(model, labelled, tmp_path):
+    finished("small", model, labelled, tmp_path / "run", [*QUICK, "frozen_blocks=1"])
+    before, after = m2d_hub.load_model(model, device="cpu").state_dict(), weights_of(tmp_path / "run")
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
+    assert not any(name.startswith(("encoder.blocks.0", "encoder.patch", "encoder.cls")) for name in changed)
+    assert "encoder.blocks.1.attn.qkv.weight" in changed
+
+
+def test_training_stops_when_the_validation_clips_get_no_better(model, sounds, tmp_path):
+    labels = np.random.default_rng(1).permutation(["low", "high"] * 12).tolist()  # nothing to learn
+    data = write_list(tmp_path / "list.csv", sounds, labels)
+    settings = [*QUICK, "epochs=60", "patience=3", "lr=1e-2"]
+    report = finished("small", model, data, tmp_path / "run", settings)
+    (training,) = report["trainings"]
+    assert training["epochs"] == training["best_epoch"] + 3 < 60
+    scores = [line["validation_score"] for line in metrics_of(tmp_path / "run") if "validation_score" in line]
+    assert training["valid_score"] == max(scores)
+
+
+def test_the_best_epoch_is_that_of_the_score_then_of_the_loss():
+    best = Best(step=1, score=0.5, loss=1.0, weights={})
+    assert best.is_beaten_by(0.6, 2.0) and best.is_beaten_by(0.5, 0.9)
+    assert not best.is_beaten_by(0.5, 1.0) and not best.is_beaten_by(0.4, 0.1)
+
+
+def test_short_lists_are_passed_over_more_often():
+    config = FinetuneConfig(epochs=20, warmup_epochs=2, patience=5, min_steps=600).scaled_to(10)
+    assert (config.epochs, config.warmup_epochs, config.patience) == (60, 6, 15)
+    assert FinetuneConfig(epochs=20, min_steps=600).scaled_to(100).epochs == 20
+
+
+def test_rates_fall_from_the_head_down_and_only_matrices_decay(tiny):
+    tiny.set_head(3)
+    config = FinetuneConfig(layer_decay=0.5, weight_decay=0.1, lr=1e-3, warmup_epochs=2, epochs=10)
+    optimizer = build_finetune_optimizer(tiny, config)
+    assert set_rate(optimizer, config, step=20, steps_per_epoch=10) == pytest.approx(1e-3)
+    names = {id(parameter): name for name, parameter in tiny.named_parameters()}
+    found = {
+        names[id(parameter)]: (group["lr"], group["weight_decay"])
+        for group in optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert found["head.linear.weight"] == pytest.approx((1e-3, 0.1))
+    assert found["head.linear.bias"] == pytest.approx((1e-3, 0.0))
+    assert found["encoder.blocks.1.attn.qkv.weight"] == pytest.approx((5e-4, 0.1))
+    assert found["encoder.blocks.0.norm1.weight"] == pytest.approx((2.5e-4, 0.0))
+    assert found["encoder.patch_embed.proj.weight"] == pytest.approx((1.25e-4, 0.1))
+    assert "encoder.pos_embed" not in found
+
+
+@pytest.mark.parametrize("name", ["sgd", "lars", "adamw"])
+def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
+    tiny.set_head(3)
+    config = FinetuneConfig(optimizer=name, lr=0.5, warmup_epochs=5, epochs=200)
+    optimizer = build_finetune_optimizer(tiny, config)
+    rates = [set_rate(optimizer, config, step, steps_per_epoch=2) for step in (0, 5, 10, 400)]
+    assert rates == pytest.approx([0.0, 0.25, 0.5, 0.0], abs=1e-9)
+    assert type(optimizer).__name__.lower() == name
+
+
+def test_class_weights_are_inverse_to_the_clips():
+    targets = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    weights = inverse_class_weights(targets)
+    assert weights.tolist() == pytest.approx([2 / 3, 2.0])
+    assert float(weights[targets.argmax(dim=1)].mean()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("preset", "labels", "settings", "message"),
+    [
+        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, spcv2, vc1"),
+        ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, adjust_positions"),
+        ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, got 1: the head normalises"),
+        ("small", ["a", "b"], ["optimizer=adam"], "optimizer must be one of sgd, lars, adamw, got 'adam'"),
+        ("small", ["a", "b"], ["adjust_positions=true"], "set crop_frames too"),
+        ("small", ["a", "b"], ["frozen_blocks=3"], "frozen_blocks must be at most 2, the blocks of"),
+        ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be from 0 to below 1, got 1.0"),
+        ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' cannot take"),
+        (
+            "icbhi2017",
+            ["a", "b"],
+            [],
+            "needs the normal class, but 'Normal' is none of a, b: set normal_class",
+        ),
+        ("icbhi2017", ["a;b", "b"], [], "row 2 is the first of 12), which metric 'icbhi' and class_weights"),
+        ("icbhi2017", ["normal", "a", "b"], [], "the test clips of the round 'test' are never 'normal'"),
+        ("as2m", ["a", "b"], ["metric=accuracy"], "loss 'bce' is for several labels a clip"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(model, sounds, tmp_path, preset, labels, settings, message):
+    data = write_list(tmp_path / "list.csv", sounds, labels)
+    result = run(preset, model, data, tmp_path / "run", settings)
+    assert result.exit_code == 1 and message in result.output
+
+
+def test_a_folder_of_another_run_is_not_overwritten(model, sounds, labelled, tmp_path):
+    finished("small", model, labelled, tmp_path / "run", QUICK)
+    result = run("small", model, labelled, tmp_path / "run", [*QUICK, "lr=1e-4"])
+    assert result.exit_code == 1 and "lr 0.001 there, 0.0001 now" in result.output
+    other = write_list(tmp_path / "other.csv", sounds, ["a", "b"])
+    result = run("small", model, other, tmp_path / "run", QUICK)
+    assert result.exit_code == 1 and "labels ['high', 'low'] there, ['a', 'b'] now" in result.output
+
+
+def test_help_shows_an_example_and_the_answer_is_json_on_demand(model, labelled, tmp_path):
+    assert "m2d-train finetune small --model" in CliRunner().invoke(main, ["finetune", "--help"]).output
+    result = run("small", model, labelled, tmp_path / "run", QUICK, "--json")
+    answer = json.loads(result.stdout.strip().splitlines()[-1])
+    assert answer["export"] == str(tmp_path / "run" / "export") and answer["metric"] == "accuracy"

@@ -1,0 +1,305 @@
+"""Labelled lists: splits, folds, classes and refusals; metrics with their intervals; reports."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from m2d_training.evaluation.labelled import LabelledClip, LabelledList, read_labelled
+from m2d_training.evaluation.metrics import (
+    accuracy,
+    average_precisions,
+    bootstrap_interval,
+    icbhi_score,
+    mean_average_precision,
+    sensitivity_specificity,
+)
+from m2d_training.evaluation.report import Evaluation, ScoredRound, write_report
+from sklearn.metrics import accuracy_score, average_precision_score
+
+from m2d_hub.errors import ConfigError
+from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+
+SPLITS = [
+    "a.wav,bee,train",
+    "b.wav,ant,train",
+    "c.wav,ant,valid",
+    "d.wav,bee,test",
+]
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes ``list.csv`` with rows and header, and the files that they name: ``save(rows)`` -> path."""
+
+    def write(rows, header="file,label,split", encoding="utf-8", make_files=True):
+        for row in rows if make_files else []:
+            (tmp_path / row.split(",")[0]).touch()
+        path = tmp_path / "list.csv"
+        path.write_text("\n".join([header, *rows]) + "\n", encoding=encoding)
+        return path
+
+    return write
+
+
+def one_hot(classes, num_classes):
+    return torch.nn.functional.one_hot(torch.as_tensor(classes), num_classes).float()
+
+
+def test_splits_become_one_round_with_targets(save, tmp_path):
+    labelled = read_labelled(save(SPLITS))
+    (only,) = labelled.rounds()
+    assert labelled.labels == ("ant", "bee") and not labelled.is_multi_label
+    assert only.name == "test"
+    assert only.train.files == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
+    assert only.train.targets.tolist() == [[0, 1], [1, 0]]
+    assert only.train.classes.tolist() == [1, 0]
+    assert (only.valid.rows, only.test.rows) == ([4], [5])
+
+
+def test_classes_are_in_natural_order(save):
+    rows = [f"{n}{split}.wav,class {n},{split}" for n in (10, 2, 1) for split in ("train", "valid", "test")]
+    assert read_labelled(save(rows)).labels == ("class 1", "class 2", "class 10")
+
+
+def test_each_fold_tests_once_and_the_next_one_is_valid(save):
+    rows = [f"{fold}{label}.wav,{label},{fold}" for fold in (1, 2, 10) for label in "ab"]
+    rounds = read_labelled(save(rows)).rounds()
+    assert [own.name for own in rounds] == ["fold 1", "fold 2", "fold 10"]
+    assert [(own.train.rows, own.valid.rows, own.test.rows) for own in rounds] == [
+        ([6, 7], [4, 5], [2, 3]),
+        ([2, 3], [6, 7], [4, 5]),
+        ([4, 5], [2, 3], [6, 7]),
+    ]
+
+
+def test_labels_joined_by_semicolons_make_a_multi_label_list(save):
+    labelled = read_labelled(save(["a.wav,x; y;x,train", "b.wav,y,valid", "c.wav,x,test"]))
+    assert labelled.is_multi_label
+    assert labelled.rounds()[0].train.targets.tolist() == [[1, 1]]
+
+
+def test_multi_label_can_be_asked_for_and_refused(save):
+    assert read_labelled(save(SPLITS), multi_label=True).is_multi_label
+    path = save(["a.wav,x;y,train", "b.wav,y,valid", "c.wav,x,test"])
+    with pytest.raises(ConfigError, match=r"1 row has more than one label \(row 2\), but one label a clip"):
+        read_labelled(path, multi_label=False)
+
+
+def test_audioset_classes_are_in_the_order_of_the_published_heads(save):
+    rows = [f"{split}.wav,Speech;Dog,{split}" for split in ("train", "valid", "test")]
+    labelled = read_labelled(save(rows))
+    assert labelled.labels == tuple(AUDIOSET_LABELS)
+    found = labelled.rounds()[0].test.targets[0].nonzero()[:, 0].tolist()
+    assert {AUDIOSET_LABELS[index] for index in found} == {"Speech", "Dog"}
+
+
+def test_byte_order_marks_blank_rows_and_other_columns_do_no_harm(save):
+    rows = [*(f"{row},x" for row in SPLITS[:2]), "", ",,,", *(f"{row},x" for row in SPLITS[2:])]
+    path = save([row for row in rows if row.strip(",")], header="file,label,split,note")
+    path.write_text("\n".join(["file,label,split,note", *rows]), encoding="utf-8-sig")
+    labelled = read_labelled(path)
+    assert [clip.row for clip in labelled.clips] == [2, 3, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "lists no clips"),
+        (["a.wav,x,train", "b.wav,,valid", "c.wav,,test"], r"2 rows have no label \(rows 3, 4\)"),
+        ([*SPLITS, ",ant,train"], r"1 row has no file \(row 6\)"),
+        ([*SPLITS, "e.wav,ant"], r"1 row has another number of cells than the header \(row 6\)"),
+        ([*SPLITS, "e.wav,ant,dev"], r"1 row has an unknown split \(row 6: 'dev'\); splits are train, valid"),
+        ([*SPLITS, "e.wav,ant,1"], r"mixes test, train, valid with folds \(row 6\)"),
+        (SPLITS[:3], "has no clip in the split test; all three are needed"),
+        (SPLITS[:2], "has no clip in the split valid or test"),
+        (["a.wav,x,1", "b.wav,y,2"], "has 2 folds; at least 3 are needed"),
+        (["a.wav,x,train", "b.wav,x,valid", "c.wav,x,test"], "has one class only, 'x'"),
+        (
+            [*SPLITS, "e.wav,cow,test", "f.wav,dog,valid"],
+            r"the round 'test' lack labels cow, dog, which its valid or test clips have \(rows 6, 7\)",
+        ),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused_with_their_rows(save, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        read_labelled(save(rows))
+
+
+def test_a_label_that_only_one_fold_has_is_refused(save):
+    rows = [f"{fold}{label}.wav,{label},{fold}" for fold in (1, 2, 3) for label in "ab"]
+    with pytest.raises(ConfigError, match=r"the round 'fold 1' lack label c, .*\(row 8\)"):
+        read_labelled(save([*rows, "e.wav,c,1"]))
+
+
+def test_missing_files_are_told_together(save):
+    rows = [f"{number}.wav,ant,train" for number in range(7)]
+    message = r"7 rows have a file that does not exist \(rows 2: .*0\.wav, .*, 6: .*4\.wav and 2 more\)"
+    with pytest.raises(ConfigError, match=message):
+        read_labelled(save(rows, make_files=False))
+
+
+def test_wrong_columns_missing_lists_and_other_encodings_are_refused(save, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs the columns file.*; it has path, label, split"):
+        read_labelled(save(SPLITS, header="path,label,split"))
+    with pytest.raises(ConfigError, match="it has none"):
+        (tmp_path / "empty.csv").touch()
+        read_labelled(tmp_path / "empty.csv")
+    with pytest.raises(ConfigError, match="does not exist: give a CSV with the columns file, label, split"):
+        read_labelled(tmp_path / "none.csv")
+    with pytest.raises(ConfigError, match="is not a CSV in UTF-8"):
+        read_labelled(save(["a.wav,Käfer,train"], encoding="latin-1"))
+
+
+def test_a_file_in_several_splits_is_warned_of(save, caplog):
+    with caplog.at_level(logging.WARNING):
+        read_labelled(save([*SPLITS, "a.wav,bee,test"]))
+    assert "1 files are in more than one split" in caplog.text
+
+
+def test_a_hundred_thousand_rows_are_read(tmp_path):
+    (tmp_path / "audio").mkdir()
+    for number in range(1000):
+        (tmp_path / "audio" / f"{number}.wav").touch()
+    rows = [f"audio/{n % 1000}.wav,class {n % 50},{n % 1000 % 7}\n" for n in range(100_000)]
+    (tmp_path / "list.csv").write_text("file,label,split\n" + "".join(rows))
+    labelled = read_labelled(tmp_path / "list.csv")
+    assert (len(labelled.clips), len(labelled.labels)) == (100_000, 50)
+    assert labelled.clips[-1].row == 100_001
+
+
+def test_clips_can_be_left_out_as_long_as_the_rest_can_be_used(save):
+    labelled = read_labelled(save([*SPLITS, "e.wav,bee,train"]))
+    assert [clip.row for clip in labelled.without({2}).clips] == [3, 4, 5, 6]
+    with pytest.raises(ConfigError, match="lack label bee"):
+        labelled.without({2, 6})
+    with pytest.raises(ConfigError, match="no clip in the split test"):
+        labelled.without({5})
+
+
+def random_scores(num_clips, num_classes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    targets = (torch.rand(num_clips, num_classes, generator=generator) < 0.3).float()
+    noise = torch.randn(num_clips, num_classes, generator=generator)
+    return torch.round((targets + noise) * 4) / 4, targets, generator  # rounded: equal scores are common
+
+
+def test_metrics_are_scikit_learns():
+    scores, targets, _ = random_scores(300, 5)
+    expected = average_precision_score(targets.numpy(), scores.numpy(), average="macro")
+    assert mean_average_precision(scores, targets) == pytest.approx(expected)
+    classes = one_hot(targets.argmax(dim=1), 5)
+    expected = accuracy_score(classes.argmax(dim=1), scores.argmax(dim=1))
+    assert accuracy(scores, classes) == pytest.approx(expected)
+
+
+def test_resampled_metrics_are_scikit_learns_with_weights():
+    scores, targets, generator = random_scores(200, 4)
+    counts = torch.randint(0, 4, (3, 200), generator=generator)
+    expected = [
+        average_precision_score(targets.numpy(), scores.numpy(), sample_weight=weights.numpy())
+        for weights in counts
+    ]
+    assert mean_average_precision.resampled(scores, targets, counts).tolist() == pytest.approx(expected)
+    classes = one_hot(targets.argmax(dim=1), 4)
+    expected = [
+        accuracy_score(classes.argmax(dim=1), scores.argmax(dim=1), sample_weight=weights)
+        for weights in counts
+    ]
+    assert accuracy.resampled(scores, classes, counts).tolist() == pytest.approx(expected)
+
+
+def test_a_class_without_clips_is_left_out_of_the_mean():
+    scores, targets, _ = random_scores(100, 4)
+    targets[:, 2] = 0
+    precisions = average_precisions(scores, targets)
+    kept = [0, 1, 3]
+    assert precisions[2].isnan()
+    assert mean_average_precision(scores, targets) == pytest.approx(
+        average_precision_score(targets[:, kept].numpy(), scores[:, kept].numpy())
+    )
+
+
+def test_interval_of_an_accuracy_is_the_binomial_one():
+    hits = np.arange(1000) < 800
+    scores = one_hot(np.where(hits, 0, 1), 2)
+    interval = bootstrap_interval(scores, one_hot([0] * 1000, 2), accuracy)
+    half = 1.96 * math.sqrt(0.8 * 0.2 / 1000)  # normal approximation
+    assert interval.value == pytest.approx(0.8)
+    assert (interval.low, interval.high) == pytest.approx((0.8 - half, 0.8 + half), abs=0.004)
+    assert str(interval).startswith("80.0 % (95 %: 77.")
+
+
+def test_seeds_that_differ_widen_the_interval():
+    targets = one_hot([0] * 400, 2)
+    alike = [one_hot(np.where(np.arange(400) < 300, 0, 1), 2)] * 6
+    unlike = [one_hot(np.where(np.arange(400) < right, 0, 1), 2) for right in (200, 240, 280, 320, 360, 400)]
+    narrow, wide = (bootstrap_interval(scores, targets, accuracy) for scores in (alike, unlike))
+    assert narrow.value == wide.value == pytest.approx(0.75)
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_rounds_count_alike_however_many_clips_they_test():
+    targets = one_hot([0] * 5, 2)
+    scores = one_hot([0, 1, 1, 1, 1], 2)
+    interval = bootstrap_interval(scores, targets, accuracy, rounds=[1, 2, 2, 2, 2])
+    assert interval.value == pytest.approx((1.0 + 0.0) / 2)
+
+
+def test_icbhi_score_counts_only_the_very_class_as_right():
+    classes = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+    predicted = [0, 0, 0, 1, 1, 2, 0, 2, 2, 2]
+    rates = sensitivity_specificity(one_hot(predicted, 3), one_hot(classes, 3), normal=0)
+    assert (rates.specificity, rates.sensitivity) == (3 / 4, pytest.approx(4 / 6))
+    assert rates.score == pytest.approx((3 / 4 + 4 / 6) / 2)
+    interval = bootstrap_interval(one_hot(predicted, 3), one_hot(classes, 3), icbhi_score(0))
+    assert interval.value == pytest.approx(rates.score) and interval.low < rates.score < interval.high
+
+
+def test_scores_of_another_shape_are_refused():
+    with pytest.raises(ConfigError, match=r"scores are \(4, 3\) but targets are \(4, 2\)"):
+        bootstrap_interval(torch.zeros(4, 3), torch.zeros(4, 2), accuracy)
+
+
+@pytest.fixture
+def evaluated():
+    """A task of three classes, of which the third has no test clip, and two seeds."""
+    clips = [
+        LabelledClip(f"/{name}.wav", (label,), "test", row) for row, (name, label) in enumerate(["pa", "qb"])
+    ]
+    labelled = LabelledList("list.csv", clips, ("a", "b", "c"), is_multi_label=False)
+    scores = torch.tensor([[[0.2, 0.7, 0.1], [0.0, 1.0, 0.0]], [[0.4, 0.5, 0.1], [0.0, 1.0, 0.0]]])
+    return labelled, [ScoredRound("test", labelled.part(clips), scores)]
+
+
+def test_report_says_figures_classes_and_the_worst_clips(evaluated, tmp_path):
+    labelled, rounds = evaluated
+    report = write_report(tmp_path, Evaluation(labelled, accuracy, (1, 2), rounds), {"model": "tiny"})
+    text = (tmp_path / "report.json").read_text()
+    assert report == json.loads(text) and "NaN" not in text
+    assert (report["metric"], report["value"], report["model"]) == ("accuracy", 0.5, "tiny")
+    assert report["per_seed"] == {"1": 0.5, "2": 0.5}
+    assert report["per_class"]["a"] == {"recall": 0.0, "test_clips": 1}
+    assert report["per_class"]["c"] == {"recall": None, "test_clips": 0}
+    assert report["classes_without_test_clips"] == ["c"]
+    assert report["confusion"] == [[0.0, 1.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]
+    with (tmp_path / "worst.csv").open() as lines:
+        (worst,) = csv.DictReader(lines)
+    assert (worst["file"], worst["true"], worst["predicted"]) == ("/p.wav", "a", "b")
+    assert float(worst["probability"]) == pytest.approx(0.6)
+    assert float(worst["probability_of_true"]) == pytest.approx(0.3)
+    assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_multi_label_report_draws_average_precision_and_tells_what_is_left_out(evaluated, tmp_path, caplog):
+    labelled, rounds = evaluated
+    labelled = LabelledList(labelled.name, labelled.clips, labelled.labels, is_multi_label=True)
+    report = write_report(tmp_path, Evaluation(labelled, mean_average_precision, (1, 2), rounds), {})
+    assert report["per_class"]["b"] == {"average_precision": 1.0, "test_clips": 1}
+    assert "1 of 3 classes have no test clip" in caplog.text
+    assert (tmp_path / "average_precision.png").exists() and not (tmp_path / "confusion.png").exists()

@@ -1,0 +1,404 @@
+"""Linear evaluation: features kept on disk, linear layers, layers compared and mixed, models that tag."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from m2d_training import LinearEvalOptions, linear_eval
+from m2d_training.cli.main import main
+from m2d_training.evaluation import clip_encoder, linear_fit
+from m2d_training.evaluation.clip_encoder import ClipEncoder, mean_samples, pool
+from m2d_training.evaluation.labelled import read_labelled
+from m2d_training.evaluation.linear_fit import Standardiser, fit_linear
+from m2d_training.evaluation.linear_layers import Examples, FitSettings
+from m2d_training.evaluation.linear_rounds import fit_rounds
+from m2d_training.linear.feature_cache import stored_features
+from m2d_training.linear.model import save_linear_model
+from safetensors.torch import load_file
+from sklearn.linear_model import LogisticRegression
+
+import m2d_hub
+from m2d_hub.errors import CheckpointError, ConfigError
+
+RATE = 16_000
+FAST = {"seeds": (1, 2), "max_epochs": 30, "learning_rate": 1e-2, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    """Tones and noises of 0.3 to 0.5 s; ``list.csv`` has them in splits, ``folds.csv`` in folds."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    splits = ["train"] * 12 + ["valid"] * 4 + ["test"] * 8
+    rows = []
+    for index, split in enumerate(splits):
+        seconds = np.arange(int(RATE * rng.uniform(0.3, 0.5))) / RATE
+        tone = np.sin(2 * np.pi * rng.uniform(300, 600) * seconds)
+        noise = rng.standard_normal(len(seconds))
+        label = ("tone", "noise")[index % 2]
+        soundfile.write(folder / f"{index}.wav", 0.2 * (tone if label == "tone" else noise), RATE)
+        rows.append([f"{index}.wav", label, split, index % 3])
+    write_list(folder / "list.csv", [row[:3] for row in rows])
+    write_list(folder / "folds.csv", [[file, label, fold] for file, label, _, fold in rows])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory, tiny_config):
+    """A model folder with random weights."""
+    folder = tmp_path_factory.mktemp("tiny")
+    torch.manual_seed(0)
+    m2d_hub.M2D(tiny_config).eval().save_pretrained(folder)
+    return folder
+
+
+def write_list(path, rows):
+    with path.open("w", newline="") as lines:
+        csv.writer(lines).writerows([["file", "label", "split"], *rows])
+    return path
+
+
+def copied(sounds, tmp_path):
+    """The clips in a folder of the test's own."""
+    for path in sounds.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def blobs(num_clips, num_classes=4, width=24, seed=0, spread=1.6):
+    """Features of overlapping classes (N, 1, K), and their targets."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(num_classes, width, generator=torch.Generator().manual_seed(99))
+    classes = torch.randint(num_classes, (num_clips,), generator=generator)
+    features = centres[classes] + spread * torch.randn(num_clips, width, generator=generator)
+    return Examples(features[:, None], torch.nn.functional.one_hot(classes, num_classes).float())
+
+
+def test_command_answers_reports_and_leaves_a_model_that_tags(sounds, tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    arguments = [
+        "linear-eval",
+        "--model",
+        str(tiny_folder),
+        "--data",
+        str(sounds / "list.csv"),
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(
+        main, [*arguments, "--seeds", "2", "--lr", "1e-2", "--epochs", "30", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    answer = json.loads(result.stdout)
+    assert answer["metric"] == "accuracy" and answer["value"] == 1.0  # tones and noises are easily told apart
+    assert (answer["low"], answer["high"]) == (1.0, 1.0)
+    report = json.loads((out / "report.json").read_text())
+    assert list(report["per_seed"]) == ["42", "43"]
+    assert report["settings"]["duration"] == "mean" and report["timing"]["clips_encoded"] == 24
+    assert {"confusion.png", "learning_curve.png", "worst.csv", "config.json", "features"} <= set(
+        os.listdir(out)
+    )
+    model = m2d_hub.load_model(answer["model"], device="cpu")
+    (tags,) = model.classify(sounds / "22.wav", top_k=1)
+    assert model.labels == ["noise", "tone"] and tags[0].label == "tone"
+
+
+def test_saved_head_gives_the_mean_logits_of_all_rounds_and_seeds(sounds, tiny, tmp_path):
+    labelled = read_labelled(sounds / "folds.csv")
+    features = ClipEncoder(tiny).encode([waveform_of(sounds, index) for index in range(24)])
+    outcome = fit_rounds("last", features, labelled, (1, 2), FitSettings(learning_rate=1e-2, max_epochs=5))
+    fits = [(own.standardiser, own.fit) for own in outcome.rounds]
+    save_linear_model(tmp_path / "model", tiny, labelled, fits)
+    model = m2d_hub.load_model(tmp_path / "model", device="cpu")
+    expected = torch.stack([fit.logits(standardise(features)).mean(dim=0) for standardise, fit in fits]).mean(
+        dim=0
+    )
+    with torch.no_grad():
+        logits = model.classify_waveform(waveform_of(sounds, 5)[None])
+    torch.testing.assert_close(logits[0], expected[5], atol=1e-4, rtol=1e-4)
+
+
+def waveform_of(folder, index):
+    return torch.from_numpy(soundfile.read(folder / f"{index}.wav", dtype="float32")[0])
+
+
+@pytest.mark.parametrize("learning_rate", [None, 3e-3])
+def test_linear_layer_is_as_good_as_logistic_regression(learning_rate):
+    train, valid, test = (blobs(count, seed=seed) for seed, count in enumerate((300, 100, 1000)))
+    standardise = Standardiser.of(train.features)
+    inputs = [Examples(standardise(part.features), part.targets) for part in (train, valid, test)]
+    fit = fit_linear(inputs[0], inputs[1], (1,), FitSettings(learning_rate=learning_rate, max_epochs=60))
+    ours = float((fit.logits(inputs[2].features)[0].argmax(1) == test.targets.argmax(1)).float().mean())
+    regression = LogisticRegression().fit(inputs[0].features[:, 0], train.targets.argmax(1))
+    theirs = regression.score(inputs[2].features[:, 0], test.targets.argmax(1))
+    assert 0.6 < theirs < 0.95
+    assert ours == pytest.approx(theirs, abs=0.02)
+
+
+def test_rate_is_raised_where_the_papers_does_not_converge():
+    fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings(max_epochs=20))
+    assert fit.learning_rate > 3e-5 and (fit.score > 0.7).all()
+
+
+def test_rate_is_kept_where_it_converges(monkeypatch):
+    monkeypatch.setattr(linear_fit, "RATES", (1e-1, 1e-2))
+    fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings())
+    assert fit.learning_rate == 1e-1 and fit.has_converged.all()
+
+
+def test_seeds_are_trained_side_by_side_as_each_alone():
+    train, valid = blobs(100), blobs(50, seed=1)
+    settings = FitSettings(learning_rate=1e-2, max_epochs=10)
+    together = fit_linear(train, valid, (1, 2), settings)
+    alone = fit_linear(train, valid, (2,), settings)
+    torch.testing.assert_close(together.weight[1], alone.weight[0], atol=1e-5, rtol=1e-4)
+    assert together.best_epoch[1] == alone.best_epoch[0]
+
+
+def test_training_stops_after_twenty_epochs_without_a_better_one():
+    fit = fit_linear(blobs(60), blobs(30, seed=1), (1,), FitSettings(learning_rate=0.1))
+    epochs = fit.curves["valid_loss"].shape[1]
+    last_progress = max(int(fit.best_epoch), 1 + int(fit.curves["valid_loss"][0].argmin()))
+    assert epochs == last_progress + 20 and bool(fit.has_converged)
+
+
+def test_multi_label_layers_are_scored_by_mean_average_precision():
+    train, valid = (blobs(count, seed=seed, spread=0.3) for seed, count in enumerate((200, 100)))
+    settings = FitSettings(is_multi_label=True, learning_rate=1e-2)
+    assert settings.metric.name == "mAP"
+    assert float(fit_linear(train, valid, (1,), settings).score) > 0.99
+
+
+def test_mix_weighs_the_layer_that_knows_the_classes():
+    generator = torch.Generator().manual_seed(0)
+
+    def beside_noise(part):
+        noise = torch.randn(len(part.targets), 2, part.features.shape[2], generator=generator)
+        return Examples(torch.cat([noise[:, :1], part.features / 2, noise[:, 1:]], dim=1), part.targets)
+
+    train, valid = beside_noise(blobs(400)), beside_noise(blobs(200, seed=1))
+    fit = fit_linear(train, valid, (1, 2), FitSettings(learning_rate=1e-2))
+    assert fit.mix.shape == (2, 3) and fit.mix.sum(dim=1).tolist() == pytest.approx([1, 1])
+    assert (fit.mix[:, 1] > 0.6).all()
+
+
+def test_every_layer_is_compared_and_the_best_on_valid_reported(sounds, tiny_folder, tmp_path):
+    shared = {"model": tiny_folder, "data": sounds / "list.csv", "cache": tmp_path / "cache", **FAST}
+    result = linear_eval(LinearEvalOptions(out=tmp_path / "all", layer="all", **shared))
+    layers = result.report["layers"]
+    assert [row["layer"] for row in layers] == [1, 2]
+    best = max(layers, key=lambda row: row["valid_score"])
+    assert (
+        result.report["value"] == layers[int(result.report["layer"]) - 1]["value"]
+        and best["valid_score"] == 1
+    )
+    assert (tmp_path / "all" / "layers.png").exists()
+    first = linear_eval(LinearEvalOptions(out=tmp_path / "first", layer=1, **shared))
+    assert first.report["timing"]["clips_encoded"] == 0  # all layers are kept together
+    assert first.report["value"] == layers[0]["value"] and first.model is None
+    mixed = linear_eval(LinearEvalOptions(out=tmp_path / "mix", layer="mix", **shared))
+    assert sum(mixed.report["mix_weights"]) == pytest.approx(1) and (tmp_path / "mix" / "mix.png").exists()
+
+
+def test_last_layer_by_number_is_the_last_layer(sounds, tiny):
+    clips = [waveform_of(sounds, index) for index in range(3)]
+    every = ClipEncoder(tiny, all_layers=True).encode(clips)
+    torch.testing.assert_close(every[:, -1], ClipEncoder(tiny).encode(clips)[:, 0], atol=1e-5, rtol=1e-5)
+
+
+def test_cross_validation_tests_every_clip_once(sounds, tiny_folder, tmp_path):
+    result = linear_eval(LinearEvalOptions(tiny_folder, sounds / "folds.csv", tmp_path, **FAST))
+    assert list(result.report["per_round"]) == ["fold 0", "fold 1", "fold 2"]
+    assert result.report["test_clips"] == 24
+    assert result.interval.value == pytest.approx(np.mean(list(result.report["per_round"].values())))
+
+
+def test_multi_label_list_is_answered_by_mean_average_precision(sounds, tiny_folder, tmp_path):
+    with (sounds / "list.csv").open() as lines:
+        rows = [[row["file"], row["label"], row["split"]] for row in csv.DictReader(lines)]
+    rows = [
+        [str(sounds / file), label + ";short" * (index % 4 < 2), split]
+        for index, (file, label, split) in enumerate(rows)
+    ]
+    path = write_list(tmp_path / "multi.csv", rows)
+    result = linear_eval(LinearEvalOptions(tiny_folder, path, tmp_path / "run", **FAST))
+    assert result.metric == "mAP" and result.report["per_class"]["tone"]["average_precision"] == 1.0
+    assert m2d_hub.load_model(result.model, device="cpu").config.head.activation == "sigmoid"
+
+
+def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, tiny_folder, tmp_path):
+    folder = copied(sounds, tmp_path)
+    (folder / "3.wav").write_bytes(b"no audio")
+    soundfile.write(folder / "20.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
+    out = folder / "run"
+    arguments = [
+        "linear-eval",
+        "--model",
+        str(tiny_folder),
+        "--data",
+        str(folder / "list.csv"),
+        "--out",
+        str(out),
+    ]
+    result = CliRunner().invoke(main, [*arguments, "--seeds", "1", "--epochs", "2", "--json"])
+    assert result.exit_code == 3, result.output
+    assert json.loads(result.stdout)["left_out"] == 2
+    with (out / "errors.csv").open() as lines:
+        errors = list(csv.DictReader(lines))
+    assert [error["row"] for error in errors] == ["5", "22"]
+    assert "cannot be read as audio" in errors[0]["error"] and "non-finite" in errors[1]["error"]
+    assert json.loads((out / "report.json").read_text())["test_clips"] == 7
+
+
+def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, tiny_folder, tmp_path):
+    folder = copied(sounds, tmp_path)
+    for index in range(12, 16):
+        (folder / f"{index}.wav").write_bytes(b"no audio")
+    with pytest.raises(ConfigError, match="no clip in the split valid"):
+        linear_eval(LinearEvalOptions(tiny_folder, folder / "list.csv", tmp_path / "run", **FAST))
+
+
+def test_training_cut_short_is_warned_of(sounds, tiny_folder, tmp_path, caplog):
+    slow = {**FAST, "learning_rate": 3e-5, "max_epochs": 3}
+    result = linear_eval(LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, **slow))
+    assert (
+        "learning rate 3e-05" in caplog.text and "after 3 epochs, so the figure may be too low" in caplog.text
+    )
+    assert result.report["trainings"][0]["has_converged"] == [False, False]
+
+
+def test_run_replaces_what_an_earlier_one_left_and_nothing_else(sounds, tiny_folder, tmp_path):
+    shared = {"model": tiny_folder, "data": sounds / "list.csv", "out": tmp_path / "run", **FAST}
+    first = linear_eval(LinearEvalOptions(**shared))
+    with pytest.raises(ConfigError, match="model is the model to evaluate, and would be replaced"):
+        linear_eval(LinearEvalOptions(**{**shared, "model": first.model}))
+    linear_eval(LinearEvalOptions(pooling="max", **shared))
+    assert not first.model.exists() and (tmp_path / "run" / "report.json").exists()
+    (tmp_path / "other" / "model").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="model is not of a linear evaluation, and would be replaced"):
+        linear_eval(LinearEvalOptions(**{**shared, "out": tmp_path / "other"}))
+
+
+@pytest.fixture
+def few(sounds, tmp_path):
+    """Paths of eight clips of the test's own."""
+    copied(sounds, tmp_path)
+    return [str(tmp_path / f"{index}.wav") for index in range(8)]
+
+
+def computed(encoder, files, cache):
+    return stored_features(encoder, files, cache, progress=False).computed
+
+
+def test_features_are_computed_once_and_again_where_file_or_setting_changes(few, tiny, tmp_path):
+    cache = tmp_path / "cache"
+    assert computed(ClipEncoder(tiny), few, cache) == 8
+    assert computed(ClipEncoder(tiny), few[::-1], cache) == 0
+    assert computed(ClipEncoder(tiny, "max"), few, cache) == 8
+    assert computed(ClipEncoder(tiny, num_samples=4000), few, cache) == 8
+    soundfile.write(few[2], np.zeros(5000), RATE)
+    assert computed(ClipEncoder(tiny), few, cache) == 1
+    with torch.no_grad():
+        tiny.encoder.norm.bias += 1
+    assert computed(ClipEncoder(tiny), few, cache) == 8
+
+
+def test_stored_features_are_the_models_in_the_order_of_the_files(few, tiny, tmp_path):
+    stored = stored_features(ClipEncoder(tiny), [*few, few[0]], tmp_path / "cache", progress=False)
+    torch.testing.assert_close(stored.layer(0), tiny.encode_clip([*few, few[0]]), atol=1e-5, rtol=1e-5)
+
+
+def test_encoding_that_was_stopped_goes_on_after_the_last_part(few, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(clip_encoder, "PART_CLIPS", 2)
+    encode, calls = ClipEncoder.encode, []
+
+    def stops_in_the_third_part(self, waveforms):
+        calls.append(len(waveforms))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, waveforms)
+
+    monkeypatch.setattr(ClipEncoder, "encode", stops_in_the_third_part)
+    with pytest.raises(KeyboardInterrupt):
+        computed(ClipEncoder(tiny), few, tmp_path / "cache")
+    assert computed(ClipEncoder(tiny), few, tmp_path / "cache") == 4
+
+
+def test_damaged_part_of_the_cache_is_named(few, tiny, tmp_path):
+    computed(ClipEncoder(tiny), few, tmp_path / "cache")
+    (part,) = (tmp_path / "cache").rglob("*.safetensors")
+    part.write_bytes(b"x" * 20)
+    with pytest.raises(CheckpointError, match=rf"{part.name} is damaged .*; delete it and run again"):
+        computed(ClipEncoder(tiny), few, tmp_path / "cache")
+
+
+def test_clips_are_padded_with_zeros_or_cropped_at_a_place_of_their_own(few, tiny):
+    length = len(tone_of(few[0]))
+    padded = ClipEncoder(tiny, num_samples=length + 100).read(few[0])
+    torch.testing.assert_close(padded[:length], tone_of(few[0]))
+    assert len(padded) == length + 100 and not padded[length:].any()
+    starts = []
+    for file in few:
+        whole, cropped = tone_of(file), ClipEncoder(tiny, num_samples=2000).read(file)
+        starts += [s for s in range(len(whole) - 1999) if torch.equal(whole[s : s + 2000], cropped)]
+    assert len(starts) == 8 and len(set(starts)) > 4
+    again = ClipEncoder(tiny, num_samples=2000).read(few[0])
+    assert torch.equal(again, ClipEncoder(tiny, num_samples=2000).read(few[0]))
+
+
+def tone_of(file):
+    return torch.from_numpy(soundfile.read(file, dtype="float32")[0])
+
+
+def test_mean_duration_is_that_of_the_training_clips(few, sounds, tiny_folder, tmp_path):
+    expected = round(sum(len(waveform_of(sounds, index)) for index in range(12)) / 12)
+    train = [str(sounds / f"{index}.wav") for index in range(12)]
+    assert mean_samples(train, RATE, 2) == expected
+    assert mean_samples(train, RATE // 2, 2) == pytest.approx(expected / 2, abs=1)
+    options = LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path / "run", **FAST)
+    assert linear_eval(options).report["clip_seconds"] == pytest.approx(expected / RATE)
+
+
+def test_pooling_is_over_the_frames_of_the_clip_alone():
+    features = torch.tensor([[[1.0, 5.0], [3.0, 1.0], [99.0, 99.0]]])
+    mask = torch.tensor([[True, True, False]])
+    assert pool(features, mask, "mean").tolist() == [[2.0, 3.0]]
+    assert pool(features, mask, "mean+max").tolist() == [[2.0, 3.0, 3.0, 5.0]]
+    assert pool(features, mask, "mean+std").tolist() == [[2.0, 3.0, 1.0, 2.0]]
+
+
+def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, tiny_folder, tmp_path):
+    options = LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, pooling="mean+max", **FAST)
+    assert linear_eval(options).model is None
+    (part,) = (tmp_path / "features").rglob("*.safetensors")
+    assert load_file(part)["features"].shape == (24, 1, 2 * 5 * 64)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"layer": "first"}, "layer must be 'last', 'all', 'mix', or a block's number from 1, got 'first'"),
+        ({"layer": 0}, "got 0"),
+        ({"layer": 3}, "layer 3 is not there: the model has 2 blocks"),
+        ({"pooling": "median"}, r"pooling must be one of mean, max, mean\+max, mean\+std, got 'median'"),
+        ({"duration": -1.0}, "duration must be 'mean', 'none', or a positive number of seconds, got -1.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be a positive number, or None, got 0.0"),
+        ({"seeds": ()}, r"seeds must be one or more whole numbers, got \(\)"),
+        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_options_that_are_wrong_are_refused(sounds, tiny_folder, tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        linear_eval(LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, **{**FAST, **options}))
+
+
+def test_words_that_are_no_numbers_are_wrong_usage():
+    result = CliRunner().invoke(main, ["linear-eval", "--lr", "fast"])
+    assert result.exit_code == 2 and "'fast' is none of auto, and no number" in result.output

@@ -1,0 +1,285 @@
+"""Whole pre-training runs through the console script: record, exact resume after a kill, export, refusals."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from m2d_training.cli.main import main
+from m2d_training.pretraining.start import start_weights
+
+import m2d_hub
+
+RATE = 16_000
+SIZES = [
+    "input_size=80x64",
+    "embed_dim=64",
+    "depth=2",
+    "predictor_dim=64",
+    "predictor_depth=1",
+    "batch_size=2",
+    "warmup_epochs=1",
+]
+
+
+@pytest.fixture(scope="module")
+def sounds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sounds")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(8):
+        tone = 0.2 * np.sin(np.arange(RATE + 1000 * index) * 0.05 * (index + 1))
+        soundfile.write(folder / f"{index}.wav", tone + 0.02 * rng.standard_normal(len(tone)), RATE)
+        rows.append([f"{index}.wav", "ab"[index % 2], ("train", "valid", "test")[index % 3]])
+    with (folder / "list.csv").open("w", newline="") as lines:
+        csv.writer(lines).writerows([["file", "label", "split"], *rows])
+    return folder / "list.csv"
+
+
+def arguments(preset, data, out, settings=(), *options):
+    changes = [part for setting in [*SIZES, *settings] for part in ("--set", setting)]
+    return ["pretrain", preset, "--data", str(data), "--out", str(out), *options, *changes]
+
+
+def run(*args):
+    return CliRunner().invoke(main, arguments(*args))
+
+
+def metrics_of(out):
+    return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights_of(out):
+    return start_weights(str(Path(out) / "export"))
+
+
+def test_run_leaves_config_metrics_plots_checkpoints_and_a_model_that_loads(sounds, tmp_path):
+    out = tmp_path / "run"
+    settings = ["epochs=2", "analyse_every_steps=4", "linear_eval_every_epochs=2"]
+    result = run("m2d-0.7", sounds, out, settings, "--valid", str(sounds), "--labelled", str(sounds))
+    assert result.exit_code == 0, result.output
+    lines = metrics_of(out)
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert {"loss", "lr", "tau", "grad_norm"} <= lines[0].keys()
+    assert {"rank_me", "explained_variance_auc", "validation_loss", "linear_eval"} <= lines[-1].keys()
+    assert json.loads((out / "config.json").read_text())["config"]["predictor_dim"] == 64
+    assert (out / "plots" / "loss.png").stat().st_size > 1000
+    assert (out / "plots" / "schedule.png").exists() and list((out / "tensorboard").iterdir())
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000000008.pt"]
+    model = m2d_hub.load_model(out / "export", device="cpu")
+    assert model.encode_clip(sounds.parent / "0.wav").shape == (1, 5 * 64)
+
+
+def test_learning_rate_follows_the_global_batch(sounds, tmp_path):
+    run("m2d-0.7", sounds, tmp_path, ["epochs=3", "accumulate_steps=2"])
+    rates = [line["lr"] for line in metrics_of(tmp_path)]
+    peak = 3e-4 * 4 / 256  # two clips, accumulated twice
+    assert rates[:3] == pytest.approx([0.0, peak / 2, peak])
+
+
+def test_set_changes_fields_of_the_preset_and_of_its_offline_network(sounds, tmp_path):
+    run("m2d-as", sounds, tmp_path, ["epochs=1", "offline.weight=0.5", "mask_ratio=0.5"])
+    config = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert (config["mask_ratio"], config["offline"]["weight"], config["offline"]["dim"]) == (0.5, 0.5, 2)
+    (first, *_) = metrics_of(tmp_path)
+    assert first["loss"] == pytest.approx(first["m2d"] + 0.5 * first["offline"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["mask_ratios=0.5"], "Unknown field 'mask_ratios'. Available: method, input_size"),
+        (["input_size=80"], "input_size must be a size such as 80x608, got '80'"),
+        (["epochs=two"], "epochs must be int, got 'two'"),
+        (["offline.weight=1"], "set offline.kind too"),
+        (["mask_ratio"], "--set takes field=value, got 'mask_ratio'"),
+    ],
+)
+def test_settings_that_are_wrong_are_refused(sounds, tmp_path, settings, message):
+    result = run("m2d-0.7", sounds, tmp_path, settings)
+    assert result.exit_code == 1
+    assert message in result.output
+
+
+def test_unknown_presets_are_refused_with_the_known_ones(sounds, tmp_path):
+    result = run("m2d-0.8", sounds, tmp_path)
+    assert result.exit_code == 1 and "Unknown preset 'm2d-0.8'. Available: m2d-0.7, m2d-0.6" in result.output
+
+
+def test_a_folder_of_another_run_is_not_overwritten(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1"]).exit_code == 0
+    result = run("m2d-0.7", sounds, tmp_path, ["epochs=1", "mask_ratio=0.6"])
+    assert result.exit_code == 1
+    assert "holds a run of another configuration: mask_ratio 0.7 there, 0.6 now" in result.output
+
+
+def test_a_run_may_be_cut_short_until_its_rate_falls(sounds, tmp_path):
+    settings = ["decay_epochs=1", "keep_every_epochs=1"]
+    assert run("msm-mae-0.75", sounds, tmp_path / "long", [*settings, "epochs=5"]).exit_code == 0
+    longer = run("msm-mae-0.75", sounds, tmp_path / "long", [*settings, "epochs=6"])
+    assert longer.exit_code == 1 and "epochs 5 there, 6 now" in longer.output  # its rate has fallen
+    for checkpoint in sorted((tmp_path / "long" / "checkpoints").iterdir())[1:]:
+        checkpoint.unlink()  # as if it had been stopped after the first epoch
+    assert run("msm-mae-0.75", sounds, tmp_path / "long", [*settings, "epochs=2"]).exit_code == 0
+    assert run("msm-mae-0.75", sounds, tmp_path / "short", [*settings, "epochs=2"]).exit_code == 0
+    long, short = weights_of(tmp_path / "long"), weights_of(tmp_path / "short")
+    assert all(torch.equal(long[name], short[name]) for name in short)
+
+
+def test_a_teacher_is_asked_for_where_features_are_learnt(sounds, tmp_path):
+    result = run("m2d-0.7", sounds, tmp_path, ["offline.kind=features"])
+    assert result.exit_code == 1 and "no --teacher was given" in result.output
+
+
+def test_noise_without_a_ratio_is_refused(sounds, tmp_path):
+    result = run("m2d-0.7", sounds, tmp_path, [], "--noise", str(sounds))
+    assert result.exit_code == 1 and "noise_ratio is 0: set it" in result.output
+
+
+def test_a_run_starts_from_another_runs_weights(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path / "first", ["epochs=1"]).exit_code == 0
+    start = ("--start", str(tmp_path / "first" / "export"))
+    assert (
+        run("m2d-0.7", sounds, tmp_path / "second", ["epochs=1", "base_lr=0", "seed=1"], *start).exit_code
+        == 0
+    )
+    first, second = weights_of(tmp_path / "first"), weights_of(tmp_path / "second")
+    trained = [name for name in first if not name.startswith("target_")]
+    assert all(torch.equal(first[name], second[name]) for name in trained)
+    assert any(name.startswith("decoder_") for name in trained)
+
+
+def test_an_autoencoders_weights_start_both_encoders(sounds, tmp_path):
+    assert run("msm-mae-0.75", sounds, tmp_path / "first", ["epochs=1"]).exit_code == 0
+    settings = ["epochs=1", "base_lr=0", "predictor_dim=32", "start_parts=encoder", "target_start=encoder"]
+    options = ("--start", str(tmp_path / "first" / "export"))
+    result = run("m2d-0.7", sounds, tmp_path / "second", settings, *options)
+    assert result.exit_code == 0, result.output
+    first, second = weights_of(tmp_path / "first"), weights_of(tmp_path / "second")
+    assert torch.equal(second["blocks.1.mlp.fc1.weight"], first["blocks.1.mlp.fc1.weight"])
+    torch.testing.assert_close(second["target_blocks.1.mlp.fc1.weight"], first["blocks.1.mlp.fc1.weight"])
+
+
+def test_validation_labels_must_be_classes_of_the_training_list(sounds, tmp_path):
+    valid = tmp_path / "valid.csv"
+    valid.write_text(f"file,label\n{sounds.parent / '0.wav'},c\n")
+    result = run("m2d-as", sounds, tmp_path / "run", ["epochs=1"], "--valid", str(valid))
+    assert result.exit_code == 1 and "labels that are no classes of this run: ['c']" in result.output
+
+
+def test_shards_of_another_rate_are_refused(sounds, tmp_path):
+    shards = str(tmp_path / "shards")
+    assert CliRunner().invoke(main, ["prepare", str(sounds), "--out", shards]).exit_code == 0
+    result = run("m2d-0.7-32k", shards, tmp_path / "run", ["epochs=1"])
+    assert result.exit_code == 1 and "was prepared at 16000 Hz, but sample_rate is 32000" in result.output
+
+
+def test_inputs_are_standardised_by_the_prepared_statistics(sounds, tmp_path):
+    shards = tmp_path / "shards"
+    assert CliRunner().invoke(main, ["prepare", str(sounds), "--out", str(shards)]).exit_code == 0
+    assert run("m2d-0.7", shards, tmp_path / "run", ["epochs=1"]).exit_code == 0
+    stored = json.loads((shards / "statistics.json").read_text())
+    assert weights_of(tmp_path / "run")["norm_stats"].tolist() == pytest.approx(
+        [stored["mean"], stored["std"]]
+    )
+
+
+def test_broken_files_are_named_and_counted(sounds, tmp_path):
+    (tmp_path / "broken.wav").write_bytes(b"no audio")
+    listed = "".join(f"{sounds.parent / f'{index}.wav'}\n" for index in range(3))
+    (tmp_path / "list.csv").write_text(f"file\n{listed}broken.wav\n")
+    assert run("m2d-0.7", tmp_path / "list.csv", tmp_path / "run", ["epochs=2"]).exit_code == 0
+    assert [line["skipped"] for line in metrics_of(tmp_path / "run")][-1] == 1
+    named = (tmp_path / "run" / "skipped.csv").read_text()
+    assert named.count("broken.wav cannot be read as audio") == 1
+    assert "left out: " in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(sounds, tmp_path):
+    result = run("m2d-0.7", sounds, tmp_path, ["epochs=3", "base_lr=1e30", "warmup_epochs=0"])
+    assert result.exit_code == 1 and "the loss is nan at step" in result.output
+
+
+def test_bfloat16_autocast_trains_on_the_cpu(sounds, tmp_path):
+    assert run("m2d-as", sounds, tmp_path, ["epochs=1", "precision=bf16"]).exit_code == 0
+    assert all(line["loss"] < 4.0 for line in metrics_of(tmp_path))
+
+
+def test_a_frozen_model_teaches_further_pretraining(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path / "first", ["epochs=1"]).exit_code == 0
+    export = str(tmp_path / "first" / "export")
+    settings = ["epochs=1", "input_size=80x64", "patch_size=16x16", "accumulate_steps=1", "min_list_size=0"]
+    options = ("--start", export, "--teacher", export, "--noise", str(sounds))
+    result = run("m2d-x-icbhi2017", sounds, tmp_path / "second", settings, *options)
+    assert result.exit_code == 0, result.output
+    config = json.loads((tmp_path / "second" / "config.json").read_text())["config"]
+    assert config["offline"]["dim"] == 5 * 64 and config["noise_ratio"] == 0.3
+
+
+KILLED = ["epochs=6", "save_every_steps=3", "noise_ratio=0.2", "accumulate_steps=2"]
+
+
+def kill_when(out, lines, args):
+    """Runs the command in a process group that is killed after some steps were recorded."""
+    command = [sys.executable, "-m", "m2d_training", *args]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
+    ) as child:
+        record, deadline = out / "metrics.jsonl", time.monotonic() + 120
+        while not (record.exists() and len(record.read_text().splitlines()) >= lines):
+            assert time.monotonic() < deadline and child.poll() is None
+            time.sleep(0.005)
+        os.killpg(child.pid, signal.SIGKILL)
+    assert child.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_run_killed_three_times_ends_with_the_same_weights(sounds, tmp_path, num_workers):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        settings, noise = [*KILLED, f"num_workers={num_workers}"], ("--noise", str(sounds))
+        assert run("m2d-as", sounds, tmp_path / "whole", settings, *noise).exit_code == 0
+        out = tmp_path / "killed"
+        for lines in (4, 7, 10):
+            kill_when(out, lines, arguments("m2d-as", sounds, out, settings, *noise))
+        assert run("m2d-as", sounds, out, settings, *noise).exit_code == 0
+    finally:
+        torch.set_num_threads(threads)
+    whole, killed = weights_of(tmp_path / "whole"), weights_of(out)
+    assert whole.keys() == killed.keys()
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    assert (out / "train.log").read_text().count("Resumed from step") == 3
+    assert [line["loss"] for line in metrics_of(out)] == [
+        line["loss"] for line in metrics_of(tmp_path / "whole")
+    ]
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1"]).exit_code == 0
+    (tmp_path / "checkpoints" / "step-000000009.partial").write_bytes(b"cut off")
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1"]).exit_code == 0
+    assert "Resumed from step 4" in (tmp_path / "train.log").read_text()
+
+
+def test_help_shows_an_example():
+    for command in ("pretrain", "prepare"):
+        assert f"m2d-train {command} " in CliRunner().invoke(main, [command, "--help"]).output
+
+
+def test_answer_is_json_on_demand(sounds, tmp_path):
+    result = run("msm-mae-0.75", sounds, tmp_path, ["epochs=1"], "--json")
+    answer = json.loads(result.stdout.strip().splitlines()[-1])
+    assert answer == {"run": str(tmp_path), "export": str(tmp_path / "export")}

@@ -1,0 +1,161 @@
+"""Offline encoders: HuBERT, M2D models and text encoders, on the fly and computed beforehand."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from m2d_training import PretrainConfig
+from m2d_training.cli.main import main
+from m2d_training.data.crops import CropPlan, crop_waveform
+from m2d_training.data.manifest import read_manifest
+from m2d_training.data.stored_features import crop_features, read_features
+from m2d_training.pretraining.teachers import load_teacher
+
+from m2d_hub import M2D, ModelConfig
+from m2d_hub.config import EncoderConfig
+
+transformers = pytest.importorskip("transformers")
+RATE = 16_000
+SIZES = ["input_size=80x64", "embed_dim=64", "depth=1", "predictor_dim=64", "predictor_depth=1"]
+SHORT = ["batch_size=2", "epochs=1", "accumulate_steps=1", "noise_ratio=0"]
+
+
+@pytest.fixture(scope="module")
+def hubert(tmp_path_factory):
+    """A small HuBERT with random weights, whose frames are those of the published one: 20 ms."""
+    folder = tmp_path_factory.mktemp("hubert")
+    torch.manual_seed(0)
+    config = transformers.HubertConfig(
+        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, conv_dim=(16,) * 7
+    )
+    transformers.HubertModel(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sounds(tmp_path):
+    rng = np.random.default_rng(0)
+    with (tmp_path / "list.csv").open("w", newline="") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["file", "caption"])
+        for index in range(4):
+            soundfile.write(tmp_path / f"{index}.wav", 0.1 * rng.standard_normal(RATE + 2000 * index), RATE)
+            writer.writerow([f"{index}.wav", f"sound number {index}"])
+    return tmp_path / "list.csv"
+
+
+def pretrain(preset, data, out, *options, settings=()):
+    changes = [part for setting in (*SIZES, *SHORT, *settings) for part in ("--set", setting)]
+    return CliRunner().invoke(
+        main, ["pretrain", preset, "--data", str(data), "--out", str(out), *options, *changes]
+    )
+
+
+def test_hubert_features_are_averaged_over_each_tokens_frames(hubert, sounds):
+    config = PretrainConfig(input_size=(80, 64), patch_size=(80, 4))
+    teacher = load_teacher(str(hubert), config, torch.device("cpu"))
+    entry = read_manifest(str(sounds)).entries[0]
+    crop = crop_waveform(entry, CropPlan(config.frontend, 64, False), np.random.default_rng(0))
+    features = teacher.encode(torch.from_numpy(crop.values)[None])
+    model = transformers.HubertModel.from_pretrained(hubert).eval()
+    waveform, _ = soundfile.read(entry.path, dtype="float32")
+    start = crop.first_frame * 160
+    with torch.no_grad():
+        clean = torch.from_numpy(waveform[start : start + 64 * 160])[None]
+        states = model(clean, output_hidden_states=True).hidden_states[2]
+    assert features.shape == (1, 16, 32) and teacher.dim == 32
+    torch.testing.assert_close(features[:, 0], states[:, 0:2].mean(dim=1), atol=1e-4, rtol=0)
+    torch.testing.assert_close(features[:, 7], states[:, 14:16].mean(dim=1), atol=1e-4, rtol=0)
+
+
+def test_distillation_runs_with_hubert_on_the_fly(hubert, sounds, tmp_path):
+    result = pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(hubert))
+    assert result.exit_code == 0, result.output
+    offline = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["offline"]
+    assert (offline["dim"], offline["weight"]) == (32, 0.5)
+
+
+def test_distillation_runs_with_features_computed_beforehand(hubert, sounds, tmp_path):
+    shards = tmp_path / "shards"
+    prepared = CliRunner().invoke(
+        main, ["prepare", str(sounds), "--out", str(shards), "--teacher", str(hubert), "--json"]
+    )
+    assert json.loads(prepared.stdout.strip().splitlines()[-1])["clips"] == 4
+    result = pretrain("m2d-s-4s", shards, tmp_path / "run")
+    assert result.exit_code == 0, result.output
+    offline = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["offline"]
+    assert offline["dim"] == 32
+
+
+def test_stored_features_are_cut_where_the_crop_is(hubert, sounds, tmp_path):
+    CliRunner().invoke(
+        main, ["prepare", str(sounds), "--out", str(tmp_path / "shards"), "--teacher", str(hubert)]
+    )
+    config = PretrainConfig(input_size=(80, 64), patch_size=(80, 2))
+    features = read_features(read_manifest(str(tmp_path / "shards")).entries[0])
+    cut = crop_features(features, first_frame=10, config=config)
+    assert features.shape[1] == 32 and cut.shape == (32, 32)
+    np.testing.assert_allclose(cut[:20], features[5:25], atol=1e-6)
+
+
+def test_hubert_refuses_other_rates(hubert):
+    with pytest.raises(Exception, match="HuBERT hears 16,000 Hz, but this run has sample_rate 32000"):
+        load_teacher(str(hubert), PretrainConfig(sample_rate=32_000), torch.device("cpu"))
+
+
+def test_an_m2d_teacher_gives_the_frames_of_the_clean_crop(tmp_path, sounds):
+    torch.manual_seed(0)
+    sizes = {"input_size": (80, 64), "embed_dim": 64, "depth": 1}
+    model = M2D(ModelConfig(encoder=EncoderConfig(**sizes))).eval()
+    model.save_pretrained(tmp_path / "teacher")
+    config = PretrainConfig(**sizes)
+    teacher = load_teacher(str(tmp_path / "teacher"), config, torch.device("cpu"))
+    crop = crop_waveform(
+        read_manifest(str(sounds)).entries[0], CropPlan(config.frontend, 64, False), np.random.default_rng(0)
+    )
+    features = teacher.encode(torch.from_numpy(crop.values)[None])
+    with torch.no_grad():
+        log_mel = model.frontend.normalise(model.frontend.log_mel_block(torch.from_numpy(crop.values)[None]))
+        tokens = model.encoder.encode(model.encoder.embed(log_mel[:, None]))[0, 1:]
+    expected = torch.cat(list(tokens.view(5, 4, 64)), dim=1)  # five bands side by side
+    torch.testing.assert_close(features[0], expected, atol=1e-5, rtol=0)
+
+
+def test_a_teacher_of_other_frames_is_refused(tmp_path):
+    model = M2D(ModelConfig(encoder=EncoderConfig(input_size=(80, 64), embed_dim=64, depth=1)))
+    model.save_pretrained(tmp_path / "teacher")
+    config = PretrainConfig(input_size=(80, 64), patch_size=(16, 8))
+    teacher = load_teacher(str(tmp_path / "teacher"), config, torch.device("cpu"))
+    with pytest.raises(Exception, match="the teacher makes 4 time frames of a crop, this method 8"):
+        teacher.encode(torch.zeros(1, 63 * 160 + 400))
+
+
+def test_captions_train_projections_that_the_export_carries(tmp_path, sounds):
+    text_encoder = tmp_path / "text"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "sound", "number", "0", "1", "2", "3"]
+    text_encoder.mkdir()
+    (text_encoder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizer(str(text_encoder / "vocab.txt")).save_pretrained(text_encoder)
+    config = transformers.BertConfig(
+        vocab_size=len(words),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=32,
+    )
+    transformers.BertModel(config).save_pretrained(text_encoder)
+    result = pretrain(
+        "m2d-clap", sounds, tmp_path / "run", "--teacher", str(text_encoder), settings=["offline.dim=16"]
+    )
+    assert result.exit_code == 0, result.output
+    import m2d_hub
+
+    model = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu")
+    assert model.encode_audio_text_space(sounds.parent / "0.wav").shape == (1, 16)
+    assert model.encode_text(["sound number 1", "sound"]).shape == (2, 16)

@@ -1,0 +1,1 @@
+"""The ``m2d-train`` command."""

@@ -1,0 +1,115 @@
+"""The console script ``m2d-train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .finetune import finetune
+from .linear_eval import linear_eval
+from .options import answer, is_first_process, logging_to, reported_errors
+
+PRETRAIN_EXAMPLE = """\b
+Examples:
+  m2d-train pretrain m2d-0.7 --data clips.csv --out runs/m2d
+  m2d-train pretrain m2d-x-icbhi2017 --data icbhi.csv --noise fsd50k/ --out runs/icbhi
+  torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-as --data 'shards/*.tar' --out runs/as
+"""
+PREPARE_EXAMPLE = """\b
+Examples:
+  m2d-train prepare recordings/ --out shards/
+  m2d-train prepare list.csv --out shards/ --teacher hubert-base-l9
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def main() -> None:
+    """Pre-trains Masked Modeling Duo (M2D, M2D-X, MSM-MAE) models."""
+
+
+@main.command(epilog=PRETRAIN_EXAMPLE)
+@click.argument("preset")
+@click.option("--data", required=True, help="CSV with a 'file' column, tar shards, or a folder.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
+)
+@click.option("--noise", help="Background noise, as --data.")
+@click.option("--valid", help="Clips for the validation loss, as --data.")
+@click.option("--labelled", help="CSV with file, label and split: a linear evaluation every k epochs.")
+@click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
+@click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
+@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def pretrain(
+    preset: str,
+    data: str,
+    out: Path,
+    noise: str | None,
+    valid: str | None,
+    labelled: str | None,
+    start: str | None,
+    teacher: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes."""
+    from ..pretraining.presets import load_preset
+    from ..pretraining.run import pretrain as run_pretraining
+    from ..pretraining.run_data import RunOptions
+    from ..runs.settings import apply_settings
+
+    with reported_errors():
+        chosen = load_preset(preset)
+        config = apply_settings(chosen.config, settings)
+        needs_teacher = config.offline is not None and config.offline.kind == "features"
+        options = RunOptions(
+            name=preset,
+            data=data,
+            out=out,
+            noise=noise,
+            valid=valid,
+            start=start or chosen.start,
+            teacher=teacher or (chosen.teacher if needs_teacher else None),
+            labelled=labelled,
+        )
+        with logging_to(out / "train.log"):
+            export = run_pretraining(config, options)
+    if is_first_process():
+        click.echo(answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
+
+
+@main.command(epilog=PREPARE_EXAMPLE)
+@click.argument("data")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the shards.")
+@click.option("--sample-rate", default=16_000, show_default=True, help="Hz.")
+@click.option("--split-s", type=float, help="Cut longer clips into parts of this many seconds.")
+@click.option("--teacher", help="HuBERT, whose features are stored: hubert-base-l9, or a folder.")
+@click.option("--num-workers", default=0, show_default=True, help="Processes that decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+def prepare(
+    data: str,
+    out: Path,
+    sample_rate: int,
+    split_s: float | None,
+    teacher: str | None,
+    num_workers: int,
+    as_json: bool,
+) -> None:
+    """Turns DATA, a folder or CSV of audio in any format, into tar shards of FLAC with statistics."""
+    from ..pretraining.prepare import PrepareOptions
+    from ..pretraining.prepare import prepare as prepare_shards
+
+    with reported_errors():
+        statistics = prepare_shards(
+            PrepareOptions(data, out, sample_rate, split_s, teacher=teacher, num_workers=num_workers)
+        )
+    text = (
+        f"{statistics['clips']} clips, {statistics['hours']:.2f} h, {statistics['skipped']} files left out; "
+        f"log-mel mean {statistics['mean']:.3f}, std {statistics['std']:.3f}. The shards are in {out}."
+    )
+    click.echo(answer({"out": str(out), **statistics}, as_json, text))
+
+
+main.add_command(finetune)
+main.add_command(linear_eval)

@@ -1,0 +1,70 @@
+"""Per-frame features of a frozen model, averaged over the frames of each token.
+
+Shapes: B batch, K features, N_T time frames of tokens.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2d_hub.errors import AudioError
+
+from ..pretraining.config import PretrainConfig
+from .crops import read_bytes
+from .manifest import Entry
+
+FRAMES_PER_FEATURE = 2  # a HuBERT feature spans 20 ms, a spectrogram frame 10 ms
+
+
+def pool_to_tokens(features: Tensor, num_tokens: int, patch_frames: int) -> Tensor:
+    """Averages features at 50 a second over the frames of each token (paper, section IV-D).
+
+    Args:
+        features: (B, frames of 20 ms, K), the first one where the first token starts.
+        num_tokens: N_T.
+        patch_frames: Spectrogram frames of one token.
+
+    Returns:
+        (B, N_T, K); where the features end before the tokens, the last feature is repeated.
+    """
+    first = torch.arange(num_tokens) * patch_frames // FRAMES_PER_FEATURE
+    last = (torch.arange(1, num_tokens + 1) * patch_frames - 1) // FRAMES_PER_FEATURE
+    first, last = (edge.clamp(max=features.shape[1] - 1) for edge in (first, last))
+    frames = torch.arange(features.shape[1])
+    inside = (frames >= first[:, None]) & (frames <= last[:, None])  # (N_T, frames)
+    weights = (inside / inside.sum(dim=1, keepdim=True)).to(features)
+    return weights @ features
+
+
+def read_features(entry: Entry) -> np.ndarray:
+    """Features of a clip that were computed beforehand, (frames of 20 ms, K) or (K,) of a caption.
+
+    Raises:
+        AudioError: The file cannot be read.
+    """
+    where = Entry(entry.features_path, entry.features_offset, entry.features_size)
+    try:
+        stored = np.load(io.BytesIO(read_bytes(where)) if where.size else where.path)
+    except (OSError, ValueError) as error:
+        raise AudioError(f"the features {where} of {entry} cannot be read: {error}.") from error
+    return stored.astype(np.float32)
+
+
+def crop_features(features: np.ndarray, first_frame: int, config: PretrainConfig) -> np.ndarray:
+    """Features of a crop's token frames, out of those of the whole clip.
+
+    Args:
+        features: (clip's frames of 20 ms, K).
+        first_frame: Of the crop, in spectrogram frames of 10 ms.
+        config: Gives the frames of a token and the number of tokens in time.
+
+    Returns:
+        (N_T, K).
+    """
+    part = features[first_frame // FRAMES_PER_FEATURE :]
+    clip = torch.from_numpy(part if len(part) else features[-1:])
+    return pool_to_tokens(clip[None], config.grid[1], config.patch_size[1])[0].numpy()

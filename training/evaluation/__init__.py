@@ -1,0 +1,1 @@
+"""Labelled clips, and how well a model tells them apart."""

@@ -1,0 +1,138 @@
+"""Rows of a labelled CSV: read, and refused with their numbers where they cannot be used."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from m2d_hub.errors import ConfigError
+
+from ..data.manifest import LABEL_SEPARATOR
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("file", "label", "split")
+SHOWN = 5  # rows that a message names
+
+Row = tuple[int, list[str]]  # as a spreadsheet counts it, and its cells
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledClip:
+    """One row of the list."""
+
+    file: str  # absolute path
+    labels: tuple[str, ...]
+    split: str  # train, valid or test, or a fold's number
+    row: int  # as a spreadsheet shows it: the header is row 1
+
+
+def read_rows(path: Path) -> list[LabelledClip]:
+    """All rows of a CSV but blank ones.
+
+    Raises:
+        ConfigError: It is no CSV with the columns, lists nothing, or a row lacks something.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(COLUMNS)}.")
+    rows = _rows(path)
+    header = [name.strip() for name in next(rows, (1, []))[1]]
+    if not set(COLUMNS) <= set(header):
+        raise ConfigError(
+            f"{path} needs the columns file, label and split, separated by commas; it has "
+            f"{', '.join(header) or 'none'}."
+        )
+    file, label, split = (header.index(name) for name in COLUMNS)
+    body = [(row, [cell.strip() for cell in cells]) for row, cells in rows if any(map(str.strip, cells))]
+    if not body:
+        raise ConfigError(f"{path} lists no clips.")
+    uneven = [row for row, cells in body if len(cells) != len(header)]
+    _refuse(path, uneven, "another number of cells than the header")
+    _refuse(path, [row for row, cells in body if not cells[file]], "no file")
+    _refuse(path, [row for row, cells in body if not _split_labels(cells[label])], "no label")
+    folder = os.path.abspath(path.parent)
+    return [
+        LabelledClip(
+            file=os.path.normpath(os.path.join(folder, cells[file])),
+            labels=_split_labels(cells[label]),
+            split=cells[split],
+            row=row,
+        )
+        for row, cells in body
+    ]
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    with path.open(newline="", encoding="utf-8-sig") as lines:
+        try:
+            yield from enumerate(csv.reader(lines), start=1)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
+
+
+@lru_cache(maxsize=10_000)
+def _split_labels(text: str) -> tuple[str, ...]:
+    labels = (label.strip() for label in text.split(LABEL_SEPARATOR))
+    return tuple(dict.fromkeys(label for label in labels if label))
+
+
+def check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
+    """Refuses rows whose file does not exist, and warns of files that are in several splits.
+
+    Each folder is listed once: a call for each of 100,000 files takes long on a network's disk.
+
+    Raises:
+        ConfigError: A file does not exist; the message names the rows.
+    """
+    inside: dict[str, set[str]] = {}
+    missing = []
+    splits_of: dict[str, set[str]] = defaultdict(set)
+    for clip in clips:
+        folder, name = os.path.split(clip.file)
+        if folder not in inside:
+            inside[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        # Some file systems know a file by other spellings than the one that they list.
+        if name not in inside[folder] and not os.path.isfile(clip.file):
+            missing.append(clip)
+        splits_of[clip.file].add(clip.split)
+    if missing:
+        raise ConfigError(
+            f"{path}: {counted([clip.row for clip in missing])} a file that does not exist "
+            f"({listed([f'{clip.row}: {clip.file}' for clip in missing])}). Paths are relative to the CSV."
+        )
+    if shared := [file for file, splits in splits_of.items() if len(splits) > 1]:
+        logger.warning(
+            "%s: %d files are in more than one split, for instance %s; the result is too good.",
+            path,
+            len(shared),
+            shared[0],
+        )
+
+
+def _refuse(path: Path, rows: list[int], what: str) -> None:
+    if rows:
+        raise ConfigError(f"{path}: {counted(rows)} {what} ({listed(rows)}).")
+
+
+def counted(rows: Sequence[object]) -> str:
+    """Subject and verb of a complaint about rows."""
+    return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
+
+
+def listed(values: Sequence[object], noun: str = "row") -> str:
+    """The first few values, and how many more there are."""
+    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"
+
+
+def natural_key(label: str) -> list[tuple[int, int, str]]:
+    """Sorts numbers within names as numbers."""
+    parts = re.findall(r"\d+|\D+", label)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]

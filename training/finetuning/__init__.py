@@ -1,0 +1,1 @@
+"""Fine-tuning of a whole model with a head."""

@@ -1,0 +1,169 @@
+"""Frozen, validated configuration of a fine-tuning run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from ..pretraining.config import Precision, require, require_choice
+from .augment import AugmentRanges
+
+TaskLoss = Literal["cross-entropy", "bce"]
+MetricName = Literal["accuracy", "map", "icbhi"]
+OptimizerName = Literal["sgd", "lars", "adamw"]
+
+POSITIVE_INTEGERS = ("epochs", "accumulate_steps", "validate_every_epochs", "save_every_steps")
+NOT_NEGATIVE = (
+    "warmup_epochs",
+    "min_lr",
+    "weight_decay",
+    "frequency_mask",
+    "time_mask",
+    "frozen_blocks",
+    "min_steps",
+    "num_workers",
+)
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """One fine-tuning of a pre-trained model (paper, section IV-B and Table II).
+
+    The global batch of one optimizer step is ``batch_size`` · ``accumulate_steps`` · processes clips.
+    """
+
+    # Model
+    crop_frames: int | None = None  # T of the training crops; None: the model's window
+    adjust_positions: bool = False  # the window becomes the crop, by interpolated positions
+    freeze_patch_embed: bool = False
+    frozen_blocks: int = 0  # the first ones, and the patch embedding with them
+
+    try_linear: bool = False  # epoch 0 competes: the frozen model with the layer of linear evaluation
+
+    # Task
+    loss: TaskLoss | None = None  # None: cross-entropy, or bce where clips have several labels
+    metric: MetricName | None = None  # None: accuracy, or mAP where clips have several labels
+    normal_class: str = "Normal"  # of the metric icbhi; upper and lower case are the same
+    class_weights: bool = False  # of the cross-entropy: inverse to the classes' training clips
+
+    # Augmentation
+    mixup_ratio: float = 0.0  # most of a clip that comes from another one
+    frequency_mask: int = 0  # most mels that SpecAugment masks
+    time_mask: int = 0  # most frames
+    resized_crop: bool = False
+    patchout_ratio: float = 0.0  # share of the patches that structured patchout drops
+
+    # Optimisation
+    optimizer: OptimizerName = "adamw"
+    lr: float = 5e-4  # peak, as it is: not scaled by the batch
+    min_lr: float = 0.0  # at the end of the cosine
+    warmup_epochs: float = 5
+    epochs: int = 50
+    min_steps: int = 0  # fewer: epochs, warm-up and patience grow together to this many optimizer steps
+    batch_size: int = 64  # clips of one process and one forward pass
+    accumulate_steps: int = 1  # forward passes of one optimizer step
+    weight_decay: float = 0.0  # not of biases, norms and one-dimensional tensors
+    layer_decay: float = 1.0  # factor of the rate from each block to the one before it
+    clip_norm: float | None = None  # of all gradients together; None: no clipping
+    patience: int | None = None  # epochs without a better validation score; None: all epochs
+    precision: Precision = "fp32"
+    seed: int = 42  # of the first run; further ones count up
+
+    # Data
+    weighted_sampling: bool = False  # class-balancing draws without replacement instead of shuffling
+    samples_per_epoch: int | None = None  # of weighted sampling; None: the whole list
+    num_workers: int = 0
+
+    # Record
+    validate_every_epochs: int = 1
+    save_every_steps: int = 500
+
+    def __post_init__(self) -> None:
+        self._check_choices()
+        self._check_ranges()
+        require(
+            self.batch_size >= 2,
+            f"batch_size must be at least 2, got {self.batch_size!r}: the head normalises over the batch.",
+        )
+        require(self.lr > 0, f"lr must be positive, got {self.lr!r}.")
+        require(
+            self.clip_norm is None or self.clip_norm > 0,
+            f"clip_norm must be positive or none, got {self.clip_norm!r}.",
+        )
+        require(
+            0 < self.layer_decay <= 1, f"layer_decay must be above 0 and at most 1, got {self.layer_decay!r}."
+        )
+        require(0 <= self.mixup_ratio <= 1, f"mixup_ratio must be from 0 to 1, got {self.mixup_ratio!r}.")
+        require(
+            0 <= self.patchout_ratio < 1,
+            f"patchout_ratio must be from 0 to below 1, got {self.patchout_ratio!r}.",
+        )
+        require(
+            not self.adjust_positions or self.crop_frames is not None,
+            "adjust_positions fits the window to the crop: set crop_frames too, for instance 1001 for 10 s.",
+        )
+        require(
+            self.loss != "bce" or not self.class_weights,
+            "class_weights weigh the classes of cross-entropy, but loss is 'bce': leave one of them out.",
+        )
+        require(
+            self.loss != "bce" or self.metric in (None, "map"),
+            f"loss 'bce' is for several labels a clip, which metric {self.metric!r} cannot score: "
+            "leave metric out.",
+        )
+
+    def _check_choices(self) -> None:
+        require_choice("optimizer", self.optimizer, get_args(OptimizerName))
+        require_choice("precision", self.precision, get_args(Precision))
+        if self.loss is not None:
+            require_choice("loss", self.loss, get_args(TaskLoss))
+        if self.metric is not None:
+            require_choice("metric", self.metric, get_args(MetricName))
+
+    def _check_ranges(self) -> None:
+        for name in POSITIVE_INTEGERS:
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}."
+            )
+        for name in ("crop_frames", "patience", "samples_per_epoch"):
+            value = getattr(self, name)
+            require(
+                value is None or (isinstance(value, int) and value > 0),
+                f"{name} must be a positive integer or none, got {value!r}.",
+            )
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must not be negative, got {value!r}.")
+
+    @property
+    def augmentation(self) -> AugmentRanges:
+        """How strong the augmentations are."""
+        return AugmentRanges(
+            mixup_ratio=self.mixup_ratio,
+            frequency_mask=self.frequency_mask,
+            time_mask=self.time_mask,
+            resized_crop=self.resized_crop,
+            patchout_ratio=self.patchout_ratio,
+        )
+
+    def scaled_to(self, steps_per_epoch: int) -> FinetuneConfig:
+        """The run with as many epochs as ``min_steps`` asks for, warm-up and patience in proportion.
+
+        Args:
+            steps_per_epoch: Optimizer steps that the data gives.
+        """
+        epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
+        growth = epochs / self.epochs
+        return dataclasses.replace(
+            self,
+            epochs=epochs,
+            warmup_epochs=self.warmup_epochs * growth,
+            patience=None if self.patience is None else math.ceil(self.patience * growth),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return dataclasses.asdict(self)

@@ -1,0 +1,65 @@
+"""What the head takes of whole clips, and the head that linear evaluation finds on it.
+
+Shapes: N clips, K features of the head, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from m2d_hub.model import M2D
+
+from ..evaluation.labelled import Round
+from ..evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_linear
+from .config import FinetuneConfig
+from .data import whole_clips
+
+LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, with early stopping
+
+
+def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor:
+    """What the head takes (N, K) of whole waveforms, on the CPU: all frames count, as in inference."""
+    head = backbone.head
+    assert head is not None, "build_model puts one on"
+    features = backbone.encode_clip(clips, batch_size=batch_size)
+    if head.config.features == "tokens":
+        features = features.unflatten(1, (-1, backbone.embed_dim)).mean(dim=1)
+    return features
+
+
+@torch.no_grad()
+def fit_head(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> None:
+    """Gives the head the standardisation and the layer that linear evaluation ends with.
+
+    Args:
+        backbone: On the device of the training.
+        data: Its training clips fit the layer, its validation clips choose the epoch.
+        config: The run.
+        seed: Of the layer's first weights and of the order of the clips.
+    """
+    backbone.eval()
+    features = [
+        torch.cat(
+            [
+                head_features(backbone, clips, config.batch_size)
+                for clips in whole_clips(part.files, backbone.sample_rate, config.num_workers)
+            ]
+        )
+        for part in (data.train, data.valid)
+    ]
+    head = backbone.head
+    assert head is not None, "build_model puts one on"
+    standardise = Standardiser.of(features[0])
+    train, valid = (
+        Examples(standardise(own)[:, None], part.targets)
+        for own, part in zip(features, (data.train, data.valid), strict=True)
+    )
+    settings = FitSettings(head.config.activation == "sigmoid", learning_rate=LEARNING_RATE)
+    with torch.enable_grad():
+        fit = fit_linear(train, valid, [seed], settings)
+    assert head.norm.running_mean is not None and head.norm.running_var is not None
+    head.norm.running_mean.copy_(standardise.mean)
+    head.norm.running_var.copy_(standardise.var)
+    head.linear.weight.copy_(fit.weight[0])
+    head.linear.bias.copy_(fit.bias[0])

@@ -1,0 +1,319 @@
+"""A whole fine-tuning run: every round of the data with every seed, resumed where it stopped, and its report.
+
+Shapes: N clips, C classes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from m2d_hub.errors import ConfigError
+
+from ..data.sampling import EpochPlan, balancing_weights
+from ..evaluation.charts import draw_curves
+from ..evaluation.labelled import LabelledList, Round, read_labelled
+from ..evaluation.metrics import (
+    Interval,
+    Metric,
+    accuracy,
+    icbhi_score,
+    mean_average_precision,
+    sensitivity_specificity,
+)
+from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
+from ..pretraining.loop import build_accelerator
+from ..runs.resolved import write_or_compare
+from ..runs.state import RunFolder, replaced_folder
+from .config import FinetuneConfig
+from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
+from .member import (
+    Member,
+    MemberResult,
+    read_metrics,
+    read_result,
+    save_result,
+)
+from .model import build_model
+
+logger = logging.getLogger(__name__)
+
+MAY_CHANGE = {"num_workers", "save_every_steps"}
+CURVES_FILE = "learning_curve.png"
+
+
+@dataclass(frozen=True)
+class FinetuneOptions:
+    """What the command line says beside the configuration."""
+
+    name: str  # of the preset
+    model: str  # as for m2d_hub.load_model
+    data: str  # CSV with file, label and split
+    out: Path
+    seeds: int = 1  # trainings of each round, with seeds that count up
+    progress: bool = True
+
+
+@dataclass(frozen=True)
+class FinetuneResult:
+    """The answer, and where the rest is."""
+
+    metric: str  # accuracy, mAP, or ICBHI's score
+    interval: Interval
+    report: dict[str, Any]  # as report.json has it
+    out: Path
+    model: Path  # for m2d_hub.load_model
+
+
+def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult:
+    """Trains and tests every round with every seed, going on from what is in ``options.out``.
+
+    Each training keeps its best epoch by the validation clips. ``export/`` is the model of the first round
+    and the first seed; ``report.json`` is about all of them.
+
+    Raises:
+        ConfigError: Settings, model and data do not go together, or the folder holds another run.
+    """
+    if options.seeds < 1:
+        raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
+    run = FinetuneRun(config, options, read_task(config, options.data), build_accelerator())
+    run.train()
+    run.accelerator.wait_for_everyone()
+    run.accelerator.end_training()
+    report = json.loads((options.out / REPORT_FILE).read_text(encoding="utf-8"))
+    interval = Interval(report["value"], report["low"], report["high"])
+    return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled list and how it is learnt and scored."""
+
+    labelled: LabelledList
+    rounds: list[Round]
+    metric: Metric
+    normal: int | None  # index of the class that ICBHI's score calls normal
+
+
+def read_task(config: FinetuneConfig, data: str) -> Task:
+    """Reads the list and checks that loss and metric suit it.
+
+    Raises:
+        ConfigError: They do not, or the list cannot be used.
+    """
+    labelled = read_labelled(data, multi_label=True if config.loss == "bce" else None)
+    if labelled.is_multi_label:
+        _refuse_single_label_settings(config, labelled)
+        return Task(labelled, labelled.rounds(), mean_average_precision, None)
+    if config.metric == "icbhi":
+        names = [label.casefold() for label in labelled.labels]
+        if config.normal_class.casefold() not in names:
+            raise ConfigError(
+                f"metric 'icbhi' needs the normal class, but {config.normal_class!r} is none of "
+                f"{', '.join(labelled.labels)}: set normal_class."
+            )
+        normal = names.index(config.normal_class.casefold())
+        task = Task(labelled, labelled.rounds(), icbhi_score(normal), normal)
+        _check_normal_and_abnormal(task, normal)
+        return task
+    return Task(
+        labelled, labelled.rounds(), mean_average_precision if config.metric == "map" else accuracy, None
+    )
+
+
+def _check_normal_and_abnormal(task: Task, normal: int) -> None:
+    """Sensitivity and specificity need clips of both kinds wherever they are computed."""
+    for one in task.rounds:
+        for use, part in (("valid", one.valid), ("test", one.test)):
+            is_normal = part.classes == normal
+            if is_normal.all() or not is_normal.any():
+                raise ConfigError(
+                    f"{task.labelled.name}: the {use} clips of the round {one.name!r} are "
+                    f"{'all' if is_normal.any() else 'never'} {task.labelled.labels[normal]!r}; metric "
+                    "'icbhi' needs normal and abnormal ones."
+                )
+
+
+def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList) -> None:
+    several = [clip.row for clip in labelled.clips if len(clip.labels) > 1]
+    wrong = [
+        f"{name} {value!r}"
+        for name, value, is_wrong in (
+            ("loss", config.loss, config.loss == "cross-entropy"),
+            ("metric", config.metric, config.metric not in (None, "map")),
+            ("class_weights", config.class_weights, config.class_weights),
+        )
+        if is_wrong
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{labelled.name} has several labels a clip (row {several[0]} is the first of {len(several)}), "
+            f"which {' and '.join(wrong)} cannot take: leave them out, or give one label a clip."
+        )
+
+
+class FinetuneRun:
+    """All trainings of a run."""
+
+    def __init__(self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator):
+        self.config, self.options, self.task, self.accelerator = config, options, task, accelerator
+        self.folder = RunFolder(options.out)
+        self.seeds = [config.seed + index for index in range(options.seeds)]
+
+    def train(self) -> None:
+        """Trains what is not finished, and reports."""
+        if self.accelerator.is_main_process:
+            self._write_or_compare_config()
+        results: dict[tuple[int, str], MemberResult] = {}
+        for seed in self.seeds:  # the first one's rounds come first
+            for data in self.task.rounds:
+                results[seed, data.name] = self._train_member(data, seed)
+        if self.accelerator.is_main_process:
+            self._write_metrics()
+            self._report(results)
+
+    def _train_member(self, data: Round, seed: int) -> MemberResult:
+        folder = self._member_folder(data, seed)
+        finished = read_result(folder)
+        if finished is not None:
+            return finished
+        plan = self._plan(data, seed)
+        config = self.config.scaled_to(plan.steps_per_epoch)
+        torch.manual_seed(seed)
+        task = self.task
+        backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
+        weights = inverse_class_weights(data.train.targets) if config.class_weights else None
+        objective = TaskObjective(task.labelled.is_multi_label, weights)
+        trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)
+        result = Member(folder, trainer, data, plan, task.metric, seed, self.options.progress).train()
+        if self.accelerator.is_main_process:
+            if seed == self.seeds[0] and data is task.rounds[0]:
+                with replaced_folder(self.folder.export) as partial:
+                    trainer.backbone.save_pretrained(partial)
+            save_result(folder, result)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.free_memory()
+        return result
+
+    def _plan(self, data: Round, seed: int) -> EpochPlan:
+        config = self.config
+        weights = None
+        if config.weighted_sampling:
+            names = self.task.labelled.labels
+            rows = [row.nonzero()[:, 0].tolist() for row in data.train.targets]
+            weights = balancing_weights([tuple(names[index] for index in row) for row in rows])
+        return EpochPlan(
+            list_size=len(data.train),
+            global_batch=config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
+            seed=seed,
+            weights=weights,
+            samples_per_epoch=config.samples_per_epoch,
+        )
+
+    def _member_folder(self, data: Round, seed: int) -> RunFolder:
+        name = re.sub(r"\W+", "-", data.name)
+        return RunFolder(self.folder.root / "trainings" / f"{name}-seed-{seed}")
+
+    def _write_or_compare_config(self) -> None:
+        labelled, config = self.task.labelled, self.config
+        clips = [(clip.file, clip.labels, clip.split) for clip in labelled.clips]
+        write_or_compare(
+            self.folder,
+            {"preset": self.options.name, "data": self.options.data, "seeds": self.seeds},
+            {
+                "model": self.options.model,
+                "global_batch": config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
+                "clips": len(clips),
+                "list_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest(),
+                "labels": list(labelled.labels),
+            },
+            config.to_dict(),
+            MAY_CHANGE,
+        )
+
+    def _write_metrics(self) -> None:
+        """All trainings' metrics in one file, and their learning curves."""
+        losses: dict[str, list[float]] = {}
+        scores: dict[str, list[float]] = {}
+        partial = self.folder.metrics_file.with_suffix(".partial")
+        with partial.open("w", encoding="utf-8") as lines:
+            for seed in self.seeds:
+                for data in self.task.rounds:
+                    steps = read_metrics(self._member_folder(data, seed))
+                    for values in steps:
+                        lines.write(json.dumps({"round": data.name, "seed": seed, **values}) + "\n")
+                    name = f"{data.name}, seed {seed}" if len(self.task.rounds) > 1 else f"seed {seed}"
+                    losses[f"{name}, train"] = by_epoch(steps, "loss")
+                    losses[f"{name}, valid"] = by_epoch(steps, "validation_loss")
+                    scores[name] = by_epoch(steps, "validation_score")
+        os.replace(partial, self.folder.metrics_file)
+        curves = {"loss": losses, f"{self.task.metric.name} on valid": scores}
+        draw_curves(self.folder.root / CURVES_FILE, curves)
+
+    def _report(self, results: dict[tuple[int, str], MemberResult]) -> None:
+        scored = [
+            ScoredRound(
+                data.name,
+                data.test,
+                torch.stack([results[seed, data.name].test_scores for seed in self.seeds]),
+            )
+            for data in self.task.rounds
+        ]
+        evaluation = Evaluation(self.task.labelled, self.task.metric, self.seeds, scored)
+        details: dict[str, Any] = {
+            "method": "fine-tuning",
+            "preset": self.options.name,
+            "model": self.options.model,
+            "export": str(self.folder.export),
+            "settings": self.config.to_dict(),
+            "over_seeds": over_seeds(evaluation.by_round.mean(axis=0)),
+            "trainings": [
+                {"round": name, "seed": seed}
+                | {key: value for key, value in vars(result).items() if key != "test_scores"}
+                for (seed, name), result in results.items()
+            ],
+        }
+        if self.task.normal is not None:
+            details |= self._sensitivity_specificity(scored, self.task.normal)
+        write_report(self.folder.root, evaluation, details)
+
+    @staticmethod
+    def _sensitivity_specificity(scored: list[ScoredRound], normal: int) -> dict[str, float]:
+        rates = [
+            sensitivity_specificity(scores, one.part.targets, normal)
+            for one in scored
+            for scores in one.scores
+        ]
+        return {
+            name: float(np.mean([getattr(rate, name) for rate in rates]))
+            for name in ("sensitivity", "specificity")
+        }
+
+
+def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
+    """Mean of a metric over the steps of each epoch; NaN for epochs without it."""
+    values: dict[int, list[float]] = {}
+    for step in steps:
+        own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
+        own += [step[name]] if name in step else []
+    return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]
+
+
+def over_seeds(values: np.ndarray) -> dict[str, float | None]:
+    """Mean over the seeds' figures (S,) and half of its 95 % interval by Student's t, as in Table IV."""
+    from scipy.stats import t  # type: ignore[import-untyped]
+
+    half = None
+    if len(values) > 1:
+        half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return {"mean": float(values.mean()), "plus_minus": half}

@@ -1,0 +1,76 @@
+"""The folder of a linear evaluation: made ready, with nothing in it of an earlier one but the features."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from m2d_hub.errors import ConfigError
+
+from ..evaluation.report import CONFUSION_FILE, PRECISION_FILE, REPORT_FILE, WORST_FILE
+from .options import LinearEvalOptions
+from .report import CURVES_FILE, LAYERS_FILE, METHOD, MIX_FILE
+
+CONFIG_FILE = "config.json"
+PICTURES = (CURVES_FILE, LAYERS_FILE, MIX_FILE, CONFUSION_FILE, PRECISION_FILE)
+
+
+@dataclass(frozen=True)
+class LinearFolder:
+    """Where an evaluation keeps its files."""
+
+    root: Path
+
+    @property
+    def features(self) -> Path:
+        """Features, where no other cache was named."""
+        return self.root / "features"
+
+    @property
+    def errors_file(self) -> Path:
+        """Clips that cannot be read."""
+        return self.root / "errors.csv"
+
+    @property
+    def model(self) -> Path:
+        """What ``m2d_hub.load_model`` takes."""
+        return self.root / "model"
+
+    def prepare(self, options: LinearEvalOptions) -> None:
+        """Removes what an earlier evaluation left, but its features, and writes the options.
+
+        Raises:
+            ConfigError: What stands in the model's place is something else, or the model to evaluate.
+        """
+        is_own = self._is_evaluation()
+        if self.model.exists() and (not is_own or self.model.resolve() == Path(options.model).resolve()):
+            what = "is the model to evaluate" if is_own else "is not of a linear evaluation"
+            raise ConfigError(f"{self.model} {what}, and would be replaced: give another --out.")
+        if is_own:
+            shutil.rmtree(self.model, ignore_errors=True)
+            for name in (*PICTURES, WORST_FILE, self.errors_file.name, REPORT_FILE):
+                (self.root / name).unlink(missing_ok=True)
+        self.root.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(options.to_dict(), indent=2, ensure_ascii=False) + "\n"
+        (self.root / CONFIG_FILE).write_text(text, encoding="utf-8")
+
+    def _is_evaluation(self) -> bool:
+        path = self.root / REPORT_FILE
+        try:
+            return bool(json.loads(path.read_text(encoding="utf-8")).get("method") == METHOD)
+        except (OSError, ValueError, AttributeError):
+            return False
+
+    def write_errors(self, left_out: Sequence[dict[str, Any]]) -> None:
+        """Writes clips that cannot be read, if there are any."""
+        if not left_out:
+            return
+        with self.errors_file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
+            writer = csv.DictWriter(lines, list(left_out[0]))
+            writer.writeheader()
+            writer.writerows(left_out)

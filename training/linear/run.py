@@ -1,0 +1,232 @@
+"""Linear evaluation: how well one linear layer tells classes apart on frozen features (paper, section IV-B).
+
+Shapes: N clips, L layers, K features.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+
+from ..evaluation.clip_encoder import ClipEncoder, encode_files, mean_samples
+from ..evaluation.labelled import LabelledList, read_labelled
+from ..evaluation.linear_layers import LEARNING_RATE, FitSettings
+from ..evaluation.linear_rounds import Outcome, fit_rounds
+from ..evaluation.metrics import Interval
+from ..pretraining.config import PretrainConfig
+from ..runs.state import model_config, model_tensors
+from .feature_cache import StoredFeatures, stored_features
+from .folder import LinearFolder
+from .model import save_linear_model
+from .options import SEEDS, LinearEvalOptions
+from .report import report_outcomes
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class LinearEvalResult:
+    """The answer, and where the rest is."""
+
+    metric: str  # accuracy or mAP
+    interval: Interval
+    report: dict[str, Any]  # as report.json has it
+    out: Path
+    model: Path | None  # for m2d_hub.load_model; None where the features are not those of encode_clip
+    left_out: int  # clips that cannot be read, see errors.csv
+
+
+def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
+    """Evaluates a model's frozen features on a labelled list.
+
+    Features are computed once and kept: a run that was stopped goes on where it was. Clips that cannot be
+    read are left out, and listed in ``errors.csv``.
+
+    Raises:
+        ConfigError: The list cannot be used, or an option contradicts the model.
+    """
+    started = time.perf_counter()
+    folder = LinearFolder(options.out)
+    labelled = read_labelled(options.data, options.multi_label)
+    model = load_model(options.model, device=options.device, window_s=options.window_s)
+    layer = _checked_layer(options.layer, model.config.encoder.depth)
+    folder.prepare(options)
+    encoder = _clip_encoder(options, labelled, model, all_layers=layer != "last")
+    features = stored_features(
+        encoder,
+        [clip.file for clip in labelled.clips],
+        options.cache or folder.features,
+        num_workers=options.num_workers,
+        progress=options.progress,
+    )
+    labelled, left_out = _leave_out(folder, labelled, features)
+    encoded = time.perf_counter()
+    outcomes = _fit_outcomes(options, labelled, features, layer, model.device)
+    best = max(outcomes, key=lambda outcome: (outcome.valid_score, -outcome.valid_loss))
+    if not best.has_converged:
+        _warn_of_limit(options, best)
+    details = {
+        "model": str(options.model),
+        "model_config": model.config.to_dict(),
+        "features_key": encoder.key(),
+        "clip_seconds": None if encoder.num_samples is None else encoder.num_samples / model.sample_rate,
+        "left_out": left_out,
+        "settings": options.to_dict(),
+        "timing": {
+            "features_s": encoded - started,
+            "clips_encoded": features.computed,
+            "linear_layers_s": time.perf_counter() - encoded,
+        },
+    }
+    report = report_outcomes(options.out, outcomes, best, details)
+    saved = folder.model if _save_model(folder, options, model, best) else None
+    metric, interval = best.settings.metric.name, best.evaluation.interval
+    return LinearEvalResult(metric, interval, report, options.out, saved, len(left_out))
+
+
+def _checked_layer(layer: int | str, depth: int) -> str:
+    """The layer as text; the last block by its number is "last", which is the cheapest to compute."""
+    if isinstance(layer, int) and layer > depth:
+        raise ConfigError(f"layer {layer} is not there: the model has {depth} blocks, 1 to {depth}.")
+    return "last" if layer == depth else str(layer)
+
+
+def _clip_encoder(
+    options: LinearEvalOptions, labelled: LabelledList, model: M2D, all_layers: bool
+) -> ClipEncoder:
+    num_samples = None
+    if options.duration == "mean":
+        train = [clip.file for clip in labelled.clips if clip.split == "train"]
+        every = [clip.file for clip in labelled.clips]  # each fold trains
+        num_samples = mean_samples(train or every, model.sample_rate, options.num_workers)
+        if num_samples is not None:
+            logger.info(
+                "Clips are cropped or zero-padded to %.2f s, the mean of the training clips; duration 'none' "
+                "takes each clip whole.",
+                num_samples / model.sample_rate,
+            )
+    elif options.duration != "none":
+        num_samples = max(1, round(float(options.duration) * model.sample_rate))
+    return ClipEncoder(
+        model,
+        options.pooling,
+        all_layers=all_layers,
+        num_samples=num_samples,
+        batch_size=options.batch_size,
+    )
+
+
+def _leave_out(
+    folder: LinearFolder, labelled: LabelledList, features: StoredFeatures
+) -> tuple[LabelledList, list[dict[str, Any]]]:
+    """The list without clips that cannot be read, which are written to ``errors.csv``."""
+    left_out: list[dict[str, Any]] = [
+        {"row": labelled.clips[place].row, "file": labelled.clips[place].file, "error": reason}
+        for place, reason in sorted(features.errors.items())
+    ]
+    if not left_out:
+        return labelled, []
+    folder.write_errors(left_out)
+    logger.warning(
+        "%d clips cannot be read and are left out, the first in row %d: %s All are in %s",
+        len(left_out),
+        left_out[0]["row"],
+        left_out[0]["error"],
+        folder.errors_file,
+    )
+    return labelled.without({clip["row"] for clip in left_out}), left_out
+
+
+def _fit_outcomes(
+    options: LinearEvalOptions,
+    labelled: LabelledList,
+    features: StoredFeatures,
+    layer: str,
+    device: torch.device,
+) -> list[Outcome]:
+    """One outcome, or one of each layer."""
+    from tqdm import tqdm
+
+    settings = FitSettings(
+        labelled.is_multi_label,
+        options.learning_rate,
+        max_epochs=options.max_epochs,
+        patience=options.patience,
+    )
+    readable = [place for place in range(len(features.files)) if place not in features.errors]
+    every = range(features.num_layers)
+    groups: dict[str, Sequence[int]]
+    if layer == "all":
+        groups = {str(index + 1): [index] for index in every}
+    else:
+        groups = {layer: every if layer in ("last", "mix") else [int(layer) - 1]}
+    outcomes = []
+    with tqdm(desc="linear layers", unit="epoch", disable=None if options.progress else True) as bar:
+        for name, indices in groups.items():
+            values = torch.stack([features.layer(index)[readable] for index in indices], dim=1)  # (N, L, K)
+            outcomes.append(
+                fit_rounds(name, values.to(device), labelled, options.seeds, settings, bar.update)
+            )
+    return outcomes
+
+
+def _warn_of_limit(options: LinearEvalOptions, outcome: Outcome) -> None:
+    rates = sorted({own.fit.learning_rate for own in outcome.rounds})
+    advice = "more epochs" if options.learning_rate is None else "a higher learning rate, or more epochs"
+    logger.warning(
+        "With the learning rate %s the linear layer was still getting better on the valid clips after %d "
+        "epochs, so the figure may be too low: give %s.",
+        ", ".join(f"{rate:g}" for rate in rates),
+        options.max_epochs,
+        advice,
+    )
+
+
+def _save_model(folder: LinearFolder, options: LinearEvalOptions, model: M2D, best: Outcome) -> bool:
+    """Saves the encoder with the linear layer, if its features are those that ``encode_clip`` gives."""
+    is_last = best.layer in ("last", str(model.config.encoder.depth))
+    if not is_last or options.pooling != "mean":
+        logger.info("No model is saved: a head takes the mean over the frames of the last layer only.")
+        return False
+    fits = [(own.standardiser, own.fit) for own in best.rounds]
+    save_linear_model(folder.model, model, best.labelled, fits)
+    return True
+
+
+def evaluate_encoder(
+    state: dict[str, Tensor],
+    config: PretrainConfig,
+    labelled: LabelledList,
+    device: torch.device | str = "cpu",
+) -> float:
+    """Score of a pre-training model's encoder: whole clips, one seed, nothing written.
+
+    Args:
+        state: State dict of the pre-training model.
+        config: Its configuration.
+        labelled: Clips with labels.
+        device: Where to compute.
+    """
+    model = M2D(model_config(config, "pretraining")).eval()
+    model.load_state_dict(model_tensors(state))
+    encoder = ClipEncoder(model.to(device))
+    parts = list(encode_files(encoder, [clip.file for clip in labelled.clips], num_workers=2))
+    errors = {place: reason for part in parts for place, reason in part.errors.items()}
+    if errors:
+        rows = {labelled.clips[place].row for place in errors}
+        logger.warning("linear evaluation leaves out %d clips: %s", len(errors), next(iter(errors.values())))
+        labelled = labelled.without(rows)
+    features = torch.cat([part.features for part in parts if part.clips]).to(device)
+    settings = FitSettings(labelled.is_multi_label, LEARNING_RATE)
+    return float(fit_rounds("last", features, labelled, SEEDS[:1], settings).evaluation.by_round.mean())

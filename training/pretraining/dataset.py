@@ -1,0 +1,201 @@
+"""Data sets of pre-training clips and the loader that makes batches of them.
+
+Shapes: B batch, S samples, C channels, F mels, T frames, N_T time frames of tokens, K classes or features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from m2d_hub.errors import AudioError, ConfigError
+
+from ..data.crops import Crop, CropPlan, crop_spectrogram, crop_waveform
+from ..data.images import crop_image
+from ..data.manifest import Entry, Manifest
+from ..data.masking import draw_mask
+from ..data.sampling import SampleKey, StepSampler
+from ..data.stored_features import crop_features, read_features
+from .config import PretrainConfig
+
+MAX_BROKEN_IN_A_ROW = 20  # replacements of one clip before the run gives up
+NOISE_STREAM = 1  # tells the noise's random numbers from the clip's
+
+
+@dataclass
+class Sample:
+    """One clip, cropped and masked."""
+
+    values: np.ndarray  # waveform (S,), log-mel spectrogram (F, T), or picture (C, height, width)
+    visible_ids: np.ndarray
+    masked_ids: np.ndarray
+    noise: np.ndarray | None = None  # as values
+    signal: np.ndarray | None = None  # labels (K,), or per-frame features (N_T, K), where already known
+    caption: str = ""
+    skipped: list[str] = field(default_factory=list)  # why clips before this one were left out
+
+
+@dataclass
+class Batch:
+    """Samples stacked along the batch axis."""
+
+    values: Tensor
+    visible_ids: Tensor  # (B, n_visible)
+    masked_ids: Tensor  # (B, n_masked)
+    noise: Tensor | None
+    signal: Tensor | None
+    captions: list[str]
+    skipped: list[str]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device, non_blocking=True)
+
+        return Batch(
+            self.values.to(device, non_blocking=True),
+            self.visible_ids.to(device, non_blocking=True),
+            self.masked_ids.to(device, non_blocking=True),
+            move(self.noise),
+            move(self.signal),
+            self.captions,
+            self.skipped,
+        )
+
+
+def stack_samples(samples: list[Sample]) -> Batch:
+    """Stacks samples to a batch."""
+
+    def stack(arrays: list[np.ndarray | None]) -> Tensor | None:
+        present = [torch.from_numpy(array) for array in arrays if array is not None]
+        return torch.stack(present) if present else None
+
+    values = stack([sample.values for sample in samples])
+    visible_ids = stack([sample.visible_ids for sample in samples])
+    masked_ids = stack([sample.masked_ids for sample in samples])
+    assert values is not None and visible_ids is not None and masked_ids is not None
+    return Batch(
+        values,
+        visible_ids,
+        masked_ids,
+        noise=stack([sample.noise for sample in samples]),
+        signal=stack([sample.signal for sample in samples]),
+        captions=[sample.caption for sample in samples],
+        skipped=[reason for sample in samples for reason in sample.skipped],
+    )
+
+
+class PretrainDataset(Dataset):
+    """Crops, masks and training signals of clips, drawn by SampleKey.
+
+    A clip that cannot be read is replaced by another one of the list; the sample names it in ``skipped``.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        manifest: Manifest,
+        noise: Manifest | None = None,
+        classes: tuple[str, ...] = (),
+    ):
+        if noise is not None and noise.kind != manifest.kind:
+            raise ConfigError(
+                f"{manifest.name} holds {manifest.kind} files but the noise {noise.name} {noise.kind} files: "
+                "give the same kind for both."
+            )
+        self.config, self.manifest, self.noise = config, manifest, noise
+        self.class_index = {name: index for index, name in enumerate(classes)}
+        if config.offline is not None and config.offline.kind == "labels":
+            _check_labels(manifest, self.class_index)
+        num_frames = config.input_size[1]
+        self.plan = CropPlan(config.frontend, num_frames, repeat_short=config.short_clips == "repeat")
+        self.noise_plan = CropPlan(config.frontend, num_frames, repeat_short=True)
+
+    def __len__(self) -> int:
+        return len(self.manifest.entries)
+
+    def __getitem__(self, key: SampleKey) -> Sample:
+        rng = np.random.default_rng([self.config.seed, key.epoch, key.position])
+        config = self.config
+        mask = draw_mask(config.mask_kind, config.grid, config.mask_ratio, rng, config.mask_run_frames)
+        skipped: list[str] = []
+        entry, crop = self._read(self.manifest, key.index, self.plan, rng, skipped)
+        noise = None
+        if self.noise is not None:
+            noise_rng = np.random.default_rng([config.seed, key.epoch, key.position, NOISE_STREAM])
+            index = int(noise_rng.integers(len(self.noise.entries)))
+            noise = self._read(self.noise, index, self.noise_plan, noise_rng, skipped)[1].values
+        return Sample(
+            crop.values,
+            mask.visible_ids,
+            mask.masked_ids,
+            noise=noise,
+            signal=self._signal(entry, crop),
+            caption=entry.caption or ", ".join(entry.labels),
+            skipped=skipped,
+        )
+
+    def _read(
+        self, manifest: Manifest, index: int, plan: CropPlan, rng: np.random.Generator, skipped: list[str]
+    ) -> tuple[Entry, Crop]:
+        for _ in range(MAX_BROKEN_IN_A_ROW):
+            entry = manifest.entries[index]
+            try:
+                return entry, self._crop(manifest, entry, plan, rng)
+            except AudioError as error:
+                skipped.append(str(error))
+                index = int(rng.integers(len(manifest.entries)))
+        raise AudioError(
+            f"{MAX_BROKEN_IN_A_ROW} clips of {manifest.name} in a row cannot be read; the last: {skipped[-1]}"
+        )
+
+    def _crop(self, manifest: Manifest, entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Crop:
+        if manifest.kind == "image":
+            return Crop(crop_image(entry, self.config.input_size, rng), 0)
+        if manifest.kind == "spectrogram":
+            return crop_spectrogram(entry, plan, rng)
+        return crop_waveform(entry, plan, rng)
+
+    def _signal(self, entry: Entry, crop: Crop) -> np.ndarray | None:
+        offline = self.config.offline
+        if offline is None:
+            return None
+        if offline.kind == "labels":
+            unnamed = 0.0 if entry.labels else np.nan
+            signal = np.full(len(self.class_index), unnamed, dtype=np.float32)
+            signal[[self.class_index[label] for label in entry.labels]] = 1.0
+            return signal
+        if not entry.features_path:
+            return None
+        features = read_features(entry)
+        if offline.kind == "text":
+            return features.reshape(-1)
+        return crop_features(features, crop.first_frame, self.config)
+
+
+def _check_labels(manifest: Manifest, class_index: dict[str, int]) -> None:
+    unknown = sorted({label for entry in manifest.entries for label in entry.labels} - set(class_index))
+    if unknown:
+        raise ConfigError(
+            f"{manifest.name} has labels that are no classes of this run: {unknown[:5]}; "
+            f"its {len(class_index)} classes are those of the training list."
+        )
+
+
+def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: int) -> Iterable[Batch]:
+    """Batches of ``sampler``, read by ``num_workers`` processes, or by this one."""
+    pin = torch.cuda.is_available()
+    return DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        num_workers=num_workers,
+        collate_fn=stack_samples,
+        pin_memory=pin,
+        prefetch_factor=4 if num_workers else None,
+    )

@@ -1,0 +1,147 @@
+"""The training loop: forward, backward, optimizer, EMA."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ..data.sampling import EpochPlan
+from ..runs.schedules import ema_decay
+from .analysis import explained_variance_auc, rank_me
+from .config import PretrainConfig
+from .dataset import Batch
+from .inputs import InputBuilder
+from .optimizer import rate_of_step
+from .pretrainer import LossTerms, Pretrainer
+
+ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
+
+
+def build_accelerator():
+    """``accelerate.Accelerator`` for the devices and processes at hand."""
+    from accelerate import Accelerator
+
+    on_cpu = not torch.accelerator.is_available()  # said aloud, or several processes do not find each other
+    return Accelerator(cpu=on_cpu)
+
+
+@dataclass
+class StepResult:
+    """What one optimizer step did."""
+
+    loss: float
+    m2d: float
+    offline: float | None
+    lr: float
+    tau: float
+    grad_norm: float
+    seconds: float
+    encoded: Tensor  # of the last batch of this process (B, 1 + n_visible, D)
+    skipped: list[str]
+
+    def metrics(self) -> dict[str, float]:
+        """Values for the record."""
+        names = ("loss", "m2d", "offline", "lr", "tau", "grad_norm", "seconds")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def analysis(self) -> dict[str, float]:
+        """RankMe and explained variance of the visible tokens."""
+        tokens = self.encoded[:, 1:].flatten(0, 1)[:ANALYSED_TOKENS].float()  # (N, D)
+        return {"rank_me": rank_me(tokens), "explained_variance_auc": explained_variance_auc(tokens)}
+
+
+class Trainer:
+    """Steps of one run; what it holds is all that a step touches."""
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        pretrainer: Pretrainer,
+        optimizer: torch.optim.Optimizer,
+        inputs: InputBuilder,
+        plan: EpochPlan,
+        accelerator,
+    ):
+        """Wraps model and optimizer for the devices at hand.
+
+        Args:
+            config: The resolved run.
+            pretrainer: The model, on any device.
+            optimizer: Over the model's parameters.
+            inputs: Makes spectrograms and training signals of batches.
+            plan: Epochs.
+            accelerator: ``accelerate.Accelerator``, which holds devices and processes.
+        """
+        self.config, self.inputs, self.plan, self.accelerator = config, inputs, plan, accelerator
+        self.model: nn.Module
+        self.model, self._prepared = accelerator.prepare(pretrainer, optimizer)
+        self.optimizer: torch.optim.Optimizer = self._prepared.optimizer
+        self.total_steps = config.epochs * plan.steps_per_epoch
+
+    @property
+    def pretrainer(self) -> Pretrainer:
+        """The model without the wrapping of DDP."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def train_step(self, batches: list[Batch], step: int) -> StepResult:
+        """One optimizer step over ``accumulate_steps`` batches.
+
+        Args:
+            batches: Of this process.
+            step: From 0.
+        """
+        started = time.perf_counter()
+        lr, tau = self._schedule(step)
+        terms = []
+        for index, batch in enumerate(batches):
+            with self._gradients_kept_local(index + 1 < len(batches)):
+                terms.append(self.forward(batch))
+                self.accelerator.backward(terms[-1].total / len(batches))
+        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.pretrainer.update_target_encoder(tau)
+        loss, m2d, offline = self._mean_terms(terms)
+        return StepResult(
+            loss=loss,
+            m2d=m2d,
+            offline=offline if terms[0].offline is not None else None,
+            lr=lr,
+            tau=tau,
+            grad_norm=float(grad_norm),
+            seconds=time.perf_counter() - started,
+            encoded=terms[-1].encoded,
+            skipped=[reason for batch in batches for reason in batch.skipped],
+        )
+
+    def forward(self, batch: Batch) -> LossTerms:
+        """Losses of one batch of this process."""
+        batch = batch.to(self.accelerator.device)
+        log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
+        with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
+
+    @torch.no_grad()
+    def validate(self, batches: Iterator[Batch]) -> float:
+        """Mean loss over a list of its own, whose crops and masks are always the same."""
+        losses = torch.stack([self.forward(batch).total.detach() for batch in batches])
+        return float(self.accelerator.gather(losses).mean())
+
+    def _schedule(self, step: int) -> tuple[float, float]:
+        lr = rate_of_step(self.config, step, self.plan.steps_per_epoch, self.plan.global_batch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        return lr, ema_decay(step, self.total_steps, self.config.ema_start, self.config.ema_end)
+
+    def _mean_terms(self, terms: list[LossTerms]) -> list[float]:
+        """Total, M2D and offline loss, averaged over the step's batches and processes."""
+        rows = [torch.stack([t.total, t.m2d, t.total * 0 if t.offline is None else t.offline]) for t in terms]
+        return self.accelerator.reduce(torch.stack(rows).detach().mean(dim=0), reduction="mean").tolist()
+
+    def _gradients_kept_local(self, local: bool) -> contextlib.AbstractContextManager:
+        return self.accelerator.no_sync(self.model) if local else contextlib.nullcontext()

@@ -1,0 +1,212 @@
+"""One pre-training model: encoder, target encoder, predictor, loss and offline network put together.
+
+Shapes: B batch, C channels, F mels, T frames, N patches, D width.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.nn.encoder import Encoder
+
+from .config import PretrainConfig
+from .losses import cosine_loss, mse_loss, standardise
+from .offline import build_offline
+from .predictor import Predictor
+from .target_encoder import TargetEncoder
+
+logger = logging.getLogger(__name__)
+
+# Published tensor name (prefix) of each of our modules; longer names come first.
+PUBLISHED_PREFIXES = {
+    "encoder.": "",
+    "predictor.mask_token": "mask_token",
+    "predictor.embed.": "decoder_embed.",
+    "predictor.pos_embed": "decoder_pos_embed",
+    "predictor.blocks.": "decoder_blocks.",
+    "predictor.norm.": "decoder_norm.",
+    "predictor.projection.": "decoder_pred.",
+    "target_encoder.blocks.": "target_blocks.",
+    "target_encoder.norm.": "target_norm.",
+    "offline.projection.": "offline_predictor.",
+    "offline.clap.": "",
+}
+OPTIONAL_PARTS = {
+    "predictor": ("mask_token", "decoder_"),
+    "target encoder": ("target_",),
+    "offline network": ("offline_predictor.", "audio_proj.", "text_proj.", "logit_scale"),
+    "text encoder": ("text_encoder.",),
+    "statistics": ("norm_stats",),
+}
+
+
+@dataclass
+class LossTerms:
+    """What one forward pass gives."""
+
+    total: Tensor  # equation 6 of the paper, a scalar
+    m2d: Tensor  # loss of the masked prediction, a scalar
+    offline: Tensor | None  # loss of the offline network, a scalar; None where there is none
+    prediction: Tensor  # (B, n_masked, D), or pixels of the patches for msm-mae
+    encoded: Tensor  # class token and visible tokens of the online encoder (B, 1 + n_visible, D), detached
+
+
+class Pretrainer(nn.Module):
+    """Masked Modeling Duo and its variants (paper, section III)."""
+
+    def __init__(self, config: PretrainConfig):
+        super().__init__()
+        self.config = config = config.resolve()
+        self.encoder = Encoder(config.encoder)
+        predicts_pixels = config.method == "msm-mae"
+        out_dim = config.patch_pixels if predicts_pixels else config.embed_dim
+        self.predictor = Predictor(config.predictor, config.embed_dim, out_dim, config.grid)
+        self.target_encoder = None if predicts_pixels else TargetEncoder(config.encoder)
+        self.offline = (
+            None if config.offline is None else build_offline(config.offline, config.embed_dim, config.grid)
+        )
+        self.norm_stats: Tensor
+        self.register_buffer("norm_stats", torch.tensor([config.mean, config.std], dtype=torch.float32))
+
+    def forward(
+        self, log_mel: Tensor, visible_ids: Tensor, masked_ids: Tensor, offline_target: Tensor | None = None
+    ) -> LossTerms:
+        """Losses of one batch.
+
+        Args:
+            log_mel: Normalised spectrograms (B, C, F, T).
+            visible_ids: Patches that the online encoder sees (B, n_visible), frequency-major.
+            masked_ids: Patches to predict (B, n_masked).
+            offline_target: Training signal of the offline network: labels (B, K), per-frame features
+                (B, N_T, K), or captions' features (B, K).
+        """
+        self._check_offline_target(offline_target)
+        tokens = self.encoder.embed(log_mel)  # (B, N, D)
+        encoded = self.encoder.encode(take_tokens(tokens, visible_ids))  # (B, 1 + n_visible, D)
+        prediction = self.predictor(encoded, visible_ids, masked_ids)
+        with torch.no_grad():
+            target = self._target(log_mel, tokens, masked_ids)
+        loss_function = cosine_loss if self.config.loss == "cosine" else mse_loss
+        m2d = loss_function(prediction, target)
+        total = self.config.m2d_weight * m2d
+        offline = None
+        if self.offline is not None and self.config.offline is not None:
+            predicted = None if self.config.method == "msm-mae" else prediction
+            offline = self.offline(encoded[:, 1:], predicted, visible_ids, masked_ids, offline_target)
+            total = total + self.config.offline.weight * offline
+        return LossTerms(total, m2d, offline, prediction, encoded.detach())
+
+    def update_target_encoder(self, decay: float) -> None:
+        """One EMA step of the target encoder (paper, equation 3); nothing for msm-mae."""
+        if self.target_encoder is not None:
+            self.target_encoder.update(self.encoder, decay)
+
+    @torch.no_grad()
+    def set_statistics(self, mean: float, std: float) -> None:
+        """Sets the statistics that the inputs are standardised by, which go out with the weights."""
+        self.norm_stats.copy_(torch.tensor([mean, std]))
+
+    def load_published(self, tensors: dict[str, Tensor]) -> None:
+        """Loads weights under their published names.
+
+        The encoder must be complete. Predictor, target encoder, offline network and statistics are taken
+        where the weights hold them whole; a part that they lack keeps its own weights, and a part that this
+        method has no place for is left out, either of which is logged.
+
+        Raises:
+            CheckpointError: Tensors are missing, unknown, or of another shape.
+        """
+        own = published_state(self.state_dict())
+        tensors = {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
+        expected, given = set(own), set(tensors)
+        for part, prefixes in OPTIONAL_PARTS.items():
+            own_part = {name for name in own if name.startswith(prefixes)}
+            given_part = {name for name in tensors if name.startswith(prefixes)}
+            if own_part and not given_part:
+                logger.warning("The weights hold no %s: it keeps its own initial weights.", part)
+                expected -= own_part
+            if given_part and not own_part:
+                logger.warning("This method has no %s: the one of the weights is left out.", part)
+                given -= given_part
+        wrong = [
+            f"{name} {tuple(tensors[name].shape)} (expected {tuple(own[name].shape)})"
+            for name in sorted(expected & given)
+            if own[name].shape != tensors[name].shape
+        ]
+        missing, unknown = sorted(expected - given), sorted(given - expected)
+        if missing or unknown or wrong:
+            raise CheckpointError(
+                f"the weights do not fit this pre-training configuration: missing {missing or 'none'}; "
+                f"unknown {unknown or 'none'}; of another shape {wrong or 'none'}. "
+                "Check input_size, patch_size, embed_dim, depth and the predictor's sizes."
+            )
+        with torch.no_grad():
+            for name in expected:
+                own[name].copy_(tensors[name])
+
+    def export_published(self) -> dict[str, Tensor]:
+        """All weights under their published names, copied to the CPU."""
+        state = published_state(self.state_dict())
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def _target(self, log_mel: Tensor, tokens: Tensor, masked_ids: Tensor) -> Tensor:
+        if self.target_encoder is None:
+            target = take_tokens(patchify(log_mel, self.config.patch_size), masked_ids)
+        else:
+            class_token = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
+            if self.config.method == "m2d-all-patches":
+                target = take_tokens(self.target_encoder(tokens, class_token), masked_ids)
+            else:
+                target = self.target_encoder(take_tokens(tokens, masked_ids), class_token)
+        return standardise(target) if self.config.standardise_target else target
+
+    def _check_offline_target(self, offline_target: Tensor | None) -> None:
+        if self.offline is not None and offline_target is None:
+            raise ConfigError("this method has an offline network: give offline_target, got None.")
+        if self.offline is None and offline_target is not None:
+            raise ConfigError(
+                f"this method has no offline network, got a target of {tuple(offline_target.shape)} for it: "
+                "set offline in PretrainConfig, or give none."
+            )
+
+
+def published_name(name: str) -> str:
+    """Published name of one of our tensors."""
+    for own, published in PUBLISHED_PREFIXES.items():
+        if name.startswith(own):
+            return published + name.removeprefix(own)
+    return name
+
+
+def published_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict of the pre-training model under published names."""
+    return {published_name(name): tensor for name, tensor in state.items()}
+
+
+def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those of some weights under published names that belong to the encoder."""
+    others = tuple(prefix for prefixes in OPTIONAL_PARTS.values() for prefix in prefixes)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+
+
+def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Picks tokens (B, n, D) of (B, N, D) by ids (B, n)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:
+    """Pixels of each patch, (B, N, patch mels · patch frames · C), of a spectrogram (B, C, F, T)."""
+    mels, frames = patch_size
+    log_mel = log_mel[..., : log_mel.shape[-1] // frames * frames]
+    return rearrange(log_mel, "b c (f p) (t q) -> b (f t) (p q c)", p=mels, q=frames)
+
+
+def build_pretrainer(config: PretrainConfig) -> Pretrainer:
+    """Makes a pre-training model with fresh random weights."""
+    return Pretrainer(config)

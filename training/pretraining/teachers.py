@@ -1,0 +1,179 @@
+"""Frozen offline encoders: a speech model's layer, an M2D model, or a text encoder.
+
+Shapes: B batch, S samples, N_T time frames of tokens, K features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from m2d_hub.errors import ConfigError, DownloadError
+from m2d_hub.nn.encoder import tokens_to_frames
+from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
+
+from ..data.stored_features import pool_to_tokens
+from .config import OfflineConfig, PretrainConfig
+
+HUBERT_NAMES = {"hubert-base-l9": ("facebook/hubert-base-ls960", 9)}
+HUBERT_LAYER = 9  # of a HuBERT model given by folder or repository (paper, section IV-D)
+
+
+class Teacher(Protocol):
+    """A frozen model that makes the training signal of the offline network."""
+
+    @property
+    def dim(self) -> int:
+        """Width of the training signal."""
+        ...
+
+    def encode(self, waveform: Tensor) -> Tensor:
+        """Maps clean crops (B, S), context of the first and last frame included, to features (B, N_T, K)."""
+        ...
+
+
+@dataclass
+class HubertTeacher:
+    """One layer of a HuBERT model, averaged over each token's frames (paper, section IV-D)."""
+
+    model: nn.Module
+    layer: int
+    num_tokens: int
+    patch_frames: int
+    context_samples: int  # before the first frame's centre
+    crop_samples: int  # that the tokens span
+
+    @property
+    def dim(self) -> int:
+        """Width of the layer."""
+        return self.model.config.hidden_size  # type: ignore[union-attr, return-value]
+
+    def features(self, waveform: Tensor) -> Tensor:
+        """Maps waveform (B, S) at 16 kHz to features (B, frames of 20 ms, K)."""
+        output = self.model(waveform, output_hidden_states=True)
+        return output.hidden_states[self.layer].float()
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """See Teacher."""
+        stop = self.context_samples + self.crop_samples
+        features = self.features(waveform[:, self.context_samples : stop])
+        return pool_to_tokens(features, self.num_tokens, self.patch_frames)
+
+
+@dataclass
+class M2DTeacher:
+    """A pre-trained M2D model, which keeps a further pre-trained one near (paper, section IV-E)."""
+
+    model: nn.Module
+    num_tokens: int
+
+    @property
+    def dim(self) -> int:
+        """N_F·D."""
+        return self.model.config.encoder.frame_dim  # type: ignore[union-attr, return-value]
+
+    @torch.no_grad()
+    def encode(self, waveform: Tensor) -> Tensor:
+        """See Teacher."""
+        return self.encode_log_mel(self.model.frontend.log_mel_block(waveform))  # type: ignore[union-attr, operator]
+
+    @torch.no_grad()
+    def encode_log_mel(self, log_mel: Tensor) -> Tensor:
+        """Maps log-mel spectrograms (B, F, T), before normalisation, to features (B, N_T, K)."""
+        model: Any = self.model
+        tokens = model.encoder.encode(model.encoder.embed(model.frontend.normalise(log_mel)[:, None]))
+        frames = tokens_to_frames(tokens[:, 1:].float(), model.config.encoder.grid[0])
+        if frames.shape[1] != self.num_tokens:
+            raise ConfigError(
+                f"the teacher makes {frames.shape[1]} time frames of a crop, this method {self.num_tokens}: "
+                "their patches must span as many frames."
+            )
+        return frames
+
+
+@dataclass
+class TextTeacher:
+    """A text encoder that turns captions into features (M2D-CLAP)."""
+
+    encoder: TextEncoder
+    source: str  # repository or folder that it came from
+    device: torch.device
+
+    @property
+    def dim(self) -> int:
+        """Features of one caption."""
+        return self.encode_captions([""]).shape[1]
+
+    def encode_captions(self, captions: list[str]) -> Tensor:
+        """Features (B, K) of captions."""
+        return self.encoder.encode(captions, self.device)
+
+
+def load_text_teacher(config: OfflineConfig, name: str | None, device: torch.device) -> TextTeacher:
+    """Loads the frozen text encoder of ``config``, or of another repository or folder ``name``."""
+    source = name or config.text_encoder
+    return TextTeacher(load_text_encoder(source, config.text_pooling), source, device)
+
+
+def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Teacher:
+    """Loads a frozen teacher of per-frame features.
+
+    Args:
+        name: ``hubert-base-l9``; a folder that transformers' HubertModel loads; or a name that
+            :func:`m2d_hub.load_model` takes.
+        config: The run that it teaches.
+        device: Where it runs.
+    """
+    if name in HUBERT_NAMES or _is_hubert_folder(Path(name)):
+        return load_hubert_teacher(name, config, device)
+    from m2d_hub import load_model
+
+    return M2DTeacher(load_model(name, device=device).requires_grad_(False), config.grid[1])
+
+
+def load_hubert_teacher(name: str, config: PretrainConfig, device: torch.device) -> HubertTeacher:
+    """Loads HuBERT's ninth layer, or the last one of a smaller model.
+
+    Raises:
+        ConfigError: The run is not at 16 kHz, or transformers is not installed.
+    """
+    frontend = config.frontend
+    if frontend.sample_rate != 16_000:
+        raise ConfigError(f"HuBERT hears 16,000 Hz, but this run has sample_rate {frontend.sample_rate}.")
+    source, layer = HUBERT_NAMES.get(name, (name, HUBERT_LAYER))
+    model: Any = load_hubert(source)
+    return HubertTeacher(
+        model.to(device),
+        min(layer, model.config.num_hidden_layers),
+        num_tokens=config.grid[1],
+        patch_frames=config.patch_size[1],
+        context_samples=frontend.window_samples // 2,
+        crop_samples=config.input_size[1] * frontend.hop_samples,
+    )
+
+
+def _is_hubert_folder(folder: Path) -> bool:
+    config = folder / "config.json"
+    return config.is_file() and '"hubert"' in config.read_text(encoding="utf-8")
+
+
+def load_hubert(source: str) -> nn.Module:
+    """A frozen HuBERT model of a folder or Hugging Face repository.
+
+    Raises:
+        ConfigError: transformers is not installed.
+        DownloadError: The model is neither on disk nor can it be fetched.
+    """
+    try:
+        from transformers import HubertModel
+    except ImportError as error:
+        raise ConfigError("a HuBERT teacher needs transformers: pip install 'm2d-hub[clap]'.") from error
+    try:
+        return HubertModel.from_pretrained(source).eval().requires_grad_(False)
+    except OSError as error:
+        raise DownloadError(f"the HuBERT model {source!r} could not be loaded: {error}") from error

@@ -1,0 +1,1 @@
+"""What runs share: their folder, state, configuration and log."""

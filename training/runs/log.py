@@ -1,0 +1,116 @@
+"""What a run writes down: a JSON line a step, TensorBoard, curves as PNG, and the clips it had to skip."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from .state import RunFolder
+
+PLOT_INTERVAL_S = 300.0
+CURVES = {
+    "loss": ("loss", "m2d", "offline", "validation_loss"),
+    "schedule": ("lr", "tau"),
+    "analysis": ("rank_me", "explained_variance_auc"),
+    "evaluation": ("linear_eval",),
+}
+
+
+class Record:
+    """Writes the metrics of one run; only the first process has one."""
+
+    def __init__(self, folder: RunFolder, first_step: int):
+        """Opens the files, leaving out what was written after the step that the run goes on from."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        _keep_lines(folder.metrics_file, first_step)
+        self._metrics = folder.metrics_file.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+        self._skipped = _read_reasons(folder.skipped_file)
+        self._plotted_at = time.monotonic()
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Adds one step, counted from 1."""
+        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def skip(self, reasons: list[str]) -> int:
+        """Writes down clips that were left out; returns how many different ones there are so far."""
+        new = [reason for reason in dict.fromkeys(reasons) if reason not in self._skipped]
+        if new:
+            self._skipped.update(new)
+            is_fresh = not self.folder.skipped_file.exists()
+            with self.folder.skipped_file.open("a", newline="", encoding="utf-8") as lines:
+                writer = csv.writer(lines)
+                writer.writerows([["reason"]] * is_fresh + [[reason] for reason in new])
+        return len(self._skipped)
+
+    def plot(self, now: bool = False) -> None:
+        """Draws the curves, at most every few minutes unless ``now``."""
+        if now or time.monotonic() - self._plotted_at > PLOT_INTERVAL_S:
+            plot_metrics(self.folder.metrics_file, self.folder.plots)
+            self._plotted_at = time.monotonic()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._metrics.close()
+        self._board.close()
+
+
+def _read_reasons(path: Path) -> set[str]:
+    """Reasons that an earlier part of the run wrote down."""
+    if not path.exists():
+        return set()
+    with path.open(newline="", encoding="utf-8") as lines:
+        return {row[0] for row in csv.reader(lines) if row} - {"reason"}
+
+
+def _keep_lines(path: Path, last_step: int) -> None:
+    """Drops lines of later steps, and one that was cut off."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            step = json.loads(line)["step"]
+        except (json.JSONDecodeError, KeyError):
+            continue
+        if step <= last_step:
+            kept.append(line + "\n")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def plot_metrics(metrics_file: Path, plots: Path) -> None:
+    """Draws each group of curves that the metrics hold into ``plots``."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    plots.mkdir(parents=True, exist_ok=True)
+    for title, names in CURVES.items():
+        present = [name for name in names if any(name in line for line in lines)]
+        if not present:
+            continue
+        figure, axes = pyplot.subplots(
+            len(present), 1, figsize=(8, 2.4 * len(present)), sharex=True, squeeze=False
+        )
+        for axis, name in zip(axes[:, 0], present, strict=True):
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 100 else "")
+            axis.set_ylabel(name)
+            axis.grid(alpha=0.3)
+        axes[-1, 0].set_xlabel("optimizer step")
+        figure.tight_layout()
+        figure.savefig(plots / f"{title}.png", dpi=100)
+        pyplot.close(figure)
