@@ -23,6 +23,10 @@ from m2d_hub.errors import AudioError, M2DError
 
 BLOCK_S = 20.0  # seconds read at a time
 MAX_FILTER_TAPS = 16_000_000  # numbers in a resampling kernel, 64 MB
+# Kinds that libsndfile cannot read are looked for as well, so that they are reported, not passed over.
+_READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64"
+_OTHER_SUFFIXES = "m4a aac wma amr webm"
+AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_READABLE_SUFFIXES} {_OTHER_SUFFIXES}".split())
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile's answer where a header does not say
 _INTEGER_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32_768.0, torch.int32: 2_147_483_648.0}
 

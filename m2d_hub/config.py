@@ -11,9 +11,23 @@ from m2d_hub.errors import ConfigError
 Transform = Literal["convolution", "fft"]
 
 
-def _require(condition: bool, message: str) -> None:
+def require(condition: bool, message: str) -> None:
+    """Raises a ConfigError with ``message`` unless ``condition`` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises a ConfigError unless ``value`` is among ``choices``."""
+    require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
+
+
+def require_positive_integers(config: object, *names: str) -> None:
+    """Raises a ConfigError for the first of a configuration's fields that is no positive integer."""
+    for name in names:
+        value = getattr(config, name)
+        is_positive = isinstance(value, int) and value > 0
+        require(is_positive, f"{name} must be a positive integer, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -31,21 +45,19 @@ class FrontendConfig:
     transform: Transform = "convolution"  # nnAudio's own, or "fft": equal to rounding, in half the time
 
     def __post_init__(self) -> None:
-        for name in ("sample_rate", "window_samples", "hop_samples", "n_mels"):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}."
-            )
-        _require(
+        require_positive_integers(self, "sample_rate", "window_samples", "hop_samples", "n_mels")
+        require(
             0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2,
             f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz (half "
             f"of sample_rate={self.sample_rate}).",
         )
-        _require(self.std > 0, f"std must be positive, got {self.std!r}.")
-        _require(
-            self.transform in get_args(Transform),
-            f"transform must be one of {', '.join(get_args(Transform))}, got {self.transform!r}.",
-        )
+        require(self.std > 0, f"std must be positive, got {self.std!r}.")
+        require_choice("transform", self.transform, get_args(Transform))
+
+    @property
+    def hop_s(self) -> float:
+        """Seconds between spectrogram frames."""
+        return self.hop_samples / self.sample_rate
 
     @classmethod
     def for_sample_rate(cls, sample_rate: int, **overrides: Any) -> FrontendConfig:
@@ -76,30 +88,26 @@ class EncoderConfig:
         object.__setattr__(self, "patch_size", tuple(self.patch_size))
         for name in ("input_size", "patch_size"):
             value = getattr(self, name)
-            _require(
+            require(
                 len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value),
                 f"{name} must be two positive integers (mels, frames), got {value!r}.",
             )
-        for name in ("in_channels", "embed_dim", "depth", "head_width", "mlp_ratio"):
-            value = getattr(self, name)
-            _require(
-                isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}."
-            )
+        require_positive_integers(self, "in_channels", "embed_dim", "depth", "head_width", "mlp_ratio")
         (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
-        _require(
+        require(
             mels % patch_mels == 0,
             f"input_size {mels}x{frames} cannot be cut into patches of {patch_mels}x{patch_frames}: {mels} "
             f"mels is not a multiple of {patch_mels}.",
         )
-        _require(
+        require(
             frames >= patch_frames,
             f"input_size {mels}x{frames} is shorter than one patch of {patch_mels}x{patch_frames}.",
         )
-        _require(
+        require(
             self.embed_dim % self.head_width == 0,
             f"embed_dim {self.embed_dim} is not a multiple of head_width {self.head_width}.",
         )
-        _require(
+        require(
             self.embed_dim % 4 == 0,
             f"embed_dim {self.embed_dim} is not a multiple of 4, which the 2-D sin-cos positions need.",
         )
@@ -129,15 +137,12 @@ class HeadConfig:
     activation: Literal["sigmoid", "softmax"] = "sigmoid"  # logits to scores: multi-label or one label a clip
 
     def __post_init__(self) -> None:
-        _require(
-            isinstance(self.num_classes, int) and self.num_classes > 0,
-            f"num_classes must be a positive integer, got {self.num_classes!r}.",
-        )
-        _require(
+        require_positive_integers(self, "num_classes")
+        require(
             self.features in ("frames", "tokens"),
             f"head features must be 'frames' or 'tokens', got {self.features!r}.",
         )
-        _require(
+        require(
             self.activation in ("sigmoid", "softmax"),
             f"head activation must be 'sigmoid' or 'softmax', got {self.activation!r}.",
         )
@@ -157,15 +162,15 @@ class ClapConfig:
     text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # own: the encoder gives sentence embeddings
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.text_projection in ("none", "linear", "mlp"),
             f"text_projection must be 'none', 'linear' or 'mlp', got {self.text_projection!r}.",
         )
-        _require(
+        require(
             self.text_pooling in ("mean", "cls", "last", "own"),
             f"text_pooling must be 'mean', 'cls', 'last' or 'own', got {self.text_pooling!r}.",
         )
-        _require(
+        require(
             0 <= self.audio_blocks <= 4,
             f"audio_blocks must be 0 to 4, got {self.audio_blocks!r}.",
         )
@@ -190,7 +195,7 @@ class ModelConfig:
     source: str | None = None  # where the weights were published
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             self.frontend.n_mels == self.encoder.input_size[0],
             f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
             f"{self.encoder.input_size[0]}.",
@@ -198,7 +203,7 @@ class ModelConfig:
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
             expected = None if self.head is None else self.head.num_classes
-            _require(
+            require(
                 len(self.labels) == expected,
                 f"{len(self.labels)} labels were given for a head of {expected} classes.",
             )
@@ -224,11 +229,11 @@ class ModelConfig:
         own = {f.name for f in dataclasses.fields(cls)}
         built: dict[str, Any] = {}
         for key, value in values.items():
-            _require(key in own, f"unknown configuration field {key!r}; known: {', '.join(sorted(own))}.")
+            require(key in own, f"unknown configuration field {key!r}; known: {', '.join(sorted(own))}.")
             if key in parts and value is not None:
                 known = {f.name for f in dataclasses.fields(parts[key])}
                 unknown = sorted(set(value) - known)
-                _require(not unknown, f"unknown {key} fields {unknown}; known: {', '.join(sorted(known))}.")
+                require(not unknown, f"unknown {key} fields {unknown}; known: {', '.join(sorted(known))}.")
                 value = parts[key](**value)
             built[key] = value
         return cls(**built)

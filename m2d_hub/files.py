@@ -1,4 +1,4 @@
-"""The cache's files: hashes, locks between processes, and what a disk may refuse."""
+"""Files on disk: whole or not there at all, hashed, locked between processes; and what a disk may refuse."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import contextlib
 import errno
 import hashlib
 import logging
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,52 @@ CHUNK_BYTES = 1 << 20
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file to write, which takes the name ``path`` once it is whole and safe on disk.
+
+    If writing fails, what was begun is removed and ``path`` stays as it was; a killed process leaves a file
+    ``<path>.partial`` that the next one writes over.
+
+    Yields:
+        The path to write to, in the same folder, which is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A folder to fill, which takes the place of ``folder`` once it is whole.
+
+    If filling it fails, what was begun is removed and ``folder`` stays as it was.
+
+    Yields:
+        The path of an empty folder beside it.
+    """
+    partial, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def sha256_of(path: Path) -> str:

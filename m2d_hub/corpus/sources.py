@@ -10,12 +10,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
+from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.errors import ConfigError
-
-# Kinds that libsndfile cannot read are looked for as well, so that they are reported, not passed over.
-_READABLE = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64"
-_OTHERS = "m4a aac wma amr webm"
-AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_READABLE} {_OTHERS}".split())
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from ..pretraining.config import Precision, require, require_choice
+from m2d_hub.config import require, require_choice, require_positive_integers
+
+from ..runs.devices import Precision
 from .augment import AugmentRanges
 
 TaskLoss = Literal["cross-entropy", "bce"]
@@ -123,11 +125,7 @@ class FinetuneConfig:
             require_choice("metric", self.metric, get_args(MetricName))
 
     def _check_ranges(self) -> None:
-        for name in POSITIVE_INTEGERS:
-            value = getattr(self, name)
-            require(
-                isinstance(value, int) and value > 0, f"{name} must be a positive integer, got {value!r}."
-            )
+        require_positive_integers(self, *POSITIVE_INTEGERS)
         for name in ("crop_frames", "patience", "samples_per_epoch"):
             value = getattr(self, name)
             require(

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from m2d_hub.config import require
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
-from ..pretraining.config import require
 from .augment import KeptTokens
 from .config import FinetuneConfig
 

@@ -32,7 +32,7 @@ from ..evaluation.metrics import (
     sensitivity_specificity,
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
-from ..pretraining.loop import build_accelerator
+from ..runs.devices import build_accelerator
 from ..runs.resolved import write_or_compare
 from ..runs.state import RunFolder, replaced_folder
 from .config import FinetuneConfig

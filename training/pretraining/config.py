@@ -6,14 +6,21 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from m2d_hub.config import EncoderConfig, FrontendConfig, Transform
-from m2d_hub.errors import ConfigError
+from m2d_hub.config import (
+    EncoderConfig,
+    FrontendConfig,
+    Transform,
+    require,
+    require_choice,
+    require_positive_integers,
+)
+
+from ..runs.devices import Precision
 
 Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
 Loss = Literal["cosine", "mse"]
 MaskKind = Literal["random", "time", "structured"]
 OfflineKind = Literal["features", "labels", "text"]
-Precision = Literal["fp32", "bf16"]
 ShortClips = Literal["pad", "repeat"]
 StartParts = Literal["all", "encoder"]
 TargetStart = Literal["own", "encoder"]
@@ -41,17 +48,6 @@ NOT_NEGATIVE = (
 )
 SHARES = ("mask_ratio", "ema_start", "ema_end", "noise_ratio")  # from 0 to 1
 AUDIOSET_MEAN, AUDIOSET_STD = -7.1, 4.2  # of AudioSet's log-mel values (paper, section IV-A)
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises a ConfigError with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises a ConfigError unless ``value`` is among ``choices``."""
-    require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -193,10 +189,7 @@ class PretrainConfig:
             require_choice("loss", self.loss, get_args(Loss))
 
     def _check_ranges(self) -> None:
-        for name in POSITIVE_INTEGERS:
-            value = getattr(self, name)
-            is_positive = isinstance(value, int) and value > 0
-            require(is_positive, f"{name} must be a positive integer, got {value!r}.")
+        require_positive_integers(self, *POSITIVE_INTEGERS)
         for name in SHARES:
             value = getattr(self, name)
             require(0 <= value <= 1, f"{name} must be from 0 to 1, got {value!r}.")

@@ -22,14 +22,6 @@ from .pretrainer import LossTerms, Pretrainer
 ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
 
 
-def build_accelerator():
-    """``accelerate.Accelerator`` for the devices and processes at hand."""
-    from accelerate import Accelerator
-
-    on_cpu = not torch.accelerator.is_available()  # said aloud, or several processes do not find each other
-    return Accelerator(cpu=on_cpu)
-
-
 @dataclass
 class StepResult:
     """What one optimizer step did."""

@@ -18,6 +18,7 @@ from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..linear.run import evaluate_encoder
+from ..runs.devices import build_accelerator
 from ..runs.log import Record
 from ..runs.resolved import write_or_compare_config
 from ..runs.state import (
@@ -33,7 +34,7 @@ from ..runs.state import (
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader, stack_samples
 from .inputs import InputBuilder
-from .loop import StepResult, Trainer, build_accelerator
+from .loop import StepResult, Trainer
 from .optimizer import build_optimizer
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
