@@ -81,8 +81,16 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """Maps log_mel (B, C, F, T) to tokens (B, N, D) in frequency-major order."""
-        return rearrange(self.proj(log_mel), "b d f t -> b (f t) d")
+        """Maps log_mel (B, C, F, T) to tokens (B, N, D) in frequency-major order, of the weights' type."""
+        weight, bias = self.proj.weight, self.proj.bias
+        if log_mel.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16):
+            # torch 2.14's half-precision convolution for CPUs with AMX reads memory that nothing was written
+            # to where the input is one patch long, and answers NaN now and then.
+            bias = None if bias is None else bias.float()
+            tokens = F.conv2d(log_mel.float(), weight.float(), bias, self.proj.stride).to(weight.dtype)
+        else:
+            tokens = self.proj(log_mel.to(weight.dtype))
+        return rearrange(tokens, "b d f t -> b (f t) d")
 
 
 def initialise_weights(module: nn.Module) -> None:
@@ -152,7 +160,7 @@ class Encoder(nn.Module):
             raise ConfigError(
                 f"the encoder takes (B, {channels}, {mels}, T >= {patch_frames}), got {tuple(log_mel.shape)}."
             )
-        tokens = self.patch_embed(log_mel.to(self.patch_embed.proj.weight.dtype))
+        tokens = self.patch_embed(log_mel)
         positions = resample_positions(self.pos_embed, self.config.grid, log_mel.shape[3] // patch_frames)
         return tokens + positions[:, 1:]
 

@@ -2,7 +2,10 @@
 
 import copy
 import math
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -329,6 +332,22 @@ def test_half_precision_embeddings_stay_close(tiny, tmp_path):
         embeddings = m2d_hub.load_model(tmp_path, device="cpu", dtype=dtype).encode_clip(RAGGED)
         assert embeddings.dtype == torch.float32
         assert torch.cosine_similarity(embeddings, expected).min() > 0.999
+
+
+def test_half_precision_is_finite_whatever_the_memory_held(tiny, tmp_path):
+    """Clips of one to thirteen tokens, in a process whose fresh memory is filled with NaN's bits."""
+    tiny.save_pretrained(tmp_path)
+    code = """
+import sys, torch, m2d_hub
+torch.manual_seed(0)
+for dtype in (torch.float16, torch.bfloat16):
+    model = m2d_hub.load_model(sys.argv[1], device="cpu", dtype=dtype)
+    for samples in range(160, 33_280, 2_560):
+        assert model.encode_clip(torch.randn(samples) / 10).isfinite().all(), (dtype, samples)
+"""
+    for garbage in ("0", "255"):
+        environment = {**os.environ, "MALLOC_PERTURB_": garbage}
+        subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
 
 
 def test_a_new_head_is_put_on_only_where_none_of_that_size_is(tagger, tmp_path):
