@@ -2,9 +2,11 @@
 
 Graphs hold the frontend's transform as a convolution, whichever the model computes it by.
 
+>>> import m2d_hub
 >>> from m2d_hub.export import export_onnx, frames_module
->>> module = frames_module("m2d-mini")  # (B, S) -> (B, T, N_F·D), for torch.export
->>> export_onnx("m2d-mini", "m2d-mini.onnx")  # or m2d-hub export m2d-mini --onnx m2d-mini.onnx
+>>> model = m2d_hub.load_model("m2d-mini", device="cpu")
+>>> module = frames_module(model)  # (B, S) -> (B, T, N_F·D), for torch.export
+>>> export_onnx(model, "m2d-mini.onnx")  # or m2d-hub export m2d-mini --onnx m2d-mini.onnx
 """
 
 from __future__ import annotations
@@ -13,14 +15,17 @@ import copy
 import math
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.hub import load_model
-from m2d_hub.model import M2D
+from m2d_hub.files import replacing
 from m2d_hub.nn.windowed_encoder import WindowedEncoder
+
+if TYPE_CHECKING:
+    from m2d_hub.model import M2D
 
 INPUT, OUTPUT = "waveform", "frames"
 BATCH, SAMPLES = "batch", "samples"
@@ -38,11 +43,11 @@ class FramesModule(nn.Module):
         return self.windowed(waveform)[0]
 
 
-def frames_module(model: str | os.PathLike[str] | M2D = "m2d-mini") -> FramesModule:
+def frames_module(model: M2D) -> FramesModule:
     """A plain module for ``torch.export`` with dynamic batch and length, on the CPU, in float32.
 
     Args:
-        model: What :func:`m2d_hub.load_model` takes, or a model.
+        model: On any device; a copy is exported.
 
     Raises:
         ConfigError: The model has no fixed window, or its weights are rounded to 8 bits.
@@ -50,25 +55,24 @@ def frames_module(model: str | os.PathLike[str] | M2D = "m2d-mini") -> FramesMod
     return FramesModule(windowed_encoder(model)).eval()
 
 
-def windowed_encoder(model: str | os.PathLike[str] | M2D) -> WindowedEncoder:
+def windowed_encoder(model: M2D) -> WindowedEncoder:
     """A model's filters and a copy of its encoder in one module; arguments as for :func:`frames_module`."""
-    loaded = model if isinstance(model, M2D) else load_model(model, device="cpu")
-    if math.isinf(loaded.window_s):
+    if math.isinf(model.window_s):
         raise ConfigError("a graph has windows of one length; load the model without window_s=inf.")
-    if loaded.is_int8:
+    if model.is_int8:
         raise ConfigError("a model of dtype='int8' is not exported; load it with the default dtype.")
     with torch.device("meta"):
-        windowed = WindowedEncoder(loaded.config.frontend, loaded.config.encoder)
-    windowed.encoder = copy.deepcopy(loaded.encoder).to("cpu", torch.float32)
-    windowed.stft_filters, windowed.mel_filters = loaded.frontend.filters()
+        windowed = WindowedEncoder(model.config.frontend, model.config.encoder)
+    windowed.encoder = copy.deepcopy(model.encoder).to("cpu", torch.float32)
+    windowed.stft_filters, windowed.mel_filters = model.frontend.filters()
     return windowed.eval()
 
 
-def export_onnx(model: str | os.PathLike[str] | M2D, path: str | os.PathLike[str]) -> None:
+def export_onnx(model: M2D, path: str | os.PathLike[str]) -> None:
     """Writes an ONNX file with input ``waveform`` (batch, samples) and output ``frames`` (batch, T, N_F·D).
 
     Args:
-        model: What :func:`m2d_hub.load_model` takes, or a model.
+        model: On any device; a copy is exported.
         path: File to write, ``.onnx``.
 
     Raises:
@@ -84,7 +88,6 @@ def export_onnx(model: str | os.PathLike[str] | M2D, path: str | os.PathLike[str
         module.windowed.encoder.config.input_size[1] * module.windowed.frontend_config.hop_samples
     )
     example = torch.zeros(2, 2 * window_samples + window_samples // 3)
-    partial = Path(path).with_name(Path(path).name + ".partial")
     with torch.no_grad():
         program = torch.onnx.export(
             module,
@@ -96,5 +99,5 @@ def export_onnx(model: str | os.PathLike[str] | M2D, path: str | os.PathLike[str
             verbose=False,
         )
     assert program is not None, "dynamo export gives a program"
-    program.save(str(partial), external_data=False)
-    os.replace(partial, path)
+    with replacing(Path(path)) as partial:
+        program.save(str(partial), external_data=False)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from m2d_hub.audio import Clip, open_audio
 from m2d_hub.config import HeadConfig, ModelConfig
 from m2d_hub.errors import ConfigError
+from m2d_hub.export import export_onnx
 from m2d_hub.inference import (
     ClipMeans,
     EncodedBatch,
@@ -359,8 +360,6 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: onnx is not installed, or the model has no fixed window.
         """
-        from m2d_hub.export import export_onnx
-
         export_onnx(self, path)
 
     def generate_model_card(self, *, repo_id: str | None = None, metrics: Metrics | None = None) -> ModelCard:

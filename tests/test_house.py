@@ -92,7 +92,6 @@ def room_of(module: str) -> str:
     return module.split(".")[0]
 
 
-@pytest.mark.xfail(reason="rooms are still to be parted")
 @pytest.mark.parametrize(("package", "folder", "layers"), PACKAGES)
 def test_rooms_import_only_rooms_below_them(package, folder, layers):
     heights = {
@@ -110,7 +109,6 @@ def test_rooms_import_only_rooms_below_them(package, folder, layers):
     assert not wrong
 
 
-@pytest.mark.xfail(reason="the circle of export and model is still to be opened")
 @pytest.mark.parametrize(("package", "folder", "layers"), PACKAGES)
 def test_modules_import_each_other_in_no_circle(package, folder, layers):
     TopologicalSorter(imports_within(package, folder)).prepare()  # raises CycleError

@@ -10,15 +10,14 @@ from typing import Any
 
 import filelock
 
-from m2d_hub.corpus.records import replace_durably
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import replacing
 
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a job as JSON."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    replace_durably(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 def check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:

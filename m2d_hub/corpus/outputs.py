@@ -20,9 +20,10 @@ import numpy as np
 
 from m2d_hub.corpus.formats import FORMATS, Safetensors
 from m2d_hub.corpus.output_job import check_settings, lock_kept, write_settings
-from m2d_hub.corpus.records import Contents, Record, foreign_file, replace_durably
+from m2d_hub.corpus.records import Contents, Record, foreign_file
 from m2d_hub.corpus.sources import Source, output_names
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import replacing
 
 
 class Output(Protocol):
@@ -90,21 +91,19 @@ class FileOutput:
     def add(self, records: list[Record]) -> None:
         """Keeps records as one more part."""
         part = self._parts / f"{self._next_part:08d}.safetensors"
-        partial = part.with_suffix(".partial")
         files = [record.file for record in records]
-        self._part_format.write(partial, Contents(self._settings, files), records)
-        replace_durably(partial, part)
+        with replacing(part) as partial:
+            self._part_format.write(partial, Contents(self._settings, files), records)
         self._next_part += 1
         self.done.update(files)
 
     def finish(self) -> None:
         """Merges the parts, after what the output already held, and removes them."""
         if self._part_files():
-            partial = self._parts / "merged.partial"
             chosen = self._chosen()
             files = [file for _, kept in chosen for file in kept]
-            self._format.write(partial, Contents(self._settings, files), _records(chosen))
-            replace_durably(partial, self._out)
+            with replacing(self._out) as partial:
+                self._format.write(partial, Contents(self._settings, files), _records(chosen))
         self._lock.release()
         shutil.rmtree(self._parts)
 
@@ -195,9 +194,8 @@ class FolderOutput:
         text = self._index.read_bytes().decode("utf-8")
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
-            partial = self._index.with_suffix(".partial")
-            partial.write_bytes(whole.encode("utf-8"))
-            replace_durably(partial, self._index)
+            with replacing(self._index) as partial:
+                partial.write_bytes(whole.encode("utf-8"))
         rows = csv.DictReader(whole.splitlines(keepends=True))
         return {row["file"]: row["array"].removesuffix(".npy") for row in rows}
 
@@ -209,7 +207,5 @@ def _records(chosen: Iterable[tuple[Iterator[Record], dict[str, None]]]) -> Iter
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, array)
-    replace_durably(partial, path)

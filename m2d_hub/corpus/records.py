@@ -5,7 +5,6 @@ Shapes: D features, T frames, L layers.
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -62,13 +61,6 @@ class Format(ABC):
     @abstractmethod
     def records(self, path: Path) -> Iterator[Record]:
         """The records, in order, one at a time."""
-
-
-def replace_durably(partial: Path, path: Path) -> None:
-    """Gives a finished file its name, so that it is there whole or not at all, whatever happens."""
-    with open(partial, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def foreign_file(path: Path) -> ConfigError:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.files import replacing
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -34,19 +35,16 @@ def save_checkpoint(
 ) -> None:
     """Writes ``model.safetensors`` and ``config.json``; the weights carry the configuration too."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
-    partial = folder / (WEIGHTS_FILE + ".partial")
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-        partial,
-        metadata={"format": "pt", "m2d_hub_config": text},
-    )
-    _sort_header(partial)
-    os.replace(partial, folder / WEIGHTS_FILE)
-    partial = folder / (CONFIG_FILE + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / CONFIG_FILE)
+    with replacing(folder / WEIGHTS_FILE) as partial:
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            partial,
+            metadata={"format": "pt", "m2d_hub_config": text},
+        )
+        _sort_header(partial)
+    with replacing(folder / CONFIG_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
     # safetensors writes for its owner alone.
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from m2d_hub.errors import ChecksumError
-from m2d_hub.files import sha256_of
+from m2d_hub.files import replacing, sha256_of
 from m2d_hub.pretrained.registry import ModelInfo
 
 ORIGIN_FILE = "origin.json"
@@ -22,9 +21,8 @@ def write_origin(folder: Path, origin: dict[str, Any]) -> None:
         for path in sorted(folder.iterdir())
         if path.name != ORIGIN_FILE
     }
-    partial = folder / f"{ORIGIN_FILE}.partial"
-    partial.write_text(json.dumps(origin | {"files": files}, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / ORIGIN_FILE)
+    with replacing(folder / ORIGIN_FILE) as partial:
+        partial.write_text(json.dumps(origin | {"files": files}, indent=2) + "\n", encoding="utf-8")
 
 
 def read_origin(folder: Path) -> dict[str, Any]:
@@ -91,8 +89,8 @@ def check_release_hash(info: ModelInfo, root: Path, zip_path: Path, digest: str)
 def record_hash(info: ModelInfo, root: Path, digest: str) -> None:
     """Remembers a zip's sha256, apart from the weights, in the format of ``sha256sum``."""
     path = _hash_path(info, root)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{digest}  {info.folder}.zip\n", encoding="utf-8")
+    with replacing(path) as partial:
+        partial.write_text(f"{digest}  {info.folder}.zip\n", encoding="utf-8")
 
 
 def recorded_hash(info: ModelInfo, root: Path) -> str | None:

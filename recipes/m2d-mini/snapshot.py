@@ -12,7 +12,9 @@ import json
 from pathlib import Path
 
 from m2d_training.pretraining.config import OfflineConfig, PretrainConfig
-from m2d_training.runs.state import RunFolder, export_run, list_checkpoints, read_state
+from m2d_training.pretraining.export import export_run
+from m2d_training.runs.folder import RunFolder
+from m2d_training.runs.state import list_checkpoints, read_state
 
 from m2d_hub.errors import CheckpointError
 

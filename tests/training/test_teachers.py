@@ -99,7 +99,9 @@ def test_stored_features_are_cut_where_the_crop_is(hubert, sounds, tmp_path):
     )
     config = PretrainConfig(input_size=(80, 64), patch_size=(80, 2))
     features = read_features(read_manifest(str(tmp_path / "shards")).entries[0])
-    cut = crop_features(features, first_frame=10, config=config)
+    cut = crop_features(
+        features, first_frame=10, num_tokens=config.grid[1], patch_frames=config.patch_size[1]
+    )
     assert features.shape[1] == 32 and cut.shape == (32, 32)
     np.testing.assert_allclose(cut[:20], features[5:25], atol=1e-6)
 

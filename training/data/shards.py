@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import replacing
 
 INDEX_NAME = "index.csv"
 CLIP_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".npy", ".jpg", ".jpeg", ".png")
@@ -112,13 +113,11 @@ def _read_note(base: str, content: bytes) -> dict[str, str]:
 def write_index(path: Path, members: Iterable[ShardMember]) -> None:
     """Writes the members' table, with shard names relative to its folder."""
     names = [field.name for field in dataclasses.fields(ShardMember)]
-    partial = path.with_suffix(".partial")
-    with partial.open("w", newline="", encoding="utf-8") as lines:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, names)
         writer.writeheader()
         for member in members:
             writer.writerow({**dataclasses.asdict(member), "shard": os.path.basename(member.shard)})
-    os.replace(partial, path)
 
 
 def read_index(path: Path, shards: Iterable[str]) -> list[ShardMember]:

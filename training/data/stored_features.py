@@ -13,7 +13,6 @@ from torch import Tensor
 
 from m2d_hub.errors import AudioError
 
-from ..pretraining.config import PretrainConfig
 from .crops import read_bytes
 from .manifest import Entry
 
@@ -54,17 +53,18 @@ def read_features(entry: Entry) -> np.ndarray:
     return stored.astype(np.float32)
 
 
-def crop_features(features: np.ndarray, first_frame: int, config: PretrainConfig) -> np.ndarray:
+def crop_features(features: np.ndarray, first_frame: int, num_tokens: int, patch_frames: int) -> np.ndarray:
     """Features of a crop's token frames, out of those of the whole clip.
 
     Args:
         features: (clip's frames of 20 ms, K).
         first_frame: Of the crop, in spectrogram frames of 10 ms.
-        config: Gives the frames of a token and the number of tokens in time.
+        num_tokens: N_T.
+        patch_frames: Spectrogram frames of one token.
 
     Returns:
         (N_T, K).
     """
     part = features[first_frame // FRAMES_PER_FEATURE :]
     clip = torch.from_numpy(part if len(part) else features[-1:])
-    return pool_to_tokens(clip[None], config.grid[1], config.patch_size[1])[0].numpy()
+    return pool_to_tokens(clip[None], num_tokens, patch_frames)[0].numpy()

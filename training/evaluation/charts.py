@@ -93,6 +93,22 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]])
     _save(figure, path)
 
 
+def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """Draws values by optimizer step, a panel each.
+
+    Args:
+        path: PNG.
+        points: For each panel, by name, its steps and values.
+    """
+    figure, panels = _new_figure(8.0, 2.4 * len(points), len(points))
+    for axes, (name, values) in zip(np.atleast_1d(panels), points.items(), strict=True):
+        axes.plot(*zip(*values, strict=True), marker="." if len(values) < 100 else "")
+        axes.set_ylabel(name)
+        axes.grid(alpha=0.3)
+    np.atleast_1d(panels)[-1].set_xlabel("optimizer step")
+    _save(figure, path)
+
+
 def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], metric: str) -> None:
     """Draws how each layer's features do, the first block's at 1, with the test figures' 95 % intervals."""
     figure, axes = _new_figure(8.0, 4.5)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +17,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
+from m2d_hub.files import replacing
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
@@ -129,9 +130,8 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
         )
     report = _summary(evaluation) | details
     text = json.dumps(_without_nan(report), indent=2, ensure_ascii=False) + "\n"
-    partial = folder / (REPORT_FILE + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, folder / REPORT_FILE)
+    with replacing(folder / REPORT_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")
     _write_worst(folder / WORST_FILE, evaluation)
     title = f"{evaluation.metric.name} {interval}"
     if labelled.is_multi_label:

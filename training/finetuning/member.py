@@ -6,7 +6,6 @@ import itertools
 import json
 import logging
 import math
-import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,14 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError, M2DError
+from m2d_hub.files import replacing
 
 from ..data.sampling import EpochPlan, StepSampler
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import Metric
-from ..runs.log import Record
+from ..runs.folder import RunFolder
+from ..runs.log import RunLog
 from ..runs.state import (
-    RunFolder,
     gather_state,
     list_checkpoints,
     read_state,
@@ -88,7 +88,7 @@ class Member:
         folder.root.mkdir(parents=True, exist_ok=True)
         self.first_step = self._resume()
         self.best = _read_best(folder.root / BEST_FILE)
-        self.record = Record(folder, self.first_step) if self.accelerator.is_main_process else None
+        self.record = RunLog(folder, self.first_step) if self.accelerator.is_main_process else None
 
     def train(self) -> MemberResult:
         """Trains until the last epoch or until the patience runs out; the model ends as its best epoch."""
@@ -254,12 +254,8 @@ def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
 
 def write_tensors(path: Path, values: dict[str, Any]) -> None:
     """Writes tensors and numbers, complete or not at all."""
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save(values, partial)
 
 
 def _read_best(path: Path) -> Best | None:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import replacing, replacing_folder
 
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
@@ -33,8 +33,8 @@ from ..evaluation.metrics import (
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
 from ..runs.devices import build_accelerator
+from ..runs.folder import RunFolder
 from ..runs.resolved import write_or_compare
-from ..runs.state import RunFolder, replaced_folder
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .member import (
@@ -198,7 +198,7 @@ class FinetuneRun:
         result = Member(folder, trainer, data, plan, task.metric, seed, self.options.progress).train()
         if self.accelerator.is_main_process:
             if seed == self.seeds[0] and data is task.rounds[0]:
-                with replaced_folder(self.folder.export) as partial:
+                with replacing_folder(self.folder.export) as partial:
                     trainer.backbone.save_pretrained(partial)
             save_result(folder, result)
         self.accelerator.wait_for_everyone()
@@ -245,8 +245,7 @@ class FinetuneRun:
         """All trainings' metrics in one file, and their learning curves."""
         losses: dict[str, list[float]] = {}
         scores: dict[str, list[float]] = {}
-        partial = self.folder.metrics_file.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8") as lines:
+        with replacing(self.folder.metrics_file) as partial, partial.open("w", encoding="utf-8") as lines:
             for seed in self.seeds:
                 for data in self.task.rounds:
                     steps = read_metrics(self._member_folder(data, seed))
@@ -256,7 +255,6 @@ class FinetuneRun:
                     losses[f"{name}, train"] = by_epoch(steps, "loss")
                     losses[f"{name}, valid"] = by_epoch(steps, "validation_loss")
                     scores[name] = by_epoch(steps, "validation_score")
-        os.replace(partial, self.folder.metrics_file)
         curves = {"loss": losses, f"{self.task.metric.name} on valid": scores}
         draw_curves(self.folder.root / CURVES_FILE, curves)
 

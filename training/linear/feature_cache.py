@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError
+from m2d_hub.files import replacing
 
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 
@@ -127,7 +128,6 @@ def _read_index(folder: Path) -> dict[str, tuple[Path, int]]:
 def _write_part(folder: Path, keys: list[str], features: Tensor) -> Path:
     """Writes a part, whole or not at all, under a name that no other run takes."""
     path = folder / f"{uuid.uuid4().hex}.safetensors"
-    partial = path.with_suffix(".partial")
-    save_file({"features": features.contiguous()}, partial, metadata={"clips": json.dumps(keys)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file({"features": features.contiguous()}, partial, metadata={"clips": json.dumps(keys)})
     return path

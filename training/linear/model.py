@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import replacing_folder
 from m2d_hub.model import M2D
 
 from ..evaluation.labelled import LabelledList
 from ..evaluation.linear_fit import LinearFit, Standardiser
-from ..runs.state import replaced_folder
 
 
 def save_linear_model(
@@ -54,7 +54,7 @@ def save_linear_model(
     with torch.no_grad():
         head.linear.weight.copy_(weight * (var + head.norm.eps).sqrt())
         head.linear.bias.copy_(bias + weight @ mean)
-    with replaced_folder(folder) as partial:
+    with replacing_folder(folder) as partial:
         model.eval().save_pretrained(partial)
 
 

@@ -13,23 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
-from ..evaluation.clip_encoder import ClipEncoder, encode_files, mean_samples
+from ..evaluation.clip_encoder import ClipEncoder, mean_samples
 from ..evaluation.labelled import LabelledList, read_labelled
-from ..evaluation.linear_layers import LEARNING_RATE, FitSettings
+from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
 from ..evaluation.metrics import Interval
-from ..pretraining.config import PretrainConfig
-from ..runs.state import model_config, model_tensors
 from .feature_cache import StoredFeatures, stored_features
 from .folder import LinearFolder
 from .model import save_linear_model
-from .options import SEEDS, LinearEvalOptions
+from .options import LinearEvalOptions
 from .report import report_outcomes
 
 logger = logging.getLogger(__name__)
@@ -202,31 +199,3 @@ def _save_model(folder: LinearFolder, options: LinearEvalOptions, model: M2D, be
     fits = [(own.standardiser, own.fit) for own in best.rounds]
     save_linear_model(folder.model, model, best.labelled, fits)
     return True
-
-
-def evaluate_encoder(
-    state: dict[str, Tensor],
-    config: PretrainConfig,
-    labelled: LabelledList,
-    device: torch.device | str = "cpu",
-) -> float:
-    """Score of a pre-training model's encoder: whole clips, one seed, nothing written.
-
-    Args:
-        state: State dict of the pre-training model.
-        config: Its configuration.
-        labelled: Clips with labels.
-        device: Where to compute.
-    """
-    model = M2D(model_config(config, "pretraining")).eval()
-    model.load_state_dict(model_tensors(state))
-    encoder = ClipEncoder(model.to(device))
-    parts = list(encode_files(encoder, [clip.file for clip in labelled.clips], num_workers=2))
-    errors = {place: reason for part in parts for place, reason in part.errors.items()}
-    if errors:
-        rows = {labelled.clips[place].row for place in errors}
-        logger.warning("linear evaluation leaves out %d clips: %s", len(errors), next(iter(errors.values())))
-        labelled = labelled.without(rows)
-    features = torch.cat([part.features for part in parts if part.clips]).to(device)
-    settings = FitSettings(labelled.is_multi_label, LEARNING_RATE)
-    return float(fit_rounds("last", features, labelled, SEEDS[:1], settings).evaluation.by_round.mean())

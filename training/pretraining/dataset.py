@@ -176,7 +176,7 @@ class PretrainDataset(Dataset):
         features = read_features(entry)
         if offline.kind == "text":
             return features.reshape(-1)
-        return crop_features(features, crop.first_frame, self.config)
+        return crop_features(features, crop.first_frame, self.config.grid[1], self.config.patch_size[1])
 
 
 def _check_labels(manifest: Manifest, class_index: dict[str, int]) -> None:

@@ -17,13 +17,11 @@ from m2d_hub.nn.frontend import LogMelFrontend
 from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
-from ..linear.run import evaluate_encoder
+from ..evaluation.probe import evaluate_encoder
 from ..runs.devices import build_accelerator
-from ..runs.log import Record
-from ..runs.resolved import write_or_compare_config
+from ..runs.folder import RunFolder
+from ..runs.log import RunLog
 from ..runs.state import (
-    RunFolder,
-    export_run,
     gather_state,
     gather_weights,
     list_checkpoints,
@@ -33,10 +31,12 @@ from ..runs.state import (
 )
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader, stack_samples
+from .export import build_model, export_run
 from .inputs import InputBuilder
 from .loop import StepResult, Trainer
 from .optimizer import build_optimizer
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
+from .resolved import write_or_compare_config
 from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,7 @@ class Run:
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
-        self.record: Record | None = None
+        self.record: RunLog | None = None
 
     def train(self, first_step: int) -> None:
         """Trains from a step to the last one and exports the model."""
@@ -135,7 +135,7 @@ class Run:
 
         total = self.trainer.total_steps
         is_main = self.accelerator.is_main_process
-        self.record = Record(self.folder, first_step) if is_main else None
+        self.record = RunLog(self.folder, first_step) if is_main else None
         batches = iter(self._loader(first_step))
         bar = tqdm(
             range(first_step, total),
@@ -222,7 +222,8 @@ class Run:
         weights = gather_weights(self.trainer.model)
         if not self.accelerator.is_main_process:
             return math.nan
-        return evaluate_encoder(weights, self.config, labelled, self.accelerator.device)
+        model = build_model(weights, self.config).to(self.accelerator.device)
+        return evaluate_encoder(model, labelled)
 
     def _save(self, done: int) -> None:
         state = gather_state(done, self.trainer.model, self.trainer.optimizer)

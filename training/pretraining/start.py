@@ -14,7 +14,7 @@ from m2d_hub.pretrained.registry import find_model
 from m2d_hub.pretrained.release import fetch, load_all_tensors
 from m2d_hub.pretrained.repository import PREFIX, fetch_repository
 
-from ..runs.state import PUBLISHED_FILE
+from .export import PUBLISHED_FILE
 
 
 def start_weights(name: str) -> dict[str, Tensor]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
 
-from .state import RunFolder
+from m2d_hub.files import replacing
+
+from ..evaluation.charts import draw_steps
+from .folder import RunFolder
 
 PLOT_INTERVAL_S = 300.0
 CURVES = {
@@ -20,7 +22,7 @@ CURVES = {
 }
 
 
-class Record:
+class RunLog:
     """Writes the metrics of one run; only the first process has one."""
 
     def __init__(self, folder: RunFolder, first_step: int):
@@ -84,33 +86,18 @@ def _keep_lines(path: Path, last_step: int) -> None:
             continue
         if step <= last_step:
             kept.append(line + "\n")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(kept), encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text("".join(kept), encoding="utf-8")
 
 
 def plot_metrics(metrics_file: Path, plots: Path) -> None:
     """Draws each group of curves that the metrics hold into ``plots``."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
-    plots.mkdir(parents=True, exist_ok=True)
     for title, names in CURVES.items():
-        present = [name for name in names if any(name in line for line in lines)]
-        if not present:
-            continue
-        figure, axes = pyplot.subplots(
-            len(present), 1, figsize=(8, 2.4 * len(present)), sharex=True, squeeze=False
-        )
-        for axis, name in zip(axes[:, 0], present, strict=True):
-            points = [(line["step"], line[name]) for line in lines if name in line]
-            axis.plot(*zip(*points, strict=True), marker="." if len(points) < 100 else "")
-            axis.set_ylabel(name)
-            axis.grid(alpha=0.3)
-        axes[-1, 0].set_xlabel("optimizer step")
-        figure.tight_layout()
-        figure.savefig(plots / f"{title}.png", dpi=100)
-        pyplot.close(figure)
+        points = {
+            name: [(line["step"], line[name]) for line in lines if name in line]
+            for name in names
+            if any(name in line for line in lines)
+        }
+        if points:
+            draw_steps(plots / f"{title}.png", points)

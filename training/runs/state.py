@@ -1,14 +1,8 @@
-"""Checkpoints of a run: written atomically, resumed exactly, and exported."""
+"""Checkpoints of a run: written whole or not at all, and resumed exactly."""
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import logging
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,62 +17,14 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from m2d_hub.config import ModelConfig
 from m2d_hub.errors import CheckpointError
-from m2d_hub.pretrained.folder import save_checkpoint
+from m2d_hub.files import replacing
 
-from ..pretraining.config import PretrainConfig
-from ..pretraining.offline import clap_config
-from ..pretraining.pretrainer import published_state
-
-logger = logging.getLogger(__name__)
+from .folder import RunFolder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
 RECENT_CHECKPOINTS = 2  # kept beside the periodic ones
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
-PUBLISHED_FILE = "published.pth"
-
-
-@dataclass(frozen=True)
-class RunFolder:
-    """Where a run keeps its files."""
-
-    root: Path
-
-    @property
-    def config_file(self) -> Path:
-        """Resolved configuration."""
-        return self.root / "config.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One JSON line a step."""
-        return self.root / "metrics.jsonl"
-
-    @property
-    def skipped_file(self) -> Path:
-        """Clips that could not be read, and why."""
-        return self.root / "skipped.csv"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of ``step-….pt``."""
-        return self.root / "checkpoints"
-
-    @property
-    def tensorboard(self) -> Path:
-        """TensorBoard logs."""
-        return self.root / "tensorboard"
-
-    @property
-    def plots(self) -> Path:
-        """Curves as PNG."""
-        return self.root / "plots"
-
-    @property
-    def export(self) -> Path:
-        """What ``m2d_hub.load_model`` takes, and the published layout beside it."""
-        return self.root / "export"
 
 
 @dataclass
@@ -119,14 +65,9 @@ def write_state(folder: RunFolder, state: TrainingState, keep_every_steps: int) 
         state: What to write.
         keep_every_steps: Checkpoints at multiples of it are kept for good.
     """
-    folder.checkpoints.mkdir(parents=True, exist_ok=True)
     path = folder.checkpoints / f"step-{state.step:09d}.pt"
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        torch.save({"step": state.step, "model": state.model, "optimizer": state.optimizer}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        torch.save({"step": state.step, "model": state.model, "optimizer": state.optimizer}, partial)
     for old in list_checkpoints(folder)[:-RECENT_CHECKPOINTS]:
         if step_of(old) % keep_every_steps:
             old.unlink()
@@ -158,47 +99,3 @@ def read_state(path: Path) -> TrainingState:
         raise CheckpointError(
             f"{path} is damaged ({error}). Delete it: the run then goes on from the checkpoint before it."
         ) from error
-
-
-def model_config(config: PretrainConfig, name: str) -> ModelConfig:
-    """Configuration of the exported model."""
-    offline = config.offline
-    with_clap = offline is not None and offline.kind == "text"
-    return ModelConfig(
-        frontend=config.frontend,
-        encoder=config.encoder,
-        clap=clap_config(offline, config.embed_dim) if with_clap and offline is not None else None,
-        name=name,
-    )
-
-
-def model_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The pre-training model's tensors that an exported model has, under their names there."""
-    tensors = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    clap = "offline.clap."
-    return tensors | {
-        name[len("offline.") :]: tensor for name, tensor in state.items() if name.startswith(clap)
-    }
-
-
-def export_run(folder: RunFolder, state: dict[str, Tensor], config: PretrainConfig, name: str) -> None:
-    """Writes ``export/``: for ``load_model``, and all weights under published names beside."""
-    arguments = argparse.Namespace(
-        input_size=list(config.input_size), patch_size=list(config.patch_size), sr=config.sample_rate
-    )
-    with replaced_folder(folder.export) as partial:
-        save_checkpoint(partial, model_tensors(state), model_config(config, name))
-        torch.save({"model": published_state(state), "args": arguments}, partial / PUBLISHED_FILE)
-
-
-@contextlib.contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of ``folder`` once it is whole."""
-    partial, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    yield partial
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
