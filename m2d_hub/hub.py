@@ -8,14 +8,12 @@ from typing import Literal
 
 import torch
 
-from m2d_hub.errors import CheckpointError, ConfigError, UnknownModelError
+from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
+from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.published import read_published
-from m2d_hub.pretrained.registry import MODELS, find_model
-from m2d_hub.pretrained.release import fetch
-from m2d_hub.pretrained.repository import PREFIX, fetch_repository
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 
@@ -36,7 +34,8 @@ def load_model(
 
     Args:
         name: An alias of :func:`m2d_hub.list_models`; a folder or file on disk (this package's own,
-            ``.safetensors``, or a published ``.pth``); or ``"hf-hub:org/repo[@revision]"``.
+            ``.safetensors``, or a published ``.pth``); or ``"hf-hub:org/repo[@revision]"``. A path object, or
+            a string with a separator, is always a path: ``"./m2d-0.7"`` is a folder, ``"m2d-0.7"`` the alias.
         device: None takes CUDA, else MPS, else the CPU.
         dtype: torch.float32, torch.bfloat16, torch.float16, or ``"int8"`` (linear layers, on a CPU).
         window_s: Seconds that the encoder sees at once. None: as pre-trained; longer: positions are
@@ -59,7 +58,7 @@ def load_model(
             f"dtype must be torch.float32, torch.bfloat16, torch.float16 or 'int8', got {dtype!r}."
         )
     device = _choose_device(device, dtype)
-    path = _locate(os.fspath(name), cache_dir, revision, local_files_only)
+    path = locate(name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)
     model = M2D.from_checkpoint(_read(path, sample_rate), path)
     if sample_rate not in (None, model.sample_rate):
         raise ConfigError(
@@ -102,29 +101,6 @@ def _checked_device(given: str | torch.device) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not there; leave device out to take what there is, or give 'cpu'.")
     return device
-
-
-def _locate(
-    name: str, cache_dir: str | os.PathLike[str] | None, revision: str | None, local_files_only: bool
-) -> Path:
-    """Where a name's files are, once they have been fetched if need be."""
-    if name.startswith(PREFIX):
-        return fetch_repository(
-            name, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
-        )
-    if revision is not None:
-        raise ConfigError(
-            f"revision={revision!r} goes with 'hf-hub:org/repo' only, but {name!r} was given; leave it out."
-        )
-    path = Path(name).expanduser()
-    if name not in MODELS and path.exists():
-        return path
-    if name not in MODELS and (len(path.parts) > 1 or path.suffix in (".pth", ".safetensors")):
-        raise UnknownModelError(
-            f"{name} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a name of "
-            "list_models()."
-        )
-    return fetch(find_model(name), cache_dir=cache_dir, local_files_only=local_files_only)
 
 
 def _read(path: Path, sample_rate: int | None) -> Checkpoint:

@@ -33,7 +33,9 @@ from m2d_hub.nn.encoder import Encoder, tokens_to_frames
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.model_card import Metrics, check_right_to_publish, model_card
+from m2d_hub.pretrained.repository import PREFIX
 from m2d_hub.results import Frames, Tag
 from m2d_hub.windows import count_tokens, plan_windows, timestamps_s
 
@@ -59,8 +61,6 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     def __init__(self, config: ModelConfig):
         """Builds a model with fresh random weights; :func:`m2d_hub.load_model` loads pre-trained ones."""
         super().__init__()
-        if isinstance(config, dict):
-            config = ModelConfig.from_dict(config)
         self.config = config
         self.frontend = LogMelFrontend(config.frontend)
         self.encoder = Encoder(config.encoder)
@@ -416,33 +416,41 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         return model.eval()
 
     @classmethod
-    def _from_pretrained(
+    def from_pretrained(  # type: ignore[override]  # the hub's own would look for a configuration first
         cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
         *,
-        model_id: str,
         revision: str | None = None,
-        cache_dir: str | Path | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         force_download: bool = False,
         local_files_only: bool = False,
         token: str | bool | None = None,
-        **_: Any,
     ) -> M2D:
-        folder = Path(model_id)
-        if not folder.is_dir():
-            from huggingface_hub import snapshot_download
+        """Loads a folder that :meth:`save_pretrained` wrote, or a Hugging Face repository, on the CPU.
 
-            folder = Path(
-                snapshot_download(
-                    model_id,
-                    revision=revision,
-                    cache_dir=cache_dir,
-                    force_download=force_download,
-                    local_files_only=local_files_only,
-                    token=token,
-                    allow_patterns=["model.safetensors", "config.json"],
-                )
-            )
-        return cls.from_checkpoint(load_checkpoint(folder), folder)
+        Args:
+            pretrained_model_name_or_path: A folder or file on disk; else ``org/repo``, as in
+                ``load_model("hf-hub:org/repo")``.
+            revision: Branch, tag or commit of a repository.
+            cache_dir: Where downloads are kept.
+            force_download: Fetch the files again.
+            local_files_only: Use what is on disk; never the network.
+            token: For private repositories; None: the one that ``hf auth login`` kept.
+
+        Raises:
+            DownloadError: The repository does not exist, or cannot be fetched or stored.
+            CheckpointError: The weights are damaged, non-finite, or not this package's.
+        """
+        name = os.fspath(pretrained_model_name_or_path)
+        path = locate(
+            Path(name) if Path(name).expanduser().exists() else PREFIX + name.removeprefix(PREFIX),
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        return cls.from_checkpoint(load_checkpoint(path), path)
 
     def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
         if not isinstance(batch_size, int) or batch_size < 1:

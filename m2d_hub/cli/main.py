@@ -221,12 +221,13 @@ def convert(path: str, out: Path, sample_rate: int | None) -> None:
       m2d-hub convert renamed.pth --sample-rate 16000 --out my-model
     """
     from m2d_hub.hub import load_model
+    from m2d_hub.pretrained.locate import as_argument
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not an empty folder; give another one.")
     model = load_model(path, device="cpu", sample_rate=sample_rate)
     model.save_pretrained(out)
-    click.echo(f"Wrote {out}; load it with m2d_hub.load_model({str(out)!r}).")
+    click.echo(f"Wrote {out}; load it with m2d_hub.load_model({as_argument(out)!r}).")
 
 
 @main.command()

@@ -41,11 +41,11 @@ def embed(
     Returns:
         (B, N_F·D) float32.
     """
-    model = _model(os.fspath(name), device)
+    model = _model(name, device)  # type: ignore[arg-type]  # paths can be hashed
     mono = [wave if wave.ndim == 1 else wave.mean(axis=0) for wave in map(np.asarray, waves)]
     return model.encode_clip(mono, sample_rate=sampling_rate, batch_size=batch_size).numpy()
 
 
 @functools.lru_cache(maxsize=2)
-def _model(name: str, device: str | None) -> M2D:
+def _model(name: str | os.PathLike[str], device: str | None) -> M2D:
     return load_model(name, device=device)

@@ -19,6 +19,7 @@ from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
+from m2d_hub.pretrained.locate import canonical_name
 
 Kind = Literal["clip", "frames", "layers"]
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
@@ -119,8 +120,8 @@ def embed_files(
 
 def _settings(model: str, kind: str, window_s: float | None) -> dict[str, Any]:
     """What must be the same for embeddings to go into one output; JSON knows no infinity."""
-    name = os.path.abspath(model) if os.path.exists(model) else model
-    return {"model": name, "kind": kind, "window_s": "inf" if window_s == math.inf else window_s}
+    window = "inf" if window_s == math.inf else window_s
+    return {"model": canonical_name(model), "kind": kind, "window_s": window}
 
 
 def _run_here(batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:

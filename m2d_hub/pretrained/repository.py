@@ -39,6 +39,8 @@ def fetch_repository(
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
+    token: str | bool | None = None,
 ) -> Path:
     """Folder with a repository's weights and configuration, in the Hugging Face cache.
 
@@ -57,7 +59,13 @@ def fetch_repository(
         with storage_errors(cache):
             paths = [
                 hf_hub_download(
-                    repository, file, revision=revision, cache_dir=cache, local_files_only=offline
+                    repository,
+                    file,
+                    revision=revision,
+                    cache_dir=cache,
+                    local_files_only=offline,
+                    force_download=force_download and not offline,
+                    token=token,
                 )
                 for file in (CONFIG_FILE, WEIGHTS_FILE)
             ]

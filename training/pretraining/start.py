@@ -9,10 +9,9 @@ from torch import Tensor
 
 from m2d_hub.errors import CheckpointError
 from m2d_hub.pretrained.folder import WEIGHTS_FILE
+from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.published import read_published
-from m2d_hub.pretrained.registry import find_model
-from m2d_hub.pretrained.release import fetch, load_all_tensors
-from m2d_hub.pretrained.repository import PREFIX, fetch_repository
+from m2d_hub.pretrained.release import load_all_tensors
 
 from .export import PUBLISHED_FILE
 
@@ -27,7 +26,7 @@ def start_weights(name: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A folder holds no weights, or several files.
     """
-    path = _locate(name)
+    path = locate(name)
     if path.is_dir() and not (path / PUBLISHED_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
         return load_all_tensors(path)
     published = read_published(_published_file(path))
@@ -39,14 +38,6 @@ def start_weights(name: str) -> dict[str, Tensor]:
     frontend = published.config.frontend
     tensors["norm_stats"] = torch.tensor([frontend.mean, frontend.std])
     return {**tensors, **published.pretraining}
-
-
-def _locate(name: str) -> Path:
-    """Where the files of a name are, once they have been fetched if need be."""
-    if name.startswith(PREFIX):
-        return fetch_repository(name)
-    path = Path(name).expanduser()
-    return path if path.exists() else fetch(find_model(name))
 
 
 def _published_file(path: Path) -> Path:

@@ -1,0 +1,97 @@
+"""What a model's name means, decided once for every place where a model is named.
+
+1. A path object is a path.
+2. ``hf-hub:org/repo[@revision]`` is a Hugging Face repository.
+3. A string with a separator (``./m2d-0.7``, ``runs/mine/export``, ``~/weights``) is a path.
+4. Any other string is an alias of the table of models; where it is none, a file or folder of that name here.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from m2d_hub.errors import ConfigError, UnknownModelError
+from m2d_hub.pretrained.registry import MODELS, find_model
+from m2d_hub.pretrained.release import fetch
+from m2d_hub.pretrained.repository import PREFIX, fetch_repository
+
+_WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+
+
+def locate(
+    name: str | os.PathLike[str],
+    *,
+    cache_dir: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    token: str | bool | None = None,
+) -> Path:
+    """Folder or file of a model's weights, fetched first if need be.
+
+    Args:
+        name: See above.
+        cache_dir: Where downloads are kept.
+        revision: Branch, tag or commit of a Hugging Face repository.
+        local_files_only: Use what is on disk; never the network.
+        force_download: Fetch a repository's files again.
+        token: For private repositories; None: the one that ``hf auth login`` kept.
+
+    Raises:
+        UnknownModelError: There is nothing of that name.
+        DownloadError: The weights could not be fetched.
+        ChecksumError: The weights on disk are not those that were recorded.
+        CheckpointError: The repository or the release holds no model of this package.
+        ConfigError: ``revision`` was given for something else than a repository.
+    """
+    if _is_repository(name):
+        return fetch_repository(
+            os.fspath(name),
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            token=token,
+        )
+    if revision is not None:
+        raise ConfigError(
+            f"revision={revision!r} goes with 'hf-hub:org/repo' only, but {os.fspath(name)!r} was given; "
+            "leave it out."
+        )
+    path = path_of(name)
+    if path is None:
+        return fetch(find_model(os.fspath(name)), cache_dir=cache_dir, local_files_only=local_files_only)
+    if not path.exists():
+        raise UnknownModelError(
+            f"{os.fspath(name)} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a name "
+            "of list_models()."
+        )
+    return path
+
+
+def path_of(name: str | os.PathLike[str]) -> Path | None:
+    """The path that a name means; None: it is an alias, an unknown name, or a repository."""
+    if not isinstance(name, str):
+        return Path(name).expanduser()
+    if _is_repository(name) or name in MODELS:
+        return None
+    path = Path(name).expanduser()
+    has_separator = any(separator in name for separator in (os.sep, os.altsep) if separator)
+    return path if has_separator or path.suffix in _WEIGHTS_SUFFIXES or path.exists() else None
+
+
+def canonical_name(name: str | os.PathLike[str]) -> str:
+    """The name under which a model is recorded: the alias, the repository, or the absolute path."""
+    path = path_of(name)
+    return os.fspath(name) if path is None else os.path.abspath(path)
+
+
+def as_argument(path: str | os.PathLike[str]) -> str:
+    """A path as a string that no place takes for an alias: ``./m2d-0.7``."""
+    text = os.fspath(path)
+    return text if path_of(text) is not None else os.path.join(os.curdir, text)
+
+
+def _is_repository(name: str | os.PathLike[str]) -> bool:
+    return isinstance(name, str) and name.startswith(PREFIX)
