@@ -13,8 +13,7 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from m2d_training import FinetuneOptions, finetune
-from m2d_training.finetuning.presets import load_finetune_preset
+from m2d_training import FinetuneOptions, finetune, load_finetune_preset
 
 from m2d_hub import M2DError, load_model
 

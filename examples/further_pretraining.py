@@ -14,9 +14,7 @@ from pathlib import Path
 
 from m2d_training import RunOptions, load_preset, pretrain
 
-from m2d_hub import M2DError
-from m2d_hub.corpus.embed_files import embed_files
-from m2d_hub.corpus.sources import find_sources
+from m2d_hub import M2DError, embed_files
 
 
 def main() -> None:
@@ -34,7 +32,7 @@ def main() -> None:
     export = pretrain(config, RunOptions(args.preset, data=args.folder, out=args.out, start=args.model))
 
     embeddings = args.out / "embeddings.npz"
-    embed_files(find_sources([args.folder]), embeddings, model=str(export))
+    embed_files(args.folder, embeddings, model=export)
     print(f"The model is in {export}, what it makes of your sounds in {embeddings}.")
     print(f"Losses of all steps, and their plots: {args.out}")
 

@@ -16,8 +16,6 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 import m2d_hub
-from m2d_hub.corpus.embed_files import embed_files
-from m2d_hub.corpus.sources import find_sources
 
 
 def main() -> None:
@@ -25,8 +23,8 @@ def main() -> None:
     args = parse_arguments()
     if not args.folder.is_dir():
         sys.exit(f"Error: {args.folder} is no folder.")
-    sources = find_sources([str(args.folder)])
-    summary = embed_files(sources, args.out, model=args.model, progress=True)
+    sources = m2d_hub.find_sources(args.folder)
+    summary = m2d_hub.embed_files(sources, args.out, model=args.model, progress=True)
     if summary.failed:
         print(f"Files that cannot be read: {summary.failed}, see {summary.errors_file}", file=sys.stderr)
 

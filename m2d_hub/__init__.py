@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
+    from m2d_hub.corpus.embed_files import Summary, embed_files
+    from m2d_hub.corpus.sources import Source, find_sources
     from m2d_hub.errors import (
         AudioError,
         CheckpointError,
@@ -42,15 +44,47 @@ _HOMES = {
     "M2DError": "errors",
     "ModelConfig": "config",
     "ModelInfo": "pretrained.registry",
+    "Source": "corpus.sources",
+    "Summary": "corpus.embed_files",
     "Tag": "results",
     "UnknownModelError": "errors",
     "classify_by_text": "zero_shot",
+    "embed_files": "corpus.embed_files",
+    "find_sources": "corpus.sources",
     "list_models": "pretrained.registry",
     "load_model": "hub",
     "model_info": "pretrained.cache",
 }
 
-__all__ = ["__version__", *_HOMES]
+__all__ = [
+    "M2D",
+    "AudioError",
+    "CheckpointError",
+    "ChecksumError",
+    "ClapConfig",
+    "ConfigError",
+    "DownloadError",
+    "EncoderConfig",
+    "Frames",
+    "FrontendConfig",
+    "HeadConfig",
+    "M2DError",
+    "ModelConfig",
+    "ModelInfo",
+    "Source",
+    "Summary",
+    "Tag",
+    "UnknownModelError",
+    "__version__",
+    "classify_by_text",
+    "embed_files",
+    "find_sources",
+    "list_models",
+    "load_model",
+    "model_info",
+]
+
+_SUBMODULES = ("clients", "export", "plots")  # public ones; the rest is internal
 
 
 def __getattr__(name: str) -> Any:
@@ -58,7 +92,7 @@ def __getattr__(name: str) -> Any:
         from importlib.metadata import version
 
         return version("m2d-hub")
-    if name in _HOMES.values():
+    if name in _SUBMODULES:
         return import_module(f"m2d_hub.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'm2d_hub' has no attribute {name!r}")

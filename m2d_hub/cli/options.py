@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,11 +25,19 @@ class Group(click.Group):
         try:
             return super().invoke(ctx)
         except M2DError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(self._in_options(ctx, str(error))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
             raise click.ClickException(str(error)) from error
+
+    def _in_options(self, ctx: click.Context, message: str) -> str:
+        """A message of the package, which names arguments (batch_size), in the command's own words."""
+        command = self.get_command(ctx, ctx.invoked_subcommand or "")
+        for option in command.params if command else []:
+            if option.name and "_" in option.name:
+                message = re.sub(rf"\b{option.name}\b(?!=)", max(option.opts, key=len), message)
+        return message
 
 
 class Seconds(click.ParamType):

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ import torch
 
 from m2d_hub.corpus.outputs import Output, open_output
 from m2d_hub.corpus.records import Record
-from m2d_hub.corpus.sources import Source
+from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
@@ -29,7 +29,7 @@ BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches
 class Job:
     """How files are embedded, wherever that happens."""
 
-    model: str
+    model: str | os.PathLike[str]
     kind: Kind = "clip"
     batch_size: int = 16
     device: str | None = None
@@ -42,7 +42,7 @@ class Job:
 
 @dataclass(frozen=True)
 class EmbeddedBatch:
-    """What became of one batch of files."""
+    """Result of one batch of files."""
 
     records: list[Record]
     failed: list[tuple[Source, str]]
@@ -55,7 +55,7 @@ Engine = Callable[
 
 @dataclass(frozen=True)
 class Summary:
-    """What a run did."""
+    """Result of one call of :func:`embed_files`."""
 
     out: str
     embedded: int  # files embedded in this run
@@ -65,10 +65,10 @@ class Summary:
 
 
 def embed_files(
-    sources: list[Source],
-    out: Path,
+    paths: PathOrPaths | Sequence[Source],
+    out: str | os.PathLike[str],
     *,
-    model: str,
+    model: str | os.PathLike[str] = "m2d-mini",
     kind: Kind = "clip",
     batch_size: int = 16,
     device: str | None = None,
@@ -79,7 +79,9 @@ def embed_files(
     """Embeds files into ``out``, or goes on with it; those that cannot be read go to ``OUT.errors.csv``.
 
     Args:
-        sources: The files; those that ``out`` already has are not done again, those that failed earlier are.
+        paths: Files, folders, shell-style patterns or CSVs, one or several, as for
+            :func:`m2d_hub.find_sources`, or what it answered. Files that ``out`` already has are not done
+            again, those that failed earlier are.
         out: ``.parquet``, ``.npz``, ``.safetensors``, or a folder of ``.npy`` files.
         model: What :func:`m2d_hub.load_model` takes.
         kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
@@ -93,6 +95,8 @@ def embed_files(
         ConfigError: ``out`` cannot be used, or was begun with another model, kind or window.
         M2DError: The model cannot be loaded, or the device's memory does not suffice.
     """
+    out = Path(out)
+    sources = _as_sources(paths)
     output = open_output(out, _settings(model, kind, window_s), sources)
     try:
         left = [source for source in sources if source.file not in output.done]
@@ -107,7 +111,7 @@ def embed_files(
     except torch.OutOfMemoryError as error:
         output.release()
         raise ConfigError(
-            f"the device ran out of memory at --batch-size {batch_size}; run again with a smaller one: "
+            f"the device ran out of memory at batch_size {batch_size}; run again with a smaller one: "
             "what is done is kept."
         ) from error
     except BaseException:
@@ -118,7 +122,16 @@ def embed_files(
     return Summary(str(out), len(left) - failed, len(sources) - len(left), failed, errors_file)
 
 
-def _settings(model: str, kind: str, window_s: float | None) -> dict[str, Any]:
+def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
+    if not isinstance(paths, (str, os.PathLike)):
+        given: list[Any] = list(paths)
+        if given and all(isinstance(path, Source) for path in given):
+            return given
+        paths = given
+    return find_sources(paths)
+
+
+def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:
     """What must be the same for embeddings to go into one output; JSON knows no infinity."""
     window = "inf" if window_s == math.inf else window_s
     return {"model": canonical_name(model), "kind": kind, "window_s": window}

@@ -13,6 +13,8 @@ from pathlib import Path, PurePath
 from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.errors import ConfigError
 
+PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
+
 
 @dataclass(frozen=True)
 class Source:
@@ -23,22 +25,23 @@ class Source:
     relative: PurePath  # where an output folder keeps what belongs to it
 
 
-def find_sources(paths: Iterable[str]) -> list[Source]:
+def find_sources(paths: PathOrPaths) -> list[Source]:
     """Finds the audio files that ``paths`` mean, each once, in the order given; folders are sorted.
 
     A path that looks like a file but does not exist is kept: reading it will fail, and tell.
 
     Args:
-        paths: Files, folders (searched through, by suffix), shell-style patterns (``**`` for any depth), or
-            CSV files with a ``file`` column, relative to the CSV.
+        paths: One, or several: files, folders (searched through, by suffix), shell-style patterns (``**`` for
+            any depth), or CSV files with a ``file`` column, relative to the CSV.
 
     Raises:
         ConfigError: A folder or a pattern holds no audio, or a CSV has no usable ``file`` column.
     """
     found: dict[str, Source] = {}
     names: dict[str, str] = {}
-    for path in paths:
-        for source in _expand(path):
+    given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    for path in given:
+        for source in _expand(os.fspath(path)):
             place = os.path.abspath(source.path)
             if place in found:
                 continue

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from .options import answer, is_first_process, logging_to, reported_errors
+from .options import answer, is_first_process, logging_to
 
 EXAMPLE = """\b
 Examples:
@@ -25,7 +25,13 @@ Examples:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
 )
-@click.option("--seeds", default=1, show_default=True, help="Trainings with seeds that count up, averaged.")
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Trainings with seeds that count up, averaged.",
+)
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def finetune(
@@ -51,11 +57,10 @@ def finetune(
     from ..finetuning.run import finetune as run_finetuning
     from ..runs.settings import apply_settings
 
-    with reported_errors():
-        config = apply_settings(load_finetune_preset(preset), settings)
-        options = FinetuneOptions(preset, model, data, out, seeds)
-        with logging_to(out / "train.log"):
-            result = run_finetuning(config, options)
+    config = apply_settings(load_finetune_preset(preset), settings)
+    options = FinetuneOptions(preset, model, data, out, seeds)
+    with logging_to(out / "train.log"):
+        result = run_finetuning(config, options)
     if is_first_process():
         figures = {"metric": result.metric, **dataclasses.asdict(result.interval)}
         text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."

@@ -8,9 +8,10 @@ from typing import Any
 
 import click
 
-from .options import answer, logging_to, reported_errors
+from m2d_hub.cli.options import SOME_FAILED
 
-SOME_FAILED = 3  # exit status where clips could not be read, as of m2d-hub's commands
+from .options import answer, logging_to
+
 FIRST_SEED = 42
 EXAMPLE = """\b
 Examples:
@@ -121,7 +122,7 @@ def linear_eval(
     from ..linear.run import LinearEvalOptions
     from ..linear.run import linear_eval as run_evaluation
 
-    with reported_errors(), logging_to(out / "eval.log"):
+    with logging_to(out / "eval.log"):
         result = run_evaluation(
             LinearEvalOptions(
                 out=out,

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from m2d_hub.cli.options import Group
+
 from .finetune import finetune
 from .linear_eval import linear_eval
-from .options import answer, is_first_process, logging_to, reported_errors
+from .options import answer, is_first_process, logging_to
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -23,9 +25,10 @@ Examples:
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="m2d-hub", prog_name="m2d-train")
 def main() -> None:
-    """Pre-trains Masked Modeling Duo (M2D, M2D-X, MSM-MAE) models."""
+    """Pre-train, fine-tune and evaluate Masked Modeling Duo models (M2D, M2D-X, MSM-MAE)."""
 
 
 @main.command(epilog=PRETRAIN_EXAMPLE)
@@ -59,22 +62,21 @@ def pretrain(
     from ..pretraining.run_data import RunOptions
     from ..runs.settings import apply_settings
 
-    with reported_errors():
-        chosen = load_preset(preset)
-        config = apply_settings(chosen.config, settings)
-        needs_teacher = config.offline is not None and config.offline.kind == "features"
-        options = RunOptions(
-            name=preset,
-            data=data,
-            out=out,
-            noise=noise,
-            valid=valid,
-            start=start or chosen.start,
-            teacher=teacher or (chosen.teacher if needs_teacher else None),
-            labelled=labelled,
-        )
-        with logging_to(out / "train.log"):
-            export = run_pretraining(config, options)
+    chosen = load_preset(preset)
+    config = apply_settings(chosen.config, settings)
+    needs_teacher = config.offline is not None and config.offline.kind == "features"
+    options = RunOptions(
+        name=preset,
+        data=data,
+        out=out,
+        noise=noise,
+        valid=valid,
+        start=start or chosen.start,
+        teacher=teacher or (chosen.teacher if needs_teacher else None),
+        labelled=labelled,
+    )
+    with logging_to(out / "train.log"):
+        export = run_pretraining(config, options)
     if is_first_process():
         click.echo(answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
 
@@ -100,10 +102,9 @@ def prepare(
     from ..pretraining.prepare import PrepareOptions
     from ..pretraining.prepare import prepare as prepare_shards
 
-    with reported_errors():
-        statistics = prepare_shards(
-            PrepareOptions(data, out, sample_rate, split_s, teacher=teacher, num_workers=num_workers)
-        )
+    statistics = prepare_shards(
+        PrepareOptions(data, out, sample_rate, split_s, teacher=teacher, num_workers=num_workers)
+    )
     text = (
         f"{statistics['clips']} clips, {statistics['hours']:.2f} h, {statistics['skipped']} files left out; "
         f"log-mel mean {statistics['mean']:.3f}, std {statistics['std']:.3f}. The shards are in {out}."

@@ -10,19 +10,6 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
-
-from m2d_hub.errors import M2DError
-
-
-@contextlib.contextmanager
-def reported_errors() -> Iterator[None]:
-    """Prints this package's errors as one line and ends with status 1."""
-    try:
-        yield
-    except M2DError as error:
-        raise click.ClickException(str(error)) from error
-
 
 def is_first_process() -> bool:
     """Whether this process is the one that talks, of those that a launcher started."""

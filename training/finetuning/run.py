@@ -54,7 +54,7 @@ CURVES_FILE = "learning_curve.png"
 
 @dataclass(frozen=True)
 class FinetuneOptions:
-    """What the command line says beside the configuration."""
+    """Model, data and folder of a fine-tuning, beside its configuration."""
 
     name: str  # of the preset
     model: str  # as for m2d_hub.load_model
@@ -66,7 +66,7 @@ class FinetuneOptions:
 
 @dataclass(frozen=True)
 class FinetuneResult:
-    """The answer, and where the rest is."""
+    """Result of a fine-tuning: its test figure, and where its model and its report are."""
 
     metric: str  # accuracy, mAP, or ICBHI's score
     interval: Interval

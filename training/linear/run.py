@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class LinearEvalResult:
-    """The answer, and where the rest is."""
+    """Result of a linear evaluation: its test figure, and where its model and its report are."""
 
     metric: str  # accuracy or mAP
     interval: Interval

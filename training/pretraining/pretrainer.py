@@ -48,7 +48,7 @@ OPTIONAL_PARTS = {
 
 @dataclass
 class LossTerms:
-    """What one forward pass gives."""
+    """Losses of one forward pass, with what they were computed from."""
 
     total: Tensor  # equation 6 of the paper, a scalar
     m2d: Tensor  # loss of the masked prediction, a scalar

@@ -25,7 +25,7 @@ NOTHING = "none"  # --start none, --teacher none: without the preset's own
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What the command line says beside the configuration."""
+    """Data, start and folder of a pre-training run, beside its configuration."""
 
     name: str  # of the preset
     data: str
