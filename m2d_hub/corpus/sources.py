@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import os
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
 PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -123,21 +123,11 @@ def _match(pattern: str) -> Iterator[Source]:
 
 
 def _listed(table: Path) -> Iterator[Source]:
-    try:
-        with open(table, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = reader.fieldnames or []
-            if "file" not in columns:
-                raise ConfigError(
-                    f"{table} has no column 'file'; its columns: {', '.join(columns) or 'none'}."
-                )
-            for row in reader:
-                if not row["file"]:
-                    raise ConfigError(f"{table}, line {reader.line_num}: the column 'file' is empty.")
-                path = PurePath(row["file"])
-                yield Source(table.parent / path, row["file"], _inside(path))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{table} cannot be read as a CSV: {error}.") from error
+    rows = read_table(table, ["file"])
+    refuse_empty(table, rows, "file")
+    for row in rows:
+        path = PurePath(row.cells["file"])
+        yield Source(table.parent / path, row.cells["file"], _inside(path))
 
 
 def _inside(path: PurePath) -> PurePath:

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
 from .shards import INDEX_NAME, ShardMember, expand_pattern, index_shards, read_index
 
-AUDIO_SUFFIXES = (
-    ".wav",
-    ".flac",
-    ".mp3",
-    ".ogg",
-    ".oga",
-    ".opus",
-    ".aiff",
-    ".aif",
-    ".au",
-    ".caf",
-    ".w64",
-    ".rf64",
-)
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LABEL_SEPARATOR = ";"
 STATISTICS_NAME = "statistics.json"
@@ -104,7 +91,7 @@ def read_manifest(data: str) -> Manifest:
     if path.is_dir():
         shards = sorted(str(shard) for shard in path.glob("*.tar"))
         entries = _read_shards(shards) if shards else _read_folder(path)
-    elif path.suffix == ".csv":
+    elif path.suffix.lower() == ".csv":
         entries = _read_csv(path)
     else:
         entries = _read_shards(expand_pattern(data))
@@ -114,24 +101,17 @@ def read_manifest(data: str) -> Manifest:
 
 
 def _read_csv(path: Path) -> list[Entry]:
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: give a CSV with a 'file' column, tar shards, or a folder.")
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        reader = csv.DictReader(lines)
-        if "file" not in (reader.fieldnames or []):
-            raise ConfigError(f"{path} has no column 'file'; its columns are {reader.fieldnames}.")
-        return [_csv_entry(path, reader.line_num, row) for row in reader]
-
-
-def _csv_entry(path: Path, line: int, row: dict[str, str]) -> Entry:
-    if not row["file"]:
-        raise ConfigError(f"{path} names no file in line {line}.")
-    return Entry(
-        path=str(path.parent / row["file"]),
-        label=row.get("label") or "",
-        caption=row.get("caption") or "",
-        features_path=str(path.parent / row["features"]) if row.get("features") else "",
-    )
+    rows = read_table(path, ["file"], ["label", "caption", "features"])
+    refuse_empty(path, rows, "file")
+    return [
+        Entry(
+            path=str(path.parent / row.cells["file"]),
+            label=row.cells["label"],
+            caption=row.cells["caption"],
+            features_path=str(path.parent / row.cells["features"]) if row.cells["features"] else "",
+        )
+        for row in rows
+    ]
 
 
 def _read_folder(folder: Path) -> list[Entry]:

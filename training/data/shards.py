@@ -15,11 +15,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
 INDEX_NAME = "index.csv"
-CLIP_SUFFIXES = (".flac", ".wav", ".mp3", ".ogg", ".opus", ".npy", ".jpg", ".jpeg", ".png")
+CLIP_SUFFIXES = (*sorted(AUDIO_SUFFIXES), ".npy", ".jpg", ".jpeg", ".png", ".webp", ".bmp")
 FEATURES_SUFFIX = ".features.npy"
 
 
@@ -82,7 +83,7 @@ def _index_shard(shard: str, tar: tarfile.TarFile) -> list[ShardMember]:
         key = os.path.join(folder, base.split(".")[0])
         if base.endswith(FEATURES_SUFFIX):
             features[key] = info
-        elif base.endswith(CLIP_SUFFIXES):
+        elif base.lower().endswith(CLIP_SUFFIXES):
             clips[key] = info
         elif base.endswith((".json", ".txt")):
             content = tar.extractfile(info)

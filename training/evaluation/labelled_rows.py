@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
 from ..data.manifest import LABEL_SEPARATOR
@@ -20,8 +20,6 @@ logger = logging.getLogger(__name__)
 
 COLUMNS = ("file", "label", "split")
 SHOWN = 5  # rows that a message names
-
-Row = tuple[int, list[str]]  # as a spreadsheet counts it, and its cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,41 +38,23 @@ def read_rows(path: Path) -> list[LabelledClip]:
     Raises:
         ConfigError: It is no CSV with the columns, lists nothing, or a row lacks something.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(COLUMNS)}.")
-    rows = _rows(path)
-    header = [name.strip() for name in next(rows, (1, []))[1]]
-    if not set(COLUMNS) <= set(header):
-        raise ConfigError(
-            f"{path} needs the columns file, label and split, separated by commas; it has "
-            f"{', '.join(header) or 'none'}."
-        )
-    file, label, split = (header.index(name) for name in COLUMNS)
-    body = [(row, [cell.strip() for cell in cells]) for row, cells in rows if any(map(str.strip, cells))]
-    if not body:
+    rows = read_table(path, COLUMNS)
+    if not rows:
         raise ConfigError(f"{path} lists no clips.")
-    uneven = [row for row, cells in body if len(cells) != len(header)]
-    _refuse(path, uneven, "another number of cells than the header")
-    _refuse(path, [row for row, cells in body if not cells[file]], "no file")
-    _refuse(path, [row for row, cells in body if not _split_labels(cells[label])], "no label")
+    refuse_empty(path, rows, "file")
+    unlabelled = [row.number for row in rows if not _split_labels(row.cells["label"])]
+    if unlabelled:
+        raise ConfigError(f"{path}: {counted(unlabelled)} no label ({listed(unlabelled)}).")
     folder = os.path.abspath(path.parent)
     return [
         LabelledClip(
-            file=os.path.normpath(os.path.join(folder, cells[file])),
-            labels=_split_labels(cells[label]),
-            split=cells[split],
-            row=row,
+            file=os.path.normpath(os.path.join(folder, row.cells["file"])),
+            labels=_split_labels(row.cells["label"]),
+            split=row.cells["split"],
+            row=row.number,
         )
-        for row, cells in body
+        for row in rows
     ]
-
-
-def _rows(path: Path) -> Iterator[Row]:
-    with path.open(newline="", encoding="utf-8-sig") as lines:
-        try:
-            yield from enumerate(csv.reader(lines), start=1)
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
 
 
 @lru_cache(maxsize=10_000)
@@ -114,11 +94,6 @@ def check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None
             len(shared),
             shared[0],
         )
-
-
-def _refuse(path: Path, rows: list[int], what: str) -> None:
-    if rows:
-        raise ConfigError(f"{path}: {counted(rows)} {what} ({listed(rows)}).")
 
 
 def counted(rows: Sequence[object]) -> str:

@@ -15,6 +15,7 @@ from m2d_hub.errors import ConfigError
 from ..data.manifest import Manifest, read_manifest
 from ..data.stored_features import read_features
 from .config import AUDIOSET_MEAN, AUDIOSET_STD, PretrainConfig
+from .signal_check import check_signal
 from .start import start_weights
 from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
 
@@ -70,6 +71,7 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
     noise_mean = config.noise_mean
     if noise_mean is None:
         noise_mean = noise.statistics.mean if noise and noise.statistics else AUDIOSET_MEAN
+    check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
     return RunData(config, manifest, noise, valid, classes, noise_mean, weights)
 

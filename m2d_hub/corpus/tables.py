@@ -1,0 +1,88 @@
+"""Tables that users write: the one reader of CSV files, with the numbers of their rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from m2d_hub.errors import ConfigError
+
+SHOWN_ROWS = 5  # that a message names
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table."""
+
+    number: int  # as a spreadsheet shows it: the header is row 1
+    cells: dict[str, str]  # by column, without spaces around; "" where an optional column is missing
+
+
+def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+    """Reads a CSV file in UTF-8, separated by commas or, where its header has none, by semicolons.
+
+    Blank rows are left out.
+
+    Args:
+        path: The file.
+        columns: That it must have; others than these and ``optional`` are not read.
+        optional: That it may have.
+
+    Raises:
+        ConfigError: The file is missing, no such table, or a row has another number of cells than the header.
+    """
+    if not path.is_file():
+        raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(columns)}.")
+    header, *rows = _rows(path) or [[]]
+    names = [name.strip() for name in header]
+    if missing := [name for name in columns if name not in names]:
+        raise ConfigError(
+            f"{path} has no column {' and no column '.join(map(repr, missing))}; its columns: "
+            f"{', '.join(names) or 'none'}."
+        )
+    if repeated := sorted({name for name in names if name and names.count(name) > 1}):
+        raise ConfigError(f"{path} has the column {repeated[0]!r} more than once; leave one.")
+    filled = [(number, cells) for number, cells in enumerate(rows, start=2) if any(map(str.strip, cells))]
+    if uneven := [number for number, cells in filled if len(cells) != len(names)]:
+        raise ConfigError(
+            f"{path}: {_counted(uneven)} another number of cells than the header ({_listed(uneven)}). A cell "
+            "with a comma is written in quotes."
+        )
+    wanted = (*columns, *optional)
+    places = {name: names.index(name) for name in wanted if name in names}
+    return [
+        Row(number, {name: cells[places[name]].strip() if name in places else "" for name in wanted})
+        for number, cells in filled
+    ]
+
+
+def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
+    """Refuses rows without a value.
+
+    Raises:
+        ConfigError: The message names the rows.
+    """
+    if empty := [row.number for row in rows if not row.cells[column]]:
+        raise ConfigError(f"{path}: {_counted(empty)} no {column} ({_listed(empty)}).")
+
+
+def _rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            header = lines.readline()
+            lines.seek(0)
+            delimiter = ";" if ";" in header and "," not in header else ","
+            return list(csv.reader(lines, delimiter=delimiter))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
+
+
+def _counted(rows: Sequence[int]) -> str:
+    return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
+
+
+def _listed(rows: Sequence[int]) -> str:
+    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
+    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:SHOWN_ROWS]))}{more}"
