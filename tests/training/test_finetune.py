@@ -384,3 +384,34 @@ def test_help_shows_an_example_and_the_answer_is_json_on_demand(model, labelled,
     result = run("small", model, labelled, tmp_path / "run", QUICK, "--json")
     answer = json.loads(result.stdout.strip().splitlines()[-1])
     assert answer["export"] == str(tmp_path / "run" / "export") and answer["metric"] == "accuracy"
+
+
+@pytest.mark.parametrize("place", [0, 8, 10])  # of the train, the valid and the test clips
+def test_a_clip_that_cannot_be_read_is_left_out_before_the_training(model, sounds, tmp_path, place):
+    path = write_list(tmp_path / "list.csv", sounds)
+    (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
+    lines = path.read_text().splitlines()
+    lines[place + 1] = ",".join(["broken.wav", *lines[place + 1].split(",")[1:]])
+    path.write_text("\n".join(lines) + "\n")
+    out = tmp_path / "run"
+    result = run("small", model, path, out, QUICK, "--json")
+    assert result.exit_code == 3, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["left_out"] == 1
+    with (out / "errors.csv").open(newline="") as errors:
+        (error,) = csv.DictReader(errors)
+    assert error["row"] == str(place + 2) and error["file"].endswith("broken.wav") and error["error"]
+    assert (out / "export" / "model.safetensors").is_file()
+
+
+def test_a_list_of_which_most_cannot_be_read_is_refused(model, sounds, tmp_path):
+    for name in ("a.wav", "b.wav"):
+        (tmp_path / name).write_bytes(b"no sound")
+    rows = [
+        f"{tmp_path / name},{label},{split}"
+        for split in ("train", "valid", "test")
+        for name, label in (("a.wav", "low"), ("b.wav", "high"))
+    ]
+    good = [f"{sounds / '0.wav'},low,train", f"{sounds / '1.wav'},high,train"]
+    (tmp_path / "list.csv").write_text("\n".join(["file,label,split", *rows, *good]) + "\n")
+    result = run("small", model, tmp_path / "list.csv", tmp_path / "run", QUICK)
+    assert result.exit_code == 1 and "6 of 8 clips cannot be read, the first in row 2" in result.output

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import click
+
+from m2d_hub.cli.options import SOME_FAILED
 
 from .options import answer, is_first_process, logging_to
 
@@ -51,6 +54,7 @@ def finetune(
 
     OUT/export is the model, for `m2d-hub tag` and load_model; OUT/report.json, worst.csv and the pictures
     beside them say how good it is on the test clips. Run again with the same --out, it resumes.
+    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
     """
     from ..finetuning.presets import load_finetune_preset
     from ..finetuning.run import FinetuneOptions
@@ -64,4 +68,7 @@ def finetune(
     if is_first_process():
         figures = {"metric": result.metric, **dataclasses.asdict(result.interval)}
         text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."
-        click.echo(answer({"run": str(out), "export": str(result.model), **figures}, as_json, text))
+        values = {"run": str(out), "export": str(result.model), **figures, "left_out": result.left_out}
+        click.echo(answer(values, as_json, text))
+    if result.left_out:
+        sys.exit(SOME_FAILED)

@@ -10,7 +10,7 @@ import json
 import logging
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from ..evaluation.metrics import (
     sensitivity_specificity,
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
+from ..evaluation.unreadable import LeftOut, find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder
 from ..runs.resolved import write_or_compare
@@ -50,6 +51,7 @@ logger = logging.getLogger(__name__)
 
 MAY_CHANGE = {"num_workers", "save_every_steps"}
 CURVES_FILE = "learning_curve.png"
+READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class FinetuneResult:
     report: dict[str, Any]  # as report.json has it
     out: Path
     model: Path  # for m2d_hub.load_model
+    left_out: int  # clips that cannot be read, see errors.csv
 
 
 def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult:
@@ -86,13 +89,16 @@ def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult
     """
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
-    run = FinetuneRun(config, options, read_task(config, options.data), build_accelerator())
+    task, left_out = _without_unreadable(read_task(config, options.data), config)
+    run = FinetuneRun(config, options, task, build_accelerator())
+    if run.accelerator.is_main_process:
+        write_left_out(options.out, left_out)
     run.train()
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
     report = json.loads((options.out / REPORT_FILE).read_text(encoding="utf-8"))
     interval = Interval(report["value"], report["low"], report["high"])
-    return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export)
+    return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export, len(left_out))
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,18 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
     return Task(
         labelled, labelled.rounds(), mean_average_precision if config.metric == "map" else accuracy, None
     )
+
+
+def _without_unreadable(task: Task, config: FinetuneConfig) -> tuple[Task, list[LeftOut]]:
+    """The task without clips that cannot be read, which would end a training when their turn comes."""
+    reasons = find_unreadable(task.labelled, READ_AT_HZ)
+    labelled, left_out = leave_out(task.labelled, reasons)
+    if not left_out:
+        return task, []
+    task = replace(task, labelled=labelled, rounds=labelled.rounds())
+    if task.normal is not None:
+        _check_normal_and_abnormal(task, task.normal)
+    return task, left_out
 
 
 def _check_normal_and_abnormal(task: Task, normal: int) -> None:

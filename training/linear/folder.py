@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from m2d_hub.errors import ConfigError
 
 from ..evaluation.report import CONFUSION_FILE, PRECISION_FILE, REPORT_FILE, WORST_FILE
+from ..evaluation.unreadable import ERRORS_FILE
 from .options import LinearEvalOptions
 from .report import CURVES_FILE, LAYERS_FILE, METHOD, MIX_FILE
 
@@ -34,7 +32,7 @@ class LinearFolder:
     @property
     def errors_file(self) -> Path:
         """Clips that cannot be read."""
-        return self.root / "errors.csv"
+        return self.root / ERRORS_FILE
 
     @property
     def model(self) -> Path:
@@ -65,12 +63,3 @@ class LinearFolder:
             return bool(json.loads(path.read_text(encoding="utf-8")).get("method") == METHOD)
         except (OSError, ValueError, AttributeError):
             return False
-
-    def write_errors(self, left_out: Sequence[dict[str, Any]]) -> None:
-        """Writes clips that cannot be read, if there are any."""
-        if not left_out:
-            return
-        with self.errors_file.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
-            writer = csv.DictWriter(lines, list(left_out[0]))
-            writer.writeheader()
-            writer.writerows(left_out)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
 from ..evaluation.metrics import Interval
+from ..evaluation.unreadable import leave_out, write_left_out
 from .feature_cache import StoredFeatures, stored_features
 from .folder import LinearFolder
 from .model import save_linear_model
@@ -67,7 +68,8 @@ def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
         num_workers=options.num_workers,
         progress=options.progress,
     )
-    labelled, left_out = _leave_out(folder, labelled, features)
+    labelled, left_out = leave_out(labelled, features.errors)
+    write_left_out(options.out, left_out)
     encoded = time.perf_counter()
     outcomes = _fit_outcomes(options, labelled, features, layer, model.device)
     best = max(outcomes, key=lambda outcome: (outcome.valid_score, -outcome.valid_loss))
@@ -78,7 +80,7 @@ def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
         "model_config": model.config.to_dict(),
         "features_key": encoder.key(),
         "clip_seconds": None if encoder.num_samples is None else encoder.num_samples / model.sample_rate,
-        "left_out": left_out,
+        "left_out": [asdict(clip) for clip in left_out],
         "settings": options.to_dict(),
         "timing": {
             "features_s": encoded - started,
@@ -122,27 +124,6 @@ def _clip_encoder(
         num_samples=num_samples,
         batch_size=options.batch_size,
     )
-
-
-def _leave_out(
-    folder: LinearFolder, labelled: LabelledList, features: StoredFeatures
-) -> tuple[LabelledList, list[dict[str, Any]]]:
-    """The list without clips that cannot be read, which are written to ``errors.csv``."""
-    left_out: list[dict[str, Any]] = [
-        {"row": labelled.clips[place].row, "file": labelled.clips[place].file, "error": reason}
-        for place, reason in sorted(features.errors.items())
-    ]
-    if not left_out:
-        return labelled, []
-    folder.write_errors(left_out)
-    logger.warning(
-        "%d clips cannot be read and are left out, the first in row %d: %s All are in %s",
-        len(left_out),
-        left_out[0]["row"],
-        left_out[0]["error"],
-        folder.errors_file,
-    )
-    return labelled.without({clip["row"] for clip in left_out}), left_out
 
 
 def _fit_outcomes(
