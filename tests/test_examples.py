@@ -146,9 +146,9 @@ def test_further_pretraining_leaves_another_model_and_its_embeddings(model, clip
     [
         ("search_by_example", ["none", "clip.wav"], "Error: none is no folder."),
         ("search_by_example", ["folder", "clip.wav"], "Error: folder folder holds no audio files"),
-        ("linear_evaluation", ["list.csv", "--out", "run"], "Error: list.csv has no column 'label'"),
+        ("linear_evaluation", ["list.csv", "--out", "run"], "Error: list.csv has no column 'split'"),
         ("fine_tuning", ["list.csv", "none.wav", "--out", "run"], "Error: none.wav does not exist."),
-        ("fine_tuning", ["list.csv", "clip.wav", "--out", "run"], "Error: list.csv has no column 'label'"),
+        ("fine_tuning", ["list.csv", "clip.wav", "--out", "run"], "Error: list.csv has no column 'split'"),
         ("further_pretraining", ["folder", "--out", "run"], "Error: folder lists no clips"),
     ],
 )
