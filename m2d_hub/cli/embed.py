@@ -46,7 +46,8 @@ from m2d_hub.corpus.outputs import check_suffix
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="This process, or the workers of a Ray cluster (pip install 'm2d-hub[ray]').",
+    help="This process, or the workers of a Ray cluster, which send all results here "
+    "(pip install 'm2d-hub[ray]').",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="With --engine ray."
@@ -92,7 +93,7 @@ def embed(
         check_suffix(out)
     ray_engine = None
     if engine == "ray":
-        from m2d_hub.clients.ray import RayEngine
+        from m2d_hub.corpus.ray_engine import RayEngine
 
         ray_engine = RayEngine(workers)
     summary = embed_files(

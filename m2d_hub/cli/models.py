@@ -1,0 +1,120 @@
+"""The commands about models themselves: ``m2d-hub list``, ``info``, ``download`` and ``convert``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from m2d_hub.cli.options import json_option
+from m2d_hub.errors import ConfigError
+from m2d_hub.pretrained.registry import find_model, list_models
+
+
+@click.command("list")
+@click.argument("pattern", default="*")
+@json_option
+def list_(pattern: str, as_json: bool) -> None:
+    """List the models that load by name.
+
+    \b
+    Examples:
+      m2d-hub list
+      m2d-hub list 'm2d-as-*' --json
+    """
+    from m2d_hub.pretrained.cache import model_info
+
+    names = list_models(pattern)
+    if as_json:
+        click.echo(json.dumps(names))
+        return
+    if not names:
+        raise ConfigError(f"no model is named like {pattern!r}; see m2d-hub list.")
+    width = max(map(len, names))
+    for name in names:
+        info = model_info(name)
+        where = "on disk" if info.on_disk else "to download"
+        click.echo(f"{name:{width}}  {where:11}  {info.contents}; {info.license}")
+
+
+@click.command()
+@click.argument("name")
+@json_option
+def info(name: str, as_json: bool) -> None:
+    """Show what is known about a model: licence, source, sizes, reported figures, whether it is on disk.
+
+    \b
+    Examples:
+      m2d-hub info m2d-as-0.7
+      m2d-hub info m2d-mini --json
+    """
+    from m2d_hub.pretrained.cache import model_info
+
+    known = model_info(name)
+    values = {**dataclasses.asdict(known), "source": known.source}
+    if as_json:
+        click.echo(json.dumps(values, indent=2))
+        return
+    width = max(map(len, values))
+    for field, value in values.items():
+        click.echo(f"{field:{width}}  {_readable(value)}")
+
+
+@click.command()
+@click.argument("name")
+def download(name: str) -> None:
+    """Fetch a model's weights now, so that it loads without a network later; prints where they are.
+
+    NAME is one of `m2d-hub list`, or hf-hub:org/repo[@revision]. The cache is in $HF_HOME; M2D_HUB_MIRROR may
+    name another address than the authors' release. A download that was stopped goes on where it was.
+
+    \b
+    Examples:
+      m2d-hub download m2d-as-0.7
+      HF_HOME=/data/hf m2d-hub download hf-hub:org/repo@v1
+    """
+    from m2d_hub.pretrained.release import fetch
+    from m2d_hub.pretrained.repository import PREFIX, fetch_repository
+
+    if name.startswith(PREFIX):
+        click.echo(fetch_repository(name))
+        return
+    info = find_model(name)
+    click.echo(f"{name}: {info.license}; {info.source}", err=True)
+    click.echo(fetch(info))
+
+
+@click.command()
+@click.argument("path", metavar="PATH")
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
+@click.option("--sample-rate", type=click.IntRange(min=1), metavar="HZ", help="If the file does not say it.")
+def convert(path: str, out: Path, sample_rate: int | None) -> None:
+    """Convert published weights (.pth) into a folder that loads faster, and safely, everywhere.
+
+    DIR gets model.safetensors, config.json and a model card: all that embedding and tagging need. Parts that
+    only pre-training uses (predictor, target encoder) stay in PATH.
+
+    \b
+    Examples:
+      m2d-hub convert m2d_vit_base-80x608p16x16-221006-mr7/checkpoint-300.pth --out m2d-0.7
+      m2d-hub convert renamed.pth --sample-rate 16000 --out my-model
+    """
+    from m2d_hub.hub import load_model
+    from m2d_hub.pretrained.locate import as_argument
+
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"--out {out} exists and is not an empty folder; give another one.")
+    model = load_model(path, device="cpu", sample_rate=sample_rate)
+    model.save_pretrained(out)
+    click.echo(f"Wrote {out}; load it with m2d_hub.load_model({as_argument(out)!r}).")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "x".join(map(str, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
