@@ -35,7 +35,7 @@ def is_offline() -> bool:
 def release_url(info: ModelInfo) -> str:
     """Where the zip is fetched from: the authors' release, or the mirror named by ``M2D_HUB_MIRROR``."""
     base = os.environ.get(MIRROR_VARIABLE) or f"{RELEASES}/download"
-    return f"{base.rstrip('/')}/{info.path}"
+    return f"{base.rstrip('/')}/{info.url_path}"
 
 
 def zip_path_of(info: ModelInfo, root: Path) -> Path:
@@ -53,14 +53,14 @@ def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) ->
 
     info = find_model(name)
     root = cache_root(cache_dir)
-    folder = PACKAGED / name if info.path is None else root / name
-    if info.path is not None:
+    folder = PACKAGED / name if info.is_packaged else root / name
+    if not info.is_packaged:
         info = replace(info, sha256=info.sha256 or recorded_hash(info, root))
-    last_written = constants.SAFETENSORS_SINGLE_FILE if info.path is None else ORIGIN_FILE
+    last_written = constants.SAFETENSORS_SINGLE_FILE if info.is_packaged else ORIGIN_FILE
     if not (folder / last_written).is_file():
         return info
     info = replace(info, on_disk=True, disk_bytes=sum(file.stat().st_size for file in folder.iterdir()))
-    if info.path is not None:
+    if not info.is_packaged:
         return replace(info, download_bytes=read_origin(folder)["zip_bytes"])
     text = (folder / constants.CONFIG_NAME).read_text(encoding="utf-8")
     encoder = ModelConfig.from_dict(json.loads(text)).encoder

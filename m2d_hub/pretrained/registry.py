@@ -40,12 +40,17 @@ class ModelInfo:
     @property
     def source(self) -> str:
         """Page where the weights were published, with their licence."""
-        return "inside the package" if self.release is None else f"{RELEASES}/tag/{self.release}"
+        return "inside the package" if self.is_packaged else f"{RELEASES}/tag/{self.release}"
 
     @property
-    def path(self) -> str | None:
-        """Path of the zip below the releases' download address, or a mirror of it."""
-        return None if self.release is None else f"{self.release}/{self.folder}.zip"
+    def is_packaged(self) -> bool:
+        """Whether the weights are inside this package, not published by the authors."""
+        return self.release is None
+
+    @property
+    def url_path(self) -> str:
+        """Path of a published model's zip below the releases' download address, or a mirror of it."""
+        return f"{self.release}/{self.folder}.zip"
 
 
 _ROWS = (

@@ -51,7 +51,7 @@ def fetch(
         ChecksumError: The zip or the converted weights are not those recorded.
         CheckpointError: The zip is unsafe or damaged, or its tensors are not those of this model.
     """
-    if info.path is None:
+    if info.is_packaged:
         return _packaged(info.name)
     root = cache_root(cache_dir)
     folder, zip_path = root / info.name, zip_path_of(info, root)

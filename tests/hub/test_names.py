@@ -55,7 +55,7 @@ def server(monkeypatch, tmp_path):
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         for info in (TINY, TAGGER, CLAP):
             monkeypatch.setitem(MODELS, info.name, info)
-            running.files[f"/{info.path}"] = release_zip(info, TENSORS[info.name]())
+            running.files[f"/{info.url_path}"] = release_zip(info, TENSORS[info.name]())
         yield running
 
 

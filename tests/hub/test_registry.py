@@ -58,7 +58,7 @@ def test_sizes_agree_with_the_folder_names_of_the_release():
 
 def test_mini_is_inside_the_package_under_its_own_licence():
     assert MODELS["m2d-mini"].license == "Apache-2.0"
-    assert MODELS["m2d-mini"].path is None
+    assert MODELS["m2d-mini"].is_packaged
 
 
 def test_path_below_the_release_address_names_tag_and_zip():

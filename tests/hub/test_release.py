@@ -56,7 +56,7 @@ def server(monkeypatch):
 
 
 def publish(server, info, tensors, **options):
-    server.files[f"/{info.path}"] = release_zip(info, tensors, **options)
+    server.files[f"/{info.url_path}"] = release_zip(info, tensors, **options)
 
 
 def left_in(root):
