@@ -22,6 +22,7 @@ from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 from m2d_hub.pretrained.folder import check_finite, read_safetensors
+from m2d_hub.pretrained.published_names import part_of
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
 
 # What training wrappers put before the encoder's names, the longest first.
@@ -32,12 +33,6 @@ _PREFIXES = (
     "backbone.",
     "module.",
 )
-_ENCODER = re.compile(r"(cls_token|pos_embed|patch_embed\.proj|blocks\.\d+|norm)(\.|$)")
-_CLAP = re.compile(r"(audio_proj|text_proj|text_encoder)\.")
-_PRETRAINING = re.compile(
-    r"(mask_token|decoder_embed|decoder_pos_embed|decoder_blocks|decoder_norm|decoder_pred"
-    r"|target_blocks|target_norm|offline_predictor)(\.|$)"
-)
 _HEAD = {
     "head.norm.running_mean": "head.norm.running_mean",
     "head.norm.running_var": "head.norm.running_var",
@@ -45,6 +40,7 @@ _HEAD = {
     "head.mlp.mlp.0.weight": "head.linear.weight",
     "head.mlp.mlp.0.bias": "head.linear.bias",
 }
+_KEPT_IN = {"encoder": "encoder", "statistics": "encoder", "text space": "clap", "text encoder": "clap"}
 _IGNORED = re.compile(r"(^|\.)to_spec\.|num_batches_tracked$")
 _FOLDER_SIZES = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(p32k)?")
 _TEXT_ENCODERS: dict[str, tuple[str, Literal["mean", "cls", "own"]]] = {
@@ -151,12 +147,8 @@ def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, 
             parts["head"][_HEAD[key]] = tensor
         elif _IGNORED.search(key):
             continue
-        elif key == "norm_stats" or _ENCODER.match(key):
-            parts["encoder"][key] = tensor
-        elif _CLAP.match(key):
-            parts["clap"][key] = tensor
-        elif _PRETRAINING.match(key):
-            parts["pretraining"][key] = tensor
+        elif (part := part_of(key)) is not None:
+            parts[_KEPT_IN.get(part, "pretraining")][key] = tensor
         else:
             unknown.append(published)
     if unknown:

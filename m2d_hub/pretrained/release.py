@@ -16,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,6 +35,7 @@ from m2d_hub.pretrained.folder import (
 from m2d_hub.pretrained.layout import check_published
 from m2d_hub.pretrained.provenance import ORIGIN_FILE, check_release_hash, record_hash, verify, write_origin
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.published_names import published_tensors
 from m2d_hub.pretrained.registry import ModelInfo
 
 PRETRAINING_FILE = "pretraining.safetensors"
@@ -71,12 +71,7 @@ def fetch(
 def load_all_tensors(folder: Path) -> dict[str, Tensor]:
     """All weights of a model's folder but a head's, under their published names, for further pre-training."""
     checkpoint = load_checkpoint(folder)
-    tensors = {
-        name.removeprefix("encoder.").removeprefix("clap."): tensor
-        for name, tensor in checkpoint.tensors.items()
-        if not name.startswith("head.")
-    }
-    tensors["norm_stats"] = torch.tensor([checkpoint.config.frontend.mean, checkpoint.config.frontend.std])
+    tensors = published_tensors(checkpoint.tensors, checkpoint.config.frontend)
     pretraining = folder / PRETRAINING_FILE
     return tensors | (read_safetensors(pretraining)[0] if pretraining.is_file() else {})
 

@@ -134,11 +134,11 @@ def test_download_command_tells_an_unknown_name(server):
 
 
 def test_failed_download_names_the_file_to_fetch_and_its_place(server, tmp_path):
-    server.faults[f"/{TINY.path}"] = [Fault(status=404)]
+    server.faults[f"/{TINY.url_path}"] = [Fault(status=404)]
     with pytest.raises(DownloadError) as error:
         load("tiny")
     place = tmp_path / "home" / "m2d_hub" / "downloads" / f"{TINY.folder}.zip"
-    assert f"fetch {server.url}/{TINY.path} on another machine and put it at {place}." in str(error.value)
+    assert f"fetch {server.url}/{TINY.url_path} on another machine and put it at {place}." in str(error.value)
 
 
 def test_unknown_name_is_told(server):

@@ -62,7 +62,7 @@ def test_mini_is_inside_the_package_under_its_own_licence():
 
 
 def test_path_below_the_release_address_names_tag_and_zip():
-    assert MODELS["m2d-s-0.6-4s"].path == "v0.2.0/m2d_s_vit_base-80x400p80x2-230201.zip"
+    assert MODELS["m2d-s-0.6-4s"].url_path == "v0.2.0/m2d_s_vit_base-80x400p80x2-230201.zip"
 
 
 def test_unknown_name_lists_the_likeliest_first_and_says_what_else_is_taken():

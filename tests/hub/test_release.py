@@ -210,7 +210,8 @@ def test_offline_without_weights_says_what_to_fetch_and_where_to_put_it(server, 
     message = fails(server, tmp_path, DownloadError, local_files_only=how == "local_files_only")
     assert message == (
         f"'tiny' is not in the cache ({tmp_path}/tiny) and the network is not to be used (local_files_only "
-        f"or HF_HUB_OFFLINE). To go on offline, fetch {server.url}/{TINY.path} on another machine and put "
+        "or HF_HUB_OFFLINE). "
+        f"To go on offline, fetch {server.url}/{TINY.url_path} on another machine and put "
         f"it at {tmp_path}/downloads/{TINY.folder}.zip."
     )
     assert server.requests == []
@@ -219,7 +220,7 @@ def test_offline_without_weights_says_what_to_fetch_and_where_to_put_it(server, 
 def test_zip_put_there_by_hand_is_used_offline(server, tmp_path):
     (tmp_path / "downloads").mkdir()
     zip_path = tmp_path / "downloads" / f"{TINY.folder}.zip"
-    zip_path.write_bytes(server.files[f"/{TINY.path}"])
+    zip_path.write_bytes(server.files[f"/{TINY.url_path}"])
     folder = fetch(TINY, cache_dir=tmp_path, local_files_only=True)
     assert load_checkpoint(folder).config.name == "tiny"
     assert not zip_path.exists()
@@ -239,9 +240,11 @@ def test_damaged_zip_put_there_by_hand_is_left_to_its_owner(server, tmp_path):
 
 
 def test_interrupted_download_goes_on_in_the_next_call(server, tmp_path):
-    server.faults[f"/{TINY.path}"] = [Fault(cut_after=1000), Fault(status=403)]
+    server.faults[f"/{TINY.url_path}"] = [Fault(cut_after=1000), Fault(status=403)]
     message = fails(server, tmp_path, DownloadError)
-    assert f"{server.url}/{TINY.path} could not be downloaded: the server answered 403 Forbidden." in message
+    assert (
+        f"{server.url}/{TINY.url_path} could not be downloaded: the server answered 403 Forbidden." in message
+    )
     assert f"put it at {tmp_path}/downloads/{TINY.folder}.zip." in message
     assert not (tmp_path / "tiny").exists()
     fetch(TINY, cache_dir=tmp_path)
@@ -250,9 +253,9 @@ def test_interrupted_download_goes_on_in_the_next_call(server, tmp_path):
 
 @pytest.mark.parametrize("damage", ["flipped byte", "truncated", "a web page"])
 def test_damaged_zip_is_refused_and_the_next_call_starts_anew(server, tmp_path, damage):
-    whole = server.files[f"/{TINY.path}"]
+    whole = server.files[f"/{TINY.url_path}"]
     middle = len(whole) // 2
-    server.files[f"/{TINY.path}"] = {
+    server.files[f"/{TINY.url_path}"] = {
         "flipped byte": whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :],
         "truncated": whole[:middle],
         "a web page": b"<html>Sign in to continue</html>",
@@ -261,12 +264,12 @@ def test_damaged_zip_is_refused_and_the_next_call_starts_anew(server, tmp_path, 
     assert message.startswith(f"{tmp_path}/downloads/{TINY.folder}.zip is damaged or not a zip (")
     assert message.endswith("Delete it and fetch it again.")
     assert_nothing_left(tmp_path)
-    server.files[f"/{TINY.path}"] = whole
+    server.files[f"/{TINY.url_path}"] = whole
     fetch(TINY, cache_dir=tmp_path)
 
 
 def test_file_other_than_announced_is_refused(server, tmp_path):
-    digest = hashlib.sha256(server.files[f"/{TINY.path}"]).hexdigest()
+    digest = hashlib.sha256(server.files[f"/{TINY.url_path}"]).hexdigest()
     message = fails(server, tmp_path, ChecksumError, replace(TINY, sha256="0" * 64))
     assert message == (
         f"{tmp_path}/downloads/{TINY.folder}.zip is not the published file: its sha256 is {digest}, "
@@ -277,12 +280,12 @@ def test_file_other_than_announced_is_refused(server, tmp_path):
 
 
 def test_file_other_than_at_the_first_download_is_refused(server, tmp_path):
-    first = hashlib.sha256(server.files[f"/{TINY.path}"]).hexdigest()
+    first = hashlib.sha256(server.files[f"/{TINY.url_path}"]).hexdigest()
     folder = fetch(TINY, cache_dir=tmp_path)
     for path in folder.iterdir():
         path.unlink()
     publish(server, TINY, encoder_tensors(seed=9))
-    second = hashlib.sha256(server.files[f"/{TINY.path}"]).hexdigest()
+    second = hashlib.sha256(server.files[f"/{TINY.url_path}"]).hexdigest()
     record = tmp_path / "hashes" / f"{TINY.folder}.zip.sha256"
     message = fails(server, tmp_path, ChecksumError)
     assert f"its sha256 is {second}, recorded is {first}." in message
@@ -331,7 +334,9 @@ def test_copied_weights_are_hashed_once(server, tmp_path, monkeypatch):
 def test_unsafe_paths_in_a_zip_are_refused(server, tmp_path):
     root = tmp_path / "cache"
     for name in ("../../evil.pth", "/tmp/evil.pth", "a\\..\\..\\evil.pth", "C:evil.pth"):
-        server.files[f"/{TINY.path}"] = zip_bytes({f"{TINY.folder}/checkpoint-300.pth": b"", name: b"evil"})
+        server.files[f"/{TINY.url_path}"] = zip_bytes(
+            {f"{TINY.folder}/checkpoint-300.pth": b"", name: b"evil"}
+        )
         message = fails(server, root, CheckpointError)
         assert message == (
             f"{root}/downloads/{TINY.folder}.zip was not unpacked: it holds {name!r}, and its path leads "
@@ -363,7 +368,7 @@ def special_entry(**attributes):
     ids=["link", "unusual compression"],
 )
 def test_special_entries_of_a_zip_are_refused(server, tmp_path, content, problem):
-    server.files[f"/{TINY.path}"] = content
+    server.files[f"/{TINY.url_path}"] = content
     with pytest.raises(
         CheckpointError, match=rf"it holds '{TINY.folder}/checkpoint-300.pth', and {problem}\."
     ):
@@ -375,13 +380,13 @@ def test_encrypted_zip_is_refused(server, tmp_path):
     content = bytearray(special_entry())
     for header in (b"PK\x03\x04", b"PK\x01\x02"):
         content[content.index(header) + (6 if header == b"PK\x03\x04" else 8)] |= 1
-    server.files[f"/{TINY.path}"] = bytes(content)
+    server.files[f"/{TINY.url_path}"] = bytes(content)
     assert "and it is encrypted." in fails(server, tmp_path, CheckpointError)
 
 
 def test_zip_bomb_is_refused_before_it_is_unpacked(server, tmp_path):
     content = zip_bytes({f"{TINY.folder}/checkpoint-300.pth": bytes(20_000_000)})
-    server.files[f"/{TINY.path}"] = content
+    server.files[f"/{TINY.url_path}"] = content
     message = fails(server, tmp_path, CheckpointError)
     assert f"was not unpacked: 1 entries of 20000000 bytes in {len(content)} bytes; allowed are" in message
     assert_nothing_left(tmp_path)
@@ -406,7 +411,7 @@ def test_malicious_pickle_is_not_run(server, tmp_path, kind):
         if kind == "torch file"
         else pickle.dumps(Evil(ran), protocol=2)
     )
-    server.files[f"/{TINY.path}"] = zip_bytes({f"{TINY.folder}/checkpoint-300.pth": content})
+    server.files[f"/{TINY.url_path}"] = zip_bytes({f"{TINY.folder}/checkpoint-300.pth": content})
     message = fails(server, root, CheckpointError)
     assert "checkpoint-300.pth" in message
     assert not ran.exists()
@@ -478,7 +483,7 @@ def test_settings_that_contradict_the_registry_are_told(server, tmp_path):
 
 def test_zip_of_several_checkpoints_gives_the_one_of_the_registry(server, tmp_path):
     files = {f"{TINY.folder}/checkpoint-{epoch}.pth": encoder_tensors(seed=epoch) for epoch in (100, 300)}
-    server.files[f"/{TINY.path}"] = zip_bytes(
+    server.files[f"/{TINY.url_path}"] = zip_bytes(
         {name: checkpoint_bytes(value) for name, value in files.items()}
     )
     message = fails(server, tmp_path, CheckpointError)
@@ -489,7 +494,7 @@ def test_zip_of_several_checkpoints_gives_the_one_of_the_registry(server, tmp_pa
 
 
 def test_zip_without_a_checkpoint_lists_what_it_holds(server, tmp_path):
-    server.files[f"/{TINY.path}"] = zip_bytes({"readme.txt": b"moved"})
+    server.files[f"/{TINY.url_path}"] = zip_bytes({"readme.txt": b"moved"})
     assert "must hold one .pth file, it holds readme.txt." in fails(server, tmp_path, CheckpointError)
 
 
@@ -518,7 +523,7 @@ def test_disk_that_fills_up_while_converting_keeps_only_the_whole_zip(server, tm
     assert "Free some space, or name another folder: load_model(..., cache_dir=FOLDER)" in message
     assert left_in(tmp_path) == [f"downloads/{TINY.folder}.zip"]
     fetch(TINY, cache_dir=tmp_path)
-    assert server.count(f"/{TINY.path}") == 1
+    assert server.count(f"/{TINY.url_path}") == 1
 
 
 @pytest.fixture(params=["300k", "600k", "1000k"], ids=["download", "unpacking", "conversion"])
@@ -559,7 +564,7 @@ def test_ten_processes_download_once(server, tmp_path):
         sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
     """
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
-    assert server.count(f"/{TINY.path}") == 1
+    assert server.count(f"/{TINY.url_path}") == 1
     assert load_checkpoint(tmp_path / "tiny").config.name == "tiny"
 
 
@@ -592,11 +597,11 @@ def test_model_info_tells_what_is_on_disk(server, tmp_path):
     )
     folder = fetch(TINY, cache_dir=tmp_path)
     after = model_info("tiny", cache_dir=tmp_path)
-    content = server.files[f"/{TINY.path}"]
+    content = server.files[f"/{TINY.url_path}"]
     assert (after.on_disk, after.sha256) == (True, hashlib.sha256(content).hexdigest())
     assert after.download_bytes == len(content)
     assert after.disk_bytes == sum(path.stat().st_size for path in folder.iterdir())
-    assert json.loads((folder / "origin.json").read_text())["url"] == f"{server.url}/{TINY.path}"
+    assert json.loads((folder / "origin.json").read_text())["url"] == f"{server.url}/{TINY.url_path}"
 
 
 def test_model_info_of_an_unknown_name_lists_the_known(tmp_path):

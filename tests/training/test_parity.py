@@ -20,6 +20,8 @@ from m2d_training import (
     rank_me,
 )
 
+from m2d_hub.pretrained.published_names import published_name
+
 PARITY = Path(__file__).parents[1] / "parity"
 CASES = ["pretrain_m2d", "pretrain_m2d_as", "pretrain_m2dx"]
 TOLERANCE = 1e-4
@@ -91,8 +93,6 @@ def test_gradient_norms_match_the_released_code(name):
     case, _, pretrainer, terms = run(name)
     terms.total.backward()
     trained = {key: p for key, p in pretrainer.named_parameters() if p.requires_grad}
-    from m2d_training.pretraining.pretrainer import published_name
-
     norms = {published_name(key): p.grad.norm().item() for key, p in trained.items()}
     assert norms == pytest.approx(case["grad_norms"], rel=2e-3)
 

@@ -11,11 +11,11 @@ from m2d_hub.config import ModelConfig
 from m2d_hub.files import replacing_folder
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.folder import save_checkpoint
+from m2d_hub.pretrained.published_names import published_state
 
 from ..runs.folder import RunFolder
 from .config import PretrainConfig
 from .offline import clap_config
-from .pretrainer import published_state
 
 PUBLISHED_FILE = "published.pth"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.encoder import Encoder
+from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
 from .config import PretrainConfig
 from .losses import cosine_loss, mse_loss, standardise
@@ -22,28 +23,6 @@ from .predictor import Predictor
 from .target_encoder import TargetEncoder
 
 logger = logging.getLogger(__name__)
-
-# Published tensor name (prefix) of each of our modules; longer names come first.
-PUBLISHED_PREFIXES = {
-    "encoder.": "",
-    "predictor.mask_token": "mask_token",
-    "predictor.embed.": "decoder_embed.",
-    "predictor.pos_embed": "decoder_pos_embed",
-    "predictor.blocks.": "decoder_blocks.",
-    "predictor.norm.": "decoder_norm.",
-    "predictor.projection.": "decoder_pred.",
-    "target_encoder.blocks.": "target_blocks.",
-    "target_encoder.norm.": "target_norm.",
-    "offline.projection.": "offline_predictor.",
-    "offline.clap.": "",
-}
-OPTIONAL_PARTS = {
-    "predictor": ("mask_token", "decoder_"),
-    "target encoder": ("target_",),
-    "offline network": ("offline_predictor.", "audio_proj.", "text_proj.", "logit_scale"),
-    "text encoder": ("text_encoder.",),
-    "statistics": ("norm_stats",),
-}
 
 
 @dataclass
@@ -125,9 +104,11 @@ class Pretrainer(nn.Module):
         own = published_state(self.state_dict())
         tensors = {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
         expected, given = set(own), set(tensors)
-        for part, prefixes in OPTIONAL_PARTS.items():
-            own_part = {name for name in own if name.startswith(prefixes)}
-            given_part = {name for name in tensors if name.startswith(prefixes)}
+        for part in PARTS:
+            if part == "encoder":
+                continue
+            own_part = {name for name in own if part_of(name) == part}
+            given_part = {name for name in tensors if part_of(name) == part}
             if own_part and not given_part:
                 logger.warning("The weights hold no %s: it keeps its own initial weights.", part)
                 expected -= own_part
@@ -176,23 +157,9 @@ class Pretrainer(nn.Module):
             )
 
 
-def published_name(name: str) -> str:
-    """Published name of one of our tensors."""
-    for own, published in PUBLISHED_PREFIXES.items():
-        if name.startswith(own):
-            return published + name.removeprefix(own)
-    return name
-
-
-def published_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict of the pre-training model under published names."""
-    return {published_name(name): tensor for name, tensor in state.items()}
-
-
 def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of some weights under published names that belong to the encoder."""
-    others = tuple(prefix for prefixes in OPTIONAL_PARTS.values() for prefix in prefixes)
-    return {name: tensor for name, tensor in tensors.items() if not name.startswith(others)}
+    """Those of some weights under published names that belong to the encoder, or to nothing that is known."""
+    return {name: tensor for name, tensor in tensors.items() if part_of(name) in ("encoder", None)}
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError
 from m2d_hub.pretrained.folder import WEIGHTS_FILE
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.published_names import published_tensors
 from m2d_hub.pretrained.release import load_all_tensors
 
 from .export import PUBLISHED_FILE
@@ -30,13 +30,7 @@ def start_weights(name: str) -> dict[str, Tensor]:
     if path.is_dir() and not (path / PUBLISHED_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
         return load_all_tensors(path)
     published = read_published(_published_file(path))
-    tensors = {
-        key.removeprefix("encoder.").removeprefix("clap."): tensor
-        for key, tensor in published.tensors.items()
-        if not key.startswith("head.")
-    }
-    frontend = published.config.frontend
-    tensors["norm_stats"] = torch.tensor([frontend.mean, frontend.std])
+    tensors = published_tensors(published.tensors, published.config.frontend)
     return {**tensors, **published.pretraining}
 
 
