@@ -23,12 +23,12 @@ from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
 from .augment import (
     AugmentDraw,
+    BatchRandomness,
     KeptColumns,
     KeptTokens,
     draw_augmentation,
     draw_patchout,
-    mix_log_mels,
-    mix_targets,
+    mixed,
     resized_crops,
     spec_augment,
     stack_patchout,
@@ -58,10 +58,11 @@ class FinetuneBatch:
     waveform: Tensor  # (B, S)
     num_frames: Tensor  # (B,)
     targets: Tensor  # (B, C)
+    partners: Tensor  # (B,)
     mix_ratios: Tensor  # (B,)
     crop_boxes: Tensor  # (B, 4)
-    frequency_masks: Tensor  # (B, 2)
-    time_masks: Tensor  # (B, 2)
+    frequency_masks: Tensor  # (B, M, 2)
+    time_masks: Tensor  # (B, M, 2)
     kept: KeptTokens | None
 
     def to(self, device: torch.device) -> FinetuneBatch:
@@ -102,11 +103,13 @@ class FinetuneDataset(Dataset):
         crop = crop_waveform(Entry(self.part.files[key.index]), self.plan, rng)
         frontend = self.plan.frontend
         num_frames = (len(crop.values) - frontend.window_samples) // frontend.hop_samples + 1
-        draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng)
+        number, place = divmod(key.position, self.config.batch_size)
+        batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, place)
+        draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)
         kept = None
         if self.config.patchout_ratio:
             num_time = self._layout(num_frames).count_heard(num_frames)
-            kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng)
+            kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng, batch)
         return FinetuneSample(crop.values, num_frames, self.part.targets[key.index], draw, kept)
 
     def stack(self, samples: list[FinetuneSample]) -> FinetuneBatch:
@@ -121,10 +124,11 @@ class FinetuneDataset(Dataset):
             waveform,
             torch.tensor([sample.num_frames for sample in samples]),
             torch.stack([sample.target for sample in samples]),
+            partners=torch.tensor([draw.partner for draw in draws]),
             mix_ratios=torch.tensor([draw.mix_ratio for draw in draws]),
             crop_boxes=torch.tensor([draw.crop_box for draw in draws], dtype=torch.float32),
-            frequency_masks=torch.tensor([draw.frequency_mask for draw in draws]),
-            time_masks=torch.tensor([draw.time_mask for draw in draws]),
+            frequency_masks=torch.tensor([draw.frequency_masks for draw in draws]),
+            time_masks=torch.tensor([draw.time_masks for draw in draws]),
             kept=stack_patchout(kept, layout.num_windows, layout.num_time) if kept else None,
         )
 
@@ -136,7 +140,7 @@ class FinetuneDataset(Dataset):
 def augmented(
     batch: FinetuneBatch, frontend: LogMelFrontend, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a batch: mixup, normalisation, resized crop, SpecAugment, in this order.
+    """Inputs and targets of a batch: mixup, normalisation, SpecAugment, resized crop, in this order.
 
     Args:
         batch: On the device of the training.
@@ -146,15 +150,19 @@ def augmented(
     Returns:
         Log-mel (B, F, T), zero beyond each clip's end, and targets (B, C).
     """
-    log_mel, targets = frontend.log_mel_block(batch.waveform), batch.targets
+    waveform, targets = batch.waveform, batch.targets
     if config.mixup_ratio:
-        log_mel = mix_log_mels(log_mel, batch.num_frames, batch.mix_ratios)
-        targets = mix_targets(targets, batch.mix_ratios)
+        targets = mixed(targets, batch.partners, batch.mix_ratios)
+    if config.mixup_ratio and config.mixed == "waveform":
+        waveform = mixed(waveform, batch.partners, batch.mix_ratios)
+    log_mel = frontend.log_mel_block(waveform)
+    if config.mixup_ratio and config.mixed == "log-mel":
+        log_mel = mixed(log_mel, batch.partners, batch.mix_ratios)
     log_mel = zero_beyond(frontend.normalise(log_mel), batch.num_frames)
-    if config.resized_crop:
-        log_mel = resized_crops(log_mel, batch.num_frames, batch.crop_boxes)
     if config.frequency_mask or config.time_mask:
         log_mel = spec_augment(log_mel, batch.frequency_masks, batch.time_masks)
+    if config.resized_crop:
+        log_mel = resized_crops(log_mel, batch.num_frames, batch.crop_boxes)
     return log_mel, targets
 
 
