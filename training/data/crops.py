@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from m2d_hub.audio import open_audio
+from m2d_hub.audio import AudioPart, open_audio
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.errors import AudioError
 
@@ -53,6 +53,13 @@ class CropPlan:
         """The crop's first frame, of those from 0 to ``spare``."""
         return 0 if self.from_start else int(rng.integers(spare + 1))
 
+    def beginning(self, waveform: np.ndarray) -> np.ndarray:
+        """The first T frames' samples of a waveform (S,), lengthened as crops are."""
+        num_samples = (self.num_frames - 1) * self.frontend.hop_samples
+        if len(waveform) >= num_samples or self.keep_short:
+            return waveform[:num_samples]
+        return self.lengthened(waveform, num_samples)
+
     def lengthened(self, waveform: np.ndarray, num_samples: int) -> np.ndarray:
         """A shorter waveform (S,) at ``num_samples``: padded with silence, or repeated.
 
@@ -76,6 +83,9 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
         AudioError: The file is unreadable, empty, or holds non-finite samples.
     """
     frontend = plan.frontend
+    if isinstance(entry.path, AudioPart):
+        (clip,) = open_audio(entry.path, frontend.sample_rate)
+        return _crop_array(torch.cat(list(clip.blocks())).numpy(), plan, rng)
     with _open_sound(entry) as sound:
         known = 0 < sound.frames < UNKNOWN_FRAMES
         total = _resampled(sound.frames, sound.samplerate, frontend.sample_rate) if known else 0

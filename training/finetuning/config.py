@@ -42,7 +42,9 @@ class FinetuneConfig:
     # Model
     crop_frames: int | None = None  # T of the training crops; None: the model's window
     crop_from_start: bool = False  # or from anywhere
-    short_clips: ShortClips = "own"  # those shorter than the crop: as they are, padded with silence, or repeated
+    short_clips: ShortClips = (
+        "own"  # those shorter than the crop: as they are, padded with silence, or repeated
+    )
     crop_test: bool = False  # clips are scored by a crop from their start, or whole
     adjust_positions: bool = False  # the window becomes the crop, by interpolated positions
     freeze_patch_embed: bool = False
@@ -127,7 +129,7 @@ class FinetuneConfig:
         )
         require(
             not (self.head_norm is False and self.try_linear),
-            "try_linear fits the head's normalisation, which head_norm=false leaves out: leave one of them out.",
+            "try_linear fits the head's normalisation, which head_norm=false leaves out: set only one.",
         )
         require(
             not self.adjust_positions or self.crop_frames is not None,

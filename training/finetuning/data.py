@@ -15,10 +15,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.crops import CropPlan, crop_waveform
 from ..data.manifest import Entry
+from ..data.parts import AudioFile
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
 from .augment import (
@@ -76,8 +78,20 @@ class FinetuneBatch:
         return FinetuneBatch(**moved, kept=kept)
 
 
+def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig) -> CropPlan:
+    """What is cut out of each clip, and what becomes of a shorter one."""
+    return CropPlan(
+        frontend,
+        config.crop_frames or encoder.input_size[1],
+        repeat_short=config.short_clips == "repeat",
+        keep_short=config.short_clips == "own",
+        fades=True,
+        from_start=config.crop_from_start,
+    )
+
+
 class FinetuneDataset(Dataset):
-    """Random crops of a part's clips, drawn by SampleKey; a shorter clip keeps its own length."""
+    """Crops of a part's clips, drawn by SampleKey."""
 
     def __init__(
         self, part: Part, config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig, seed: int
@@ -92,8 +106,7 @@ class FinetuneDataset(Dataset):
             seed: Of this training.
         """
         self.part, self.config, self.encoder, self.seed = part, config, encoder, seed
-        num_frames = config.crop_frames or encoder.input_size[1]
-        self.plan = CropPlan(frontend, num_frames, repeat_short=False, keep_short=True)
+        self.plan = crop_plan(config, frontend, encoder)
 
     def __len__(self) -> int:
         return len(self.part)
@@ -180,25 +193,27 @@ def build_train_loader(
 
 
 class WholeClips(Dataset):
-    """Waveforms (S,) of files as inference reads them."""
+    """Waveforms (S,) of files, or of parts of them, as inference reads them, or their beginnings."""
 
-    def __init__(self, files: list[str], sample_rate: int):
-        self.files, self.sample_rate = files, sample_rate
+    def __init__(self, files: list[AudioFile], sample_rate: int, plan: CropPlan | None):
+        self.files, self.sample_rate, self.plan = files, sample_rate, plan
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
         (clip,) = open_audio(self.files[index], self.sample_rate, None)
-        return torch.cat(list(clip.blocks()))
+        waveform = torch.cat(list(clip.blocks()))
+        return waveform if self.plan is None else torch.from_numpy(self.plan.beginning(waveform.numpy()))
 
 
-def whole_clips(files: list[str], sample_rate: int, num_workers: int) -> Iterable[list[Tensor]]:
-    """Lists of whole waveforms (S,), in the files' order."""
+def clips_to_score(files: list[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
+    """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
+    plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
     return DataLoader(
-        WholeClips(files, sample_rate),
+        WholeClips(files, model.sample_rate, plan),
         batch_size=CLIPS_AT_ONCE,
-        num_workers=num_workers,
+        num_workers=config.num_workers,
         collate_fn=list,
-        prefetch_factor=1 if num_workers else None,
+        prefetch_factor=1 if config.num_workers else None,
     )

@@ -18,7 +18,7 @@ from m2d_hub.model import M2D
 
 from ..evaluation.labelled import Part
 from .config import FinetuneConfig
-from .data import FinetuneBatch, augmented, whole_clips
+from .data import FinetuneBatch, augmented, clips_to_score
 from .head import head_features
 from .model import FinetuneModel
 from .optimizer import build_finetune_optimizer, set_rate
@@ -99,6 +99,8 @@ class FinetuneTrainer:
         """
         started = time.perf_counter()
         self.model.train()
+        if not self.config.head_norm:
+            self.backbone.required_head().norm.eval()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
         losses = []
         for index, batch in enumerate(batches):
@@ -131,9 +133,7 @@ class FinetuneTrainer:
         backbone.eval()
         own = [
             self._classify(clips)
-            for clips in whole_clips(
-                part.files[rank::processes], backbone.sample_rate, self.config.num_workers
-            )
+            for clips in clips_to_score(part.files[rank::processes], backbone, self.config)
         ]
         if processes == 1:
             return torch.cat(own)
