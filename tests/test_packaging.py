@@ -9,10 +9,12 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/m2d-hub/m2d-hub/blob/main/"
@@ -72,6 +74,13 @@ def build(source: Path, hook: str, out: Path) -> None:
     assert answer.returncode == 0, answer.stderr
 
 
+def metadata_of(wheel: Path) -> Message:
+    """What an index shows of the wheel."""
+    with zipfile.ZipFile(wheel) as archive:
+        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        return Parser().parsestr(archive.read(name).decode())
+
+
 def only(folder: Path, pattern: str) -> Path:
     """The one match of a pattern."""
     [path] = folder.glob(pattern)
@@ -92,13 +101,21 @@ def test_the_wheel_holds_licence_and_model_card(wheel_files):
     assert {"dist-info/licenses/LICENSE", "dist-info/licenses/MODEL_CARD.md"} <= wheel_files
 
 
-def test_the_wheel_says_which_pythons_it_is_for(wheel):
-    with zipfile.ZipFile(wheel) as archive:
-        [name] = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
-        metadata = Parser().parsestr(archive.read(name).decode())
-    lowest = int(metadata["Requires-Python"].removeprefix(">=3."))
-    pythons = {f"Programming Language :: Python :: 3.{minor}" for minor in range(lowest, 14)}
-    assert pythons <= set(metadata.get_all("Classifier"))
+def test_the_wheel_claims_the_pythons_that_the_workflow_tests(wheel):
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))
+    tested = workflow["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    metadata = metadata_of(wheel)
+    claimed = [
+        found for text in metadata.get_all("Classifier") for found in re.findall(r":: (3\.\d+)$", text)
+    ]
+    assert claimed == tested
+    assert metadata["Requires-Python"] == f">={tested[0]}"
+    assert workflow["jobs"]["install"]["strategy"]["matrix"]["python"] == tested
+
+
+def test_the_citation_names_the_version(wheel):
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == metadata_of(wheel)["Version"]
 
 
 def test_the_source_distribution_holds_the_whole_checkout(tree, unpacked):
