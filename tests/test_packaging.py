@@ -118,6 +118,15 @@ def test_the_citation_names_the_version(wheel):
     assert str(citation["version"]) == metadata_of(wheel)["Version"]
 
 
+def test_the_changelog_dates_each_version_and_sorts_its_entries(wheel):
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    unreleased, *versions = re.findall(r"^## (.+)$", text, re.M)
+    assert unreleased == "Unreleased"
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+ - \d{4}-\d\d-\d\d", version) for version in versions)
+    assert versions[0].startswith(f"{metadata_of(wheel)['Version']} - ")
+    assert set(re.findall(r"^### (.+)$", text, re.M)) <= {"Added", "Changed", "Fixed"}
+
+
 def test_the_source_distribution_holds_the_whole_checkout(tree, unpacked):
     held = {path.relative_to(unpacked).as_posix() for path in unpacked.rglob("*") if path.is_file()}
     assert set(tree) - held == set()
