@@ -191,6 +191,7 @@ class ModelConfig:
     head: HeadConfig | None = None
     labels: tuple[str, ...] | None = None  # class names in the head's order
     clap: ClapConfig | None = None
+    own_length_windows: bool = False  # one window of each clip's own length, whatever encoder.input_size says
     name: str | None = None  # alias or folder that the weights came from
     license: str | None = None
     source: str | None = None  # where the weights were published
@@ -200,6 +201,10 @@ class ModelConfig:
             self.frontend.n_mels == self.encoder.input_size[0],
             f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
             f"{self.encoder.input_size[0]}.",
+        )
+        require(
+            isinstance(self.own_length_windows, bool),
+            f"own_length_windows must be true or false, got {self.own_length_windows!r}.",
         )
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))

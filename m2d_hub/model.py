@@ -66,7 +66,6 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         self.encoder = Encoder(config.encoder)
         self.head = None if config.head is None else Head(config.head, config.head_dim)
         self.clap = None if config.clap is None else Clap(config.clap, config.encoder.embed_dim)
-        self._own_length_windows = False
 
     @property
     def sample_rate(self) -> int:
@@ -91,7 +90,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     @property
     def window_s(self) -> float:
         """Seconds that the encoder sees at once; infinity where each clip is one window."""
-        return math.inf if self._own_length_windows else self.config.encoder.input_size[1] * self._hop_s
+        return math.inf if self.config.own_length_windows else self.config.encoder.input_size[1] * self._hop_s
 
     @property
     def labels(self) -> list[str] | None:
@@ -116,7 +115,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     def _window(self) -> tuple[int | None, int]:
         """Frames of a window (None: each clip's own length) and of a token."""
         encoder = self.config.encoder
-        return None if self._own_length_windows else encoder.input_size[1], encoder.patch_size[1]
+        return None if self.config.own_length_windows else encoder.input_size[1], encoder.patch_size[1]
 
     def set_window(self, window_s: float) -> None:
         """Changes how much the encoder sees at once (paper, section III-A2).
@@ -130,8 +129,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         if not isinstance(window_s, (int, float)) or math.isnan(window_s) or window_s <= 0:
             raise ConfigError(f"window_s must be a positive number of seconds, got {window_s!r}.")
-        self._own_length_windows = math.isinf(window_s)
-        if self._own_length_windows:
+        if math.isinf(window_s):
+            self.config = replace(self.config, own_length_windows=True)
             return
         frames = round(window_s / self._hop_s)
         if frames < self.config.encoder.patch_size[1]:
@@ -140,7 +139,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
                 "that."
             )
         self.encoder.set_input_frames(frames)
-        self.config = replace(self.config, encoder=self.encoder.config)
+        self.config = replace(self.config, encoder=self.encoder.config, own_length_windows=False)
 
     def set_head(self, num_classes: int, **settings: Any) -> None:
         """Puts a fresh, untrained head in place of the present one.
@@ -246,7 +245,9 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
         num_freq = self.config.encoder.grid[0]
-        window_tokens = frames.features.shape[1] if self._own_length_windows else self.config.encoder.grid[1]
+        window_tokens = (
+            frames.features.shape[1] if self.config.own_length_windows else self.config.encoder.grid[1]
+        )
 
         def by_window(values: Tensor, pattern: str) -> Tensor:
             parts = values.split(window_tokens, dim=1)
