@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from m2d_hub.errors import ConfigError
 
 Transform = Literal["convolution", "fft"]
+EPSILON = 2.0**-23  # added to power before its logarithm: float32's distance from 1 to the next number
 
 
 def require(condition: bool, message: str) -> None:

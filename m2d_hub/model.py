@@ -316,10 +316,13 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         progress: bool = False,
         normalize: bool = False,
     ) -> Tensor:
-        """Embeds clips in the space that :meth:`encode_text` embeds texts in; arguments as for
-        :meth:`encode_clip`.
+        """Embeds clips in the space that :meth:`encode_text` embeds texts in.
 
         Args:
+            audio: Clips, as for :meth:`encode_clip`.
+            sample_rate: Of arrays and tensors, in Hz; None: the model's.
+            batch_size: Windows that are encoded at a time.
+            progress: Show a bar.
             normalize: Scale each embedding to unit length.
 
         Returns:

@@ -124,7 +124,7 @@ def _two_panels(figure: Figure) -> tuple[Axes, Axes]:
 
 
 def _draw_spectrogram(axes: Axes, log_mel: np.ndarray, config: FrontendConfig) -> None:
-    hop_s = config.hop_samples / config.sample_rate
+    hop_s = config.hop_s
     level_db = log_mel * (10 / math.log(10))
     duration_s = level_db.shape[1] * hop_s
     level_db = _loudest_of_neighbours(level_db - level_db.max(), MAX_COLUMNS)

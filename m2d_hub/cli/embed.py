@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from m2d_hub.cli.options import (
-    DEFAULT_MODEL,
     SOME_FAILED,
     batch_size_option,
     device_option,
@@ -23,6 +22,7 @@ from m2d_hub.cli.options import (
     wrong_usage,
 )
 from m2d_hub.corpus.outputs import check_suffix
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 @click.command()

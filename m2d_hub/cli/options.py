@@ -14,7 +14,6 @@ import click
 from m2d_hub.corpus.sources import Source, find_sources
 from m2d_hub.errors import ConfigError, M2DError
 
-DEFAULT_MODEL = "m2d-mini"
 SOME_FAILED = 3  # exit status where files could not be read
 
 

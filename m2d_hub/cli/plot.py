@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 
 from m2d_hub.cli.options import (
-    DEFAULT_MODEL,
     batch_size_option,
     device_option,
     model_option,
     window_option,
 )
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 @click.command()

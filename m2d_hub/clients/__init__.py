@@ -1,0 +1,1 @@
+"""What other programs take the models by: one file a program."""

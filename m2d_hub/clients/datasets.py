@@ -19,12 +19,13 @@ import numpy as np
 
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 def embed(
     waves: Sequence[Any],
     sampling_rate: int,
-    name: str | os.PathLike[str] = "m2d-mini",
+    name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     batch_size: int = 16,
     device: str | None = None,

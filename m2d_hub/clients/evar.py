@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.nn.encoder import tokens_to_frames
-
-DEFAULT_MODEL = "m2d-mini"
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 class RuntimeM2D(nn.Module):

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from m2d_hub.hub import load_model as load_m2d
 from m2d_hub.model import M2D
-
-DEFAULT_MODEL = "m2d-mini"
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 class HearModel(nn.Module):

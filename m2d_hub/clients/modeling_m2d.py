@@ -76,6 +76,7 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
             max_length: Samples, with ``truncation`` or ``padding="max_length"``.
             truncation: Cut clips at ``max_length``.
             return_tensors: ``"pt"`` or ``"np"``.
+            **options: As for other feature extractors.
 
         Raises:
             ValueError: The rate is not the model's.
@@ -166,10 +167,13 @@ class M2DForAudioClassification(M2DPreTrainedModel):
         return_dict: bool = True,
         **_: Any,
     ) -> Any:
-        """Classifies waveforms; arguments as for :class:`M2DModel`.
+        """Classifies waveforms.
 
         Args:
+            input_values: Waveforms (B, S), as for :class:`M2DModel`.
+            attention_mask: Which samples are the clip's (B, S); None: all.
             labels: Class numbers (B,), or scores (B, num_labels) with ``problem_type`` multi-label.
+            return_dict: False: a tuple.
 
         Returns:
             ``logits`` (B, num_labels), and ``loss`` where labels are given.

@@ -14,6 +14,7 @@ import numpy as np
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 try:
     from mteb.models import ModelMeta
@@ -21,8 +22,6 @@ try:
     from mteb.models.modality_collators import AudioCollator
 except ImportError as error:
     raise ConfigError("M2DWrapper needs mteb: pip install 'm2d-hub[mteb]'.") from error
-
-DEFAULT_MODEL = "m2d-mini"
 
 
 class M2DWrapper(AbsEncoder):

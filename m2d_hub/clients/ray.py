@@ -18,6 +18,7 @@ import numpy as np
 
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 COLUMNS = ("path", "file", "audio", "array", "waveform", "bytes", "item", "data")
 
@@ -30,7 +31,7 @@ class EmbedAudio:
 
     def __init__(
         self,
-        name: str | os.PathLike[str] = "m2d-mini",
+        name: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         column: str | None = None,
         sample_rate: int | None = None,

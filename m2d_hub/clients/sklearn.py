@@ -15,6 +15,7 @@ import numpy as np
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 try:
     from sklearn.base import BaseEstimator, TransformerMixin
@@ -34,7 +35,7 @@ class M2DEmbedder(TransformerMixin, BaseEstimator):
 
     def __init__(
         self,
-        name: str | os.PathLike[str] = "m2d-mini",
+        name: str | os.PathLike[str] = DEFAULT_MODEL,
         batch_size: int = 16,
         device: str | None = None,
         sample_rate: int | None = None,

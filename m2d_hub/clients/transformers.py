@@ -20,6 +20,7 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.export import windowed_encoder
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 CODE = (
     "errors",
@@ -51,7 +52,9 @@ def register() -> None:
     auto.AutoTokenizer.register(config, tokenizer_class=extractor, exist_ok=True)
 
 
-def save_pretrained(folder: str | os.PathLike[str], name: str | os.PathLike[str] | M2D = "m2d-mini") -> None:
+def save_pretrained(
+    folder: str | os.PathLike[str], name: str | os.PathLike[str] | M2D = DEFAULT_MODEL
+) -> None:
     """Writes a folder that transformers loads, with m2d_hub (after :func:`register`) or without it.
 
     Args:

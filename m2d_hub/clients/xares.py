@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.hub import load_model
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 class M2DEncoder(nn.Module):
@@ -23,7 +24,7 @@ class M2DEncoder(nn.Module):
     def __init__(self, name: str | os.PathLike[str] | None = None):
         """Loads what :func:`m2d_hub.load_model` takes."""
         super().__init__()
-        self.model = load_model(name or os.environ.get("M2D_XARES_MODEL", "m2d-mini"), device="cpu")
+        self.model = load_model(name or os.environ.get("M2D_XARES_MODEL", DEFAULT_MODEL), device="cpu")
         self.sampling_rate = self.model.sample_rate
         self.output_dim = self.model.frame_dim
         self.hop_size_in_ms = round(1000 * self.model.frame_hop_s)

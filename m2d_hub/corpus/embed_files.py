@@ -20,6 +20,7 @@ from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.locate import canonical_name
+from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 Kind = Literal["clip", "frames", "layers"]
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
@@ -68,7 +69,7 @@ def embed_files(
     paths: PathOrPaths | Sequence[Source],
     out: str | os.PathLike[str],
     *,
-    model: str | os.PathLike[str] = "m2d-mini",
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
     kind: Kind = "clip",
     batch_size: int = 16,
     device: str | None = None,

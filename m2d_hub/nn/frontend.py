@@ -9,9 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2d_hub.config import FrontendConfig
-
-EPSILON = torch.finfo(torch.float32).eps
+from m2d_hub.config import EPSILON, FrontendConfig
 
 
 class LogMelFrontend(nn.Module):

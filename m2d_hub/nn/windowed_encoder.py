@@ -11,10 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
 from m2d_hub.nn.encoder import Encoder, tokens_to_frames
-
-EPSILON = torch.finfo(torch.float32).eps
 
 
 class WindowedEncoder(nn.Module):

@@ -132,7 +132,7 @@ def _licence_data(config: ModelConfig) -> dict[str, Any]:
 
 
 def _facts(config: ModelConfig) -> dict[str, str]:
-    encoder, hop_s = config.encoder, config.frontend.hop_samples / config.frontend.sample_rate
+    encoder, hop_s = config.encoder, config.frontend.hop_s
     facts = {
         "Sample rate": f"{config.frontend.sample_rate} Hz",
         "Window": f"{encoder.input_size[1] * hop_s:.2f} s",

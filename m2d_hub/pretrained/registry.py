@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from m2d_hub.errors import UnknownModelError
 
+DEFAULT_MODEL = "m2d-mini"  # the one inside this package
 NTT_LICENSE = "NTT evaluation licence (non-commercial)"
 RELEASES = "https://github.com/nttcslab/m2d/releases"
 
@@ -210,7 +211,7 @@ def list_models(pattern: str = "*") -> list[str]:
         pattern: For example ``"m2d-as-*"``; upper and lower case are alike.
     """
     matching = (name for name in MODELS if fnmatch.fnmatch(name.lower(), pattern.lower()))
-    return sorted(matching, key=_natural_key)
+    return sorted(matching, key=natural_key)
 
 
 def find_model(name: str) -> ModelInfo:
@@ -229,6 +230,7 @@ def find_model(name: str) -> ModelInfo:
     )
 
 
-def _natural_key(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sorts numbers within names as numbers."""
     parts = re.findall(r"\d+|\D+", name)
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]

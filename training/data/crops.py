@@ -14,9 +14,8 @@ import numpy as np
 import torch
 
 from m2d_hub.audio import AudioPart, open_audio
-from m2d_hub.config import FrontendConfig
+from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.errors import AudioError
-from m2d_hub.nn.frontend import EPSILON
 
 from .manifest import Entry
 

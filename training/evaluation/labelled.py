@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.pretrained.registry import natural_key
 
 from ..data.manifest import audioset_classes
 from ..data.parts import AudioFile
-from .labelled_rows import LabelledClip, check_files, counted, listed, natural_key, read_rows
+from .labelled_rows import LabelledClip, check_files, counted, listed, read_rows
 
 SPLITS = ("train", "valid", "test")
 MIN_FOLDS = 3  # one to train on, one to choose on, one to test on

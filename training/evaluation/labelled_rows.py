@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,9 +106,3 @@ def listed(values: Sequence[object], noun: str = "row") -> str:
     """The first few values, and how many more there are."""
     more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
     return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"
-
-
-def natural_key(label: str) -> list[tuple[int, int, str]]:
-    """Sorts numbers within names as numbers."""
-    parts = re.findall(r"\d+|\D+", label)
-    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]
