@@ -10,6 +10,7 @@ from m2d_hub.cli.options import Group
 
 from .finetune import finetune
 from .linear_eval import linear_eval
+from .list import list_
 from .options import answer, is_first_process, logging_to
 
 PRETRAIN_EXAMPLE = """\b
@@ -114,3 +115,4 @@ def prepare(
 
 main.add_command(finetune)
 main.add_command(linear_eval)
+main.add_command(list_)
