@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -394,8 +396,13 @@ def rows_of(path):
         return [tuple(row) for row in csv.reader(lines)]
 
 
-def test_every_data_set_has_a_case():
-    assert {case.split()[0] for case in CASES} == set(DATASETS)
+def test_every_data_set_has_a_case_and_a_row_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "lists.md").read_text(encoding="utf-8")
+    rows = [row.split("|")[1:3] for row in page.splitlines() if row.startswith("| `")]
+    names = {name: variants for names, variants in rows for name in re.findall(r"`(\S+?)`", names)}
+    assert {case.split()[0] for case in CASES} == set(DATASETS) == set(names)
+    for name, dataset in DATASETS.items():
+        assert re.findall(r"`(\S+?)`", names[name]) == list(dataset.variants) * (len(dataset.variants) > 1)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -497,7 +504,7 @@ def test_counts_are_compared_with_the_published_ones(tmp_path, caplog):
         "split test has 1 clips, published are 290",
         "the list has 2 labels, published are 10",
     )
-    assert "GTZAN: split train has 1 clips, published are 443 (Kereliuk et al." in caplog.text
+    assert "GTZAN: the list has 3 clips, published are 930; split train has 1 clips" in caplog.text
 
 
 def test_a_complete_data_set_differs_in_nothing(tmp_path, caplog):
@@ -673,7 +680,7 @@ def test_the_command_makes_a_list_that_evaluation_reads(tmp_path):
     arguments = ["list", "spcv2", str(tmp_path / "data"), "--out", str(out)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0
-    assert "all 4; 2 labels; 0 missing." in result.stdout and "train 2" in result.stdout
+    assert "lists 4 clips (test: 1, train: 2, valid: 1) with 2 labels; 0 are missing." in result.stdout
     (only,) = read_labelled(out).rounds()
     assert (len(only.train), len(only.valid), len(only.test)) == (2, 1, 1)
     told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)

@@ -68,8 +68,10 @@ def list_(
     if dataset is None or folder is None or out is None:
         raise click.UsageError("DATASET, FOLDER and --out are needed, or --where alone.")
     made = make_list(dataset, folder, out, variant=variant, split_files=split_files, audio=audio)
-    parts = ", ".join(f"{split} {clips:,}" for split, clips in made.clips.items())
-    text = f"{made.path}: clips: {parts}; {made.labels:,} labels; {made.missing:,} missing."
+    *splits, (_, total) = made.clips.items()
+    parts = ", ".join(f"{split}: {clips:,}" for split, clips in splits)
+    text = f"{made.path} lists {total:,} clips{f' ({parts})' if parts else ''} with {made.labels:,} labels; "
+    text += f"{made.missing:,} are missing."
     click.echo(answer({**dataclasses.asdict(made), "path": str(made.path)}, as_json, text))
 
 

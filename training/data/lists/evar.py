@@ -15,11 +15,12 @@ from .splits import standard_split
 
 def _rows(request: Request) -> Iterator[ListRow]:
     table = request.folder
+    rows = read_table(table, ["file_name", "label"], ["split", "fold"])
     if request.audio is None:
         raise ConfigError(f"{table} names clips; give the folder that holds them as audio.")
     if not request.audio.is_dir():
         raise ConfigError(f"{request.audio} is no folder; give the one that holds the clips of {table}.")
-    for row in read_table(table, ["file_name", "label"], ["split", "fold"]):
+    for row in rows:
         split = standard_split(row.cells["split"] or row.cells["fold"])
         if split is None:
             raise ConfigError(

@@ -75,8 +75,8 @@ def make_list(
     labels = len({label for row in rows for label in row.label.split(LABEL_SEPARATOR) if label})
     differences = tuple(_differences(clips, labels, chosen))
     _write(Path(out), rows)
-    for difference in differences:
-        logger.warning("%s: %s (%s)", public.title, difference, public.reference)
+    if differences:
+        logger.warning("%s: %s (%s)", public.title, "; ".join(differences), public.reference)
     return MadeList(Path(out), clips, labels, missing, differences)
 
 
@@ -135,7 +135,7 @@ def _is_utf8(name: str) -> bool:
 def _differences(clips: Mapping[str, int], labels: int, variant: Variant) -> Iterable[str]:
     for split, published in variant.clips.items():
         if clips.get(split, 0) != published:
-            name = "the list" if split == ALL else f"split {split}"
+            name = "the list" if split == ALL else f"{'fold' if split.isdecimal() else 'split'} {split}"
             yield f"{name} has {clips.get(split, 0):,} clips, published are {published:,}"
     if variant.labels is not None and labels != variant.labels:
         yield f"the list has {labels:,} labels, published are {variant.labels:,}"
