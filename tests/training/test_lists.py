@@ -625,6 +625,17 @@ def test_broken_tables_are_refused_with_the_line(tmp_path, name):
         relist(tmp_path, name, options)
 
 
+def test_folders_without_clips_and_empty_tables_are_refused(tmp_path):
+    cremad(tmp_path / "data")
+    for path in (tmp_path / "data" / "AudioWAV").iterdir():
+        path.unlink()
+    with pytest.raises(ConfigError, match=r"has no AudioWAV/1001_DFA_ANG_XX\.wav"):
+        relist(tmp_path, "cremad", SPLIT_CSV)
+    touch(tmp_path / "data", "balanced_train_segments.csv", "eval_segments.csv")
+    with pytest.raises(ConfigError, match="holds none of the 0 clips of AudioSet, balanced part"):
+        relist(tmp_path, "as20k", {})
+
+
 def test_a_table_that_is_no_utf8_is_refused(tmp_path):
     icbhi2017(tmp_path / "data")
     (tmp_path / "data" / "101_1b1_Al_sc_Meditron.txt").write_bytes("0\t1\té".encode("latin-1"))

@@ -38,10 +38,10 @@ def _rows(request: Request, tables: dict[str, str]) -> Iterator[ListRow]:
 
 def _segments(path: Path) -> Iterator[tuple[str, list[str]]]:
     """Video and MIDs of each row; three rows of comment come first."""
-    numbers, lines = zip(*text_lines(path), strict=True)
-    for number, cells in zip(numbers, csv.reader(lines, skipinitialspace=True), strict=True):
-        if cells[0].startswith("#"):
+    for number, line in text_lines(path):
+        if line.startswith("#"):
             continue
+        (cells,) = csv.reader([line], skipinitialspace=True)
         mids = cells[3].split(",") if len(cells) == 4 else []
         if not mids or (unknown := [mid for mid in mids if mid not in NAMES]):
             problem = f"has {unknown[0]!r}, none of AudioSet's 527 MIDs" if mids else f"is {cells}"

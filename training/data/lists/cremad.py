@@ -28,6 +28,8 @@ def _rows(request: Request) -> Iterator[ListRow]:
         if emotion not in EMOTIONS:
             raise ConfigError(f"{path} is not named SPEAKER_SENTENCE_EMOTION_LEVEL, as 1001_DFA_ANG_XX.wav.")
         clips.append((ListRow(str(path), EMOTIONS[emotion]), speaker))
+    if not clips:
+        raise request.lacks("AudioWAV/1001_DFA_ANG_XX.wav")
     yield from split_rows(clips, splits, folder)
 
 

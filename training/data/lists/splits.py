@@ -65,7 +65,7 @@ def split_rows(
     """Gives clips their splits, and leaves out those that have none, with a warning.
 
     Args:
-        clips: Each with its group.
+        clips: Each with its group; at least one.
         splits: Of clips, by their path below the folder or by their name, or of groups.
         folder: Of the data set.
 
