@@ -12,6 +12,7 @@ from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
 from .options import answer, is_first_process, logging_to
+from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -116,3 +117,4 @@ def prepare(
 main.add_command(finetune)
 main.add_command(linear_eval)
 main.add_command(list_)
+main.add_command(measure)
