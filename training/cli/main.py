@@ -8,9 +8,10 @@ import click
 
 from m2d_hub.cli.options import Group
 
+from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
-from .options import answer, is_first_process, logging_to
+from .options import answer, logging_to
 
 PRETRAIN_EXAMPLE = """\b
 Examples:

@@ -21,6 +21,7 @@ from ..data.crops import CropPlan, crop_waveform
 from ..data.manifest import Entry
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
+from ..runs.stopping import leave_signals_to_parent
 from .augment import (
     AugmentDraw,
     KeptColumns,
@@ -168,6 +169,7 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=dataset.stack,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )
 
 
@@ -193,4 +195,5 @@ def whole_clips(files: list[str], sample_rate: int, num_workers: int) -> Iterabl
         num_workers=num_workers,
         collate_fn=list,
         prefetch_factor=1 if num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing, replacing_folder
+from m2d_hub.files import json_text, replacing, replacing_folder
 
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
@@ -34,8 +34,9 @@ from ..evaluation.metrics import (
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
 from ..evaluation.unreadable import LeftOut, find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, one_run_in
 from ..runs.resolved import write_or_compare
+from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .member import (
@@ -89,8 +90,13 @@ def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult
     """
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
+    with stop_requests() as stop, one_run_in(options.out):
+        return _finetune(config, options, stop)
+
+
+def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopRequests) -> FinetuneResult:
     task, left_out = _without_unreadable(read_task(config, options.data), config)
-    run = FinetuneRun(config, options, task, build_accelerator())
+    run = FinetuneRun(config, options, task, build_accelerator(), stop)
     if run.accelerator.is_main_process:
         write_left_out(options.out, left_out)
     run.train()
@@ -183,8 +189,11 @@ def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList
 class FinetuneRun:
     """All trainings of a run."""
 
-    def __init__(self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator):
+    def __init__(
+        self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator, stop: StopRequests
+    ):
         self.config, self.options, self.task, self.accelerator = config, options, task, accelerator
+        self.stop = stop
         self.folder = RunFolder(options.out)
         self.seeds = [config.seed + index for index in range(options.seeds)]
 
@@ -213,7 +222,9 @@ class FinetuneRun:
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights)
         trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)
-        result = Member(folder, trainer, data, plan, task.metric, seed, self.options.progress).train()
+        result = Member(
+            folder, trainer, data, plan, task.metric, seed, self.stop, self.options.progress
+        ).train()
         if self.accelerator.is_main_process:
             if seed == self.seeds[0] and data is task.rounds[0]:
                 with replacing_folder(self.folder.export) as partial:
@@ -268,7 +279,7 @@ class FinetuneRun:
                 for data in self.task.rounds:
                     steps = read_metrics(self._member_folder(data, seed))
                     for values in steps:
-                        lines.write(json.dumps({"round": data.name, "seed": seed, **values}) + "\n")
+                        lines.write(json_text({"round": data.name, "seed": seed, **values}) + "\n")
                     name = f"{data.name}, seed {seed}" if len(self.task.rounds) > 1 else f"seed {seed}"
                     losses[f"{name}, train"] = by_epoch(steps, "loss")
                     losses[f"{name}, valid"] = by_epoch(steps, "validation_loss")
@@ -321,7 +332,7 @@ def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
     values: dict[int, list[float]] = {}
     for step in steps:
         own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
-        own += [step[name]] if name in step else []
+        own += [step[name]] if step.get(name) is not None else []
     return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]
 
 

@@ -21,6 +21,7 @@ from ..data.manifest import Entry, Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
 from ..data.stored_features import crop_features, read_features
+from ..runs.stopping import leave_signals_to_parent
 from .config import PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 20  # replacements of one clip before the run gives up
@@ -198,4 +199,5 @@ def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: in
         collate_fn=stack_samples,
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )
