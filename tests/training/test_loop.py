@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from m2d_training.runs.updates import Updater
 from torch import nn
 
 import m2d_hub
+from m2d_hub.files import replacing, replacing_folder
 
 RATE = 16_000
 SMALL = (
@@ -281,3 +283,32 @@ def test_a_batch_job_gets_lines_and_no_bar(command, tmp_path, kind):
     assert child.returncode == 0 and "\r" not in told and "it/s" not in told
     lines = [line for line in (tmp_path / "train.log").read_text().splitlines() if " of " in line]
     assert any("step 1 of" in line and "loss" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "damage", [b"", b"version https://git-lfs.github.com/spec/v1\n", "cut"], ids=["empty", "pointer", "cut"]
+)
+def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
+    path = tmp_path / "step-000000001.pt"
+    write_tensors(path, {"step": 1, "model": {"weight": torch.zeros(100_000)}, "optimizer": {}})
+    path.write_bytes(path.read_bytes()[:9000] if damage == "cut" else damage)
+    with pytest.raises(
+        m2d_hub.CheckpointError, match=r"step-000000001.pt is damaged \(.+\). Delete it: the run"
+    ):
+        read_state(path)
+
+
+@pytest.mark.parametrize("text", ["", '{"config": {', "[]", '{"config": 3}'])
+def test_a_damaged_config_is_named_with_the_way_out(command, tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    result = run(command("pretrain", tmp_path, "epochs=1"))
+    assert result.exit_code == 1 and "config.json is damaged" in result.output
+
+
+@pytest.mark.parametrize("write", [replacing, replacing_folder])
+def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch, write):
+    usage = type(shutil.disk_usage(tmp_path))
+    monkeypatch.setattr("m2d_hub.files.shutil.disk_usage", lambda folder: usage(3 << 20, 3 << 20, 0))
+    with pytest.raises(OSError, match="no space left on the disk"), write(tmp_path / "file"):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    assert not list(tmp_path.iterdir())

@@ -150,7 +150,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "value": interval.value,
         "low": interval.low,
         "high": interval.high,
-        "interval": "95 %, bootstrapped over test clips and seeds",
+        "interval": "95 %, bootstrapped over test clips and seeds; Clopper-Pearson where all resamples agree",
         "data": labelled.name,
         "test_clips": len(evaluation.targets),
         "classes": len(labelled.labels),

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 from ..data.sampling import EpochPlan
 from ..runs.folder import RunFolder
-from ..runs.resolved import write_or_compare
+from ..runs.resolved import read_config, write_or_compare
 from ..runs.state import list_checkpoints, step_of
 from .config import PretrainConfig
 from .run_data import RunOptions
@@ -50,6 +48,6 @@ def _length_is_open(folder: RunFolder, config: PretrainConfig, steps_per_epoch: 
         return False
     checkpoints = list_checkpoints(folder)
     done = step_of(checkpoints[-1]) / steps_per_epoch if checkpoints else 0.0  # epochs
-    old = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
+    old = read_config(folder)["config"]
     lengths = ((old["epochs"], old.get("decay_epochs")), (config.epochs, config.decay_epochs))
     return all(decay is not None and done <= epochs - decay for epochs, decay in lengths)
