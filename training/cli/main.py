@@ -12,6 +12,7 @@ from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .options import answer, logging_to
+from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -115,3 +116,4 @@ def prepare(
 
 main.add_command(finetune)
 main.add_command(linear_eval)
+main.add_command(measure)
