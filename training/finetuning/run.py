@@ -5,7 +5,6 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
@@ -35,7 +34,6 @@ from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_repo
 from ..evaluation.unreadable import LeftOut, find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
-from ..runs.resolved import write_or_compare
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
@@ -47,10 +45,10 @@ from .member import (
     save_result,
 )
 from .model import build_model
+from .resolved import write_or_compare_run
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = {"num_workers", "save_every_steps"}
 CURVES_FILE = "learning_curve.png"
 READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
@@ -200,7 +198,20 @@ class FinetuneRun:
     def train(self) -> None:
         """Trains what is not finished, and reports."""
         if self.accelerator.is_main_process:
-            self._write_or_compare_config()
+            told = {
+                "preset": self.options.name,
+                "model": str(self.options.model),
+                "data": str(self.options.data),
+                "seeds": self.seeds,
+            }
+            write_or_compare_run(
+                self.folder,
+                self.config,
+                self.task.labelled,
+                self.options.model,
+                told,
+                self.accelerator.num_processes,
+            )
         results: dict[tuple[int, str], MemberResult] = {}
         for seed in self.seeds:  # the first one's rounds come first
             for data in self.task.rounds:
@@ -254,23 +265,6 @@ class FinetuneRun:
     def _member_folder(self, data: Round, seed: int) -> RunFolder:
         name = re.sub(r"\W+", "-", data.name)
         return RunFolder(self.folder.root / "trainings" / f"{name}-seed-{seed}")
-
-    def _write_or_compare_config(self) -> None:
-        labelled, config = self.task.labelled, self.config
-        clips = [(str(clip.file), clip.labels, clip.split) for clip in labelled.clips]
-        write_or_compare(
-            self.folder,
-            {"preset": self.options.name, "data": self.options.data, "seeds": self.seeds},
-            {
-                "model": self.options.model,
-                "global_batch": config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
-                "clips": len(clips),
-                "list_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest(),
-                "labels": list(labelled.labels),
-            },
-            config.to_dict(),
-            MAY_CHANGE,
-        )
 
     def _write_metrics(self) -> None:
         """All trainings' metrics in one file, and their learning curves."""

@@ -20,6 +20,7 @@ from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.log import RunLog, plot_metrics
 from ..runs.loop import Loop, LoopPlan
+from ..runs.measuring import beside_training, others_wait
 from ..runs.state import gather_weights, require_finite
 from ..runs.stopping import StopRequests, stop_requests
 from .config import PretrainConfig
@@ -34,6 +35,7 @@ from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_CLIPS = 16  # of one forward pass
 VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
@@ -56,7 +58,7 @@ def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -
     config = with_offline_sizes(data, teacher)
     plan = _plan(config, data, accelerator)
     if accelerator.is_main_process:
-        write_or_compare_config(folder, config, options, plan, len(data.manifest.entries))
+        write_or_compare_config(folder, config, options, plan, data)
     frontend = LogMelFrontend(config.frontend)
     inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
     pretrainer = _build(config, data)
@@ -150,9 +152,9 @@ class Run:
         if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
         if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
+            metrics |= self._validate(self.data.valid)
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
-            metrics["linear_eval"] = self._linear_eval(self.labelled)
+            metrics |= self._linear_eval(self.labelled)
         skipped = self._gathered(result.skipped)
         if log is not None:
             for reason in skipped:
@@ -184,25 +186,38 @@ class Run:
         )
         return build_loader(dataset, sampler, self.config.num_workers)
 
-    def _validation_batches(self, valid: Manifest) -> Iterator[Batch]:
-        """Batches of this process; all processes get as many."""
-        dataset = PretrainDataset(self.config, valid, None, self.data.classes)
-        size = self.config.batch_size
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        starts = list(range(0, len(dataset), size))
-        if len(starts) >= processes:
-            starts = starts[rank : len(starts) // processes * processes : processes]
-        for start in starts:
-            places = range(start, min(start + size, len(dataset)))
-            yield stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+    def _validate(self, valid: Manifest) -> dict[str, float]:
+        """Mean loss over the clips of a list of its own, whose crops and masks are always the same."""
+        sums = (math.nan, 0)
+        with beside_training("validation_loss"):
+            sums = self.trainer.sum_losses(self._validation_groups(valid))
+        device = self.accelerator.device
+        total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
+        return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
 
-    def _linear_eval(self, labelled: LabelledList) -> float:
+    def _validation_groups(self, valid: Manifest) -> Iterator[tuple[Batch, int]]:
+        """Groups of clips of this process, each with how many count; all processes get as many groups.
+
+        Their size is fixed: a contrastive loss depends on it, and the figure must not on batch_size.
+        """
+        dataset = PretrainDataset(self.config, valid, None, self.data.classes)
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
+        for group in range(rank, math.ceil(groups / processes) * processes, processes):
+            first = group % groups * VALIDATION_CLIPS
+            places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
+            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            yield batch, len(places) if group < groups else 0
+
+    def _linear_eval(self, labelled: LabelledList) -> dict[str, float]:
         """Score of frozen features; the first process computes it."""
         weights = gather_weights(self.trainer.model)
-        if not self.accelerator.is_main_process:
-            return math.nan
-        model = build_model(weights, self.config).to(self.accelerator.device)
-        return evaluate_encoder(model, labelled)
+        found: dict[str, float] = {}
+        with others_wait(self.accelerator), beside_training("linear_eval"):
+            if self.accelerator.is_main_process:
+                model = build_model(weights, self.config).to(self.accelerator.device)
+                found = {"linear_eval": evaluate_encoder(model, labelled)}
+        return found
 
     def _finish(self, done: int) -> None:
         weights = gather_weights(self.trainer.model)

@@ -29,7 +29,8 @@ def write_or_compare(
     run, config = json.loads(json.dumps([run, config]))
     if folder.config_file.exists():
         old = read_config(folder)
-        _require_same({key: old.get(key) for key in run}, run, folder)
+        known = {key: value for key, value in run.items() if key in old}
+        _require_same({key: old[key] for key in known}, known, folder)
         changed = {key: value for key, value in config.items() if key not in may_change}
         _require_same({key: old["config"].get(key) for key in changed}, changed, folder)
     text = json.dumps({**head, **run, "config": config}, indent=2)
