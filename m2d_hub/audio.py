@@ -7,6 +7,7 @@ when its turn comes; nothing is ever held whole but the arrays that a caller han
 from __future__ import annotations
 
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,22 @@ _INTEGER_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32_768.0, 
 
 
 @dataclass(frozen=True)
+class AudioPart:
+    """A part of an audio file: a path that :func:`open_audio` reads from one second to another."""
+
+    path: str
+    start_s: float = 0.0
+    end_s: float | None = None  # None: to the end of the file, as for an end beyond it
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        end = "its end" if self.end_s is None else f"{self.end_s:g} s"
+        return f"{self.path} from {self.start_s:g} s to {end}"
+
+
+@dataclass(frozen=True)
 class Clip:
     """One piece of audio, not yet read: a file, or a waveform in memory."""
 
@@ -40,6 +57,7 @@ class Clip:
     source_rate: int  # Hz
     sample_rate: int  # Hz wanted
     expected_samples: int  # at sample_rate, as announced by the source
+    frames: tuple[int, int | None] = (0, None)  # of the file: the first, and the one after the last
 
     def blocks(self) -> Iterator[Tensor]:
         """Consecutive parts (s,) of the mono waveform at ``sample_rate``, float32.
@@ -47,7 +65,11 @@ class Clip:
         Raises:
             AudioError: The audio is empty, non-finite or unreadable; the message names it.
         """
-        raw = _split(self.source) if isinstance(self.source, Tensor) else _read(self.source, self.name)
+        raw = (
+            _split(self.source)
+            if isinstance(self.source, Tensor)
+            else _read(self.source, self.name, *self.frames)
+        )
         empty = True
         for block in _resample(_checked(raw, self.name), self.source_rate, self.sample_rate):
             empty = empty and not len(block)
@@ -82,7 +104,8 @@ def open_audio(audio: Any, sample_rate: int, array_rate: int | None = None) -> l
 
 def _open_one(item: Any, name: str, sample_rate: int, array_rate: int) -> list[Clip]:
     if isinstance(item, (str, os.PathLike)):
-        return [_open_file(Path(item), str(item), sample_rate)]
+        part = item if isinstance(item, AudioPart) else None
+        return [_open_file(Path(item), str(item), sample_rate, part)]
     if hasattr(item, "read"):
         return [_open_file(item, str(getattr(item, "name", name)), sample_rate)]
     if isinstance(item, (bytes, bytearray, memoryview)):
@@ -101,7 +124,7 @@ def _open_one(item: Any, name: str, sample_rate: int, array_rate: int) -> list[C
     return clips
 
 
-def _open_file(source: Any, name: str, sample_rate: int) -> Clip:
+def _open_file(source: Any, name: str, sample_rate: int, part: AudioPart | None = None) -> Clip:
     if isinstance(source, Path) and not source.is_file():
         problem = "is a folder, not an audio file" if source.is_dir() else "does not exist"
         raise AudioError(f"{name} {problem}.")
@@ -112,7 +135,13 @@ def _open_file(source: Any, name: str, sample_rate: int) -> Clip:
     with _sound_file(source, name) as file:
         frames = file.frames if 0 <= file.frames < _UNKNOWN_FRAMES else 0
         rate = file.samplerate
-    return Clip(name, source, rate, sample_rate, _resampled_length(frames, rate, sample_rate))
+    if part is None:
+        return Clip(name, source, rate, sample_rate, _resampled_length(frames, rate, sample_rate))
+    first, stop = round(part.start_s * rate), None if part.end_s is None else round(part.end_s * rate)
+    if frames and first >= frames:
+        raise AudioError(f"{name} is empty: the file ends at {frames / rate:g} s.")
+    length = max(0, (frames if stop is None else min(stop, frames)) - first)
+    return Clip(name, source, rate, sample_rate, _resampled_length(length, rate, sample_rate), (first, stop))
 
 
 def _sound_file(source: Any, name: str) -> Any:
@@ -136,18 +165,21 @@ def _unreadable(name: str, error: Exception) -> str:
     )
 
 
-def _read(source: Any, name: str) -> Iterator[Tensor]:
+def _read(source: Any, name: str, first: int, stop: int | None) -> Iterator[Tensor]:
     import soundfile
 
     with _sound_file(source, name) as file:
-        while True:
-            try:
-                block = file.read(int(BLOCK_S * file.samplerate), dtype="float32", always_2d=True)
-            except (soundfile.LibsndfileError, OSError) as error:
-                raise AudioError(_unreadable(name, error)) from error
-            if not len(block):
-                return
-            yield torch.from_numpy(block if block.shape[1] == 1 else block.mean(axis=1, keepdims=True))[:, 0]
+        size = int(BLOCK_S * file.samplerate)
+        left = math.inf if stop is None else stop - first
+        try:
+            if first:
+                file.seek(first)
+            while len(block := file.read(int(min(size, left)), dtype="float32", always_2d=True)):
+                left -= len(block)
+                mono = block if block.shape[1] == 1 else block.mean(axis=1, keepdims=True)
+                yield torch.from_numpy(mono)[:, 0]
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise AudioError(_unreadable(name, error)) from error
 
 
 def _split(waveform: Tensor) -> Iterator[Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from m2d_hub.audio import open_audio
+from m2d_hub.audio import AudioPart, open_audio
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.errors import AudioError
 
@@ -54,6 +54,9 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
         AudioError: The file is unreadable, empty, or holds non-finite samples.
     """
     frontend = plan.frontend
+    if isinstance(entry.path, AudioPart):
+        (clip,) = open_audio(entry.path, frontend.sample_rate)
+        return _crop_array(torch.cat(list(clip.blocks())).numpy(), plan, rng)
     with _open_sound(entry) as sound:
         known = 0 < sound.frames < UNKNOWN_FRAMES
         total = _resampled(sound.frames, sound.samplerate, frontend.sample_rate) if known else 0

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
+from .parts import PART_COLUMNS, AudioFile, audio_files
 from .shards import INDEX_NAME, ShardMember, expand_pattern, index_shards, read_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -23,9 +24,9 @@ Kind = Literal["audio", "spectrogram", "image"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One clip: a file of its own, or a member of a tar shard."""
+    """One clip: a file of its own, a part of one, or a member of a tar shard."""
 
-    path: str
+    path: AudioFile
     offset: int = 0  # bytes, of a member's data
     size: int = 0  # bytes of a member; 0: a file of its own
     name: str = ""  # of a member, for messages
@@ -41,7 +42,7 @@ class Entry:
         return tuple(part.strip() for part in self.label.split(LABEL_SEPARATOR) if part.strip())
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.name}" if self.name else self.path
+        return f"{self.path}:{self.name}" if self.name else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -80,9 +81,10 @@ def read_manifest(data: str) -> Manifest:
     """Reads what ``--data`` names.
 
     Args:
-        data: A CSV with a ``file`` column, relative to the CSV, and optional ``label``, ``caption`` and
-            ``features``; a pattern of tar shards (``train-{000000..000009}.tar``, ``shards/*.tar``), or a
-            folder of them; or a folder of audio files, spectrograms or pictures.
+        data: A CSV with a ``file`` column, relative to the CSV, and optional ``label``, ``caption``,
+            ``features``, and ``start_s`` and ``end_s`` of a part; a pattern of tar shards
+            (``train-{000000..000009}.tar``, ``shards/*.tar``), or a folder of them; or a folder of audio
+            files, spectrograms or pictures.
 
     Raises:
         ConfigError: Nothing is found there, or what is found is of several kinds.
@@ -97,20 +99,24 @@ def read_manifest(data: str) -> Manifest:
         entries = _read_shards(expand_pattern(data))
     if not entries:
         raise ConfigError(f"{data} lists no clips: give a CSV with a 'file' column, tar shards, or a folder.")
-    return Manifest(data, _kind(data, entries), entries, _read_statistics(path))
+    kind = _kind(data, entries)
+    if kind != "audio" and any(isinstance(entry.path, AudioPart) for entry in entries):
+        raise ConfigError(f"{data} has start_s or end_s for {kind} files; only audio is read in parts.")
+    return Manifest(data, kind, entries, _read_statistics(path))
 
 
 def _read_csv(path: Path) -> list[Entry]:
-    rows = read_table(path, ["file"], ["label", "caption", "features"])
+    rows = read_table(path, ["file"], ["label", "caption", "features", *PART_COLUMNS])
     refuse_empty(path, rows, "file")
+    files = audio_files(path, [str(path.parent / row.cells["file"]) for row in rows], rows)
     return [
         Entry(
-            path=str(path.parent / row.cells["file"]),
+            path=file,
             label=row.cells["label"],
             caption=row.cells["caption"],
             features_path=str(path.parent / row.cells["features"]) if row.cells["features"] else "",
         )
-        for row in rows
+        for row, file in zip(rows, files, strict=True)
     ]
 
 

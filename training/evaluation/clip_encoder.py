@@ -21,6 +21,8 @@ from m2d_hub.audio import open_audio
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.model import M2D
 
+from ..data.parts import AudioFile
+
 Pooling = Literal["mean", "max", "mean+max", "mean+std"]
 PART_CLIPS = 64  # encoded, and stored, together
 
@@ -74,7 +76,7 @@ class ClipEncoder:
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()[:24]
 
-    def read(self, file: str) -> Tensor | str:
+    def read(self, file: AudioFile) -> Tensor | str:
         """A clip's waveform (S,), or why there is none.
 
         A clip longer than ``num_samples`` is cropped at a random place (paper, section IV-B), which is always
@@ -133,12 +135,12 @@ def pool(features: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     return torch.cat(parts, dim=-1)
 
 
-def encode_files(encoder: ClipEncoder, files: Sequence[str], num_workers: int) -> Iterator[EncodedPart]:
+def encode_files(encoder: ClipEncoder, files: Sequence[AudioFile], num_workers: int) -> Iterator[EncodedPart]:
     """Encodes files in parts, while threads read the next one's.
 
     Args:
         encoder: The model and its settings.
-        files: Paths.
+        files: Paths, or parts of what is there.
         num_workers: Threads that read.
     """
     with ThreadPoolExecutor(num_workers) as readers:
@@ -167,10 +169,10 @@ def _encode_part(
     return EncodedPart(list(good), features, errors)
 
 
-def mean_samples(files: Sequence[str], sample_rate: int, num_workers: int) -> int | None:
+def mean_samples(files: Sequence[AudioFile], sample_rate: int, num_workers: int) -> int | None:
     """Mean length of files in samples at a rate, as their headers tell it; None where no file tells."""
 
-    def length(file: str) -> int:
+    def length(file: AudioFile) -> int:
         try:
             return open_audio(file, sample_rate)[0].expected_samples
         except (AudioError, OSError):

@@ -20,6 +20,7 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import natural_key
 
 from ..data.manifest import audioset_classes
+from ..data.parts import AudioFile
 from .labelled_rows import LabelledClip, check_files, counted, listed, read_rows
 
 SPLITS = ("train", "valid", "test")
@@ -30,7 +31,7 @@ MIN_FOLDS = 3  # one to train on, one to choose on, one to test on
 class Part:
     """Clips that are used together, with what is to be predicted of them."""
 
-    files: list[str]
+    files: list[AudioFile]
     targets: Tensor  # (N, C) float32, 1 where the clip has the label
     rows: list[int]  # of the list, for messages
 
@@ -114,6 +115,8 @@ def _plan_rounds(splits: Iterable[str]) -> Iterator[tuple[str, list[str], str, s
 
 def read_labelled(path: str | os.PathLike[str], multi_label: bool | None = None) -> LabelledList:
     """Reads a CSV with ``file`` (relative to it), ``label`` (several joined by ``;``) and ``split``.
+
+    The optional ``start_s`` and ``end_s`` make a row a part of its file.
 
     Classes are in natural order (``class 2`` before ``class 10``); those of a multi-label list that are all
     AudioSet's are AudioSet's 527, in the order of the published heads.

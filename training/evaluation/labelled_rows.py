@@ -14,6 +14,7 @@ from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
 from ..data.manifest import LABEL_SEPARATOR
+from ..data.parts import PART_COLUMNS, AudioFile, audio_files
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ SHOWN = 5  # rows that a message names
 class LabelledClip:
     """One row of the list."""
 
-    file: str  # absolute path
+    file: AudioFile  # absolute path, or a part of what is there
     labels: tuple[str, ...]
     split: str  # train, valid or test, or a fold's number
     row: int  # as a spreadsheet shows it: the header is row 1
@@ -37,7 +38,7 @@ def read_rows(path: Path) -> list[LabelledClip]:
     Raises:
         ConfigError: It is no CSV with the columns, lists nothing, or a row lacks something.
     """
-    rows = read_table(path, COLUMNS)
+    rows = read_table(path, COLUMNS, PART_COLUMNS)
     if not rows:
         raise ConfigError(f"{path} lists no clips.")
     refuse_empty(path, rows, "file")
@@ -45,14 +46,15 @@ def read_rows(path: Path) -> list[LabelledClip]:
     if unlabelled:
         raise ConfigError(f"{path}: {counted(unlabelled)} no label ({listed(unlabelled)}).")
     folder = os.path.abspath(path.parent)
+    files = [os.path.normpath(os.path.join(folder, row.cells["file"])) for row in rows]
     return [
         LabelledClip(
-            file=os.path.normpath(os.path.join(folder, row.cells["file"])),
+            file=file,
             labels=_split_labels(row.cells["label"]),
             split=row.cells["split"],
             row=row.number,
         )
-        for row in rows
+        for row, file in zip(rows, audio_files(path, files, rows), strict=True)
     ]
 
 
@@ -72,15 +74,15 @@ def check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None
     """
     inside: dict[str, set[str]] = {}
     missing = []
-    splits_of: dict[str, set[str]] = defaultdict(set)
+    splits_of: dict[str, set[str]] = defaultdict(set)  # by path: parts of a recording are much alike
     for clip in clips:
-        folder, name = os.path.split(clip.file)
+        folder, name = os.path.split(os.fspath(clip.file))
         if folder not in inside:
             inside[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
         # Some file systems know a file by other spellings than the one that they list.
         if name not in inside[folder] and not os.path.isfile(clip.file):
             missing.append(clip)
-        splits_of[clip.file].add(clip.split)
+        splits_of[os.fspath(clip.file)].add(clip.split)
     if missing:
         raise ConfigError(
             f"{path}: {counted([clip.row for clip in missing])} a file that does not exist "

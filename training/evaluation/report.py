@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -197,4 +198,4 @@ def _write_worst(path: Path, evaluation: Evaluation) -> None:
                 break
             names = ";".join(labels[index] for index in targets[clip].nonzero()[:, 0].tolist())
             sure = f"{float(wrong[clip]):.4f}", f"{float(true[clip]):.4f}"
-            writer.writerow([rows[clip], files[clip], names, labels[int(predicted[clip])], *sure])
+            writer.writerow([rows[clip], os.fspath(files[clip]), names, labels[int(predicted[clip])], *sure])

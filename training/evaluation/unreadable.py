@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -13,6 +14,7 @@ from m2d_hub.audio import open_audio
 from m2d_hub.errors import AudioError
 from m2d_hub.files import replacing
 
+from ..data.parts import AudioFile
 from .labelled import LabelledList
 
 ERRORS_FILE = "errors.csv"
@@ -34,7 +36,7 @@ class LeftOut:
 def find_unreadable(labelled: LabelledList, sample_rate: int) -> dict[int, str]:
     """Reads every clip to its end; gives the places of those that cannot be read, and why."""
 
-    def reason(file: str) -> str:
+    def reason(file: AudioFile) -> str:
         try:
             (clip,) = open_audio(file, sample_rate)
             for _ in clip.blocks():
@@ -61,7 +63,7 @@ def leave_out(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[Label
         ConfigError: What is left cannot be used.
     """
     left_out = [
-        LeftOut(labelled.clips[place].row, labelled.clips[place].file, reason)
+        LeftOut(labelled.clips[place].row, os.fspath(labelled.clips[place].file), reason)
         for place, reason in sorted(reasons.items())
     ]
     if not left_out:

@@ -19,6 +19,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.crops import CropPlan, crop_waveform
 from ..data.manifest import Entry
+from ..data.parts import AudioFile
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
 from .augment import (
@@ -172,9 +173,9 @@ def build_train_loader(
 
 
 class WholeClips(Dataset):
-    """Waveforms (S,) of files as inference reads them."""
+    """Waveforms (S,) of files, or of parts of them, as inference reads them."""
 
-    def __init__(self, files: list[str], sample_rate: int):
+    def __init__(self, files: list[AudioFile], sample_rate: int):
         self.files, self.sample_rate = files, sample_rate
 
     def __len__(self) -> int:
@@ -185,7 +186,7 @@ class WholeClips(Dataset):
         return torch.cat(list(clip.blocks()))
 
 
-def whole_clips(files: list[str], sample_rate: int, num_workers: int) -> Iterable[list[Tensor]]:
+def whole_clips(files: list[AudioFile], sample_rate: int, num_workers: int) -> Iterable[list[Tensor]]:
     """Lists of whole waveforms (S,), in the files' order."""
     return DataLoader(
         WholeClips(files, sample_rate),

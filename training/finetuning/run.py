@@ -244,7 +244,7 @@ class FinetuneRun:
 
     def _write_or_compare_config(self) -> None:
         labelled, config = self.task.labelled, self.config
-        clips = [(clip.file, clip.labels, clip.split) for clip in labelled.clips]
+        clips = [(str(clip.file), clip.labels, clip.split) for clip in labelled.clips]
         write_or_compare(
             self.folder,
             {"preset": self.options.name, "data": self.options.data, "seeds": self.seeds},

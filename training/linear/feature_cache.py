@@ -19,9 +19,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from m2d_hub.audio import AudioPart
 from m2d_hub.errors import CheckpointError
 from m2d_hub.files import replacing
 
+from ..data.parts import AudioFile
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 
 PARTS = "*.safetensors"
@@ -31,7 +33,7 @@ PARTS = "*.safetensors"
 class StoredFeatures:
     """Features of a list of files, read from disk layer by layer."""
 
-    files: Sequence[str]
+    files: Sequence[AudioFile]
     errors: dict[int, str]  # places of files that cannot be read, and why; the others are stored
     computed: int  # files that were encoded now, not found
     _places: dict[int, tuple[Path, int]]  # part and row of each file
@@ -60,7 +62,12 @@ class StoredFeatures:
 
 
 def stored_features(
-    encoder: ClipEncoder, files: Sequence[str], cache: Path, *, num_workers: int = 2, progress: bool = True
+    encoder: ClipEncoder,
+    files: Sequence[AudioFile],
+    cache: Path,
+    *,
+    num_workers: int = 2,
+    progress: bool = True,
 ) -> StoredFeatures:
     """Encodes the files whose features are not yet in the cache, and stores them as it goes.
 
@@ -68,7 +75,7 @@ def stored_features(
 
     Args:
         encoder: The model and its settings.
-        files: Paths.
+        files: Paths, or parts of what is there.
         cache: Folder; those of several models and settings may share it.
         num_workers: Threads that read audio.
         progress: Show a bar over the files.
@@ -98,7 +105,7 @@ def stored_features(
     return StoredFeatures(files, errors, len(order), places)
 
 
-def _file_keys(files: Sequence[str]) -> tuple[dict[int, str], dict[int, int], dict[int, str]]:
+def _file_keys(files: Sequence[AudioFile]) -> tuple[dict[int, str], dict[int, int], dict[int, str]]:
     """What tells each file's present state, its bytes, and the files that are not there; by place."""
     keys, sizes, errors = {}, {}, {}
     for place, file in enumerate(files):
@@ -107,7 +114,8 @@ def _file_keys(files: Sequence[str]) -> tuple[dict[int, str], dict[int, int], di
         except OSError as error:
             errors[place] = str(error)
             continue
-        text = json.dumps([os.path.abspath(file), state.st_size, state.st_mtime_ns])
+        part = [file.start_s, file.end_s] if isinstance(file, AudioPart) else []
+        text = json.dumps([os.path.abspath(file), state.st_size, state.st_mtime_ns, *part])
         keys[place] = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
         sizes[place] = state.st_size
     return keys, sizes, errors
