@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 
 from m2d_hub.errors import AudioError
 
-from .crops import read_bytes
-from .manifest import Entry
+from .entry import Entry
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -36,7 +34,7 @@ def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) ->
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(io.BytesIO(read_bytes(entry)) if entry.size else entry.path) as file:
+        with Image.open(entry.source()) as file:
             picture = file.convert("RGB")
     except (OSError, UnidentifiedImageError) as error:
         raise AudioError(f"{entry} cannot be read as a picture: {error}.") from error

@@ -12,37 +12,14 @@ from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
-from .parts import PART_COLUMNS, AudioFile, audio_files
+from .entry import Entry
+from .parts import PART_COLUMNS, audio_files
 from .shards import INDEX_NAME, ShardMember, expand_pattern, index_shards, read_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-LABEL_SEPARATOR = ";"
 STATISTICS_NAME = "statistics.json"
 
 Kind = Literal["audio", "spectrogram", "image"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One clip: a file of its own, a part of one, or a member of a tar shard."""
-
-    path: AudioFile
-    offset: int = 0  # bytes, of a member's data
-    size: int = 0  # bytes of a member; 0: a file of its own
-    name: str = ""  # of a member, for messages
-    label: str = ""  # several are joined by ';'; empty: not known
-    caption: str = ""
-    features_path: str = ""  # .npy file, or shard, of per-frame features computed beforehand
-    features_offset: int = 0
-    features_size: int = 0
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The single labels."""
-        return tuple(part.strip() for part in self.label.split(LABEL_SEPARATOR) if part.strip())
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.name}" if self.name else str(self.path)
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,13 @@ Shapes: B batch, K features, N_T time frames of tokens.
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from m2d_hub.errors import AudioError
 
-from .crops import read_bytes
-from .manifest import Entry
+from .entry import Entry
 
 FRAMES_PER_FEATURE = 2  # a HuBERT feature spans 20 ms, a spectrogram frame 10 ms
 
@@ -45,11 +42,11 @@ def read_features(entry: Entry) -> np.ndarray:
     Raises:
         AudioError: The file cannot be read.
     """
-    where = Entry(entry.features_path, entry.features_offset, entry.features_size)
+    where = entry.features
     try:
-        stored = np.load(io.BytesIO(read_bytes(where)) if where.size else where.path)
+        stored = np.load(where.source())
     except (OSError, ValueError) as error:
-        raise AudioError(f"the features {where} of {entry} cannot be read: {error}.") from error
+        raise AudioError(f"{where} cannot be read as features: {error}.") from error
     return stored.astype(np.float32)
 
 

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import Crop, CropPlan, crop_spectrogram, crop_waveform
+from ..data.entry import Entry
 from ..data.images import crop_image
-from ..data.manifest import Entry, Manifest
+from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
 from ..data.stored_features import crop_features, read_features

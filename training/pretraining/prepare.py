@@ -22,8 +22,8 @@ from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.nn.frontend import LogMelFrontend
 
-from ..data.crops import read_bytes
-from ..data.manifest import STATISTICS_NAME, Entry, read_manifest
+from ..data.entry import Entry
+from ..data.manifest import STATISTICS_NAME, read_manifest
 from ..data.shards import INDEX_NAME, index_shards, write_index
 from .config import PretrainConfig
 from .teachers import HubertTeacher, load_hubert_teacher
@@ -194,7 +194,7 @@ def _frontend(sample_rate: int, n_mels: int) -> LogMelFrontend:
 
 def _split(entry: Entry, options: PrepareOptions) -> Iterable[torch.Tensor]:
     """Waveform of a file, in parts of ``split_s``; a last part below half of it joins the one before."""
-    (clip,) = open_audio(io.BytesIO(read_bytes(entry)) if entry.size else entry.path, options.sample_rate)
+    (clip,) = open_audio(entry.source(), options.sample_rate)
     waveform = torch.cat(list(clip.blocks())).clamp(-1.0, 1.0)
     if options.split_s is None:
         return [waveform]
