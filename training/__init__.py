@@ -8,6 +8,7 @@ from .linear.options import LinearEvalOptions
 from .linear.run import LinearEvalResult, linear_eval
 from .pretraining.analysis import explained_variance_auc, rank_me
 from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
 from .pretraining.presets import load_preset
 from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
 from .pretraining.run import pretrain
@@ -23,6 +24,8 @@ __all__ = [
     "LossTerms",
     "OfflineConfig",
     "PredictorConfig",
+    "PrepareOptions",
+    "PrepareResult",
     "PretrainConfig",
     "Pretrainer",
     "RunOptions",
@@ -35,6 +38,7 @@ __all__ = [
     "load_finetune_preset",
     "load_preset",
     "mix_noise",
+    "prepare",
     "pretrain",
     "rank_me",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from m2d_training.data.sampling import EpochPlan, SampleKey, StepSampler, balanc
 from m2d_training.data.stored_features import pool_to_tokens
 from m2d_training.pretraining.dataset import PretrainDataset, build_loader, stack_samples
 from m2d_training.pretraining.inputs import InputBuilder
-from m2d_training.pretraining.prepare import PrepareOptions, prepare
 
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import AudioError, ConfigError
@@ -195,56 +193,6 @@ def test_noise_is_centred_by_its_own_mean_and_scaled_by_the_main_set(tones):
     torch.testing.assert_close(mixed[:, 0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_shards_hold_the_same_audio_as_the_files(tmp_path):
-    names = ["a.wav", "b.wav", "c.flac"]
-    for index, name in enumerate(names):
-        write_tone(tmp_path / name, seconds=1 + index, rate=(RATE, 44_100, RATE)[index], seed=index)
-    (tmp_path / "broken.wav").write_bytes(b"no audio")
-    data = write_list(tmp_path, [*names, "broken.wav"], label=["x", "y", "x;y", "z"])
-    statistics = prepare(PrepareOptions(data, tmp_path / "shards", progress=False))
-    manifest = read_manifest(str(tmp_path / "shards"))
-    assert statistics["clips"] == 3 and statistics["skipped"] == 1
-    assert [entry.label for entry in manifest.entries] == ["x", "y", "x;y"]
-    assert "broken.wav" in (tmp_path / "shards" / "skipped.csv").read_text()
-    plan = CropPlan(FRONTEND.config, 64, repeat_short=False)
-    for entry, name in zip(manifest.entries, names, strict=True):
-        stored = crop_waveform(entry, plan, np.random.default_rng(0))
-        direct = crop_waveform(Entry(str(tmp_path / name)), plan, np.random.default_rng(0))
-        np.testing.assert_allclose(stored.values, direct.values, atol=1e-3)
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
-    write_tone(tmp_path / "a.wav", seconds=2.0)
-    prepare(PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "first", progress=False))
-    again = PrepareOptions(str(tmp_path / "first"), tmp_path / "again", 8_000, num_workers=num_workers)
-    statistics = prepare(again)
-    assert statistics["clips"] == 1 and statistics["hours"] * 3600 == pytest.approx(2.0, abs=1e-3)
-    (entry,) = read_manifest(str(tmp_path / "again")).entries
-    plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, repeat_short=False)
-    assert np.abs(crop_waveform(entry, plan, np.random.default_rng(0)).values).max() > 0.1
-
-
-def test_prepared_statistics_are_those_of_all_log_mel_values(tmp_path):
-    write_tone(tmp_path / "a.wav", seed=1)
-    write_tone(tmp_path / "b.wav", seconds=2.0, seed=2)
-    prepare(PrepareOptions(write_list(tmp_path, ["a.wav", "b.wav"]), tmp_path / "shards", progress=False))
-    values = torch.cat(
-        [
-            FRONTEND.log_mel(torch.from_numpy(soundfile.read(tmp_path / name, dtype="float32")[0])[None])[0]
-            for name in ("a.wav", "b.wav")
-        ],
-        dim=1,
-    )
-    stored = json.loads((tmp_path / "shards" / "statistics.json").read_text())
-    assert stored["mean"] == pytest.approx(values.mean().item(), abs=1e-3)
-    assert stored["std"] == pytest.approx(values.std().item(), abs=1e-3)
-    assert (
-        read_manifest(str(tmp_path / "shards" / "shard-{000000..000000}.tar")).statistics.mean
-        == stored["mean"]
-    )
-
-
 def test_foreign_shards_are_indexed_from_their_headers(tmp_path):
     import io
     import tarfile
@@ -362,12 +310,3 @@ def test_pictures_are_cropped_to_the_size_asked_for(tmp_path):
     expected = (80 / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])  # ImageNet's
     assert sample.values.shape == (3, 32, 32)
     np.testing.assert_allclose(sample.values[:, 5, 5], expected, atol=1e-5)
-
-
-def test_long_clips_are_split_into_parts(tmp_path):
-    write_tone(tmp_path / "a.wav", seconds=4.6)
-    statistics = prepare(
-        PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "shards", split_s=2.0, progress=False)
-    )
-    assert statistics["clips"] == 2
-    assert statistics["hours"] * 3600 == pytest.approx(4.6, abs=1e-3)

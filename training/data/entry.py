@@ -25,6 +25,7 @@ class Entry:
     features_path: str = ""  # .npy file, or shard, of per-frame features computed beforehand
     features_offset: int = 0
     features_size: int = 0
+    row: int = 0  # of a CSV as a spreadsheet shows it; else the place, from 1
 
     @property
     def labels(self) -> tuple[str, ...]:

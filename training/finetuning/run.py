@@ -20,6 +20,7 @@ import torch
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing, replacing_folder
 
+from ..data.left_out import LeftOut
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
 from ..evaluation.labelled import LabelledList, Round, read_labelled
@@ -32,7 +33,7 @@ from ..evaluation.metrics import (
     sensitivity_specificity,
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
-from ..evaluation.unreadable import LeftOut, find_unreadable, leave_out, write_left_out
+from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder
 from ..runs.resolved import write_or_compare
