@@ -180,7 +180,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: The model has no head.
         """
-        head = self._required_head()
+        head = self.required_head()
         frames = self(waveform, lengths)
         weights = frames.mask.to(frames.features.dtype)[..., None]
         clip = (frames.features * weights).sum(dim=1) / weights.sum(dim=1)
@@ -274,7 +274,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
-        head = self._required_head()
+        head = self.required_head()
         if not isinstance(top_k, int) or top_k < 1:
             raise ConfigError(f"top_k must be a whole number of at least 1, got {top_k!r}.")
         clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
@@ -300,7 +300,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: The model has no head.
         """
-        head = self._required_head()
+        head = self.required_head()
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
         logits = self._logits(head, self._head_input(frames.features.flatten(0, 1)))
         scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
@@ -498,7 +498,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
 
     def _head_input(self, clip: Tensor) -> Tensor:
         """Clip features (B, N_F·D) as the head takes them: unchanged, or the mean over all tokens (B, D)."""
-        if self._required_head().config.features == "frames":
+        if self.required_head().config.features == "frames":
             return clip
         return clip.unflatten(-1, (self.config.encoder.grid[0], self.embed_dim)).mean(dim=-2)
 
@@ -510,7 +510,12 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         head.train(training)
         return logits.float().cpu()
 
-    def _required_head(self) -> Head:
+    def required_head(self) -> Head:
+        """The head.
+
+        Raises:
+            ConfigError: The model has none.
+        """
         if self.head is None:
             raise ConfigError(
                 f"model {self.config.name!r} has no classification head. Load weights that have one, for "

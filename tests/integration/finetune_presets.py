@@ -72,7 +72,7 @@ def without_augmentation(config: FinetuneConfig) -> FinetuneConfig:
 
 def start(preset: str) -> Start:
     """One step of a preset."""
-    config = FINETUNE_PRESETS[preset]()
+    config = dataclasses.replace(FINETUNE_PRESETS[preset](), batch_size=len(CLIPS))
     size = CLASSES.get(preset, SMALL_CLASSES)
     targets = F.one_hot(torch.arange(len(CLIPS)) % size, size).float()
     torch.manual_seed(config.seed)

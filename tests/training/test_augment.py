@@ -8,60 +8,81 @@ import torch
 import torch.nn.functional as F
 from m2d_training.finetuning.augment import (
     AugmentRanges,
+    BatchRandomness,
     draw_augmentation,
     draw_patchout,
-    mix_log_mels,
-    mix_targets,
+    mixed,
     resized_crops,
     spec_augment,
     stack_patchout,
 )
 from m2d_training.finetuning.model import FinetuneModel, WindowLayout
 
-TABLE_II = AugmentRanges(0.5, 30, 192, True, 0.5)  # the strongest of each column
+TABLE_II = AugmentRanges(0.5, 30, 192, resized_crop=True, patchout_ratio=0.5)  # the strongest of each column
 
 
-def draws(num_frames, ranges=TABLE_II, count=300):
+def draws(num_frames, ranges=TABLE_II, count=300, batch_size=10):
     rng = np.random.default_rng(0)
-    return [draw_augmentation(ranges, 80, num_frames, rng) for _ in range(count)]
+    return [
+        draw_augmentation(
+            ranges,
+            80,
+            num_frames,
+            rng,
+            BatchRandomness((0, index // batch_size), batch_size, index % batch_size),
+        )
+        for index in range(count)
+    ]
 
 
 def noise(*shape):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
-def test_mixup_adds_powers_as_equation_5_does():
-    log_mel = noise(2, 3, 5)
-    mixed = mix_log_mels(log_mel, torch.tensor([5, 5]), torch.tensor([0.3, 0.0]))
-    expected = (0.7 * log_mel[0].exp() + 0.3 * log_mel[1].exp()).log()
-    torch.testing.assert_close(mixed[0], expected)
-    assert torch.equal(mixed[1], log_mel[1])  # λ = 0 leaves a clip as it is
+@pytest.mark.parametrize("shape", [(16_000,), (80, 100), (4,)])
+def test_mixup_is_linear_in_waveforms_spectrograms_and_labels(shape):
+    values = noise(3, *shape)
+    found = mixed(values, torch.tensor([2, 1, 0]), torch.tensor([0.25, 0.5, 0.0]))
+    torch.testing.assert_close(found[0], 0.75 * values[0] + 0.25 * values[2])
+    torch.testing.assert_close(found[1:], values[1:])  # its own partner; nothing of a partner
 
 
-def test_mixup_repeats_a_shorter_partner():
-    log_mel = noise(2, 3, 6)
-    mixed = mix_log_mels(log_mel, torch.tensor([6, 2]), torch.tensor([1.0, 1.0]))
-    torch.testing.assert_close(mixed[0], log_mel[1, :, :2].repeat(1, 3))
+@pytest.mark.parametrize(("ratio", "share"), [(0.5, 0.29), (0.3, 0.46)])
+def test_mixup_leaves_as_many_clips_nearly_alone_as_in_the_papers_runs(ratio, share):
+    """Shares below 5 % of either clip: 29 % of the clips by Beta(0.5, 0.5), 46 % by Beta(0.3, 0.3)."""
+    ratios = np.array([draw.mix_ratio for draw in draws(100, AugmentRanges(ratio), 6000)])
+    assert np.mean(np.minimum(ratios, 1 - ratios) < 0.05) == pytest.approx(share, abs=0.02)
 
 
-def test_mixup_mixes_labels_by_the_same_share():
-    targets = torch.eye(2)
-    assert mix_targets(targets, torch.tensor([0.25, 0.0])).tolist() == [[0.75, 0.25], [0.0, 1.0]]
+def test_partners_are_a_permutation_of_each_batch():
+    found = draws(100, AugmentRanges(0.5), 40, batch_size=20)
+    batches = [[draw.partner for draw in found[:20]], [draw.partner for draw in found[20:]]]
+    assert [sorted(batch) for batch in batches] == [list(range(20))] * 2
+    assert batches[0] != batches[1]
+
+
+def test_a_batch_shares_its_masks_where_it_is_said_to():
+    shared = AugmentRanges(frequency_mask=30, time_mask=48, shared_masks=True)
+    found = draws(400, shared, 20)
+    assert all(draw.time_masks == found[0].time_masks for draw in found[:10])
+    assert all(draw.frequency_masks == found[10].frequency_masks for draw in found[10:])
+    assert found[0].time_masks != found[10].time_masks
+    alone = draws(400, AugmentRanges(frequency_mask=30, time_mask=48), 10)
+    assert len({draw.time_masks[0] for draw in alone}) > 5
 
 
 def test_draws_stay_within_the_papers_parameters():
     found = draws(1001)
-    assert 0.4 < max(draw.mix_ratio for draw in found) <= 0.5
-    assert max(draw.frequency_mask[1] for draw in found) == 30
-    assert 180 < max(draw.time_mask[1] for draw in found) <= 192
-    assert all(sum(draw.frequency_mask) <= 80 and sum(draw.time_mask) <= 1001 for draw in found)
+    bands, runs = ([getattr(draw, f"{axis}_masks")[0] for draw in found] for axis in ("frequency", "time"))
+    assert max(width for _, width in bands) == 30 and 180 < max(width for _, width in runs) <= 192
+    assert all(sum(band) <= 80 for band in bands) and all(sum(run) <= 1001 for run in runs)
     for first_mel, first_frame, mels, frames in (draw.crop_box for draw in found):  # BYOL-A: 0.6 to 1.5
         assert 48 <= mels <= 80 and 600 <= frames <= 1501
         assert 0 <= first_mel <= 80 - mels and -251 <= first_frame <= 1251 - frames
 
 
 def test_a_time_mask_leaves_half_of_a_short_clip():
-    assert max(draw.time_mask[1] for draw in draws(20)) == 10
+    assert max(draw.time_masks[0][1] for draw in draws(20)) == 10
 
 
 def test_a_box_of_the_whole_clip_changes_nothing():
@@ -80,21 +101,39 @@ def test_resized_crops_are_bicubic():
     torch.testing.assert_close(cut[5:-5, 5:-5], expected[5:-5, 5:-5], atol=1e-4, rtol=0)
 
 
-def test_spec_augment_sets_a_band_and_a_run_to_the_mean():
+def test_spec_augment_sets_bands_and_runs_to_the_mean():
     log_mel = torch.ones(2, 5, 6)
-    masked = spec_augment(log_mel, torch.tensor([[1, 2], [0, 0]]), torch.tensor([[3, 1], [4, 2]]))
+    bands = torch.tensor([[[1, 2], [4, 1]], [[0, 0], [0, 0]]])
+    masked = spec_augment(log_mel, bands, torch.tensor([[[3, 1]], [[4, 2]]]))
     expected = torch.ones(2, 5, 6)
-    expected[0, 1:3], expected[0, :, 3], expected[1, :, 4:] = 0.0, 0.0, 0.0
+    expected[0, 1:3], expected[0, 4], expected[0, :, 3], expected[1, :, 4:] = 0.0, 0.0, 0.0, 0.0
     assert torch.equal(masked, expected)
 
 
-def test_patchout_keeps_half_of_the_patches_as_whole_rows_and_columns():
-    kept = draw_patchout(5, 62, 0.5, np.random.default_rng(0))
-    assert len(kept.rows) * len(kept.columns) == pytest.approx(5 * 62 * 0.5, abs=2)
-    ids = stack_patchout([kept], 1, 62).ids[0]
-    grid = torch.zeros(5 * 62).index_fill(0, ids, 1.0).reshape(5, 62)
-    assert torch.equal(grid.any(dim=1).nonzero()[:, 0], torch.from_numpy(kept.rows))
-    assert torch.equal(grid, grid.any(dim=1).float()[:, None] * grid.any(dim=0).float())
+def patchouts(count, num_time=62, batch_size=4):
+    rng = np.random.default_rng(0)
+    return [
+        draw_patchout(5, num_time, 0.5, rng, BatchRandomness((7, index // batch_size), batch_size, 0))
+        for index in range(count)
+    ]
+
+
+def test_patchout_draws_the_shapes_of_the_papers_runs():
+    """Of 5 × 62 patches (2, 62), (3, 56), (4, 43), (5, 31) stay in 14, 28, 29, 29 % of the batches."""
+    shapes = [(len(kept.rows), len(kept.columns)) for kept in patchouts(4000, batch_size=1)]
+    shares = {shape: shapes.count(shape) / len(shapes) for shape in sorted(set(shapes))}
+    expected = {(2, 62): 0.14, (3, 56): 0.28, (4, 43): 0.29, (5, 31): 0.29}
+    assert shares == pytest.approx(expected, abs=0.025)
+
+
+def test_patchout_keeps_whole_rows_and_columns_as_many_of_each_clip_of_a_batch():
+    found = patchouts(4)
+    assert len({(len(kept.rows), len(kept.columns)) for kept in found}) == 1
+    assert len({tuple(kept.columns) for kept in found}) > 1  # but not the same ones
+    for ids, kept in zip(stack_patchout(found, 1, 62).ids, found, strict=True):
+        grid = torch.zeros(5 * 62).index_fill(0, ids, 1.0).reshape(5, 62)
+        assert torch.equal(grid.any(dim=1).nonzero()[:, 0], torch.from_numpy(kept.rows))
+        assert torch.equal(grid, grid.any(dim=1).float()[:, None] * grid.any(dim=0).float())
 
 
 @pytest.fixture(params=["frames", "tokens"])
@@ -129,7 +168,8 @@ def test_patchout_encodes_only_the_kept_patches(tiny):
     _, log_mel, num_frames = stacked(tiny, lengths)
     layout = model.layout(log_mel.shape[-1])
     rng = np.random.default_rng(0)
-    kept = [draw_patchout(5, layout.count_heard(int(frames)), 0.5, rng) for frames in num_frames]
+    batch = BatchRandomness((0,), 2, 0)
+    kept = [draw_patchout(5, layout.count_heard(int(frames)), 0.5, rng, batch) for frames in num_frames]
     with torch.no_grad():
         found = model(log_mel, num_frames, stack_patchout(kept, layout.num_windows, layout.num_time))
         for clip, own in enumerate(kept):

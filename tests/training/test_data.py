@@ -257,6 +257,15 @@ def test_weighted_draws_balance_classes_without_repeating_clips():
     assert 55 <= (drawn >= 900).sum() <= 100  # uniform draws would give about 20
 
 
+def test_tempered_draws_have_the_shares_of_the_papers_audioset_runs():
+    """Five disjoint classes of 10^6 … 10^2 clips: 55, 25, 12, 5, 3 % of the draws."""
+    counts = [10**power for power in (6, 5, 4, 3, 2)]
+    labels = [(str(count),) for count in counts for _ in range(count)]
+    weights = balancing_weights(labels, 1 / 1.5)
+    shares = [part.sum() / weights.sum() for part in np.split(weights, np.cumsum(counts)[:-1])]
+    assert shares == pytest.approx([0.55, 0.25, 0.12, 0.05, 0.03], abs=0.006)
+
+
 def test_global_batches_do_not_depend_on_processes_and_accumulation():
     plan = EpochPlan(list_size=32, global_batch=8, seed=0)
 

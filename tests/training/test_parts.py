@@ -15,7 +15,7 @@ from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import SampleKey
 from m2d_training.evaluation.clip_encoder import ClipEncoder, mean_samples
 from m2d_training.evaluation.labelled import read_labelled
-from m2d_training.finetuning.data import FinetuneDataset, whole_clips
+from m2d_training.finetuning.data import FinetuneDataset, clips_to_score
 from m2d_training.linear.feature_cache import stored_features
 from m2d_training.pretraining.dataset import PretrainDataset
 from m2d_training.pretraining.prepare import PrepareOptions, prepare
@@ -69,7 +69,8 @@ def lists(tmp_path):
 def test_evaluation_hears_a_part_as_a_file_of_its_own(tmp_path, tiny, rate):
     parts, cut = (read_labelled(path) for path in write_lists(tmp_path, rate))
     files = [[clip.file for clip in labelled.clips] for labelled in (parts, cut)]
-    lengths = [[len(clip) for clips in whole_clips(own, 16_000, 0) for clip in clips] for own in files]
+    config = FinetuneConfig()
+    lengths = [[len(clip) for clips in clips_to_score(own, tiny, config) for clip in clips] for own in files]
     assert lengths[0] == lengths[1]
     features = [stored_features(ClipEncoder(tiny), own, tmp_path, progress=False).layer(0) for own in files]
     torch.testing.assert_close(*features, atol=1e-6, rtol=0)

@@ -18,6 +18,7 @@ from m2d_hub.errors import AudioError
 
 from .entry import Entry
 
+FADES_A_SECOND = 16  # a fade takes 1/16 s
 SILENCE = math.log(EPSILON)  # log-mel value of digital silence
 
 
@@ -37,11 +38,39 @@ class CropPlan:
     num_frames: int  # T
     repeat_short: bool  # a clip shorter than the crop: repeated, or padded with silence
     keep_short: bool = False  # or left as it is: its crop has fewer frames
+    fades: bool = False  # a repeated clip begins and ends with fades
+    from_start: bool = False  # crops start at the clip's first frame, or anywhere
 
     @property
     def num_samples(self) -> int:
         """Samples of T frames, the windows of the first and last frame included."""
         return (self.num_frames - 1) * self.frontend.hop_samples + self.frontend.window_samples
+
+    def draw_start(self, spare: int, rng: np.random.Generator) -> int:
+        """The crop's first frame, of those from 0 to ``spare``."""
+        return 0 if self.from_start else int(rng.integers(spare + 1))
+
+    def beginning(self, waveform: np.ndarray) -> np.ndarray:
+        """The first T frames' samples of a waveform (S,), lengthened as crops are."""
+        num_samples = (self.num_frames - 1) * self.frontend.hop_samples
+        if len(waveform) >= num_samples or self.keep_short:
+            return waveform[:num_samples]
+        return self.lengthened(waveform, num_samples)
+
+    def lengthened(self, waveform: np.ndarray, num_samples: int) -> np.ndarray:
+        """A shorter waveform (S,) at ``num_samples``: padded with silence, or repeated.
+
+        A repeated one begins and ends with linear fades of 1/16 s, as the paper's reference [73] has it.
+        """
+        if not self.repeat_short:
+            return np.pad(waveform, (0, num_samples - len(waveform)))
+        waveform = np.resize(waveform, num_samples)
+        if self.fades:
+            fade = min(self.frontend.sample_rate // FADES_A_SECOND, num_samples)
+            ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
+            waveform[:fade] *= ramp
+            waveform[num_samples - fade :] *= ramp[::-1]
+        return waveform
 
 
 def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Crop:
@@ -54,7 +83,7 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
     (clip,) = open_audio(entry.source(), frontend.sample_rate)
     spare = clip.expected_samples // frontend.hop_samples + 1 - plan.num_frames
     if spare >= 0:
-        first_frame = int(rng.integers(spare + 1))
+        first_frame = plan.draw_start(spare, rng)
         start = first_frame * frontend.hop_samples - frontend.window_samples // 2
         stop = min(start + plan.num_samples, clip.expected_samples)
         part = read_part(clip, max(0, start), stop)
@@ -74,12 +103,9 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
             num_samples = replace(plan, num_frames=own_frames).num_samples
             waveform = np.pad(waveform, (0, max(0, half + 1 - len(waveform))))[: num_samples - half]
             return Crop(_reflect(waveform, half, num_samples), 0)
-        if plan.repeat_short:
-            waveform = np.resize(waveform, shortest)
-        else:
-            waveform = np.pad(waveform, (0, shortest - len(waveform)))
+        waveform = plan.lengthened(waveform, shortest)
     spare = max(0, len(waveform) // frontend.hop_samples + 1 - plan.num_frames)
-    first_frame = int(rng.integers(spare + 1))
+    first_frame = plan.draw_start(spare, rng)
     start = first_frame * frontend.hop_samples - half
     part = waveform[max(0, start) : start + plan.num_samples]
     return Crop(_reflect(part, max(0, -start), plan.num_samples), first_frame)
@@ -107,7 +133,7 @@ def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> 
     log_mel = stored.reshape(stored.shape[-2:]) if stored.ndim > 1 else stored
     if log_mel.ndim != 2 or log_mel.shape[0] != plan.frontend.n_mels or not log_mel.shape[1]:
         raise AudioError(f"{entry} has the shape {stored.shape}, expected ({plan.frontend.n_mels}, frames).")
-    first_frame = int(rng.integers(max(0, log_mel.shape[1] - plan.num_frames) + 1))
+    first_frame = plan.draw_start(max(0, log_mel.shape[1] - plan.num_frames), rng)
     part = np.array(log_mel[:, first_frame : first_frame + plan.num_frames], dtype=np.float32)
     missing = plan.num_frames - part.shape[1]
     if missing and plan.repeat_short:

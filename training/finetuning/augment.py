@@ -15,8 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.masking import draw_mask
-
 SIZE_SHARE = (0.6, 1.5)  # of a resized crop along either axis, as in BYOL-A
 CANVAS_SHARE = 1.5  # of the clip's frames: what lies around the clip is the mean value
 MOST_MASKED = 2  # a time mask covers at most 1/2 of its clip
@@ -26,9 +24,11 @@ MOST_MASKED = 2  # a time mask covers at most 1/2 of its clip
 class AugmentRanges:
     """How strong the augmentations are; zeros and False leave clips as they are."""
 
-    mixup_ratio: float = 0.0  # most of a clip that comes from another one
-    frequency_mask: int = 0  # most mels that SpecAugment masks
-    time_mask: int = 0  # most frames
+    mixup_ratio: float = 0.0  # both parameters of mixup's beta distribution
+    frequency_mask: int = 0  # most mels of a band that SpecAugment masks
+    time_mask: int = 0  # most frames of a run
+    num_masks: int = 1  # bands, and runs
+    shared_masks: bool = False  # the same ones for all clips of a batch
     resized_crop: bool = False
     patchout_ratio: float = 0.0  # share of the patches that are dropped
 
@@ -37,35 +37,55 @@ class AugmentRanges:
 class AugmentDraw:
     """What is done with one clip."""
 
-    mix_ratio: float  # share of the other clip, λ
+    partner: int  # place in the batch of the clip that is mixed in
+    mix_ratio: float  # share of that clip, from 0 to 1
     crop_box: tuple[float, float, float, float]  # first mel, first frame, mels, frames; may exceed the clip
-    frequency_mask: tuple[int, int]  # first mel and number of mels
-    time_mask: tuple[int, int]  # first frame and number of frames
+    frequency_masks: list[tuple[int, int]]  # first mel and number of mels of each band
+    time_masks: list[tuple[int, int]]  # first frame and number of frames of each run
+
+
+@dataclass(frozen=True)
+class BatchRandomness:
+    """What the clips of a batch share: each draws the same numbers from the same seed."""
+
+    seed: tuple[int, ...]
+    size: int  # clips of the batch
+    place: int  # of this clip
+
+    def rng(self) -> np.random.Generator:
+        """A new generator, alike for all clips of the batch."""
+        return np.random.default_rng(self.seed)
 
 
 def draw_augmentation(
-    ranges: AugmentRanges, num_mels: int, num_frames: int, rng: np.random.Generator
+    ranges: AugmentRanges, num_mels: int, num_frames: int, rng: np.random.Generator, batch: BatchRandomness
 ) -> AugmentDraw:
     """Draws what is done with one clip.
 
-    The mixing share is uniform from 0 to ``mixup_ratio``, and the box is that of BYOL-A (its section on
-    random resized crops), which the paper's section IV-B names for both. Widths of the masks are uniform from
-    0 to their parameters, as in SpecAugment; a time mask is never longer than half of the clip.
+    Mixup's share follows Beta(``mixup_ratio``, ``mixup_ratio``), its partner a random permutation of the
+    batch (arXiv:1710.09412); the box is that of BYOL-A (its section on random resized crops), which the
+    paper's section IV-B names. Widths of the masks are uniform from 0 to their parameters, as in SpecAugment;
+    a time mask is never longer than half of the clip.
 
     Args:
         ranges: Of the run.
         num_mels: F.
         num_frames: Frames of the clip.
-        rng: Source of randomness.
+        rng: Source of randomness of this clip.
+        batch: Of what its batch shares.
     """
-    mix_ratio = float(rng.uniform(0.0, ranges.mixup_ratio))
+    shared = batch.rng()
+    partner = int(shared.permutation(batch.size)[batch.place])
+    mix_ratio = float(rng.beta(ranges.mixup_ratio, ranges.mixup_ratio)) if ranges.mixup_ratio else 0.0
     box = _draw_box(num_mels, num_frames, rng) if ranges.resized_crop else (0.0, 0.0, num_mels, num_frames)
-    longest = min(ranges.time_mask, num_frames // MOST_MASKED)
+    masks = shared if ranges.shared_masks else rng
+    most_mels, most_frames = min(ranges.frequency_mask, num_mels), num_frames // MOST_MASKED
     return AugmentDraw(
+        partner,
         mix_ratio,
         box,
-        frequency_mask=_draw_mask(min(ranges.frequency_mask, num_mels), num_mels, rng),
-        time_mask=_draw_mask(longest, num_frames, rng),
+        [_draw_mask(most_mels, num_mels, masks) for _ in range(ranges.num_masks)],
+        [_draw_mask(min(ranges.time_mask, most_frames), num_frames, masks) for _ in range(ranges.num_masks)],
     )
 
 
@@ -83,29 +103,15 @@ def _draw_mask(most: int, size: int, rng: np.random.Generator) -> tuple[int, int
     return int(rng.integers(size - width + 1)), width
 
 
-def mix_log_mels(log_mel: Tensor, num_frames: Tensor, ratio: Tensor) -> Tensor:
-    """Mixes each clip with the next one of its batch, in the power domain (paper, equation 5; BYOL-A).
-
-    A shorter partner repeats. The clips keep their lengths.
+def mixed(values: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:
+    """Mixes each clip, or its labels, linearly with another one of its batch (mixup).
 
     Args:
-        log_mel: Before normalisation (B, F, T).
-        num_frames: Frames of each clip (B,).
-        ratio: Share λ of the partner (B,), from 0 to 1.
-
-    Returns:
-        log((1 − λ)·exp(clip) + λ·exp(partner)), (B, F, T).
+        values: Waveforms (B, S), log-mel spectrograms (B, F, T) or targets (B, C).
+        partner: Place in the batch of the other clip (B,).
+        ratio: Its share (B,), from 0 to 1.
     """
-    partner, partner_frames = log_mel.roll(-1, dims=0), num_frames.roll(-1)
-    places = torch.arange(log_mel.shape[-1], device=log_mel.device) % partner_frames[:, None]  # (B, T)
-    partner = partner.gather(2, places[:, None].expand_as(log_mel))
-    share = ratio[:, None, None]
-    return torch.logaddexp(log_mel + torch.log1p(-share), partner + share.log())
-
-
-def mix_targets(targets: Tensor, ratio: Tensor) -> Tensor:
-    """Labels (B, C) of clips that :func:`mix_log_mels` mixed by ``ratio`` (B,): as much of each (mixup)."""
-    return torch.lerp(targets, targets.roll(-1, dims=0), ratio[:, None])
+    return torch.lerp(values, values[partner], ratio.reshape(-1, *[1] * (values.ndim - 1)))
 
 
 def resized_crops(log_mel: Tensor, num_frames: Tensor, boxes: Tensor) -> Tensor:
@@ -134,12 +140,12 @@ def resized_crops(log_mel: Tensor, num_frames: Tensor, boxes: Tensor) -> Tensor:
 
 
 def spec_augment(log_mel: Tensor, frequency_masks: Tensor, time_masks: Tensor) -> Tensor:
-    """Sets a band of mels and a run of frames of each clip to zero, the mean (SpecAugment).
+    """Sets bands of mels and runs of frames of each clip to zero, the mean (SpecAugment).
 
     Args:
         log_mel: Normalised (B, F, T).
-        frequency_masks: First mel and number of mels (B, 2).
-        time_masks: First frame and number of frames (B, 2).
+        frequency_masks: First mel and number of mels of each band (B, M, 2).
+        time_masks: First frame and number of frames of each run (B, M, 2).
     """
     masked = _inside(frequency_masks, log_mel.shape[1])[:, :, None]
     masked = masked | _inside(time_masks, log_mel.shape[2])[:, None]
@@ -147,9 +153,9 @@ def spec_augment(log_mel: Tensor, frequency_masks: Tensor, time_masks: Tensor) -
 
 
 def _inside(spans: Tensor, size: int) -> Tensor:
-    """Which of ``size`` places (B, size) lie within each span (B, 2)."""
+    """Which of ``size`` places (B, size) lie within any of each clip's spans (B, M, 2)."""
     place = torch.arange(size, device=spans.device)
-    return (place >= spans[:, :1]) & (place < spans.sum(dim=1, keepdim=True))
+    return ((place >= spans[..., :1]) & (place < spans.sum(dim=-1, keepdim=True))).any(dim=1)
 
 
 def zero_beyond(log_mel: Tensor, num_frames: Tensor) -> Tensor:
@@ -166,17 +172,27 @@ class KeptColumns:
     columns: np.ndarray  # along time, over all windows of the clip
 
 
-def draw_patchout(num_freq: int, num_time: int, ratio: float, rng: np.random.Generator) -> KeptColumns:
+def draw_patchout(
+    num_freq: int, num_time: int, ratio: float, rng: np.random.Generator, batch: BatchRandomness
+) -> KeptColumns:
     """Draws whole rows and columns of tokens to keep (PaSST's structured patchout).
+
+    How many rows go is drawn for the whole batch, from none to a little more than ``ratio`` of them; columns
+    make up for the rest of ``ratio``. So of 5 × 62 tokens and 0.5, (5, 31), (4, 43) and (3, 56) stay in two
+    batches of seven each, (2, 62) in one: about a half.
 
     Args:
         num_freq: N_F.
         num_time: Tokens along time that the clip reaches.
         ratio: Share of the tokens to drop.
-        rng: Source of randomness.
+        rng: Source of randomness of this clip: which rows and columns.
+        batch: Of what its batch shares: how many.
     """
-    visible = draw_mask("structured", (num_freq, num_time), ratio, rng).visible_ids
-    return KeptColumns(np.unique(visible // num_time), np.unique(visible % num_time))
+    rows_dropped = min(int(batch.rng().uniform(0, ratio * num_freq + 1)), num_freq - 1)
+    columns_dropped = max(0, round(num_time * (ratio - rows_dropped / num_freq)))
+    columns_kept = max(1, num_time - columns_dropped)
+    rows = rng.permutation(num_freq)[: num_freq - rows_dropped]
+    return KeptColumns(np.sort(rows), np.sort(rng.permutation(num_time)[:columns_kept]))
 
 
 @dataclass(frozen=True)

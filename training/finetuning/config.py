@@ -14,12 +14,15 @@ from .augment import AugmentRanges
 
 TaskLoss = Literal["cross-entropy", "bce"]
 MetricName = Literal["accuracy", "map", "icbhi"]
-OptimizerName = Literal["sgd", "lars", "adamw"]
+OptimizerName = Literal["sgd", "lars", "adam", "adamw"]
+Mixed = Literal["waveform", "log-mel"]
+ShortClips = Literal["own", "pad", "repeat"]
 
-POSITIVE_INTEGERS = ("epochs", "accumulate_steps", "validate_every_epochs", "save_every_steps")
+POSITIVE_INTEGERS = ("epochs", "num_masks", "accumulate_steps", "validate_every_epochs", "save_every_steps")
 NOT_NEGATIVE = (
     "warmup_epochs",
     "min_lr",
+    "head_std",
     "weight_decay",
     "frequency_mask",
     "time_mask",
@@ -38,22 +41,33 @@ class FinetuneConfig:
 
     # Model
     crop_frames: int | None = None  # T of the training crops; None: the model's window
+    crop_from_start: bool = False  # or from anywhere
+    short_clips: ShortClips = (
+        "own"  # those shorter than the crop: as they are, padded with silence, or repeated
+    )
+    crop_test: bool = False  # clips are scored by a crop from their start, or whole
     adjust_positions: bool = False  # the window becomes the crop, by interpolated positions
     freeze_patch_embed: bool = False
     frozen_blocks: int = 0  # the first ones, and the patch embedding with them
 
+    head_std: float = 2e-5  # of the head's first weights (paper, section IV-B)
+    head_norm: bool = True  # the head normalises its input over the batch
     try_linear: bool = False  # epoch 0 competes: the frozen model with the layer of linear evaluation
 
     # Task
     loss: TaskLoss | None = None  # None: cross-entropy, or bce where clips have several labels
     metric: MetricName | None = None  # None: accuracy, or mAP where clips have several labels
+    loss_over_classes: bool = False  # cross-entropy is divided by the number of classes too
     normal_class: str = "Normal"  # of the metric icbhi; upper and lower case are the same
     class_weights: bool = False  # of the cross-entropy: inverse to the classes' training clips
 
     # Augmentation
-    mixup_ratio: float = 0.0  # most of a clip that comes from another one
-    frequency_mask: int = 0  # most mels that SpecAugment masks
-    time_mask: int = 0  # most frames
+    mixup_ratio: float = 0.0  # both parameters of mixup's beta distribution
+    mixed: Mixed = "waveform"  # what mixup mixes
+    frequency_mask: int = 0  # most mels of a band that SpecAugment masks
+    time_mask: int = 0  # most frames of a run
+    num_masks: int = 1  # bands, and runs
+    shared_masks: bool = False  # the same ones for all clips of a batch
     resized_crop: bool = False
     patchout_ratio: float = 0.0  # share of the patches that structured patchout drops
 
@@ -61,12 +75,16 @@ class FinetuneConfig:
     optimizer: OptimizerName = "adamw"
     lr: float = 5e-4  # peak, as it is: not scaled by the batch
     min_lr: float = 0.0  # at the end of the cosine
+    cosine_epochs: float | None = None  # of half a cosine, after which the rate rises again; None: all epochs
     warmup_epochs: float = 5
     epochs: int = 50
     min_steps: int = 0  # fewer: epochs, warm-up and patience grow together to this many optimizer steps
     batch_size: int = 64  # clips of one process and one forward pass
     accumulate_steps: int = 1  # forward passes of one optimizer step
-    weight_decay: float = 0.0  # not of biases, norms and one-dimensional tensors
+    weight_decay: float = 0.0
+    decay_all: bool = False  # of biases, norms and one-dimensional tensors too
+    beta2: float = 0.999  # of adam and adamw
+    amsgrad: bool = False
     layer_decay: float = 1.0  # factor of the rate from each block to the one before it
     clip_norm: float | None = None  # of all gradients together; None: no clipping
     patience: int | None = None  # epochs without a better validation score; None: all epochs
@@ -75,6 +93,7 @@ class FinetuneConfig:
 
     # Data
     weighted_sampling: bool = False  # class-balancing draws without replacement instead of shuffling
+    balance: float = 1.0  # exponent of the draws' weights: 1 draws all classes alike, 0 all clips
     samples_per_epoch: int | None = None  # of weighted sampling; None: the whole list
     num_workers: int = 0
 
@@ -97,18 +116,29 @@ class FinetuneConfig:
         require(
             0 < self.layer_decay <= 1, f"layer_decay must be above 0 and at most 1, got {self.layer_decay!r}."
         )
+        require(0 <= self.beta2 < 1, f"beta2 must be from 0 to below 1, got {self.beta2!r}.")
+        require(0 <= self.balance <= 1, f"balance must be from 0 to 1, got {self.balance!r}.")
+        require(
+            self.cosine_epochs is None or self.cosine_epochs > 0,
+            f"cosine_epochs must be positive or none, got {self.cosine_epochs!r}.",
+        )
         require(0 <= self.mixup_ratio <= 1, f"mixup_ratio must be from 0 to 1, got {self.mixup_ratio!r}.")
         require(
             0 <= self.patchout_ratio < 1,
             f"patchout_ratio must be from 0 to below 1, got {self.patchout_ratio!r}.",
         )
         require(
+            not (self.head_norm is False and self.try_linear),
+            "try_linear fits the head's normalisation, which head_norm=false leaves out: set only one.",
+        )
+        require(
             not self.adjust_positions or self.crop_frames is not None,
             "adjust_positions fits the window to the crop: set crop_frames too, for instance 1001 for 10 s.",
         )
         require(
-            self.loss != "bce" or not self.class_weights,
-            "class_weights weigh the classes of cross-entropy, but loss is 'bce': leave one of them out.",
+            self.loss != "bce" or not (self.class_weights or self.loss_over_classes),
+            "class_weights and loss_over_classes are for cross-entropy, but loss is 'bce', which is averaged "
+            "over the classes: leave them out.",
         )
         require(
             self.loss != "bce" or self.metric in (None, "map"),
@@ -119,6 +149,8 @@ class FinetuneConfig:
     def _check_choices(self) -> None:
         require_choice("optimizer", self.optimizer, get_args(OptimizerName))
         require_choice("precision", self.precision, get_args(Precision))
+        require_choice("mixed", self.mixed, get_args(Mixed))
+        require_choice("short_clips", self.short_clips, get_args(ShortClips))
         if self.loss is not None:
             require_choice("loss", self.loss, get_args(TaskLoss))
         if self.metric is not None:
@@ -143,6 +175,8 @@ class FinetuneConfig:
             mixup_ratio=self.mixup_ratio,
             frequency_mask=self.frequency_mask,
             time_mask=self.time_mask,
+            num_masks=self.num_masks,
+            shared_masks=self.shared_masks,
             resized_crop=self.resized_crop,
             patchout_ratio=self.patchout_ratio,
         )
@@ -159,6 +193,7 @@ class FinetuneConfig:
             self,
             epochs=epochs,
             warmup_epochs=self.warmup_epochs * growth,
+            cosine_epochs=None if self.cosine_epochs is None else self.cosine_epochs * growth,
             patience=None if self.patience is None else math.ceil(self.patience * growth),
         )
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.crops import CropPlan, crop_waveform
@@ -24,12 +25,12 @@ from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
 from .augment import (
     AugmentDraw,
+    BatchRandomness,
     KeptColumns,
     KeptTokens,
     draw_augmentation,
     draw_patchout,
-    mix_log_mels,
-    mix_targets,
+    mixed,
     resized_crops,
     spec_augment,
     stack_patchout,
@@ -59,10 +60,11 @@ class FinetuneBatch:
     waveform: Tensor  # (B, S)
     num_frames: Tensor  # (B,)
     targets: Tensor  # (B, C)
+    partners: Tensor  # (B,)
     mix_ratios: Tensor  # (B,)
     crop_boxes: Tensor  # (B, 4)
-    frequency_masks: Tensor  # (B, 2)
-    time_masks: Tensor  # (B, 2)
+    frequency_masks: Tensor  # (B, M, 2)
+    time_masks: Tensor  # (B, M, 2)
     kept: KeptTokens | None
 
     def to(self, device: torch.device) -> FinetuneBatch:
@@ -76,8 +78,20 @@ class FinetuneBatch:
         return FinetuneBatch(**moved, kept=kept)
 
 
+def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig) -> CropPlan:
+    """What is cut out of each clip, and what becomes of a shorter one."""
+    return CropPlan(
+        frontend,
+        config.crop_frames or encoder.input_size[1],
+        repeat_short=config.short_clips == "repeat",
+        keep_short=config.short_clips == "own",
+        fades=True,
+        from_start=config.crop_from_start,
+    )
+
+
 class FinetuneDataset(Dataset):
-    """Random crops of a part's clips, drawn by SampleKey; a shorter clip keeps its own length."""
+    """Crops of a part's clips, drawn by SampleKey."""
 
     def __init__(
         self, part: Part, config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig, seed: int
@@ -92,8 +106,7 @@ class FinetuneDataset(Dataset):
             seed: Of this training.
         """
         self.part, self.config, self.encoder, self.seed = part, config, encoder, seed
-        num_frames = config.crop_frames or encoder.input_size[1]
-        self.plan = CropPlan(frontend, num_frames, repeat_short=False, keep_short=True)
+        self.plan = crop_plan(config, frontend, encoder)
 
     def __len__(self) -> int:
         return len(self.part)
@@ -103,11 +116,13 @@ class FinetuneDataset(Dataset):
         crop = crop_waveform(Entry(self.part.files[key.index]), self.plan, rng)
         frontend = self.plan.frontend
         num_frames = (len(crop.values) - frontend.window_samples) // frontend.hop_samples + 1
-        draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng)
+        number, place = divmod(key.position, self.config.batch_size)
+        batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, place)
+        draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)
         kept = None
         if self.config.patchout_ratio:
             num_time = self._layout(num_frames).count_heard(num_frames)
-            kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng)
+            kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng, batch)
         return FinetuneSample(crop.values, num_frames, self.part.targets[key.index], draw, kept)
 
     def stack(self, samples: list[FinetuneSample]) -> FinetuneBatch:
@@ -122,10 +137,11 @@ class FinetuneDataset(Dataset):
             waveform,
             torch.tensor([sample.num_frames for sample in samples]),
             torch.stack([sample.target for sample in samples]),
+            partners=torch.tensor([draw.partner for draw in draws]),
             mix_ratios=torch.tensor([draw.mix_ratio for draw in draws]),
             crop_boxes=torch.tensor([draw.crop_box for draw in draws], dtype=torch.float32),
-            frequency_masks=torch.tensor([draw.frequency_mask for draw in draws]),
-            time_masks=torch.tensor([draw.time_mask for draw in draws]),
+            frequency_masks=torch.tensor([draw.frequency_masks for draw in draws]),
+            time_masks=torch.tensor([draw.time_masks for draw in draws]),
             kept=stack_patchout(kept, layout.num_windows, layout.num_time) if kept else None,
         )
 
@@ -137,7 +153,7 @@ class FinetuneDataset(Dataset):
 def augmented(
     batch: FinetuneBatch, frontend: LogMelFrontend, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a batch: mixup, normalisation, resized crop, SpecAugment, in this order.
+    """Inputs and targets of a batch: mixup, normalisation, SpecAugment, resized crop, in this order.
 
     Args:
         batch: On the device of the training.
@@ -147,15 +163,19 @@ def augmented(
     Returns:
         Log-mel (B, F, T), zero beyond each clip's end, and targets (B, C).
     """
-    log_mel, targets = frontend.log_mel_block(batch.waveform), batch.targets
+    waveform, targets = batch.waveform, batch.targets
     if config.mixup_ratio:
-        log_mel = mix_log_mels(log_mel, batch.num_frames, batch.mix_ratios)
-        targets = mix_targets(targets, batch.mix_ratios)
+        targets = mixed(targets, batch.partners, batch.mix_ratios)
+    if config.mixup_ratio and config.mixed == "waveform":
+        waveform = mixed(waveform, batch.partners, batch.mix_ratios)
+    log_mel = frontend.log_mel_block(waveform)
+    if config.mixup_ratio and config.mixed == "log-mel":
+        log_mel = mixed(log_mel, batch.partners, batch.mix_ratios)
     log_mel = zero_beyond(frontend.normalise(log_mel), batch.num_frames)
-    if config.resized_crop:
-        log_mel = resized_crops(log_mel, batch.num_frames, batch.crop_boxes)
     if config.frequency_mask or config.time_mask:
         log_mel = spec_augment(log_mel, batch.frequency_masks, batch.time_masks)
+    if config.resized_crop:
+        log_mel = resized_crops(log_mel, batch.num_frames, batch.crop_boxes)
     return log_mel, targets
 
 
@@ -173,25 +193,27 @@ def build_train_loader(
 
 
 class WholeClips(Dataset):
-    """Waveforms (S,) of files, or of parts of them, as inference reads them."""
+    """Waveforms (S,) of files, or of parts of them, as inference reads them, or their beginnings."""
 
-    def __init__(self, files: list[AudioFile], sample_rate: int):
-        self.files, self.sample_rate = files, sample_rate
+    def __init__(self, files: list[AudioFile], sample_rate: int, plan: CropPlan | None):
+        self.files, self.sample_rate, self.plan = files, sample_rate, plan
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
         (clip,) = open_audio(self.files[index], self.sample_rate, None)
-        return torch.cat(list(clip.blocks()))
+        waveform = torch.cat(list(clip.blocks()))
+        return waveform if self.plan is None else torch.from_numpy(self.plan.beginning(waveform.numpy()))
 
 
-def whole_clips(files: list[AudioFile], sample_rate: int, num_workers: int) -> Iterable[list[Tensor]]:
-    """Lists of whole waveforms (S,), in the files' order."""
+def clips_to_score(files: list[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
+    """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
+    plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
     return DataLoader(
-        WholeClips(files, sample_rate),
+        WholeClips(files, model.sample_rate, plan),
         batch_size=CLIPS_AT_ONCE,
-        num_workers=num_workers,
+        num_workers=config.num_workers,
         collate_fn=list,
-        prefetch_factor=1 if num_workers else None,
+        prefetch_factor=1 if config.num_workers else None,
     )

@@ -13,7 +13,7 @@ from m2d_hub.model import M2D
 from ..evaluation.labelled import Round
 from ..evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_linear
 from .config import FinetuneConfig
-from .data import whole_clips
+from .data import clips_to_score
 
 LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, with early stopping
 
@@ -43,7 +43,7 @@ def fit_head(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> N
         torch.cat(
             [
                 head_features(backbone, clips, config.batch_size)
-                for clips in whole_clips(part.files, backbone.sample_rate, config.num_workers)
+                for clips in clips_to_score(part.files, backbone, config)
             ]
         )
         for part in (data.train, data.valid)

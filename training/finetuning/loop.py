@@ -18,7 +18,7 @@ from m2d_hub.model import M2D
 
 from ..evaluation.labelled import Part
 from .config import FinetuneConfig
-from .data import FinetuneBatch, augmented, whole_clips
+from .data import FinetuneBatch, augmented, clips_to_score
 from .head import head_features
 from .model import FinetuneModel
 from .optimizer import build_finetune_optimizer, set_rate
@@ -30,13 +30,16 @@ class TaskObjective:
 
     is_multi_label: bool
     class_weights: Tensor | None = None  # (C,)
+    over_classes: bool = False  # cross-entropy is divided by C too
 
     def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Mean over the batch of cross-entropy, or of binary cross-entropies; targets (N, C) may be mixed."""
         if self.is_multi_label:
             return F.binary_cross_entropy_with_logits(logits, targets)
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        return F.cross_entropy(logits, targets, weight=weights)
+        if self.class_weights is not None:
+            targets = targets * self.class_weights.to(targets)
+        total = -(targets * logits.log_softmax(dim=-1)).sum()
+        return total / targets.sum() / (logits.shape[-1] if self.over_classes else 1)
 
 
 def inverse_class_weights(targets: Tensor) -> Tensor:
@@ -96,6 +99,8 @@ class FinetuneTrainer:
         """
         started = time.perf_counter()
         self.model.train()
+        if not self.config.head_norm:
+            self.backbone.required_head().norm.eval()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
         losses = []
         for index, batch in enumerate(batches):
@@ -128,9 +133,7 @@ class FinetuneTrainer:
         backbone.eval()
         own = [
             self._classify(clips)
-            for clips in whole_clips(
-                part.files[rank::processes], backbone.sample_rate, self.config.num_workers
-            )
+            for clips in clips_to_score(part.files[rank::processes], backbone, self.config)
         ]
         if processes == 1:
             return torch.cat(own)

@@ -142,6 +142,7 @@ def build_model(name: str, config: FinetuneConfig, labels: tuple[str, ...], is_m
         activation="sigmoid" if is_multi_label else "softmax",
         labels=labels,
     )
+    nn.init.trunc_normal_(model.required_head().linear.weight, std=config.head_std)
     _freeze(model, config)
     return model
 

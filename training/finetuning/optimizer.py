@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 
 import torch
@@ -9,10 +10,10 @@ from torch import nn
 
 from m2d_hub.model import M2D
 
-from ..runs.schedules import learning_rate
 from .config import FinetuneConfig
 
 MOMENTUM = 0.9  # of SGD and LARS
+BETA1 = 0.9  # of Adam and AdamW
 
 
 def build_finetune_optimizer(model: M2D, config: FinetuneConfig) -> torch.optim.Optimizer:
@@ -20,7 +21,8 @@ def build_finetune_optimizer(model: M2D, config: FinetuneConfig) -> torch.optim.
 
     With ``layer_decay`` d, the head and the final norm have the scale 1, the last block d, the one before it
     d², and so on down to the patch embedding (as in BEiT and in masked autoencoders' fine-tuning). Biases,
-    norms and one-dimensional tensors do not decay. LARS adapts every tensor (timm's ``always_adapt``).
+    norms and one-dimensional tensors do not decay unless ``decay_all`` says so. ``lars`` is timm's, which
+    adapts only tensors that decay: without weight decay, as for the paper's AudioSet, it is SGD.
 
     Args:
         model: With its head.
@@ -30,7 +32,8 @@ def build_finetune_optimizer(model: M2D, config: FinetuneConfig) -> torch.optim.
     members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim > 1 and not name.endswith((".bias", "cls_token"))
+            is_weight = parameter.ndim > 1 and not name.endswith((".bias", "cls_token"))
+            decays = config.decay_all or is_weight
             members[_layer_of(name, depth), decays].append(parameter)
     groups = [
         {
@@ -43,10 +46,11 @@ def build_finetune_optimizer(model: M2D, config: FinetuneConfig) -> torch.optim.
     if config.optimizer == "lars":
         from timm.optim import Lars
 
-        return Lars(groups, lr=config.lr, momentum=MOMENTUM, always_adapt=True)
+        return Lars(groups, lr=config.lr, momentum=MOMENTUM)
     if config.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=config.lr, momentum=MOMENTUM)
-    return torch.optim.AdamW(groups, lr=config.lr, fused=True)
+    kind = torch.optim.Adam if config.optimizer == "adam" else torch.optim.AdamW
+    return kind(groups, lr=config.lr, betas=(BETA1, config.beta2), amsgrad=config.amsgrad, fused=True)
 
 
 def _layer_of(name: str, depth: int) -> int:
@@ -54,6 +58,19 @@ def _layer_of(name: str, depth: int) -> int:
     if name.startswith("encoder.blocks."):
         return int(name.split(".")[2]) + 1
     return 0 if name.startswith(("encoder.patch_embed.", "encoder.cls_token")) else depth + 1
+
+
+def finetune_rate(epoch: float, config: FinetuneConfig) -> float:
+    """The head's rate: linear warm-up, then a cosine that has run since the start (timm's).
+
+    Args:
+        epoch: Progress in epochs, fractional.
+        config: Gives peak, warm-up and epochs.
+    """
+    if epoch < config.warmup_epochs:
+        return config.lr * epoch / config.warmup_epochs
+    progress = epoch / (config.cosine_epochs or config.epochs)
+    return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
 def set_rate(
@@ -67,13 +84,7 @@ def set_rate(
         step: From 0.
         steps_per_epoch: Optimizer steps.
     """
-    lr = learning_rate(
-        step / steps_per_epoch,
-        peak_lr=config.lr,
-        min_lr=config.min_lr,
-        warmup_epochs=config.warmup_epochs,
-        epochs=config.epochs,
-    )
+    lr = finetune_rate(step / steps_per_epoch, config)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["scale"]
     return lr

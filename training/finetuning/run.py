@@ -212,7 +212,7 @@ class FinetuneRun:
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
-        objective = TaskObjective(task.labelled.is_multi_label, weights)
+        objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
         trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)
         result = Member(folder, trainer, data, plan, task.metric, seed, self.options.progress).train()
         if self.accelerator.is_main_process:
@@ -230,7 +230,9 @@ class FinetuneRun:
         if config.weighted_sampling:
             names = self.task.labelled.labels
             rows = [row.nonzero()[:, 0].tolist() for row in data.train.targets]
-            weights = balancing_weights([tuple(names[index] for index in row) for row in rows])
+            weights = balancing_weights(
+                [tuple(names[index] for index in row) for row in rows], config.balance
+            )
         return EpochPlan(
             list_size=len(data.train),
             global_batch=config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
