@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing, replacing_folder
+from m2d_hub.files import json_text, replacing, replacing_folder
 
 from ..data.left_out import LeftOut
 from ..data.sampling import EpochPlan, balancing_weights
@@ -271,7 +271,7 @@ class FinetuneRun:
                 for data in self.task.rounds:
                     steps = read_metrics(self._member_folder(data, seed))
                     for values in steps:
-                        lines.write(json.dumps({"round": data.name, "seed": seed, **values}) + "\n")
+                        lines.write(json_text({"round": data.name, "seed": seed, **values}) + "\n")
                     name = f"{data.name}, seed {seed}" if len(self.task.rounds) > 1 else f"seed {seed}"
                     losses[f"{name}, train"] = by_epoch(steps, "loss")
                     losses[f"{name}, valid"] = by_epoch(steps, "validation_loss")
@@ -324,7 +324,7 @@ def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
     values: dict[int, list[float]] = {}
     for step in steps:
         own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
-        own += [step[name]] if name in step else []
+        own += [step[name]] if step.get(name) is not None else []
     return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]
 
 

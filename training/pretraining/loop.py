@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..data.sampling import EpochPlan
 from ..runs.schedules import ema_decay
+from ..runs.updates import Updater
 from .analysis import explained_variance_auc, rank_me
 from .config import PretrainConfig
 from .dataset import Batch
@@ -32,6 +33,7 @@ class StepResult:
     lr: float
     tau: float
     grad_norm: float
+    is_taken: bool  # else loss or gradients were not finite, and nothing was changed
     seconds: float
     encoded: Tensor  # of the last batch of this process (B, 1 + n_visible, D)
     skipped: list[str]
@@ -73,6 +75,7 @@ class Trainer:
         self.model: nn.Module
         self.model, self._prepared = accelerator.prepare(pretrainer, optimizer)
         self.optimizer: torch.optim.Optimizer = self._prepared.optimizer
+        self.updater = Updater(accelerator, self.model, self.optimizer, config.clip_norm)
         self.total_steps = config.epochs * plan.steps_per_epoch
 
     @property
@@ -89,23 +92,24 @@ class Trainer:
         """
         started = time.perf_counter()
         lr, tau = self._schedule(step)
+        self.updater.begin()
         terms = []
         for index, batch in enumerate(batches):
             with self._gradients_kept_local(index + 1 < len(batches)):
                 terms.append(self.forward(batch))
                 self.accelerator.backward(terms[-1].total / len(batches))
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.pretrainer.update_target_encoder(tau)
         loss, m2d, offline = self._mean_terms(terms)
+        update = self.updater.finish(loss)
+        if update.is_taken:
+            self.pretrainer.update_target_encoder(tau)
         return StepResult(
             loss=loss,
             m2d=m2d,
             offline=offline if terms[0].offline is not None else None,
             lr=lr,
             tau=tau,
-            grad_norm=float(grad_norm),
+            grad_norm=update.grad_norm,
+            is_taken=update.is_taken,
             seconds=time.perf_counter() - started,
             encoded=terms[-1].encoded,
             skipped=[reason for batch in batches for reason in batch.skipped],

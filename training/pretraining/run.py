@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from m2d_hub.errors import M2DError
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.manifest import Manifest
@@ -20,15 +18,9 @@ from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder
-from ..runs.log import RunLog
-from ..runs.state import (
-    gather_state,
-    gather_weights,
-    list_checkpoints,
-    read_state,
-    restore_state,
-    write_state,
-)
+from ..runs.log import RunLog, plot_metrics
+from ..runs.loop import Loop, LoopPlan
+from ..runs.state import gather_weights, require_finite
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader, stack_samples
 from .export import build_model, export_run
@@ -62,8 +54,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
     inputs = InputBuilder(config, data.manifest.kind, frontend, data.noise_mean, teacher)
     pretrainer = _build(config, data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    first_step = _resume(folder, trainer)
-    Run(config, options, folder, data, trainer).train(first_step)
+    Run(config, options, folder, data, trainer).train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return folder.export
@@ -83,17 +74,6 @@ def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
     if config.target_start == "encoder" and not has_target:
         pretrainer.update_target_encoder(0.0)
     return pretrainer
-
-
-def _resume(folder: RunFolder, trainer: Trainer) -> int:
-    """Goes on from the latest checkpoint; returns the optimizer steps that are done."""
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return 0
-    state = read_state(checkpoints[-1])
-    restore_state(state, trainer.model, trainer.optimizer)
-    logger.info("Resumed from step %d", state.step)
-    return state.step
 
 
 def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
@@ -117,7 +97,7 @@ def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
 
 
 class Run:
-    """The loop over all steps, with what is done between them."""
+    """What a pre-training adds to the loop: its batches, and what is measured between the steps."""
 
     def __init__(
         self, config: PretrainConfig, options: RunOptions, folder: RunFolder, data: RunData, trainer: Trainer
@@ -127,63 +107,49 @@ class Run:
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
-        self.record: RunLog | None = None
 
-    def train(self, first_step: int) -> None:
-        """Trains from a step to the last one and exports the model."""
-        from tqdm import tqdm
-
-        total = self.trainer.total_steps
-        is_main = self.accelerator.is_main_process
-        self.record = RunLog(self.folder, first_step) if is_main else None
-        batches = iter(self._loader(first_step))
-        bar = tqdm(
-            range(first_step, total),
-            desc="pre-training",
-            unit="step",
-            initial=first_step,
-            total=total,
-            disable=not (is_main and self.options.progress),
+    def train(self) -> None:
+        """Trains to the last step and exports the model."""
+        config = self.config
+        plan = LoopPlan(
+            name="",
+            total_steps=self.trainer.total_steps,
+            accumulate_steps=config.accumulate_steps,
+            save_every_steps=config.save_every_steps,
+            keep_every_steps=config.keep_every_epochs * self.steps_per_epoch,
+            advice="lower base_lr or check the data",
         )
-        for step in bar:
-            started = time.perf_counter()
-            micro_batches = list(itertools.islice(batches, self.config.accumulate_steps))
-            waited_s = time.perf_counter() - started
-            result = self.trainer.train_step(micro_batches, step)
-            self._note(step + 1, result, waited_s)
-            if self._saves(step + 1):
-                self._save(step + 1)
-        self._finish(total)
+        done = Loop(self.folder, self.trainer, plan, self.options.progress).run(self)
+        self._finish(done)
 
-    def _note(self, done: int, result: StepResult, waited_s: float) -> None:
-        """Records one step and what is measured after it."""
-        if not math.isfinite(result.loss):
-            raise M2DError(
-                f"the loss is {result.loss} at step {done}: lower base_lr or check the data. "
-                "The last checkpoint is from before."
-            )
-        metrics = {"epoch": done / self.steps_per_epoch, **result.metrics(), "data_seconds": waited_s}
+    def is_done(self, done: int) -> bool:
+        """See Training."""
+        return done >= self.trainer.total_steps
+
+    def before_save(self, log: RunLog | None) -> None:
+        """See Training."""
+        if log is not None:
+            log.plot()
+
+    def measure(self, done: int, result: StepResult, log: RunLog | None) -> dict[str, Any]:
+        """See Training."""
+        metrics: dict[str, Any] = {"epoch": done / self.steps_per_epoch}
         every = self.config.analyse_every_steps
-        if self.record is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
+        if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
         if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
             metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
             metrics["linear_eval"] = self._linear_eval(self.labelled)
         skipped = self._gathered(result.skipped)
-        if self.record is not None:
+        if log is not None:
             for reason in skipped:
                 logger.warning("left out: %s", reason)
-            metrics["skipped"] = self.record.skip(skipped)
-            self.record.write(done, metrics)
+            metrics["skipped"] = log.skip(skipped)
+        return metrics
 
     def _is_epoch_end(self, done: int, every: int) -> bool:
         return done % (every * self.steps_per_epoch) == 0 or done == self.trainer.total_steps
-
-    def _saves(self, done: int) -> bool:
-        kept_every = self.config.keep_every_epochs * self.steps_per_epoch
-        at_multiple = done % self.config.save_every_steps == 0 or done % kept_every == 0
-        return at_multiple or done == self.trainer.total_steps
 
     def _gathered(self, reasons: list[str]) -> list[str]:
         if self.accelerator.num_processes == 1:
@@ -192,7 +158,8 @@ class Run:
 
         return gather_object(reasons)
 
-    def _loader(self, first_step: int) -> Iterable[Batch]:
+    def batches(self, first_step: int) -> Iterable[Batch]:
+        """See Training."""
         dataset = PretrainDataset(self.config, self.data.manifest, self.data.noise, self.data.classes)
         sampler = StepSampler(
             plan=self.trainer.plan,
@@ -225,16 +192,10 @@ class Run:
         model = build_model(weights, self.config).to(self.accelerator.device)
         return evaluate_encoder(model, labelled)
 
-    def _save(self, done: int) -> None:
-        state = gather_state(done, self.trainer.model, self.trainer.optimizer)
-        if self.record is not None:
-            write_state(self.folder, state, self.config.keep_every_epochs * self.steps_per_epoch)
-            self.record.plot()
-
-    def _finish(self, total: int) -> None:
+    def _finish(self, done: int) -> None:
         weights = gather_weights(self.trainer.model)
-        if self.record is not None:
+        require_finite(weights, f"the model after step {done}")
+        if self.accelerator.is_main_process:
             export_run(self.folder, weights, self.config, self.options.name)
-            self.record.plot(now=True)
-            self.record.close()
-            logger.info("Finished after %d steps; the model is in %s", total, self.folder.export)
+            plot_metrics(self.folder.metrics_file, self.folder.plots)
+            logger.info("Finished after %d steps; the model is in %s", done, self.folder.export)
