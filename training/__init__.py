@@ -11,7 +11,7 @@ from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
 from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
 from .pretraining.presets import load_preset
 from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
-from .pretraining.run import pretrain
+from .pretraining.run import PretrainResult, pretrain
 from .pretraining.run_data import RunOptions
 from .runs.schedules import ema_decay, learning_rate
 
@@ -27,6 +27,7 @@ __all__ = [
     "PrepareOptions",
     "PrepareResult",
     "PretrainConfig",
+    "PretrainResult",
     "Pretrainer",
     "RunOptions",
     "build_pretrainer",

@@ -144,14 +144,16 @@ def test_a_broken_file_is_named_and_replaced(tmp_path):
     dataset = PretrainDataset(PretrainConfig(**SMALL), manifest)
     sample = dataset[SampleKey(0, 0, 0)]
     assert np.abs(sample.values).max() > 0.1
-    assert sample.skipped and "broken.wav cannot be read as audio" in sample.skipped[0]
-    assert not dataset[SampleKey(0, 1, 1)].skipped
+    (name, left_out), *_ = sample.left_out
+    assert (name, left_out.row, left_out.file) == (manifest.name, 2, str(tmp_path / "broken.wav"))
+    assert "broken.wav cannot be read as audio" in left_out.error
+    assert not dataset[SampleKey(0, 1, 1)].left_out
 
 
 def test_a_list_of_broken_files_ends_the_run(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no audio at all")
     dataset = PretrainDataset(PretrainConfig(**SMALL), read_manifest(write_list(tmp_path, ["broken.wav"])))
-    with pytest.raises(AudioError, match=r"20 clips of .* in a row cannot be read"):
+    with pytest.raises(AudioError, match=r"100 clips of .* in a row cannot be read; the last: "):
         dataset[SampleKey(0, 0, 0)]
 
 

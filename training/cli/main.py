@@ -57,7 +57,10 @@ def pretrain(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes."""
+    """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes.
+
+    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
+    """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
     from ..pretraining.run_data import RunOptions
@@ -77,9 +80,12 @@ def pretrain(
         labelled=labelled,
     )
     with logging_to(out / "train.log"):
-        export = run_pretraining(config, options)
+        result = run_pretraining(config, options)
     if is_first_process():
-        click.echo(answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
+        values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
+        click.echo(answer(values, as_json, f"The model is in {result.model}."))
+    if result.left_out:
+        sys.exit(SOME_FAILED)
 
 
 @main.command(epilog=PREPARE_EXAMPLE)

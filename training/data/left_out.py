@@ -25,6 +25,9 @@ class LeftOut:
     error: str
 
 
+NamedLeftOut = tuple[str, LeftOut]  # with the name of its list, where a run reads several
+
+
 def refuse_too_many(name: str, left_out: int, clips: int, first: LeftOut) -> None:
     """Refuses a list of which more than half cannot be read.
 
@@ -76,8 +79,8 @@ class LeftOutLog:
     def __len__(self) -> int:
         return len(self._named)
 
-    def add(self, met: Iterable[tuple[str, LeftOut]]) -> list[LeftOut]:
-        """Names clips, each given with its list's name; returns those that were not named before.
+    def add(self, met: Iterable[NamedLeftOut]) -> list[LeftOut]:
+        """Names clips; returns those that were not named before.
 
         Raises:
             AudioError: More than half of a list cannot be read.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 
 from m2d_hub.nn.frontend import LogMelFrontend
 
+from ..data.left_out import LeftOutLog, NamedLeftOut
 from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
@@ -36,11 +38,23 @@ logger = logging.getLogger(__name__)
 VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
-def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
+@dataclass(frozen=True)
+class PretrainResult:
+    """Result of a pre-training: where its model is, and what it was trained on."""
+
+    out: Path
+    model: Path  # for m2d_hub.load_model
+    steps: int  # of the optimizer
+    left_out: int  # clips that cannot be read, see errors.csv
+
+
+def pretrain(config: PretrainConfig, options: RunOptions) -> PretrainResult:
     """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
 
-    Returns:
-        The folder that ``m2d_hub.load_model`` takes.
+    Clips that cannot be read are replaced by others and named in ``errors.csv``.
+
+    Raises:
+        AudioError: More than half of a list cannot be read.
     """
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
@@ -54,10 +68,11 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
     inputs = InputBuilder(config, data.manifest.kind, frontend, data.noise_mean, teacher)
     pretrainer = _build(config, data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    Run(config, options, folder, data, trainer).train()
+    run = Run(config, options, folder, data, trainer)
+    run.train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return folder.export
+    return PretrainResult(options.out, folder.export, trainer.total_steps, len(run.left_out))
 
 
 def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
@@ -107,6 +122,9 @@ class Run:
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
+        sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise, data.valid) if read}
+        self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
+        self._met_in_validation: list[NamedLeftOut] = []
 
     def train(self) -> None:
         """Trains to the last step and exports the model."""
@@ -141,22 +159,26 @@ class Run:
             metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
             metrics["linear_eval"] = self._linear_eval(self.labelled)
-        skipped = self._gathered(result.skipped)
-        if log is not None:
-            for reason in skipped:
-                logger.warning("left out: %s", reason)
-            metrics["skipped"] = log.skip(skipped)
+        metrics["skipped"] = self._note_left_out(result.left_out)
         return metrics
+
+    def _note_left_out(self, met: list[NamedLeftOut]) -> int:
+        """Names clips that could not be read, all processes' together; returns how many there are so far."""
+        new = self.left_out.add(self._gathered([*met, *self._met_in_validation]))
+        self._met_in_validation.clear()
+        for clip in new if self.accelerator.is_main_process else ():
+            logger.warning("left out: %s", clip.error)
+        return len(self.left_out)
 
     def _is_epoch_end(self, done: int, every: int) -> bool:
         return done % (every * self.steps_per_epoch) == 0 or done == self.trainer.total_steps
 
-    def _gathered(self, reasons: list[str]) -> list[str]:
+    def _gathered(self, met: list[NamedLeftOut]) -> list[NamedLeftOut]:
         if self.accelerator.num_processes == 1:
-            return reasons
+            return met
         from accelerate.utils import gather_object
 
-        return gather_object(reasons)
+        return gather_object(met)
 
     def batches(self, first_step: int) -> Iterable[Batch]:
         """See Training."""
@@ -182,7 +204,9 @@ class Run:
             starts = starts[rank : len(starts) // processes * processes : processes]
         for start in starts:
             places = range(start, min(start + size, len(dataset)))
-            yield stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            self._met_in_validation += batch.left_out
+            yield batch
 
     def _linear_eval(self, labelled: LabelledList) -> float:
         """Score of frozen features; the first process computes it."""

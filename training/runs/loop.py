@@ -18,6 +18,7 @@ from m2d_hub.errors import M2DError
 from .folder import RunFolder
 from .log import RunLog
 from .state import (
+    NotFiniteError,
     gather_state,
     list_checkpoints,
     read_state,
