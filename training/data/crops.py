@@ -16,6 +16,7 @@ from m2d_hub.audio import open_audio, read_part
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.errors import AudioError
 
+from .arrays import read_array, read_finite
 from .entry import Entry
 
 FADES_A_SECOND = 16  # a fade takes 1/16 s
@@ -126,20 +127,15 @@ def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> 
     Raises:
         AudioError: The file is unreadable, or has another number of mels.
     """
-    try:
-        stored = np.load(entry.source(), mmap_mode=None if entry.size else "r")
-    except (OSError, ValueError) as error:
-        raise AudioError(f"{entry} cannot be read as a spectrogram: {error}.") from error
-    log_mel = stored.reshape(stored.shape[-2:]) if stored.ndim > 1 else stored
-    if log_mel.ndim != 2 or log_mel.shape[0] != plan.frontend.n_mels or not log_mel.shape[1]:
+    stored = read_array(entry)
+    if any(axis > 1 for axis in stored.shape[:-2]) or stored.shape[-2:-1] != (plan.frontend.n_mels,):
         raise AudioError(f"{entry} has the shape {stored.shape}, expected ({plan.frontend.n_mels}, frames).")
+    log_mel = stored.reshape(plan.frontend.n_mels, -1)
     first_frame = plan.draw_start(max(0, log_mel.shape[1] - plan.num_frames), rng)
-    part = np.array(log_mel[:, first_frame : first_frame + plan.num_frames], dtype=np.float32)
+    part = read_finite(entry, log_mel[:, first_frame : first_frame + plan.num_frames])
     missing = plan.num_frames - part.shape[1]
     if missing and plan.repeat_short:
         part = part[:, np.arange(plan.num_frames) % part.shape[1]]
     elif missing:
         part = np.pad(part, ((0, 0), (0, missing)), constant_values=SILENCE)
-    if not np.isfinite(part).all():
-        raise AudioError(f"{entry} holds non-finite values.")
     return Crop(part, first_frame)

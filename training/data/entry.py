@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from m2d_hub.errors import AudioError
 
@@ -44,6 +46,21 @@ class Entry:
             AudioError: The shard cannot be read.
         """
         return MemberFile(self) if self.size else self.path
+
+    def open(self) -> BinaryIO:
+        """The bytes that the clip stands for.
+
+        Raises:
+            AudioError: There is no such file, or it cannot be opened.
+        """
+        if self.size:
+            return MemberFile(self)
+        if not os.path.isfile(self.path):  # opening a pipe would wait for ever
+            raise AudioError(f"{self} {'is no file' if os.path.exists(self.path) else 'does not exist'}.")
+        try:
+            return open(self.path, "rb")
+        except OSError as error:
+            raise AudioError(f"{self} cannot be read: {error}.") from error
 
     def __str__(self) -> str:
         return f"{self.path}:{self.name}" if self.name else str(self.path)

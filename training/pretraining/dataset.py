@@ -23,7 +23,7 @@ from ..data.left_out import LeftOut, NamedLeftOut
 from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
-from ..data.stored_features import crop_features, read_features
+from ..data.stored_features import caption_features, frame_features
 from .config import PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
@@ -173,10 +173,10 @@ class PretrainDataset(Dataset):
             return signal
         if not entry.features_path:
             return None
-        features = read_features(entry)
         if offline.kind == "text":
-            return features.reshape(-1)
-        return crop_features(features, crop.first_frame, self.config.grid[1], self.config.patch_size[1])
+            return caption_features(entry, offline.text_dim)
+        tokens, patch_frames = self.config.grid[1], self.config.patch_size[1]
+        return frame_features(entry, offline.dim, crop.first_frame, tokens, patch_frames)
 
 
 def _draw(
