@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
 LEAST_FREE_BYTES = 1 << 16  # a disk with less is full
+PARTIAL_SUFFIX = ".partial"  # of a name under which something is in work
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -36,7 +37,7 @@ def replacing(path: Path) -> Iterator[Path]:
         The path to write to, in the same folder, which is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield partial
         with partial.open("rb+") as file:
@@ -73,7 +74,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Yields:
         The path of an empty folder beside it.
     """
-    partial, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
+    partial, old = (folder.with_name(folder.name + suffix) for suffix in (PARTIAL_SUFFIX, ".old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

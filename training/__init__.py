@@ -8,9 +8,10 @@ from .linear.options import LinearEvalOptions
 from .linear.run import LinearEvalResult, linear_eval
 from .pretraining.analysis import explained_variance_auc, rank_me
 from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
 from .pretraining.presets import load_preset
 from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
-from .pretraining.run import pretrain
+from .pretraining.run import PretrainResult, pretrain
 from .pretraining.run_data import RunOptions
 from .runs.schedules import ema_decay, learning_rate
 
@@ -23,7 +24,10 @@ __all__ = [
     "LossTerms",
     "OfflineConfig",
     "PredictorConfig",
+    "PrepareOptions",
+    "PrepareResult",
     "PretrainConfig",
+    "PretrainResult",
     "Pretrainer",
     "RunOptions",
     "build_pretrainer",
@@ -35,6 +39,7 @@ __all__ = [
     "load_finetune_preset",
     "load_preset",
     "mix_noise",
+    "prepare",
     "pretrain",
     "rank_me",
 ]

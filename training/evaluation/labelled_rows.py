@@ -13,7 +13,7 @@ from pathlib import Path
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
-from ..data.manifest import LABEL_SEPARATOR
+from ..data.entry import LABEL_SEPARATOR
 from ..data.parts import PART_COLUMNS, AudioFile, audio_files
 
 logger = logging.getLogger(__name__)

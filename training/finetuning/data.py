@@ -19,7 +19,7 @@ from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.crops import CropPlan, crop_waveform
-from ..data.manifest import Entry
+from ..data.entry import Entry
 from ..data.parts import AudioFile
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part

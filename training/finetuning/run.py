@@ -19,6 +19,7 @@ import torch
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import json_text, replacing, replacing_folder
 
+from ..data.left_out import LeftOut
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
 from ..evaluation.labelled import LabelledList, Round, read_labelled
@@ -31,7 +32,7 @@ from ..evaluation.metrics import (
     sensitivity_specificity,
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
-from ..evaluation.unreadable import LeftOut, find_unreadable, leave_out, write_left_out
+from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.stopping import StopRequests, stop_requests

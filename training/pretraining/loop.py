@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..data.left_out import NamedLeftOut
 from ..data.sampling import EpochPlan
 from ..runs.schedules import ema_decay
 from ..runs.updates import Updater
@@ -36,7 +37,7 @@ class StepResult:
     is_taken: bool  # else loss or gradients were not finite, and nothing was changed
     seconds: float
     encoded: Tensor  # of the last batch of this process (B, 1 + n_visible, D)
-    skipped: list[str]
+    left_out: list[NamedLeftOut]  # clips that could not be read
 
     def metrics(self) -> dict[str, float]:
         """Values for the record."""
@@ -112,7 +113,7 @@ class Trainer:
             is_taken=update.is_taken,
             seconds=time.perf_counter() - started,
             encoded=terms[-1].encoded,
-            skipped=[reason for batch in batches for reason in batch.skipped],
+            left_out=[clip for batch in batches for clip in batch.left_out],
         )
 
     def forward(self, batch: Batch) -> LossTerms:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 
 from m2d_hub.nn.frontend import LogMelFrontend
 
-from ..data.manifest import Manifest
+from ..data.left_out import LeftOutLog, NamedLeftOut
 from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
@@ -39,18 +40,29 @@ VALIDATION_CLIPS = 16  # of one forward pass
 VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
-def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
+@dataclass(frozen=True)
+class PretrainResult:
+    """Result of a pre-training: where its model is, and what it was trained on."""
+
+    out: Path
+    model: Path  # for m2d_hub.load_model
+    steps: int  # of the optimizer
+    left_out: int  # clips that cannot be read, see errors.csv
+
+
+def pretrain(config: PretrainConfig, options: RunOptions) -> PretrainResult:
     """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
 
-    Returns:
-        The folder that ``m2d_hub.load_model`` takes.
+    Clips that cannot be read are replaced by others and named in ``errors.csv``.
+
+    Raises:
+        AudioError: More than half of a list cannot be read.
     """
     with stop_requests() as stop, one_run_in(options.out):
-        _pretrain(config, options, stop)
-    return RunFolder(options.out).export
+        return _pretrain(config, options, stop)
 
 
-def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> None:
+def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
     data = read_data(config, options)
@@ -63,9 +75,11 @@ def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -
     inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
     pretrainer = _build(config, data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    Run(config, options, folder, data, trainer, stop).train()
+    run = Run(config, options, folder, data, trainer, stop)
+    run.train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
+    return PretrainResult(options.out, folder.export, trainer.total_steps, len(run.left_out))
 
 
 def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
@@ -118,9 +132,13 @@ class Run:
     ):
         self.config, self.options, self.folder = config, options, folder
         self.data, self.trainer, self.stop = data, trainer, stop
+        self.valid = None if data.valid is None else PretrainDataset(config, data.valid, None, data.classes)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
+        sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
+        self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
+        self._met_in_validation: list[NamedLeftOut] = []
 
     def train(self) -> None:
         """Trains to the last step and exports the model."""
@@ -151,26 +169,30 @@ class Run:
         every = self.config.analyse_every_steps
         if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
-        if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics |= self._validate(self.data.valid)
+        if self.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
+            metrics |= self._validate(self.valid)
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
             metrics |= self._linear_eval(self.labelled)
-        skipped = self._gathered(result.skipped)
-        if log is not None:
-            for reason in skipped:
-                logger.warning("left out: %s", reason)
-            metrics["skipped"] = log.skip(skipped)
+        metrics["skipped"] = self._note_left_out(result.left_out)
         return metrics
+
+    def _note_left_out(self, met: list[NamedLeftOut]) -> int:
+        """Names clips that could not be read, all processes' together; returns how many there are so far."""
+        new = self.left_out.add(self._gathered([*met, *self._met_in_validation]))
+        self._met_in_validation.clear()
+        for clip in new if self.accelerator.is_main_process else ():
+            logger.warning("left out: %s", clip.error)
+        return len(self.left_out)
 
     def _is_epoch_end(self, done: int, every: int) -> bool:
         return done % (every * self.steps_per_epoch) == 0 or done == self.trainer.total_steps
 
-    def _gathered(self, reasons: list[str]) -> list[str]:
+    def _gathered(self, met: list[NamedLeftOut]) -> list[NamedLeftOut]:
         if self.accelerator.num_processes == 1:
-            return reasons
+            return met
         from accelerate.utils import gather_object
 
-        return gather_object(reasons)
+        return gather_object(met)
 
     def batches(self, first_step: int) -> Iterable[Batch]:
         """See Training."""
@@ -186,7 +208,7 @@ class Run:
         )
         return build_loader(dataset, sampler, self.config.num_workers)
 
-    def _validate(self, valid: Manifest) -> dict[str, float]:
+    def _validate(self, valid: PretrainDataset) -> dict[str, float]:
         """Mean loss over the clips of a list of its own, whose crops and masks are always the same."""
         sums = (math.nan, 0)
         with beside_training("validation_loss"):
@@ -195,18 +217,18 @@ class Run:
         total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
         return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
 
-    def _validation_groups(self, valid: Manifest) -> Iterator[tuple[Batch, int]]:
+    def _validation_groups(self, dataset: PretrainDataset) -> Iterator[tuple[Batch, int]]:
         """Groups of clips of this process, each with how many count; all processes get as many groups.
 
         Their size is fixed: a contrastive loss depends on it, and the figure must not on batch_size.
         """
-        dataset = PretrainDataset(self.config, valid, None, self.data.classes)
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
         for group in range(rank, math.ceil(groups / processes) * processes, processes):
             first = group % groups * VALIDATION_CLIPS
             places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
             batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            self._met_in_validation += batch.left_out
             yield batch, len(places) if group < groups else 0
 
     def _linear_eval(self, labelled: LabelledList) -> dict[str, float]:

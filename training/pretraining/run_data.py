@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import CropPlan
 from ..data.manifest import Manifest, Statistics, read_manifest
 from ..data.statistics import measure_statistics
-from ..data.stored_features import read_features
+from ..data.stored_features import features_width
 from ..runs.folder import RunFolder
 from ..runs.resolved import read_config
 from ..runs.state import list_checkpoints
@@ -26,6 +28,7 @@ from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
 
 logger = logging.getLogger(__name__)
 
+ASKED_WIDTHS = 50  # clips whose stored features are looked at before a run
 NOTHING = "none"  # --start none, --teacher none: without the preset's own
 
 
@@ -184,7 +187,14 @@ def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> 
 
 
 def _features_width(data: RunData, teacher: Teacher | TextTeacher | None) -> int:
-    entry = data.manifest.entries[0]
-    if entry.features_path:
-        return read_features(entry).shape[-1]
-    return teacher.dim if teacher else 0
+    """Of the teacher's features, or of most of the first clips that have some stored."""
+    entries = data.manifest.entries
+    if not entries[0].features_path:
+        return teacher.dim if teacher else 0
+    widths: Counter[int] = Counter()
+    for entry in entries[:ASKED_WIDTHS]:
+        with contextlib.suppress(AudioError):
+            widths[features_width(entry)] += 1
+    if not widths:
+        raise AudioError(f"{data.manifest.name}: the features of its first clips cannot be read.")
+    return widths.most_common(1)[0][0]

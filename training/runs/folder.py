@@ -75,11 +75,6 @@ class RunFolder:
         return self.root / "metrics.jsonl"
 
     @property
-    def skipped_file(self) -> Path:
-        """Clips that could not be read, and why."""
-        return self.root / "skipped.csv"
-
-    @property
     def checkpoints(self) -> Path:
         """Folder of ``step-….pt``."""
         return self.root / "checkpoints"

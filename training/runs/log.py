@@ -1,8 +1,7 @@
-"""What a run writes down: a JSON line a step, TensorBoard, curves as PNG, and the clips it had to skip."""
+"""What a run writes down: a JSON line a step, TensorBoard and curves as PNG."""
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from pathlib import Path
@@ -34,7 +33,6 @@ class RunLog:
         self._left_out = kept[-1].get("steps_left_out", 0) if kept else 0
         self._metrics = folder.metrics_file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
-        self._skipped = _read_reasons(folder.skipped_file)
         self._plotted_at = time.monotonic()
 
     def write(self, step: int, values: dict[str, Any], is_left_out: bool = False) -> None:
@@ -46,17 +44,6 @@ class RunLog:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def skip(self, reasons: list[str]) -> int:
-        """Writes down clips that were left out; returns how many different ones there are so far."""
-        new = [reason for reason in dict.fromkeys(reasons) if reason not in self._skipped]
-        if new:
-            self._skipped.update(new)
-            is_fresh = not self.folder.skipped_file.exists()
-            with self.folder.skipped_file.open("a", newline="", encoding="utf-8") as lines:
-                writer = csv.writer(lines)
-                writer.writerows([["reason"]] * is_fresh + [[reason] for reason in new])
-        return len(self._skipped)
-
     def plot(self) -> None:
         """Draws the curves, at most every few minutes."""
         if time.monotonic() - self._plotted_at > PLOT_INTERVAL_S:
@@ -67,14 +54,6 @@ class RunLog:
         """Closes the files."""
         self._metrics.close()
         self._board.close()
-
-
-def _read_reasons(path: Path) -> set[str]:
-    """Reasons that an earlier part of the run wrote down."""
-    if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as lines:
-        return {row[0] for row in csv.reader(lines) if row} - {"reason"}
 
 
 def _keep_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
