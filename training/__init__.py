@@ -9,9 +9,10 @@ from .linear.options import LinearEvalOptions
 from .linear.run import LinearEvalResult, linear_eval
 from .pretraining.analysis import explained_variance_auc, rank_me
 from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
 from .pretraining.presets import load_preset
 from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
-from .pretraining.run import pretrain
+from .pretraining.run import PretrainResult, pretrain
 from .pretraining.run_data import RunOptions
 from .runs.schedules import ema_decay, learning_rate
 
@@ -25,7 +26,10 @@ __all__ = [
     "MadeList",
     "OfflineConfig",
     "PredictorConfig",
+    "PrepareOptions",
+    "PrepareResult",
     "PretrainConfig",
+    "PretrainResult",
     "Pretrainer",
     "RunOptions",
     "build_pretrainer",
@@ -38,6 +42,7 @@ __all__ = [
     "load_preset",
     "make_list",
     "mix_noise",
+    "prepare",
     "pretrain",
     "rank_me",
 ]

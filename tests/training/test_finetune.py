@@ -21,7 +21,7 @@ from m2d_training.cli.main import main
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import clips_to_score
 from m2d_training.finetuning.loop import TaskObjective, inverse_class_weights
-from m2d_training.finetuning.member import Best
+from m2d_training.finetuning.member import Score
 from m2d_training.finetuning.optimizer import build_finetune_optimizer, finetune_rate, set_rate
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
@@ -296,9 +296,9 @@ def test_training_stops_when_the_validation_clips_get_no_better(model, sounds, t
 
 
 def test_the_best_epoch_is_that_of_the_score_then_of_the_loss():
-    best = Best(step=1, score=0.5, loss=1.0, weights={})
-    assert best.is_beaten_by(0.6, 2.0) and best.is_beaten_by(0.5, 0.9)
-    assert not best.is_beaten_by(0.5, 1.0) and not best.is_beaten_by(0.4, 0.1)
+    best = Score(step=1, score=0.5, loss=1.0)
+    assert best.is_beaten_by(Score(2, 0.6, 2.0)) and best.is_beaten_by(Score(2, 0.5, 0.9))
+    assert not best.is_beaten_by(Score(2, 0.5, 1.0)) and not best.is_beaten_by(Score(2, 0.4, 0.1))
 
 
 def test_short_lists_are_passed_over_more_often():

@@ -11,38 +11,16 @@ from typing import Literal
 from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import PARTIAL_SUFFIX
 
-from .parts import PART_COLUMNS, AudioFile, audio_files
+from .entry import Entry
+from .parts import PART_COLUMNS, audio_files
 from .shards import INDEX_NAME, ShardMember, expand_pattern, index_shards, read_index
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-LABEL_SEPARATOR = ";"
 STATISTICS_NAME = "statistics.json"
 
 Kind = Literal["audio", "spectrogram", "image"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One clip: a file of its own, a part of one, or a member of a tar shard."""
-
-    path: AudioFile
-    offset: int = 0  # bytes, of a member's data
-    size: int = 0  # bytes of a member; 0: a file of its own
-    name: str = ""  # of a member, for messages
-    label: str = ""  # several are joined by ';'; empty: not known
-    caption: str = ""
-    features_path: str = ""  # .npy file, or shard, of per-frame features computed beforehand
-    features_offset: int = 0
-    features_size: int = 0
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The single labels."""
-        return tuple(part.strip() for part in self.label.split(LABEL_SEPARATOR) if part.strip())
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.name}" if self.name else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -115,6 +93,7 @@ def _read_csv(path: Path) -> list[Entry]:
             label=row.cells["label"],
             caption=row.cells["caption"],
             features_path=str(path.parent / row.cells["features"]) if row.cells["features"] else "",
+            row=row.number,
         )
         for row, file in zip(rows, files, strict=True)
     ]
@@ -123,7 +102,7 @@ def _read_csv(path: Path) -> list[Entry]:
 def _read_folder(folder: Path) -> list[Entry]:
     suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, ".npy")
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return [Entry(path=str(path)) for path in files]
+    return [Entry(path=str(path), row=row) for row, path in enumerate(files, start=1)]
 
 
 def _read_shards(shards: list[str]) -> list[Entry]:
@@ -132,12 +111,16 @@ def _read_shards(shards: list[str]) -> list[Entry]:
         by_folder.setdefault(Path(shard).parent, []).append(shard)
     members: list[ShardMember] = []
     for folder, inside in by_folder.items():
+        if folder.absolute().name.endswith(PARTIAL_SUFFIX):
+            raise ConfigError(
+                f"{folder} is what a preparation that did not end has left: run m2d-train prepare again."
+            )
         index = folder / INDEX_NAME
         members += read_index(index, inside) if index.is_file() else index_shards(inside)
-    return [_shard_entry(member) for member in members]
+    return [_shard_entry(member, row) for row, member in enumerate(members, start=1)]
 
 
-def _shard_entry(member: ShardMember) -> Entry:
+def _shard_entry(member: ShardMember, row: int) -> Entry:
     return Entry(
         path=member.shard,
         offset=member.offset,
@@ -148,6 +131,7 @@ def _shard_entry(member: ShardMember) -> Entry:
         features_path=member.shard if member.features_size else "",
         features_offset=member.features_offset,
         features_size=member.features_size,
+        row=row,
     )
 
 
