@@ -17,7 +17,8 @@ from m2d_hub.files import replacing_folder
 from ..data.entry import Entry
 from ..data.left_out import LeftOut, refuse_too_many, write_errors
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
-from ..data.shards import INDEX_NAME, index_shards, write_index
+from ..data.shard_index import INDEX_NAME, write_index
+from ..data.shards import index_shards
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
 from .teachers import HubertTeacher, load_hubert_teacher
