@@ -13,6 +13,7 @@ from typing import Literal
 
 from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.config import require
+from m2d_hub.corpus.sources import files_below
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import PARTIAL_SUFFIX
@@ -111,7 +112,7 @@ def _read_csv(path: Path) -> list[Entry]:
 
 def _read_folder(folder: Path) -> list[Entry]:
     suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, ".npy")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
+    files = sorted(path for path in files_below(folder) if path.suffix.lower() in suffixes)
     return [Entry(path=str(path), row=row) for row, path in enumerate(files, start=1)]
 
 
