@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.pretrained.provenance import ORIGIN_FILE, read_origin, recorded_hash
-from m2d_hub.pretrained.registry import RELEASES, ModelInfo, find_model
+from m2d_hub.pretrained.registry import ModelInfo, find_model
 
 MIRROR_VARIABLE = "M2D_HUB_MIRROR"
 PACKAGED = Path(__file__).parents[1] / "weights"
@@ -34,7 +34,7 @@ def is_offline() -> bool:
 
 def release_url(info: ModelInfo) -> str:
     """Where the zip is fetched from: the authors' release, or the mirror named by ``M2D_HUB_MIRROR``."""
-    base = os.environ.get(MIRROR_VARIABLE) or f"{RELEASES}/download"
+    base = os.environ.get(MIRROR_VARIABLE) or f"{info.releases}/download"
     return f"{base.rstrip('/')}/{info.url_path}"
 
 

@@ -12,6 +12,7 @@ from m2d_hub.errors import UnknownModelError
 DEFAULT_MODEL = "m2d-mini"  # the one inside this package
 NTT_LICENSE = "NTT evaluation licence (non-commercial)"
 RELEASES = "https://github.com/nttcslab/m2d/releases"
+EVALUATION_RELEASES = "https://github.com/nttcslab/eval-audio-repr/releases"  # their evaluation's
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class ModelInfo:
     text_space: bool = False  # carries projections into a space shared with text
     pretraining: bool = False  # carries target encoder and predictor too
     release: str | None = None  # tag of the authors' release; None: the weights are inside this package
+    releases: str = RELEASES  # address of all releases of the repository that holds this one
     folder: str | None = None  # name of the release's zip and of the folder inside it
     filename: str | None = "checkpoint-300.pth"  # file to take where the folder holds several
     embed_dim: int | None = 768  # D; None: as its config.json says
@@ -41,7 +43,7 @@ class ModelInfo:
     @property
     def source(self) -> str:
         """Page where the weights were published, with their licence."""
-        return "inside the package" if self.is_packaged else f"{RELEASES}/tag/{self.release}"
+        return "inside the package" if self.is_packaged else f"{self.releases}/tag/{self.release}"
 
     @property
     def is_packaged(self) -> bool:
@@ -128,6 +130,27 @@ _ROWS = (
         text_space=True,
         release="v0.1.0",
         folder="m2d_clap_vit_base-80x608p16x16-240128",
+    ),
+    ModelInfo(
+        "m2d-clap-2025",
+        "full + projections + text encoder (BERT-base)",
+        "linear-evaluation mean 78.8; fine-tuned AudioSet-2M mAP 0.490",
+        input_size=(80, 1001),
+        pretraining=True,
+        text_space=True,
+        release="v0.5.0",
+        folder="m2d_clap_vit_base-80x1001p16x16p16kpBpTI-2025",
+        filename="checkpoint-30.pth",
+    ),
+    ModelInfo(
+        "m2d-resp-0.7",
+        "full",
+        "m2d-as further pre-trained on AudioSet and 400,000 respiratory sounds",
+        pretraining=True,
+        releases=EVALUATION_RELEASES,
+        release="0.1.0",
+        folder="m2d_vit_base-80x608p16x16p16k-250826-AS+Resp400K",
+        filename="checkpoint-50.pth",
     ),
     ModelInfo(
         "m2d-0.7-as2m",

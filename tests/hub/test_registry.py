@@ -19,7 +19,9 @@ ALL_NAMES = [
     "m2d-as-0.7-as2m",
     "m2d-clap-2024",
     "m2d-clap-2024-as2m",
+    "m2d-clap-2025",
     "m2d-mini",
+    "m2d-resp-0.7",
     "m2d-s-0.6-4s",
     "m2d-s-0.6-5s",
     "m2d-s-0.6-6s",
@@ -39,8 +41,9 @@ def test_each_published_model_states_licence_and_release_page():
     for name in set(ALL_NAMES) - {"m2d-mini"}:
         info = MODELS[name]
         assert info.license == "NTT evaluation licence (non-commercial)"
-        assert info.source == f"https://github.com/nttcslab/m2d/releases/tag/{info.release}"
-        assert info.release in ("v0.1.0", "v0.2.0", "v0.3.0")
+        project = "eval-audio-repr" if name == "m2d-resp-0.7" else "m2d"
+        assert info.source == f"https://github.com/nttcslab/{project}/releases/tag/{info.release}"
+        assert info.release in ("v0.1.0", "v0.2.0", "v0.3.0", "v0.5.0", "0.1.0")
 
 
 def test_no_published_model_carries_an_invented_hash():
@@ -53,7 +56,7 @@ def test_sizes_agree_with_the_folder_names_of_the_release():
             (mels, frames), (patch_mels, patch_frames) = info.input_size, info.patch_size
             assert f"-{mels}x{frames}p{patch_mels}x{patch_frames}" in info.folder
             assert ("p32k" in info.folder) == (info.sample_rate == 32_000)
-            assert ("1001" in info.folder) == (info.num_classes == 527)
+            assert ("AS-FT" in info.folder or "as2m" in info.name) == (info.num_classes == 527)
 
 
 def test_mini_is_inside_the_package_under_its_own_licence():

@@ -16,7 +16,8 @@ from m2d_training import (
     rank_me,
 )
 from m2d_training.data.masking import count_visible, draw_mask
-from m2d_training.pretraining.offline import merge_tokens
+from m2d_training.pretraining.losses import class_loss
+from m2d_training.pretraining.offline import FrameMapper, build_offline, merge_tokens
 from m2d_training.runs.schedules import learning_rate
 from torch.nn import functional as F
 
@@ -152,6 +153,29 @@ def test_label_loss_is_the_mean_binary_cross_entropy_of_mean_frames():
     logits = F.linear(frames.mean(1), *pretrainer.offline.projection.parameters())
     expected = F.binary_cross_entropy_with_logits(logits, labels)
     assert terms.offline.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_labels_of_one_class_a_clip_can_be_learnt_by_cross_entropy():
+    logits, classes = torch.randn(5, 4), torch.tensor([0, 3, 1, 1, 2])
+    labels = torch.nn.functional.one_hot(classes, 4).float()
+    labels[4] = torch.nan  # not known
+    expected = torch.nn.functional.cross_entropy(logits[:4], classes[:4])
+    torch.testing.assert_close(class_loss(logits, labels), expected)
+    assert class_loss(logits, torch.full((5, 4), torch.nan)) == 0
+    mapper = FrameMapper(OfflineConfig("labels", dim=4, label_loss="cross-entropy"), 8, (2, 3))
+    tokens, ids = torch.randn(5, 6, 8), torch.arange(6).expand(5, -1)
+    mapped = mapper.projection(tokens.unflatten(1, (2, 3)).transpose(1, 2).flatten(2).mean(dim=1))
+    found = mapper(tokens[:, :2], tokens[:, 2:], ids[:, :2], ids[:, 2:], labels)
+    torch.testing.assert_close(found, class_loss(mapped, labels))
+
+
+def test_text_as_wide_as_the_shared_space_is_not_projected():
+    """The published M2D-CLAP weights have no text projection: 768 = 768."""
+    equal, narrower = (
+        build_offline(OfflineConfig("text", dim=768, text_dim=width), 32, (5, 4)).state_dict()
+        for width in (768, 384)
+    )
+    assert not any("text_proj" in name for name in equal) and "clap.text_proj.weight" in narrower
 
 
 def test_clips_whose_labels_are_unknown_take_no_part_in_the_label_loss():

@@ -23,7 +23,7 @@ from m2d_training import (
 from m2d_hub.pretrained.published_names import published_name
 
 PARITY = Path(__file__).parents[1] / "parity"
-CASES = ["pretrain_m2d", "pretrain_m2d_as", "pretrain_m2dx"]
+CASES = ["pretrain_m2d", "pretrain_m2d_as", "pretrain_m2dx", "pretrain_m2dx_shifted"]
 TOLERANCE = 1e-4
 
 

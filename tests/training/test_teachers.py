@@ -69,10 +69,25 @@ def test_hubert_features_are_averaged_over_each_tokens_frames(hubert, sounds):
     start = crop.first_frame * 160
     with torch.no_grad():
         clean = torch.from_numpy(waveform[start : start + 64 * 160])[None]
+        clean = (clean - clean.mean()) / clean.std(correction=0)
         states = model(clean, output_hidden_states=True).hidden_states[2]
     assert features.shape == (1, 16, 32) and teacher.dim == 32
     torch.testing.assert_close(features[:, 0], states[:, 0:2].mean(dim=1), atol=1e-4, rtol=0)
     torch.testing.assert_close(features[:, 7], states[:, 14:16].mean(dim=1), atol=1e-4, rtol=0)
+
+
+def test_hubert_hears_clips_as_its_own_processor_gives_them(hubert):
+    """Zero mean and unit variance (transformers' feature extractor of HuBERT)."""
+    teacher = load_teacher(str(hubert), PretrainConfig(), torch.device("cpu"))
+    quiet = 0.003 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) + 0.001
+    processor = transformers.Wav2Vec2FeatureExtractor(do_normalize=True)
+    values = processor(
+        [clip.numpy() for clip in quiet], sampling_rate=16_000, return_tensors="pt"
+    ).input_values
+    with torch.no_grad():
+        model = transformers.HubertModel.from_pretrained(hubert).eval()
+        expected = model(values, output_hidden_states=True).hidden_states[teacher.layer]
+        torch.testing.assert_close(teacher.features(quiet), expected, atol=1e-4, rtol=0)
 
 
 def test_distillation_runs_with_hubert_on_the_fly(hubert, sounds, tmp_path):

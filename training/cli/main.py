@@ -12,6 +12,7 @@ from m2d_hub.cli.options import SOME_FAILED, Group
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .options import answer, is_first_process, logging_to
+from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -127,3 +128,4 @@ def prepare(
 
 main.add_command(finetune)
 main.add_command(linear_eval)
+main.add_command(measure)

@@ -20,6 +20,7 @@ from ..runs.devices import Precision
 Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
 Loss = Literal["cosine", "mse"]
 MaskKind = Literal["random", "time", "structured"]
+LabelLoss = Literal["bce", "cross-entropy"]
 OfflineKind = Literal["features", "labels", "text"]
 ShortClips = Literal["pad", "repeat"]
 StartParts = Literal["all", "encoder"]
@@ -58,6 +59,7 @@ class OfflineConfig:
     dim: int | None = None  # classes, features, or width of the shared text space; None: of the data
     weight: float = 1.0  # λ_off of equation 6
     loss: Loss = "cosine"  # of per-frame features
+    label_loss: LabelLoss = "bce"  # of labels: several a clip, or one
     text_dim: int | None = None  # features of the text encoder; None: of the data, or dim
     text_encoder: str = "thenlper/gte-base"  # Hugging Face repository or folder of the captions' encoder
     text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # of its tokens
@@ -65,6 +67,7 @@ class OfflineConfig:
     def __post_init__(self) -> None:
         require_choice("offline.kind", self.kind, get_args(OfflineKind))
         require_choice("offline.loss", self.loss, get_args(Loss))
+        require_choice("offline.label_loss", self.label_loss, get_args(LabelLoss))
         for name in ("dim", "text_dim"):
             value = getattr(self, name)
             require(
@@ -128,7 +131,7 @@ class PretrainConfig:
 
     # Data
     sample_rate: int = 16_000  # Hz
-    mean: float | None = None  # of the log-mel values; None: of the prepared shards, else AudioSet's
+    mean: float | None = None  # of the log-mel values; None: of the prepared shards, else measured
     std: float | None = None
     transform: Transform = "convolution"  # of the log-mel frontend
     short_clips: ShortClips = "pad"  # with silence, or by repetition

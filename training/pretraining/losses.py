@@ -54,6 +54,18 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), labels.nan_to_num(), weight=known)
 
 
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy over classes of which each clip has one, averaged over clips (paper, section III-B1).
+
+    Args:
+        logits: (B, K).
+        labels: One-hot (B, K), or shares that sum to 1; NaN where it is not known, which counts as no loss.
+    """
+    known = ~labels.isnan().any(dim=-1)
+    entropy = -(labels.nan_to_num() * logits.float().log_softmax(dim=-1)).sum(dim=-1)
+    return (entropy * known).sum() / known.sum().clamp(min=1)
+
+
 def contrastive_loss(audio: Tensor, text: Tensor, scale: Tensor) -> Tensor:
     """Symmetric cross-entropy between clips and their captions, as in CLIP.
 

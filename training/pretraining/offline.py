@@ -19,7 +19,7 @@ from m2d_hub.nn.encoder import tokens_to_frames
 from m2d_hub.nn.packed_linear import Linear
 
 from .config import OfflineConfig
-from .losses import contrastive_loss, cosine_loss, label_loss, mse_loss
+from .losses import class_loss, contrastive_loss, cosine_loss, label_loss, mse_loss, standardise
 
 MAX_LOGIT_SCALE = math.log(100.0)
 
@@ -102,9 +102,10 @@ class FrameMapper(nn.Module):
         if self.config.kind == "labels":
             mapped = self.projection(frames.mean(dim=1))  # (B, K)
             self._check(mapped, target)
-            return label_loss(mapped, target)
+            return (class_loss if self.config.label_loss == "cross-entropy" else label_loss)(mapped, target)
         mapped = self.projection(frames)  # (B, N_T, K)
         self._check(mapped, target)
+        target = standardise(target)  # each frame over its channels, as the M2D target is
         return (cosine_loss if self.config.loss == "cosine" else mse_loss)(mapped, target)
 
     def _check(self, mapped: Tensor, target: Tensor) -> None:
@@ -155,9 +156,10 @@ class TextMapper(nn.Module):
 
 
 def clap_config(config: OfflineConfig, embed_dim: int) -> ClapConfig:
-    """Projections of M2D-CLAP: two linear layers for audio, one for text."""
+    """Projections of M2D-CLAP: two linear layers for audio, and one for text where its width is another."""
     dim = config.dim or embed_dim
     return ClapConfig(
+        text_projection="none" if config.text_dim in (None, dim) else "linear",
         dim=dim,
         audio_hidden_dim=embed_dim,
         text_dim=config.text_dim or dim,

@@ -19,6 +19,7 @@ from ..data.left_out import LeftOut, refuse_too_many, write_errors
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
 from ..data.shard_index import INDEX_NAME, write_index
 from ..data.shards import index_shards
+from ..data.statistics import LEAST_STD
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
 from .teachers import HubertTeacher, load_hubert_teacher
@@ -27,7 +28,6 @@ logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 1 << 30
 SHARD_CLIPS = 10_000
-LEAST_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
 
 
 @dataclass(frozen=True)

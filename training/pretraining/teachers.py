@@ -20,6 +20,7 @@ from ..data.stored_features import pool_to_tokens
 from .config import OfflineConfig, PretrainConfig
 
 HUBERT_NAMES = {"hubert-base-l9": ("facebook/hubert-base-ls960", 9)}
+VARIANCE_EPSILON = 1e-7  # of waveforms; transformers' Wav2Vec2FeatureExtractor has it
 HUBERT_LAYER = 9  # of a HuBERT model given by folder or repository (paper, section IV-D)
 
 
@@ -53,7 +54,12 @@ class HubertTeacher:
         return self.model.config.hidden_size  # type: ignore[union-attr, return-value]
 
     def features(self, waveform: Tensor) -> Tensor:
-        """Maps waveform (B, S) at 16 kHz to features (B, frames of 20 ms, K)."""
+        """Maps waveform (B, S) at 16 kHz to features (B, frames of 20 ms, K).
+
+        Each waveform is brought to zero mean and unit variance first, as HuBERT's own processor does.
+        """
+        variance, mean = torch.var_mean(waveform, dim=-1, correction=0, keepdim=True)
+        waveform = (waveform - mean) / (variance + VARIANCE_EPSILON).sqrt()
         output = self.model(waveform, output_hidden_states=True)
         return output.hidden_states[self.layer].float()
 
