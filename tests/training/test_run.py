@@ -114,6 +114,11 @@ def test_settings_that_are_wrong_are_refused(sounds, tmp_path, settings, message
     assert message in result.output
 
 
+def test_a_warm_up_longer_than_the_run_is_told(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1", "warmup_epochs=20"]).exit_code == 0
+    assert "warmup_epochs is 20, but the training has 1 epochs" in (tmp_path / "train.log").read_text()
+
+
 def test_unknown_presets_are_refused_with_the_known_ones(sounds, tmp_path):
     result = run("m2d-0.8", sounds, tmp_path)
     assert result.exit_code == 1 and "Unknown preset 'm2d-0.8'. Available: m2d-0.7, m2d-0.6" in result.output

@@ -37,6 +37,7 @@ from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder
 from ..runs.resolved import write_or_compare
+from ..runs.schedules import warn_of_warmup
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .member import (
@@ -208,6 +209,7 @@ class FinetuneRun:
             return finished
         plan = self._plan(data, seed)
         config = self.config.scaled_to(plan.steps_per_epoch)
+        warn_of_warmup(config.warmup_epochs, config.epochs)
         torch.manual_seed(seed)
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
