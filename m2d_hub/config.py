@@ -41,7 +41,7 @@ class Numbers:
             return bool(self.or_none)
         if isinstance(value, bool) or not isinstance(value, int if self.is_whole else (int, float)):
             return False
-        if not math.isfinite(value):
+        if isinstance(value, float) and not math.isfinite(value):
             return value == math.inf and bool(self.or_inf)
         is_at_end = value == {"least": self.least, "most": self.most}.get(self.without_ends)
         return self.least <= value <= self.most and not is_at_end
@@ -255,6 +255,7 @@ class ModelConfig:
     head: HeadConfig | None = None
     labels: tuple[str, ...] | None = None  # class names in the head's order
     clap: ClapConfig | None = None
+    own_length_windows: bool = False  # each clip is one window, of its own length
     name: str | None = None  # alias or folder that the weights came from
     license: str | None = None
     source: str | None = None  # where the weights were published
