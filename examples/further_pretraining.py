@@ -29,11 +29,12 @@ def main() -> None:
         warmup_epochs=args.epochs / 10,
         batch_size=args.batch_size,
     )
-    export = pretrain(config, RunOptions(args.preset, data=args.folder, out=args.out, start=args.model))
+    options = RunOptions(args.preset, data=args.folder, out=args.out, start=args.model)
+    model = pretrain(config, options).model
 
     embeddings = args.out / "embeddings.npz"
-    embed_files(args.folder, embeddings, model=export)
-    print(f"The model is in {export}, what it makes of your sounds in {embeddings}.")
+    embed_files(args.folder, embeddings, model=model)
+    print(f"The model is in {model}, what it makes of your sounds in {embeddings}.")
     print(f"Losses of all steps, and their plots: {args.out}")
 
 

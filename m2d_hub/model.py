@@ -32,6 +32,7 @@ from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import Encoder, tokens_to_frames
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
+from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.model_card import Metrics, check_right_to_publish, model_card
@@ -245,9 +246,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
         num_freq = self.config.encoder.grid[0]
-        window_tokens = (
-            frames.features.shape[1] if self.config.own_length_windows else self.config.encoder.grid[1]
-        )
+        own_length = self.config.own_length_windows
+        window_tokens = frames.features.shape[1] if own_length else self.config.encoder.grid[1]
 
         def by_window(values: Tensor, pattern: str) -> Tensor:
             parts = values.split(window_tokens, dim=1)
@@ -413,7 +413,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             CheckpointError: The tensors do not fit the configuration; the message names ``origin``.
         """
-        with torch.device("meta"):
+        with torch.inference_mode(mode=False), torch.device("meta"):
             model = cls(checkpoint.config)
         text_encoder = None if model.clap is None else "clap.text_encoder."
         assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
@@ -454,7 +454,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             local_files_only=local_files_only,
             token=token,
         )
-        return cls.from_checkpoint(load_checkpoint(path), path)
+        with plain_tensors():
+            return cls.from_checkpoint(load_checkpoint(path), path)
 
     def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
         if not isinstance(batch_size, int) or batch_size < 1:

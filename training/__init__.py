@@ -1,5 +1,6 @@
 """Pre-training, linear evaluation and fine-tuning of Masked Modeling Duo (M2D, M2D-X, MSM-MAE)."""
 
+from .data.lists.make import MadeList, make_list
 from .data.noise import mix_noise
 from .finetuning.config import FinetuneConfig
 from .finetuning.presets import load_finetune_preset
@@ -8,9 +9,10 @@ from .linear.options import LinearEvalOptions
 from .linear.run import LinearEvalResult, linear_eval
 from .pretraining.analysis import explained_variance_auc, rank_me
 from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
 from .pretraining.presets import load_preset
 from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
-from .pretraining.run import pretrain
+from .pretraining.run import PretrainResult, pretrain
 from .pretraining.run_data import RunOptions
 from .runs.schedules import ema_decay, learning_rate
 
@@ -21,9 +23,13 @@ __all__ = [
     "LinearEvalOptions",
     "LinearEvalResult",
     "LossTerms",
+    "MadeList",
     "OfflineConfig",
     "PredictorConfig",
+    "PrepareOptions",
+    "PrepareResult",
     "PretrainConfig",
+    "PretrainResult",
     "Pretrainer",
     "RunOptions",
     "build_pretrainer",
@@ -34,7 +40,9 @@ __all__ = [
     "linear_eval",
     "load_finetune_preset",
     "load_preset",
+    "make_list",
     "mix_noise",
+    "prepare",
     "pretrain",
     "rank_me",
 ]

@@ -255,33 +255,6 @@ def test_saved_models_load_bit_equal(tagger, tmp_path):
         assert torch.equal(loaded.encode_clip(RAGGED), tagger.encode_clip(RAGGED))
 
 
-@pytest.mark.parametrize("window_s", [0.64, 5.12, math.inf])
-def test_a_window_travels_with_the_model(tiny, tmp_path, window_s):
-    waveform = noise(5.0)
-    tiny.set_window(math.inf)
-    tiny.set_window(window_s)
-    expected = tiny.encode_frames(waveform).features
-    tiny.save_pretrained(tmp_path)
-    for other in (
-        m2d_hub.load_model(tmp_path, device="cpu"),
-        m2d_hub.load_model(tmp_path / "model.safetensors", device="cpu"),
-        m2d_hub.M2D.from_pretrained(tmp_path),
-        copy.deepcopy(tiny),
-        pickle.loads(pickle.dumps(tiny)),
-    ):
-        assert other.window_s == pytest.approx(window_s)
-        assert torch.equal(other.encode_frames(waveform).features, expected)
-
-
-def test_a_saved_window_gives_way_to_the_one_asked_for(tiny, tmp_path):
-    expected = tiny.encode_clip(RAGGED)
-    tiny.set_window(math.inf)
-    tiny.save_pretrained(tmp_path)
-    assert torch.equal(
-        m2d_hub.load_model(tmp_path, device="cpu", window_s=2.08).encode_clip(RAGGED), expected
-    )
-
-
 def test_equal_weights_are_saved_as_equal_files(tiny, tmp_path):
     files = []
     for index in range(8):

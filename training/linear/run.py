@@ -6,6 +6,7 @@ Shapes: N clips, L layers, K features.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +25,8 @@ from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
 from ..evaluation.metrics import Interval
 from ..evaluation.unreadable import leave_out, write_left_out
+from ..runs.folder import one_run_in
+from ..runs.stopping import stop_requests
 from .feature_cache import StoredFeatures, stored_features
 from .folder import LinearFolder
 from .model import save_linear_model
@@ -54,6 +57,13 @@ def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
     Raises:
         ConfigError: The list cannot be used, or an option contradicts the model.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("linear evaluation runs in one process: start it without torchrun or accelerate.")
+    with stop_requests(), one_run_in(options.out):
+        return _linear_eval(options)
+
+
+def _linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
     started = time.perf_counter()
     folder = LinearFolder(options.out)
     labelled = read_labelled(options.data, options.multi_label)
