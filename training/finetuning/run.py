@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +37,7 @@ from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.schedules import warn_of_warmup
+from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
@@ -47,6 +49,7 @@ from .member import (
     save_result,
 )
 from .model import build_model
+from .presets import load_finetune_preset
 from .resolved import write_or_compare_run
 
 logger = logging.getLogger(__name__)
@@ -79,15 +82,41 @@ class FinetuneResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult:
-    """Trains and tests every round with every seed, going on from what is in ``options.out``.
+def finetune(
+    preset: str | FinetuneConfig,
+    options: FinetuneOptions | None = None,
+    *,
+    model: str | os.PathLike[str] = "",
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    seeds: int = 1,
+    progress: bool = True,
+    **settings: Any,
+) -> FinetuneResult:
+    """Trains and tests every round with every seed, going on from what is in ``out``.
 
     Each training keeps its best epoch by the validation clips. ``export/`` is the model of the first round
     and the first seed; ``report.json`` is about all of them.
 
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        model: As for :func:`m2d_hub.load_model`.
+        data: CSV with file, label and split.
+        out: Folder of the run.
+        seeds: Trainings of each round, with seeds that count up.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`FinetuneConfig` that the preset has otherwise, such as ``epochs=3``.
+
     Raises:
         ConfigError: Settings, model and data do not go together, or the folder holds another run.
     """
+    config = load_finetune_preset(preset) if isinstance(preset, str) else preset
+    config = with_fields(config, settings)
+    if options is None:
+        require_given(model=model, data=data, out=out)
+        name = preset if isinstance(preset, str) else "own"
+        options = FinetuneOptions(name, os.fspath(model), os.fspath(data), Path(out), seeds, progress)
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
     with stop_requests() as stop, one_run_in(options.out):

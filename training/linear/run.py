@@ -5,6 +5,7 @@ Shapes: N clips, L layers, K features.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -48,15 +49,20 @@ class LinearEvalResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
+def linear_eval(options: LinearEvalOptions | None = None, **fields: Any) -> LinearEvalResult:
     """Evaluates a model's frozen features on a labelled list.
 
     Features are computed once and kept: a run that was stopped goes on where it was. Clips that cannot be
     read are left out, and listed in ``errors.csv``.
 
+    Args:
+        options: What to do.
+        fields: Or its fields as keywords: ``model``, ``data`` and ``out`` at least.
+
     Raises:
         ConfigError: The list cannot be used, or an option contradicts the model.
     """
+    options = LinearEvalOptions(**fields) if options is None else dataclasses.replace(options, **fields)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("linear evaluation runs in one process: start it without torchrun or accelerate.")
     with stop_requests(), one_run_in(options.out):

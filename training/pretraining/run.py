@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from ..runs.folder import RunFolder, one_run_in
 from ..runs.log import RunLog, plot_metrics
 from ..runs.loop import Loop, LoopPlan
 from ..runs.measuring import beside_training, others_wait
+from ..runs.settings import require_given, with_fields
 from ..runs.state import gather_weights, require_finite
 from ..runs.stopping import StopRequests, stop_requests
 from .config import PretrainConfig
@@ -30,6 +32,7 @@ from .export import build_model, export_run
 from .inputs import InputBuilder
 from .loop import StepResult, Trainer
 from .optimizer import build_optimizer
+from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
 from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
@@ -50,16 +53,64 @@ class PretrainResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def pretrain(config: PretrainConfig, options: RunOptions) -> PretrainResult:
-    """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
+def pretrain(
+    preset: str | Preset | PretrainConfig,
+    options: RunOptions | None = None,
+    *,
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    noise: str | os.PathLike[str] | None = None,
+    valid: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    labelled: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> PretrainResult:
+    """Trains until the last epoch, going on from the latest checkpoint in ``out``.
 
     Clips that cannot be read are replaced by others and named in ``errors.csv``.
 
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        data: CSV with a ``file`` column, tar shards, or a folder.
+        out: Folder of the run.
+        noise: Background noise, as ``data``.
+        valid: Clips for the validation loss, as ``data``.
+        start: Weights to start from: a model's name or place; None: the preset's own; ``"none"``: random.
+        teacher: Frozen offline encoder; None: the preset's own; ``"none"``: without.
+        labelled: CSV with file, label and split, for a linear evaluation every few epochs.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`PretrainConfig` that the preset has otherwise, such as ``epochs=3``.
+
     Raises:
+        ConfigError: Settings and data do not go together, or the folder holds another run.
         AudioError: More than half of a list cannot be read.
     """
+    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    chosen = Preset(chosen) if isinstance(chosen, PretrainConfig) else chosen
+    config = with_fields(chosen.config, settings)
+    if options is None:
+        needs_teacher = config.offline is not None and config.offline.kind == "features"
+        options = RunOptions(
+            name=chosen.name,
+            data=_text(data) or "",
+            out=Path(out),
+            noise=_text(noise),
+            valid=_text(valid),
+            start=_text(start) or chosen.start,
+            teacher=_text(teacher) or (chosen.teacher if needs_teacher else None),
+            labelled=_text(labelled),
+            progress=progress,
+        )
+        require_given(data=data, out=out)
     with stop_requests() as stop, one_run_in(options.out):
         return _pretrain(config, options, stop)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
