@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from email.message import Message
 from email.parser import Parser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
@@ -149,3 +149,16 @@ def test_links_of_the_readme_work_on_an_index_page_too(tree):
     inside = [address.removeprefix(REPOSITORY) for address in addresses if address.startswith(REPOSITORY)]
     assert inside
     assert set(inside) <= set(tree)
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_a_page_names_are_there(page, tree):
+    words = re.findall(r"`([^`\s]+)`", (ROOT / page).read_text(encoding="utf-8"))
+    named = {
+        word.partition("::")[0] for word in words if re.match(r"(m2d_hub|training|tests|docs|recipes)/", word)
+    }
+    folders = {f"{parent.as_posix()}/" for name in tree for parent in PurePosixPath(name).parents}
+    examples = {"m2d_hub/clients/PROGRAM.py"}
+    assert [
+        name for name in named - examples if name not in {*tree, *folders} and f"{name}/" not in folders
+    ] == []
