@@ -20,6 +20,8 @@ from m2d_training.cli.main import main
 from m2d_training.pretraining.start import start_weights
 
 import m2d_hub
+from m2d_hub.config import FrontendConfig
+from m2d_hub.nn.frontend import LogMelFrontend
 
 RATE = 16_000
 SIZES = [
@@ -193,6 +195,37 @@ def test_inputs_are_standardised_by_the_prepared_statistics(sounds, tmp_path):
     assert weights_of(tmp_path / "run")["norm_stats"].tolist() == pytest.approx(
         [stored["mean"], stored["std"]]
     )
+
+
+def test_statistics_are_measured_where_none_are_given(sounds, tmp_path):
+    """Of one crop of each clip: of sounds that do not change, as of their whole spectrograms together."""
+    answer = CliRunner().invoke(main, ["statistics", str(sounds), "--frames", "64", "--json"])
+    assert answer.exit_code == 0, answer.output
+    measured = json.loads(answer.output)
+    noise = ["--noise", str(sounds)]
+    assert run("m2d-0.7", sounds, tmp_path / "run", ["epochs=1", "noise_ratio=0.2"], *noise).exit_code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    frontend = LogMelFrontend(FrontendConfig())
+    clips = [soundfile.read(file, dtype="float32")[0] for file in sorted(sounds.parent.glob("*.wav"))]
+    log_mel = torch.cat([frontend.log_mel(torch.from_numpy(clip)[None]).flatten() for clip in clips])
+    assert (config["mean"], config["std"]) == pytest.approx(
+        (float(log_mel.mean()), float(log_mel.std())), abs=0.1
+    )
+    assert (measured["mean"], measured["std"]) == pytest.approx((config["mean"], config["std"]), abs=0.3)
+    assert config["noise_mean"] == pytest.approx(config["mean"], abs=0.3)
+    assert weights_of(tmp_path / "run")["norm_stats"].tolist() == pytest.approx(
+        [config["mean"], config["std"]]
+    )
+    given = ["epochs=1", "mean=-3.0", "std=2.0"]
+    assert run("m2d-0.7", sounds, tmp_path / "given", given).exit_code == 0
+    assert weights_of(tmp_path / "given")["norm_stats"].tolist() == [-3.0, 2.0]
+
+
+def test_a_list_of_silence_is_refused(tmp_path):
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(16_000), 16_000)
+    result = run("m2d-0.7", tmp_path, tmp_path / "run", ["epochs=1"])
+    assert result.exit_code == 1 and "all of 2 clips hold one value, such as silence" in result.output
 
 
 def test_broken_files_are_named_and_counted(sounds, tmp_path):

@@ -11,6 +11,7 @@ from m2d_hub.cli.options import Group
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .options import answer, is_first_process, logging_to
+from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -114,3 +115,4 @@ def prepare(
 
 main.add_command(finetune)
 main.add_command(linear_eval)
+main.add_command(measure)

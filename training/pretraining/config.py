@@ -131,7 +131,7 @@ class PretrainConfig:
 
     # Data
     sample_rate: int = 16_000  # Hz
-    mean: float | None = None  # of the log-mel values; None: of the prepared shards, else AudioSet's
+    mean: float | None = None  # of the log-mel values; None: of the prepared shards, else measured
     std: float | None = None
     transform: Transform = "convolution"  # of the log-mel frontend
     short_clips: ShortClips = "pad"  # with silence, or by repetition

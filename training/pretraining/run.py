@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
     if accelerator.is_main_process:
         write_or_compare_config(folder, config, options, plan, len(data.manifest.entries))
     frontend = LogMelFrontend(config.frontend)
-    inputs = InputBuilder(config, data.manifest.kind, frontend, data.noise_mean, teacher)
+    inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
     pretrainer = _build(config, data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
     first_step = _resume(folder, trainer)

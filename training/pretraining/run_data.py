@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ from torch import Tensor
 
 from m2d_hub.errors import ConfigError
 
-from ..data.manifest import Manifest, read_manifest
+from ..data.crops import CropPlan
+from ..data.manifest import Manifest, Statistics, read_manifest
+from ..data.statistics import measure_statistics
 from ..data.stored_features import read_features
-from .config import AUDIOSET_MEAN, AUDIOSET_STD, PretrainConfig
+from ..runs.folder import RunFolder
+from .config import PretrainConfig
 from .signal_check import check_signal
 from .start import start_weights
 from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
@@ -48,7 +52,6 @@ class RunData:
     noise: Manifest | None
     valid: Manifest | None
     classes: tuple[str, ...]
-    noise_mean: float
     start_weights: dict[str, Tensor] | None
 
 
@@ -66,35 +69,59 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
         )
     valid = None if options.valid is None else read_manifest(options.valid)
     weights = None if options.start in (None, NOTHING) else start_weights(options.start)
-    config = _with_statistics(config, manifest, weights)
     config, noise = _read_noise(config, options)
-    noise_mean = config.noise_mean
-    if noise_mean is None:
-        noise_mean = noise.statistics.mean if noise and noise.statistics else AUDIOSET_MEAN
+    config = _with_statistics(config, manifest, noise, _stored_statistics(options.out))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
-    return RunData(config, manifest, noise, valid, classes, noise_mean, weights)
+    return RunData(config, manifest, noise, valid, classes, weights)
 
 
 def _with_statistics(
-    config: PretrainConfig, manifest: Manifest, weights: dict[str, Tensor] | None
+    config: PretrainConfig, manifest: Manifest, noise: Manifest | None, stored: dict[str, float]
 ) -> PretrainConfig:
-    """Fills in mean and std: of the prepared data, else of the weights to start from, else AudioSet's."""
-    mean, std = AUDIOSET_MEAN, AUDIOSET_STD
-    if manifest.statistics is not None:
-        if manifest.statistics.sample_rate != config.sample_rate and config.mean is None:
-            raise ConfigError(
-                f"{manifest.name} was prepared at {manifest.statistics.sample_rate} Hz, but sample_rate is "
-                f"{config.sample_rate}: prepare it at that rate, or give mean and std."
-            )
-        mean, std = manifest.statistics.mean, manifest.statistics.std
-    elif weights is not None and "norm_stats" in weights:
-        mean, std = (float(value) for value in weights["norm_stats"])
+    """Fills in mean, std and noise_mean: as given, prepared, stored by this very run, or measured."""
+    if config.is_image:
+        return config
+    plan = CropPlan(config.frontend, config.input_size[1], repeat_short=config.short_clips == "repeat")
+    found: dict[str, float] = {}
+    if config.mean is None or config.std is None:
+        found |= _mean_and_std(manifest, plan, stored, ("mean", "std"))
+    if noise is not None and config.noise_mean is None:
+        noise_plan = dataclasses.replace(plan, repeat_short=True)
+        found |= _mean_and_std(noise, noise_plan, stored, ("noise_mean",))
     return dataclasses.replace(
         config,
-        mean=mean if config.mean is None else config.mean,
-        std=std if config.std is None else config.std,
+        mean=found.get("mean") if config.mean is None else config.mean,
+        std=found.get("std") if config.std is None else config.std,
+        noise_mean=found.get("noise_mean") if config.noise_mean is None else config.noise_mean,
     )
+
+
+def _mean_and_std(
+    manifest: Manifest, plan: CropPlan, stored: dict[str, float], names: tuple[str, ...]
+) -> dict[str, float]:
+    """The statistics of a list under some names, the mean first."""
+    if manifest.statistics is None and all(name in stored for name in names):
+        return {name: stored[name] for name in names}
+    statistics = manifest.statistics or measure_statistics(manifest, plan)
+    _check_rate(manifest, statistics, plan.frontend.sample_rate)
+    return dict(zip(names, (statistics.mean, statistics.std), strict=False))
+
+
+def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) -> None:
+    if statistics.sample_rate != sample_rate:
+        raise ConfigError(
+            f"{manifest.name} was prepared at {statistics.sample_rate} Hz, but sample_rate is {sample_rate}: "
+            "prepare it at that rate, or give mean and std (noise_mean of noise)."
+        )
+
+
+def _stored_statistics(out: Path) -> dict[str, float]:
+    """What a run that goes on has measured."""
+    path = RunFolder(out).config_file
+    values = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    names = ("mean", "std", "noise_mean")
+    return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainConfig, Manifest | None]:
