@@ -41,7 +41,7 @@ SHARD_CLIPS = 10_000
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What ``m2d-train prepare`` is asked for."""
+    """Settings of ``m2d-train prepare``."""
 
     data: str
     out: Path
