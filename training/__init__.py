@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data.lists.make import MadeList, make_list
     from .data.noise import mix_noise
     from .finetuning.config import FinetuneConfig
     from .finetuning.presets import load_finetune_preset
@@ -32,6 +33,7 @@ _HOMES = {
     "LinearEvalOptions": "linear.options",
     "LinearEvalResult": "linear.run",
     "LossTerms": "pretraining.pretrainer",
+    "MadeList": "data.lists.make",
     "OfflineConfig": "pretraining.config",
     "PredictorConfig": "pretraining.config",
     "PrepareOptions": "pretraining.prepare",
@@ -48,6 +50,7 @@ _HOMES = {
     "linear_eval": "linear.run",
     "load_finetune_preset": "finetuning.presets",
     "load_preset": "pretraining.presets",
+    "make_list": "data.lists.make",
     "mix_noise": "data.noise",
     "prepare": "pretraining.prepare",
     "pretrain": "pretraining.run",
@@ -61,6 +64,7 @@ __all__ = [
     "LinearEvalOptions",
     "LinearEvalResult",
     "LossTerms",
+    "MadeList",
     "OfflineConfig",
     "PredictorConfig",
     "PrepareOptions",
@@ -77,6 +81,7 @@ __all__ = [
     "linear_eval",
     "load_finetune_preset",
     "load_preset",
+    "make_list",
     "mix_noise",
     "prepare",
     "pretrain",

@@ -1,4 +1,4 @@
-"""What the commands share: options, how files are given, and how errors are told."""
+"""Options that the commands share, how files are given, and how errors are told."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -230,6 +231,22 @@ def test_lists_with_a_byte_order_mark_are_read(tmp_path):
     (tmp_path / "list.csv").write_text("\ufefffile,label\na.wav,x\n", encoding="utf-8")
     (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
     assert (entry.path, entry.label) == (str(tmp_path / "a.wav"), "x")
+
+
+def test_linked_folders_are_followed_each_once_and_in_no_circle(tmp_path):
+    inside, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (inside / "sub").mkdir(parents=True)
+    elsewhere.mkdir()
+    for place in (inside / "a.wav", inside / "sub" / "b.wav", elsewhere / "c.wav", inside / ".hidden.wav"):
+        write_tone(place, seconds=0.1)
+    (inside / "link").symlink_to(elsewhere)
+    (inside / "link again").symlink_to(elsewhere)
+    (inside / "sub" / "up").symlink_to(inside)
+    (elsewhere / "back").symlink_to(inside)
+    (inside / "c link.wav").symlink_to(elsewhere / "c.wav")
+    (inside / "gone").symlink_to(tmp_path / "nowhere")
+    names = [Path(entry.path).name for entry in read_manifest(str(inside)).entries]
+    assert sorted(names) == ["a.wav", "b.wav", "c link.wav", "c.wav"]
 
 
 def test_mixed_kinds_of_files_are_refused(tmp_path):

@@ -449,12 +449,15 @@ def test_class_weights_are_inverse_to_the_clips():
 @pytest.mark.parametrize(
     ("preset", "labels", "settings", "message"),
     [
-        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, spcv2, vc1"),
+        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, "),
         ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, crop_from_start"),
         ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, got 1: the head normalises"),
         ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be one of sgd, lars, adam, adamw, got"),
         ("small", ["a", "b"], ["adjust_positions=true"], "set crop_frames too"),
         ("small", ["a", "b"], ["frozen_blocks=3"], "frozen_blocks must be at most 2, the blocks of"),
+        ("small", ["a", "b"], ["lr=inf"], "lr must be positive, got inf"),
+        ("small", ["a", "b"], ["seed=-1"], "seed must be an integer from 0 to"),
+        ("small", ["a", "b"], ["weight_decay=nan"], "weight_decay must be a finite number of at least 0"),
         ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be from 0 to below 1, got 1.0"),
         ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' cannot take"),
         (

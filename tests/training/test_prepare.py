@@ -130,6 +130,23 @@ def test_silence_alone_is_refused(tmp_path):
         prepare(PrepareOptions(str(tmp_path), tmp_path / "shards", progress=False))
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("split_s", "nan"), ("split_s", "inf"), ("split_s", "0"), ("num_workers", "-1"), ("sample_rate", "0")],
+)
+def test_options_that_mean_nothing_are_refused_by_name(tmp_path, option, value):
+    command = [
+        "prepare",
+        str(tmp_path),
+        "--out",
+        str(tmp_path / "out"),
+        f"--{option.replace('_', '-')}",
+        value,
+    ]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 1 and f"{option} must be" in result.output.replace("-", "_")
+
+
 def test_a_folder_that_holds_something_is_not_replaced(tmp_path, monkeypatch):
     write_tone(tmp_path / "0.wav")
     data = write_list(tmp_path, ["0.wav"])

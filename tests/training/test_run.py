@@ -114,6 +114,11 @@ def test_settings_that_are_wrong_are_refused(sounds, tmp_path, settings, message
     assert message in result.output
 
 
+def test_a_warm_up_longer_than_the_run_is_told(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1", "warmup_epochs=20"]).exit_code == 0
+    assert "warmup_epochs is 20, but the training has 1 epochs" in (tmp_path / "train.log").read_text()
+
+
 def test_unknown_presets_are_refused_with_the_known_ones(sounds, tmp_path):
     result = run("m2d-0.8", sounds, tmp_path)
     assert result.exit_code == 1 and "Unknown preset 'm2d-0.8'. Available: m2d-0.7, m2d-0.6" in result.output
@@ -197,37 +202,6 @@ def test_inputs_are_standardised_by_the_prepared_statistics(sounds, tmp_path):
     )
 
 
-def test_statistics_are_measured_where_none_are_given(sounds, tmp_path):
-    """Of one crop of each clip: of sounds that do not change, as of their whole spectrograms together."""
-    answer = CliRunner().invoke(main, ["statistics", str(sounds), "--frames", "64", "--json"])
-    assert answer.exit_code == 0, answer.output
-    measured = json.loads(answer.output)
-    noise = ["--noise", str(sounds)]
-    assert run("m2d-0.7", sounds, tmp_path / "run", ["epochs=1", "noise_ratio=0.2"], *noise).exit_code == 0
-    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
-    frontend = LogMelFrontend(FrontendConfig())
-    clips = [soundfile.read(file, dtype="float32")[0] for file in sorted(sounds.parent.glob("*.wav"))]
-    log_mel = torch.cat([frontend.log_mel(torch.from_numpy(clip)[None]).flatten() for clip in clips])
-    assert (config["mean"], config["std"]) == pytest.approx(
-        (float(log_mel.mean()), float(log_mel.std())), abs=0.1
-    )
-    assert (measured["mean"], measured["std"]) == pytest.approx((config["mean"], config["std"]), abs=0.3)
-    assert config["noise_mean"] == pytest.approx(config["mean"], abs=0.3)
-    assert weights_of(tmp_path / "run")["norm_stats"].tolist() == pytest.approx(
-        [config["mean"], config["std"]]
-    )
-    given = ["epochs=1", "mean=-3.0", "std=2.0"]
-    assert run("m2d-0.7", sounds, tmp_path / "given", given).exit_code == 0
-    assert weights_of(tmp_path / "given")["norm_stats"].tolist() == [-3.0, 2.0]
-
-
-def test_a_list_of_silence_is_refused(tmp_path):
-    for name in "ab":
-        soundfile.write(tmp_path / f"{name}.wav", np.zeros(16_000), 16_000)
-    result = run("m2d-0.7", tmp_path, tmp_path / "run", ["epochs=1"])
-    assert result.exit_code == 1 and "all of 2 clips hold one value, such as silence" in result.output
-
-
 def errors_of(out):
     with (out / "errors.csv").open(newline="", encoding="utf-8") as lines:
         return [(row["row"], row["file"], row["error"]) for row in csv.DictReader(lines)]
@@ -288,10 +262,42 @@ def test_clips_of_noise_and_of_the_validation_are_left_out_too(sounds, tmp_path)
 
 def test_a_list_of_which_more_than_half_cannot_be_read_ends_the_run(sounds, tmp_path):
     data = list_with_broken(sounds, tmp_path, 3, 4)
-    result = run("m2d-0.7", data, tmp_path / "run", ["epochs=4"])
-    assert result.exit_code == 1
-    assert "4 of 7 clips cannot be read" in result.output
-    assert len(errors_of(tmp_path / "run")) == 4
+    result = run("m2d-0.7", data, tmp_path / "measured", ["epochs=4"])
+    assert result.exit_code == 1 and "4 of 7 clips cannot be read, the first in row" in result.output
+    result = run("m2d-0.7", data, tmp_path / "given", ["epochs=4", "mean=-7", "std=4"])
+    assert result.exit_code == 1 and "4 of 7 clips cannot be read, the first in row" in result.output
+    assert len(errors_of(tmp_path / "given")) == 4
+
+
+def test_statistics_are_measured_where_none_are_given(sounds, tmp_path):
+    """Of one crop of each clip: of sounds that do not change, as of their whole spectrograms together."""
+    answer = CliRunner().invoke(main, ["statistics", str(sounds), "--frames", "64", "--json"])
+    assert answer.exit_code == 0, answer.output
+    measured = json.loads(answer.output)
+    noise = ["--noise", str(sounds)]
+    assert run("m2d-0.7", sounds, tmp_path / "run", ["epochs=1", "noise_ratio=0.2"], *noise).exit_code == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    frontend = LogMelFrontend(FrontendConfig())
+    clips = [soundfile.read(file, dtype="float32")[0] for file in sorted(sounds.parent.glob("*.wav"))]
+    log_mel = torch.cat([frontend.log_mel(torch.from_numpy(clip)[None]).flatten() for clip in clips])
+    assert (config["mean"], config["std"]) == pytest.approx(
+        (float(log_mel.mean()), float(log_mel.std())), abs=0.1
+    )
+    assert (measured["mean"], measured["std"]) == pytest.approx((config["mean"], config["std"]), abs=0.3)
+    assert config["noise_mean"] == pytest.approx(config["mean"], abs=0.3)
+    assert weights_of(tmp_path / "run")["norm_stats"].tolist() == pytest.approx(
+        [config["mean"], config["std"]]
+    )
+    given = ["epochs=1", "mean=-3.0", "std=2.0"]
+    assert run("m2d-0.7", sounds, tmp_path / "given", given).exit_code == 0
+    assert weights_of(tmp_path / "given")["norm_stats"].tolist() == [-3.0, 2.0]
+
+
+def test_a_list_of_silence_is_refused(tmp_path):
+    for name in "ab":
+        soundfile.write(tmp_path / f"{name}.wav", np.zeros(16_000), 16_000)
+    result = run("m2d-0.7", tmp_path, tmp_path / "run", ["epochs=1"])
+    assert result.exit_code == 1 and "all of 2 clips hold one value, such as silence" in result.output
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(sounds, tmp_path):

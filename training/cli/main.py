@@ -13,6 +13,7 @@ from m2d_hub.cli.options import Group, json_option
 from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
+from .list import list_
 from .options import answer, exit_status, logging_to
 from .statistics import measure
 
@@ -111,4 +112,5 @@ def prepare(
 
 main.add_command(finetune)
 main.add_command(linear_eval)
+main.add_command(list_)
 main.add_command(measure)

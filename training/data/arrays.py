@@ -35,7 +35,7 @@ def read_array(entry: Entry) -> np.ndarray:
             raise AudioError(f"{entry} has the shape {shape} of {dtype} but holds {end - start:,} bytes.")
         file.seek(start)
         order: Literal["F", "C"] = "F" if is_fortran else "C"
-        if entry.size:
+        if entry.name:
             return np.frombuffer(file.read(), dtype, math.prod(shape)).reshape(shape, order=order)
         return np.memmap(file, dtype, "r", start, shape, order)
 

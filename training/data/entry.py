@@ -20,8 +20,8 @@ class Entry:
 
     path: AudioFile
     offset: int = 0  # bytes, of a member's data
-    size: int = 0  # bytes of a member; 0: a file of its own
-    name: str = ""  # of a member, for messages
+    size: int = 0  # bytes of a member
+    name: str = ""  # of a member; empty: a file of its own
     label: str = ""  # several are joined by ';'; empty: not known
     caption: str = ""
     features_path: str = ""  # .npy file, or shard, of per-frame features computed beforehand
@@ -45,7 +45,7 @@ class Entry:
         Raises:
             AudioError: The shard cannot be read.
         """
-        return MemberFile(self) if self.size else self.path
+        return MemberFile(self) if self.name else self.path
 
     def open(self) -> BinaryIO:
         """The bytes that the clip stands for.
@@ -53,7 +53,7 @@ class Entry:
         Raises:
             AudioError: There is no such file, or it cannot be opened.
         """
-        if self.size:
+        if self.name:
             return MemberFile(self)
         if not os.path.isfile(self.path):  # opening a pipe would wait for ever
             raise AudioError(f"{self} {'is no file' if os.path.exists(self.path) else 'does not exist'}.")

@@ -92,7 +92,7 @@ def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
 
 
 def _resampled_average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """What scikit-learn gives for ``sample_weight=counts``, with the clips sorted once for all resamples."""
+    """Scikit-learn's value for ``sample_weight=counts``, with the clips sorted once for all resamples."""
     present = targets.any(dim=0)
     sorted_scores, order = scores[:, present].T.contiguous().sort(dim=1, descending=True)  # (C, N)
     positive = targets[:, present].T.gather(1, order).double()

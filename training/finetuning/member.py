@@ -67,7 +67,7 @@ class Best:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What one training came to."""
+    """Result of one training."""
 
     best_epoch: float  # 0: the frozen model with the layer of linear evaluation
     epochs: float  # trained, until the patience ran out

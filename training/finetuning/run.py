@@ -36,6 +36,7 @@ from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_repo
 from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
+from ..runs.schedules import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
@@ -257,6 +258,7 @@ class FinetuneRun:
             return finished
         plan = self._plan(data, seed)
         config = self.config.scaled_to(plan.steps_per_epoch)
+        warn_of_warmup(config.warmup_epochs, config.epochs)
         torch.manual_seed(seed)
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)

@@ -26,7 +26,7 @@ ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
 
 @dataclass
 class StepResult:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     loss: float
     m2d: float

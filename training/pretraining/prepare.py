@@ -12,13 +12,16 @@ from typing import Any
 
 import torch
 
+from m2d_hub.config import COUNT, POSITIVE_INTEGER, FrontendConfig, Numbers, require_numbers
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing_folder
 
 from ..data.entry import Entry
 from ..data.left_out import LeftOut, refuse_too_many, write_errors
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
-from ..data.shards import INDEX_NAME, index_shards, write_index
+from ..data.shard_index import INDEX_NAME, write_index
+from ..data.shards import index_shards
+from ..data.statistics import LEAST_STD
 from ..runs.settings import require_given
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
@@ -26,14 +29,19 @@ from .teachers import HubertTeacher, load_hubert_teacher
 
 logger = logging.getLogger(__name__)
 
+NUMBERS = {
+    "sample_rate": POSITIVE_INTEGER,
+    "split_s": Numbers(least=0.1, or_none="whole clips"),
+    "n_mels": POSITIVE_INTEGER,
+    "num_workers": COUNT,
+}
 SHARD_BYTES = 1 << 30
 SHARD_CLIPS = 10_000
-LEAST_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What ``m2d-train prepare`` is asked for."""
+    """Settings of ``m2d-train prepare``."""
 
     data: str
     out: Path
@@ -43,6 +51,10 @@ class PrepareOptions:
     teacher: str | None = None  # HuBERT, whose features are stored beside each clip
     num_workers: int = 0
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        require_numbers(self, NUMBERS)
+        FrontendConfig.for_sample_rate(self.sample_rate, n_mels=self.n_mels)
 
 
 @dataclass(frozen=True)
@@ -110,8 +122,6 @@ def prepare(
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
-    if options.split_s is not None and options.split_s <= 0:
-        raise ConfigError(f"split_s must be a positive number of seconds, got {options.split_s!r}.")
     _check_out(options.out)
     teacher = None if options.teacher is None else _load_teacher(options)
     with replacing_folder(options.out.absolute()) as folder:

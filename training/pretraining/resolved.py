@@ -1,4 +1,4 @@
-"""What may be another when a pre-training run goes on, and what must be the same."""
+"""Comparison of a pre-training run that goes on with how it began: what may differ, and what must not."""
 
 from __future__ import annotations
 

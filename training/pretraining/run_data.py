@@ -20,6 +20,7 @@ from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.folder import RunFolder
 from ..runs.resolved import read_config
+from ..runs.schedules import warn_of_warmup
 from ..runs.state import list_checkpoints
 from .config import PretrainConfig
 from .signal_check import check_signal
@@ -65,6 +66,7 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
     Raises:
         ConfigError: Data and configuration do not go together.
     """
+    warn_of_warmup(config.warmup_epochs, config.epochs)
     manifest = read_manifest(options.data)
     if (manifest.kind == "image") != config.is_image:
         raise ConfigError(
