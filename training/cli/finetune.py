@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from m2d_hub.cli.options import SOME_FAILED
+from m2d_hub.cli.options import json_option, model_option
 
 from ..runs.devices import is_first_process
-from .options import answer, logging_to
+from .options import answer, exit_status, logging_to
 
 if TYPE_CHECKING:
     from ..evaluation.division import Select
@@ -28,7 +27,7 @@ Examples:
 
 @click.command(epilog=EXAMPLE)
 @click.argument("preset")
-@click.option("--model", required=True, metavar="NAME", help="A name, folder or file, or hf-hub:org/repo.")
+@model_option()
 @click.option("--data", required=True, help="CSV with file, label and split (train, valid, test, or folds).")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
@@ -51,7 +50,7 @@ Examples:
     help="Of the training clips, held out to choose the epoch; folds then train on all others.",
 )
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def finetune(
     preset: str,
     model: str,
@@ -91,5 +90,4 @@ def finetune(
         text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."
         values = {"run": str(out), "export": str(result.model), **figures, "left_out": result.left_out}
         click.echo(answer(values, as_json, text))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)

@@ -49,8 +49,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class RunData:
-    """What a run reads, and its configuration with what the data says filled in."""
+class ResolvedRun:
+    """What a run reads, and its configuration with all that this tells filled in: no other is in use."""
 
     config: PretrainConfig
     manifest: Manifest
@@ -58,9 +58,26 @@ class RunData:
     valid: Manifest | None
     classes: tuple[str, ...]
     start_weights: dict[str, Tensor] | None
+    teacher: Teacher | TextTeacher | None = None
 
 
-def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
+def resolve_run(config: PretrainConfig, options: RunOptions, device: torch.device) -> ResolvedRun:
+    """Reads lists, weights and teacher, and fills in what they tell of the configuration.
+
+    Args:
+        config: As the preset and the caller have it.
+        options: Where the data are.
+        device: Of the teacher.
+
+    Raises:
+        ConfigError: Data and configuration do not go together.
+    """
+    read = _read_data(config, options)
+    read = dataclasses.replace(read, teacher=_load_signal_teacher(read, options, device))
+    return dataclasses.replace(read, config=_with_offline_sizes(read))
+
+
+def _read_data(config: PretrainConfig, options: RunOptions) -> ResolvedRun:
     """Reads the lists and the weights to start from.
 
     Raises:
@@ -81,7 +98,7 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
     config = _with_statistics(config, manifest, noise, _stored_statistics(folder))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
-    return RunData(config, manifest, noise, valid, classes, weights)
+    return ResolvedRun(config, manifest, noise, valid, classes, weights)
 
 
 def _with_statistics(
@@ -146,11 +163,11 @@ def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainCo
     return config, read_manifest(options.noise)
 
 
-def load_signal_teacher(
-    data: RunData, options: RunOptions, device: torch.device
+def _load_signal_teacher(
+    read: ResolvedRun, options: RunOptions, device: torch.device
 ) -> Teacher | TextTeacher | None:
     """The frozen offline encoder, where the data does not carry the training signal itself."""
-    offline = data.config.offline
+    offline = read.config.offline
     name = None if options.teacher == NOTHING else options.teacher
     if offline is None or offline.kind == "labels":
         if name is not None:
@@ -158,29 +175,29 @@ def load_signal_teacher(
                 f"--teacher {name} was given, but this method learns from no teacher: set offline.kind."
             )
         return None
-    if data.manifest.entries[0].features_path:
-        logger.info("%s carries features computed beforehand: no teacher is loaded.", data.manifest.name)
+    if read.manifest.entries[0].features_path:
+        logger.info("%s carries features computed beforehand: no teacher is loaded.", read.manifest.name)
         return None
     if offline.kind == "text":
         return load_text_teacher(offline, name, device)
-    return None if name is None else load_teacher(name, data.config, device)
+    return None if name is None else load_teacher(name, read.config, device)
 
 
-def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> PretrainConfig:
+def _with_offline_sizes(read: ResolvedRun) -> PretrainConfig:
     """Fills in the widths of the offline network's training signal, and checks those that were given."""
-    config, offline = data.config.resolve(), data.config.offline
+    config, offline, teacher = read.config.resolve(), read.config.offline, read.teacher
     if offline is None:
         return config
     if offline.kind == "text":
         source = teacher.source if isinstance(teacher, TextTeacher) else offline.text_encoder
-        width = offline.text_dim or _features_width(data, teacher)
+        width = offline.text_dim or _features_width(read)
         dim = offline.dim or config.embed_dim
         offline = dataclasses.replace(offline, dim=dim, text_dim=width, text_encoder=source)
         return dataclasses.replace(config, offline=offline)
-    found = len(data.classes) if offline.kind == "labels" else _features_width(data, teacher)
+    found = len(read.classes) if offline.kind == "labels" else _features_width(read)
     if not found:
         raise ConfigError(
-            f"the offline network learns from {offline.kind}, but {data.manifest.name} has no such column"
+            f"the offline network learns from {offline.kind}, but {read.manifest.name} has no such column"
             + (" and no --teacher was given." if offline.kind == "features" else ".")
         )
     if offline.dim not in (None, found):
@@ -188,15 +205,15 @@ def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> 
     return dataclasses.replace(config, offline=dataclasses.replace(offline, dim=found))
 
 
-def _features_width(data: RunData, teacher: Teacher | TextTeacher | None) -> int:
+def _features_width(read: ResolvedRun) -> int:
     """Of the teacher's features, or of most of the first clips that have some stored."""
-    entries = data.manifest.entries
+    entries = read.manifest.entries
     if not entries[0].features_path:
-        return teacher.dim if teacher else 0
+        return read.teacher.dim if read.teacher else 0
     widths: Counter[int] = Counter()
     for entry in entries[:ASKED_WIDTHS]:
         with contextlib.suppress(AudioError):
             widths[features_width(entry)] += 1
     if not widths:
-        raise AudioError(f"{data.manifest.name}: the features of its first clips cannot be read.")
+        raise AudioError(f"{read.manifest.name}: the features of its first clips cannot be read.")
     return widths.most_common(1)[0][0]
