@@ -1,7 +1,7 @@
 """Anything that holds audio to blocks of mono waveform at the model's rate.
 
 A file is opened once to look at its header, so that a bad one is found before work starts, and read in blocks
-when its turn comes; nothing is ever held whole but the arrays that a caller hands over.
+when its turn comes; only arrays that a caller hands over, and file objects that cannot seek, are held whole.
 """
 
 from __future__ import annotations

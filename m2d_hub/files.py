@@ -19,6 +19,7 @@ from m2d_hub.errors import DownloadError
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+LEAST_FREE_BYTES = 1 << 16  # a disk with less is full
 PARTIAL_SUFFIX = ".partial"  # of a name under which something is in work
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}
@@ -42,9 +43,26 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
+        full = _full_disk(error, partial)
         partial.unlink(missing_ok=True)
+        if full is not None:
+            raise full from error
         raise
+
+
+def _full_disk(error: BaseException, partial: Path) -> OSError | None:
+    """The error that a full disk is, whatever a library made of it; None: it is something else.
+
+    torch and safetensors tell of a failed write in errors of their own, torch without saying why.
+    """
+    if isinstance(error, OSError) or not isinstance(error, Exception):
+        return None
+    is_full = "No space left" in str(error)
+    with contextlib.suppress(OSError):
+        is_full = is_full or shutil.disk_usage(partial.parent).free < LEAST_FREE_BYTES
+    text = f"no space left on the disk of {partial.parent}"
+    return OSError(errno.ENOSPC, text) if is_full else None
 
 
 @contextlib.contextmanager
@@ -66,8 +84,11 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
+        full = _full_disk(error, partial)
         shutil.rmtree(partial, ignore_errors=True)
+        if full is not None:
+            raise full from error
         raise
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from m2d_hub.cli.options import SOME_FAILED, Group
 
+from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, is_first_process, logging_to
+from .options import answer, logging_to
 from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
@@ -49,15 +52,10 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def pretrain(
     preset: str,
-    data: str,
     out: Path,
-    noise: str | None,
-    valid: str | None,
-    labelled: str | None,
-    start: str | None,
-    teacher: str | None,
     settings: tuple[str, ...],
     as_json: bool,
+    **sources: Any,
 ) -> None:
     """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes.
 
@@ -65,24 +63,12 @@ def pretrain(
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..pretraining.run_data import RunOptions
     from ..runs.settings import apply_settings
 
     chosen = load_preset(preset)
-    config = apply_settings(chosen.config, settings)
-    needs_teacher = config.offline is not None and config.offline.kind == "features"
-    options = RunOptions(
-        name=preset,
-        data=data,
-        out=out,
-        noise=noise,
-        valid=valid,
-        start=start or chosen.start,
-        teacher=teacher or (chosen.teacher if needs_teacher else None),
-        labelled=labelled,
-    )
+    chosen = dataclasses.replace(chosen, config=apply_settings(chosen.config, settings))
     with logging_to(out / "train.log"):
-        result = run_pretraining(config, options)
+        result = run_pretraining(chosen, out=out, **sources)
     if is_first_process():
         values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
         click.echo(answer(values, as_json, f"The model is in {result.model}."))

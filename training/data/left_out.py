@@ -69,7 +69,7 @@ class LeftOutLog:
 
         Args:
             folder: Of the run.
-            sizes: Clips of each list, by its name.
+            sizes: Clips of each list that must not lack more than half, by its name.
             writes: Whether this process writes ``errors.csv``.
         """
         self.folder, self.sizes, self.writes = folder, sizes, writes
@@ -94,7 +94,8 @@ class LeftOutLog:
             write_errors(self.folder, self._named.values())
         for name, clip in met:
             self._places.setdefault(name, set()).add(clip.row)
-            refuse_too_many(name, len(self._places[name]), self.sizes[name], clip)
+            if name in self.sizes:
+                refuse_too_many(name, len(self._places[name]), self.sizes[name], clip)
         return new
 
 

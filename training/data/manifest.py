@@ -1,4 +1,4 @@
-"""What a run trains on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
+"""Clips to train on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
 
 from __future__ import annotations
 

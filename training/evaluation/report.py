@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: ``report.json``, a picture of the classes, and the worst clips.
+"""Files that an evaluation leaves: ``report.json``, a picture of the classes, and the worst clips.
 
 Shapes: N test clips, C classes, S seeds.
 """
@@ -36,7 +36,7 @@ WORST_COLUMNS = ("row", "file", "true", "predicted", "probability", "probability
 
 @dataclass(frozen=True)
 class ScoredRound:
-    """What the models of all seeds say of one round's test clips."""
+    """Scores of one round's test clips by the models of all seeds."""
 
     name: str  # of the round
     part: Part  # the test clips
@@ -151,7 +151,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "value": interval.value,
         "low": interval.low,
         "high": interval.high,
-        "interval": "95 %, bootstrapped over test clips and seeds",
+        "interval": "95 %, bootstrapped over test clips and seeds; Clopper-Pearson where all resamples agree",
         "data": labelled.name,
         "test_clips": len(evaluation.targets),
         "classes": len(labelled.labels),

@@ -51,7 +51,7 @@ def inverse_class_weights(targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FinetuneStep:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     loss: float
     lr: float

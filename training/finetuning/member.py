@@ -19,6 +19,7 @@ from ..runs.folder import RunFolder
 from ..runs.log import RunLog
 from ..runs.loop import Loop, LoopPlan
 from ..runs.state import read_tensors, require_finite, write_tensors
+from ..runs.stopping import StopRequests
 from .data import FinetuneBatch, FinetuneDataset, build_train_loader
 from .head import fit_head
 from .loop import FinetuneStep, FinetuneTrainer
@@ -66,7 +67,7 @@ class Best:
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What one training came to."""
+    """Result of one training."""
 
     best_epoch: float  # 0: the frozen model with the layer of linear evaluation
     epochs: float  # trained, until the patience ran out
@@ -88,10 +89,11 @@ class Member:
         plan: EpochPlan,
         metric: Metric,
         seed: int,
+        stop: StopRequests,
         progress: bool,
     ):
         self.folder, self.trainer, self.data, self.plan = folder, trainer, data, plan
-        self.metric, self.seed, self.progress = metric, seed, progress
+        self.metric, self.seed, self.stop, self.progress = metric, seed, stop, progress
         self.config, self.accelerator = trainer.config, trainer.accelerator
         self.total_steps = self.config.epochs * plan.steps_per_epoch
         self.best: Best | None = None
@@ -110,7 +112,7 @@ class Member:
             advice="lower lr or check the data",
         )
         linear = self._try_linear() if config.try_linear else None
-        done = Loop(self.folder, self.trainer, plan, self.progress).run(self)
+        done = Loop(self.folder, self.trainer, plan, self.stop, self.progress).run(self)
         return self._finish(done, linear)
 
     def measure(self, done: int, result: FinetuneStep, log: RunLog | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -274,3 +275,18 @@ class PretrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PretrainConfig:
+        """What :meth:`to_dict` gave, also after JSON.
+
+        Raises:
+            ConfigError: A field is unknown, or a value not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        require(not unknown, f"PretrainConfig has no {', '.join(unknown)}: leave it out.")
+        offline = values.get("offline")
+        return cls(
+            **{**values, "offline": OfflineConfig(**offline) if isinstance(offline, Mapping) else offline}
+        )

@@ -24,6 +24,7 @@ from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
 from ..data.stored_features import caption_features, frame_features
+from ..runs.stopping import leave_signals_to_parent
 from .config import PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
@@ -223,4 +224,5 @@ def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: in
         collate_fn=stack_samples,
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
 
 @dataclass
 class StepResult:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     loss: float
     m2d: float
@@ -118,16 +118,27 @@ class Trainer:
 
     def forward(self, batch: Batch) -> LossTerms:
         """Losses of one batch of this process."""
+        return self._losses(self.model, batch)
+
+    @torch.no_grad()
+    def sum_losses(self, batches: Iterable[tuple[Batch, int]]) -> tuple[float, int]:
+        """Sum of the clips' losses and number of clips, of this process alone.
+
+        Args:
+            batches: Each with how many of its clips count.
+        """
+        total, clips = 0.0, 0
+        for batch, counted in batches:
+            loss = float(self._losses(self.pretrainer, batch).total)
+            total += loss * counted if counted else 0.0
+            clips += counted
+        return total, clips
+
+    def _losses(self, model: nn.Module, batch: Batch) -> LossTerms:
         batch = batch.to(self.accelerator.device)
         log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
         with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
-
-    @torch.no_grad()
-    def validate(self, batches: Iterator[Batch]) -> float:
-        """Mean loss over a list of its own, whose crops and masks are always the same."""
-        losses = torch.stack([self.forward(batch).total.detach() for batch in batches])
-        return float(self.accelerator.gather(losses).mean())
+            return model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
 
     def _schedule(self, step: int) -> tuple[float, float]:
         lr = rate_of_step(self.config, step, self.plan.steps_per_epoch, self.plan.global_batch)

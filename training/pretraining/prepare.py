@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,6 +23,7 @@ from ..data.missing import tell_missing
 from ..data.shard_index import INDEX_NAME, write_index
 from ..data.shards import index_shards
 from ..data.statistics import LEAST_STD
+from ..runs.settings import require_given
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
 from .teachers import HubertTeacher, load_hubert_teacher
@@ -40,7 +42,7 @@ SHARD_CLIPS = 10_000
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What ``m2d-train prepare`` is asked for."""
+    """Settings of ``m2d-train prepare``."""
 
     data: str
     out: Path
@@ -98,15 +100,26 @@ class Totals:
         return math.sqrt(max(self.squares / self.values - self.mean**2, 0.0))
 
 
-def prepare(options: PrepareOptions) -> PrepareResult:
-    """Writes shards, an index of their clips, and statistics into ``options.out``, whole or not at all.
+def prepare(
+    data: str | os.PathLike[str] | PrepareOptions, out: str | os.PathLike[str] = "", **fields: Any
+) -> PrepareResult:
+    """Writes shards, an index of their clips, and statistics into ``out``, whole or not at all.
 
     What is in work stands in ``<out>.partial`` beside it; a preparation that was killed starts again.
+
+    Args:
+        data: Folder or CSV of audio in any format; or all options in one object.
+        out: Folder for the shards.
+        fields: Further fields of :class:`PrepareOptions`, such as ``split_s=10.0``.
 
     Raises:
         ConfigError: The folder holds something already, or the clips are of no use.
         AudioError: More than half of the files cannot be read.
     """
+    if not isinstance(data, PrepareOptions):
+        require_given(data=data, out=out)
+        data = PrepareOptions(os.fspath(data), Path(out), **fields)
+    options = data
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,27 +15,31 @@ import torch
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.left_out import LeftOutLog, NamedLeftOut
-from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
 from ..runs.devices import build_accelerator
-from ..runs.folder import RunFolder
+from ..runs.folder import RunFolder, one_run_in
 from ..runs.log import RunLog, plot_metrics
 from ..runs.loop import Loop, LoopPlan
+from ..runs.measuring import beside_training, others_wait
+from ..runs.settings import require_given, with_fields
 from ..runs.state import gather_weights, require_finite
+from ..runs.stopping import StopRequests, stop_requests
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader, stack_samples
 from .export import build_model, export_run
 from .inputs import InputBuilder
 from .loop import StepResult, Trainer
 from .optimizer import build_optimizer
+from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
 from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_CLIPS = 16  # of one forward pass
 VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
@@ -48,14 +53,67 @@ class PretrainResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def pretrain(config: PretrainConfig, options: RunOptions) -> PretrainResult:
-    """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
+def pretrain(
+    preset: str | Preset | PretrainConfig,
+    options: RunOptions | None = None,
+    *,
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    noise: str | os.PathLike[str] | None = None,
+    valid: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    labelled: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> PretrainResult:
+    """Trains until the last epoch, going on from the latest checkpoint in ``out``.
 
     Clips that cannot be read are replaced by others and named in ``errors.csv``.
 
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        data: CSV with a ``file`` column, tar shards, or a folder.
+        out: Folder of the run.
+        noise: Background noise, as ``data``.
+        valid: Clips for the validation loss, as ``data``.
+        start: Weights to start from: a model's name or place; None: the preset's own; ``"none"``: random.
+        teacher: Frozen offline encoder; None: the preset's own; ``"none"``: without.
+        labelled: CSV with file, label and split, for a linear evaluation every few epochs.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`PretrainConfig` that the preset has otherwise, such as ``epochs=3``.
+
     Raises:
+        ConfigError: Settings and data do not go together, or the folder holds another run.
         AudioError: More than half of a list cannot be read.
     """
+    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    chosen = Preset(chosen) if isinstance(chosen, PretrainConfig) else chosen
+    config = with_fields(chosen.config, settings)
+    if options is None:
+        needs_teacher = config.offline is not None and config.offline.kind == "features"
+        options = RunOptions(
+            name=chosen.name,
+            data=_text(data) or "",
+            out=Path(out),
+            noise=_text(noise),
+            valid=_text(valid),
+            start=_text(start) or chosen.start,
+            teacher=_text(teacher) or (chosen.teacher if needs_teacher else None),
+            labelled=_text(labelled),
+            progress=progress,
+        )
+        require_given(data=data, out=out)
+    with stop_requests() as stop, one_run_in(options.out):
+        return _pretrain(config, options, stop)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
     data = read_data(config, options)
@@ -63,12 +121,12 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> PretrainResult:
     config = with_offline_sizes(data, teacher)
     plan = _plan(config, data, accelerator)
     if accelerator.is_main_process:
-        write_or_compare_config(folder, config, options, plan, len(data.manifest.entries))
+        write_or_compare_config(folder, config, options, plan, data)
     frontend = LogMelFrontend(config.frontend)
     inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
     pretrainer = _build(config, data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    run = Run(config, options, folder, data, trainer)
+    run = Run(config, options, folder, data, trainer, stop)
     run.train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
@@ -115,14 +173,21 @@ class Run:
     """What a pre-training adds to the loop: its batches, and what is measured between the steps."""
 
     def __init__(
-        self, config: PretrainConfig, options: RunOptions, folder: RunFolder, data: RunData, trainer: Trainer
+        self,
+        config: PretrainConfig,
+        options: RunOptions,
+        folder: RunFolder,
+        data: RunData,
+        trainer: Trainer,
+        stop: StopRequests,
     ):
         self.config, self.options, self.folder = config, options, folder
-        self.data, self.trainer = data, trainer
+        self.data, self.trainer, self.stop = data, trainer, stop
+        self.valid = None if data.valid is None else PretrainDataset(config, data.valid, None, data.classes)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
-        sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise, data.valid) if read}
+        sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
         self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
         self._met_in_validation: list[NamedLeftOut] = []
 
@@ -137,7 +202,7 @@ class Run:
             keep_every_steps=config.keep_every_epochs * self.steps_per_epoch,
             advice="lower base_lr or check the data",
         )
-        done = Loop(self.folder, self.trainer, plan, self.options.progress).run(self)
+        done = Loop(self.folder, self.trainer, plan, self.stop, self.options.progress).run(self)
         self._finish(done)
 
     def is_done(self, done: int) -> bool:
@@ -155,10 +220,10 @@ class Run:
         every = self.config.analyse_every_steps
         if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
-        if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
+        if self.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
+            metrics |= self._validate(self.valid)
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
-            metrics["linear_eval"] = self._linear_eval(self.labelled)
+            metrics |= self._linear_eval(self.labelled)
         metrics["skipped"] = self._note_left_out(result.left_out)
         return metrics
 
@@ -194,27 +259,38 @@ class Run:
         )
         return build_loader(dataset, sampler, self.config.num_workers)
 
-    def _validation_batches(self, valid: Manifest) -> Iterator[Batch]:
-        """Batches of this process; all processes get as many."""
-        dataset = PretrainDataset(self.config, valid, None, self.data.classes)
-        size = self.config.batch_size
+    def _validate(self, valid: PretrainDataset) -> dict[str, float]:
+        """Mean loss over the clips of a list of its own, whose crops and masks are always the same."""
+        sums = (math.nan, 0)
+        with beside_training("validation_loss"):
+            sums = self.trainer.sum_losses(self._validation_groups(valid))
+        device = self.accelerator.device
+        total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
+        return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
+
+    def _validation_groups(self, dataset: PretrainDataset) -> Iterator[tuple[Batch, int]]:
+        """Groups of clips of this process, each with how many count; all processes get as many groups.
+
+        Their size is fixed: a contrastive loss depends on it, and the figure must not on batch_size.
+        """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        starts = list(range(0, len(dataset), size))
-        if len(starts) >= processes:
-            starts = starts[rank : len(starts) // processes * processes : processes]
-        for start in starts:
-            places = range(start, min(start + size, len(dataset)))
+        groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
+        for group in range(rank, math.ceil(groups / processes) * processes, processes):
+            first = group % groups * VALIDATION_CLIPS
+            places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
             batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
             self._met_in_validation += batch.left_out
-            yield batch
+            yield batch, len(places) if group < groups else 0
 
-    def _linear_eval(self, labelled: LabelledList) -> float:
+    def _linear_eval(self, labelled: LabelledList) -> dict[str, float]:
         """Score of frozen features; the first process computes it."""
         weights = gather_weights(self.trainer.model)
-        if not self.accelerator.is_main_process:
-            return math.nan
-        model = build_model(weights, self.config).to(self.accelerator.device)
-        return evaluate_encoder(model, labelled)
+        found: dict[str, float] = {}
+        with others_wait(self.accelerator), beside_training("linear_eval"):
+            if self.accelerator.is_main_process:
+                model = build_model(weights, self.config).to(self.accelerator.device)
+                found = {"linear_eval": evaluate_encoder(model, labelled)}
+        return found
 
     def _finish(self, done: int) -> None:
         weights = gather_weights(self.trainer.model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 from collections import Counter
 from dataclasses import dataclass
@@ -21,7 +20,9 @@ from ..data.missing import tell_missing
 from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.folder import RunFolder
+from ..runs.resolved import read_config
 from ..runs.schedules import warn_of_warmup
+from ..runs.state import list_checkpoints
 from .config import PretrainConfig
 from .signal_check import check_signal
 from .start import start_weights
@@ -74,9 +75,11 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
             "pictures need 3, audio and spectrograms 1."
         )
     valid = None if options.valid is None else _read_list(options.valid)
-    weights = None if options.start in (None, NOTHING) else start_weights(options.start)
+    folder = RunFolder(options.out)
+    has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
+    weights = start_weights(options.start) if has_start and options.start else None
     config, noise = _read_noise(config, options)
-    config = _with_statistics(config, manifest, noise, _stored_statistics(options.out))
+    config = _with_statistics(config, manifest, noise, _stored_statistics(folder))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
     return RunData(config, manifest, noise, valid, classes, weights)
@@ -122,10 +125,9 @@ def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) ->
         )
 
 
-def _stored_statistics(out: Path) -> dict[str, float]:
+def _stored_statistics(folder: RunFolder) -> dict[str, float]:
     """What a run that goes on has measured."""
-    path = RunFolder(out).config_file
-    values = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    values = read_config(folder)["config"] if folder.config_file.is_file() else {}
     names = ("mean", "std", "noise_mean")
     return {name: values[name] for name in names if values.get(name) is not None}
 

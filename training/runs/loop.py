@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from m2d_hub.errors import M2DError
 
 from .folder import RunFolder
 from .log import RunLog
+from .progress import Progress
 from .state import (
     NotFiniteError,
     gather_state,
@@ -28,6 +29,7 @@ from .state import (
     step_of,
     write_state,
 )
+from .stopping import Stopped, StopRequests
 
 logger = logging.getLogger(__name__)
 
@@ -105,36 +107,49 @@ class Training(Protocol):
 class Loop:
     """Steps of one training from its latest checkpoint on."""
 
-    def __init__(self, folder: RunFolder, trainer: Trainer, plan: LoopPlan, progress: bool):
-        self.folder, self.trainer, self.plan = folder, trainer, plan
+    def __init__(
+        self, folder: RunFolder, trainer: Trainer, plan: LoopPlan, stop: StopRequests, progress: bool
+    ):
+        self.folder, self.trainer, self.plan, self.stop = folder, trainer, plan, stop
         self.is_first_process = trainer.accelerator.is_main_process
         self.is_shown = progress and self.is_first_process
         self._left_out_in_a_row = 0
+        self._loss = math.nan
 
     def run(self, training: Training) -> int:
-        """Trains to the end; returns the steps that are done then."""
-        from tqdm import tqdm
+        """Trains to the end; returns the steps that are done then.
 
-        plan = self.plan
+        Raises:
+            M2DError: Several steps in a row were not finite.
+            Stopped: A signal asked for it; what is done is saved.
+        """
         step = self._resume()
         log = RunLog(self.folder, step) if self.is_first_process else None
         batches = iter(training.batches(step))
-        with tqdm(total=plan.total_steps, initial=step, unit="step", disable=not self.is_shown) as bar:
-            bar.set_description(plan.name or "training")
-            while not training.is_done(step):
-                started = time.perf_counter()
-                micro_batches = list(itertools.islice(batches, plan.accumulate_steps))
-                waited_s = time.perf_counter() - started
-                result = self.trainer.train_step(micro_batches, step)
-                step += 1
-                try:
-                    self._after_step(step, result, waited_s, training, log)
-                except NotFiniteError as error:
-                    raise M2DError(f"{error} {self._tell_checkpoint(step)}") from error
-                bar.update()
-        if log is not None:
-            log.close()
+        progress = Progress(self.plan.name, step, self.plan.total_steps, self.is_shown)
+        try:
+            with progress, self.stop.held():
+                while not training.is_done(step):
+                    step = self._step(step, batches, training, log)
+                    progress.update(step, self._loss)
+        finally:
+            del batches  # ends the workers
+            if log is not None:
+                log.close()
         return step
+
+    def _step(self, step: int, batches: Iterator[Any], training: Training, log: RunLog | None) -> int:
+        """One step, and what comes after it; returns the steps that are done."""
+        started = time.perf_counter()
+        micro_batches = list(itertools.islice(batches, self.plan.accumulate_steps))
+        waited_s = time.perf_counter() - started
+        result = self.trainer.train_step(micro_batches, step)
+        self._loss = result.loss
+        try:
+            self._after_step(step + 1, result, waited_s, training, log)
+        except NotFiniteError as error:
+            raise M2DError(f"{error} {self._tell_checkpoint(step + 1)}") from error
+        return step + 1
 
     def _after_step(
         self, done: int, result: StepResult, waited_s: float, training: Training, log: RunLog | None
@@ -144,8 +159,13 @@ class Loop:
         metrics = {**result.metrics(), "data_seconds": waited_s, **training.measure(done, result, log)}
         if log is not None:
             log.write(done, metrics, is_left_out=not result.is_taken)
-        if self._saves(done):
+        signal_number = self.stop.agreed(self.trainer.accelerator)
+        if self._saves(done) or (signal_number and not self._left_out_in_a_row):
             self._save(done, training, log)
+        if signal_number:
+            told = "" if self._left_out_in_a_row else ", which is saved"
+            self.trainer.accelerator.end_training()
+            raise Stopped(signal_number, f" after step {done}{told}")
 
     def _resume(self) -> int:
         """Goes on from the latest checkpoint; returns the steps that are done."""
@@ -169,22 +189,20 @@ class Loop:
         if self._left_out_in_a_row <= (MOST_LEFT_OUT_AT_END if at_end else MOST_LEFT_OUT_IN_A_ROW):
             logger.warning("%s is %s at step %d: the step is left out.", what, figure, done)
             return
-        raise M2DError(
-            f"{what} is {figure} at step {done}, the last of {self._left_out_in_a_row} in a row: "
-            f"{self.plan.advice}. {self._tell_checkpoint(done - self._left_out_in_a_row)}"
+        raise NotFiniteError(
+            f"{what} is {figure} at step {done}, the last of {self._left_out_in_a_row} in a row."
         )
 
-    def _tell_checkpoint(self, last_good_step: int) -> str:
-        """Sets a checkpoint aside whose weights gave no finite step; says what is left to go on from."""
-        told = ""
+    def _tell_checkpoint(self, done: int) -> str:
+        """What to do. Sets a checkpoint aside whose weights gave no finite step."""
+        last_taken = done - self._left_out_in_a_row
+        told = f"To go on, {self.plan.advice}. "
         checkpoints = list_checkpoints(self.folder)
-        if checkpoints and step_of(checkpoints[-1]) == last_good_step:
+        if checkpoints and step_of(checkpoints[-1]) == last_taken:
             latest = checkpoints.pop()
             if self.is_first_process:
                 latest = set_aside(latest)
-            told = (
-                f"No step after step {last_good_step} was finite: its checkpoint is set aside as {latest}. "
-            )
+            told += f"No step after step {last_taken} was finite: its checkpoint is set aside as {latest}. "
         if not checkpoints:
             return f"{told}There is no other checkpoint: the run would begin anew."
         return f"{told}The run goes on from the checkpoint of step {step_of(checkpoints[-1])}."
