@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import torch
 from torch import Tensor
 
 from m2d_hub.audio.decoding import BLOCK_VALUES, decode, read_header
-from m2d_hub.audio.resampling import check_rate, resample, resampled_length
+from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
 from m2d_hub.audio.waveforms import checked, is_numbers, to_waveform
 from m2d_hub.errors import AudioError
 
@@ -41,8 +42,8 @@ class AudioPart:
         return self.path
 
     def __str__(self) -> str:
-        end = "its end" if self.end_s is None else f"{self.end_s:g} s"
-        return f"{self.path} from {self.start_s:g} s to {end}"
+        end = "its end" if self.end_s is None else f"{self.end_s} s"
+        return f"{self.path} from {self.start_s} s to {end}"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,38 @@ class Clip:
             yield block
         if empty:
             raise AudioError(f"{self.name} is empty: it holds no samples.")
+
+
+def read_part(clip: Clip, start: int, stop: int) -> Tensor:
+    """Reads some samples of a clip without those before them, as :meth:`Clip.blocks` gives them.
+
+    Where a file is entered is as exact as its format: to the sample, but to some milliseconds in Ogg Vorbis.
+
+    Args:
+        clip: What :func:`open_audio` gave.
+        start: The first sample wanted, at the clip's ``sample_rate``.
+        stop: The one after the last.
+
+    Returns:
+        (stop − start,) float32, or fewer samples where the audio ends before.
+
+    Raises:
+        AudioError: The audio is non-finite or unreadable; the message names it.
+    """
+    step_in, step_out, context = steps(clip.source_rate, clip.sample_rate)
+    margin = -(-context // step_in)
+    first, last = max(0, start // step_out - margin), -(-stop // step_out) + margin
+    if isinstance(clip.source, Tensor):
+        raw = _split(clip.source[first * step_in : last * step_in])
+    else:
+        begin, end = clip.frames
+        until = begin + last * step_in
+        raw = decode(
+            clip.source, clip.name, begin + first * step_in, until if end is None else min(until, end)
+        )
+    blocks = list(resample(checked(raw, clip.name), clip.source_rate, clip.sample_rate))
+    part = torch.cat(blocks) if blocks else torch.zeros(0)
+    return part[start - first * step_out : stop - first * step_out]
 
 
 def open_audio(audio: Any, sample_rate: int, array_rate: int | None = None) -> list[Clip]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import AudioError, M2DError
+from m2d_hub.plain_tensors import plain_tensors
 
 MIN_RATE_HZ, MAX_RATE_HZ = 100, 10_000_000
 MAX_FILTER_TAPS = 16_000_000  # numbers in a resampling kernel, 64 MB
@@ -60,28 +61,44 @@ def _resampler(numerator: int, denominator: int) -> Any:
             "Install a pair that belongs together, for instance: pip install 'torch>=2.11,<2.15' "
             "'torchaudio>=2.11,<2.12'"
         ) from error
-    return torchaudio.transforms.Resample(orig_freq=denominator, new_freq=numerator)
+    with plain_tensors():
+        return torchaudio.transforms.Resample(orig_freq=denominator, new_freq=numerator)
+
+
+def steps(source_rate: int, sample_rate: int) -> tuple[int, int, int]:
+    """How far a stream can be entered without a trace of where.
+
+    Returns:
+        The least samples that give a whole number of resampled ones, these, and the samples on either side
+        that the filter reaches.
+    """
+    ratio = _ratio(source_rate, sample_rate)
+    if ratio == 1:
+        return 1, 1, 0
+    step = ratio.denominator
+    return step, ratio.numerator, step * (1 + _resampler(ratio.numerator, step).width // step)
 
 
 def resample(blocks: Iterator[Tensor], source_rate: int, sample_rate: int) -> Iterator[Tensor]:
     """Resamples a stream as if it were whole: each block carries its filter's context."""
-    ratio = _ratio(source_rate, sample_rate)
-    if ratio == 1:
+    step, step_out, context = steps(source_rate, sample_rate)
+    if not context:
         yield from blocks
         return
-    resampler = _resampler(ratio.numerator, ratio.denominator)
-    step = ratio.denominator  # input samples that give a whole number of output samples
-    context = step * (1 + resampler.width // step)
-    pending, lead = torch.zeros(0), 0  # lead: samples of left context that pending begins with
+    resampler = _resampler(step_out, step)
+    pending, lead = (
+        torch.zeros(0, dtype=torch.float32, device="cpu"),
+        0,
+    )  # lead: samples of left context that pending begins with
     for block in blocks:
         pending = torch.cat([pending, block])
         ready = (len(pending) - lead - context) // step * step
         if ready <= 0:
             continue
         resampled = resampler(pending[: lead + ready + context])
-        first = lead // step * ratio.numerator
-        yield resampled[first : first + ready // step * ratio.numerator]
+        first = lead // step * step_out
+        yield resampled[first : first + ready // step * step_out]
         keep = max(0, lead + ready - context)
         pending, lead = pending[keep:], lead + ready - keep
     if len(pending) > lead:
-        yield resampler(pending)[lead // step * ratio.numerator :]
+        yield resampler(pending)[lead // step * step_out :]

@@ -93,7 +93,7 @@ def _plain_tensor(tensor: Tensor, name: str) -> Tensor:
             f"{name} is a sparse, nested, quantised or meta tensor; give a dense one, with its samples in "
             "memory."
         )
-    return tensor.detach()
+    return tensor.detach().cpu()
 
 
 def _of_16_bits(array: np.ndarray, name: str) -> np.ndarray:
