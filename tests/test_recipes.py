@@ -4,8 +4,13 @@ import csv
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
+import torch
+import torchaudio
 
+from m2d_hub import load_model
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "m2d-mini"
@@ -64,3 +69,49 @@ def test_a_clip_is_what_the_first_row_says_and_long_ones_are_listed_in_parts(rec
         ("25.00", "35.00"),
         ("41.67", "51.67"),
     ]
+
+
+def test_a_recording_is_known_again_when_it_is_quieter_later_and_re_encoded(recipe, tmp_path):
+    from alike import SAMPLE_RATE, alike
+
+    data = RECIPE.parents[1] / "tests" / "data"
+    files = {}
+    for name in ("bang_explosion.ogg", "birds_1.ogg", "water_river.mp3"):
+        waveform, rate = soundfile.read(data / name, dtype="float32", always_2d=True)
+        resampled = torchaudio.functional.resample(torch.from_numpy(waveform[:, 0]), rate, SAMPLE_RATE)
+        files[name] = tmp_path / f"{name}.flac"
+        soundfile.write(files[name], resampled.numpy(), SAMPLE_RATE)
+    again = tmp_path / "again.ogg"
+    later = np.concatenate([np.zeros(1234), 0.3 * soundfile.read(files["bang_explosion.ogg"])[0]])
+    soundfile.write(again, later, SAMPLE_RATE)
+    assert alike(list(files.values()), [again]) == {0}
+
+
+def test_calibration_finds_what_the_scores_were_drawn_by_and_lends_it_to_classes_without_clips(recipe):
+    from tagger import fit_platt
+
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4000, 3, generator=generator)
+    truth = (0.5 * logits - 1.0).sigmoid()
+    targets = torch.bernoulli(truth, generator=generator)
+    targets[:, 2] = 0.0
+    factor, offset = fit_platt(logits, targets)
+    assert factor.tolist() == pytest.approx([0.5] * 3, abs=0.05)
+    assert offset.tolist() == pytest.approx([-1.0] * 3, abs=0.1)
+
+
+def test_the_released_head_has_calibrated_logits_of_the_kept_classes(recipe, tmp_path):
+    from tagger import NAME, calibrated, save
+
+    model = load_model("m2d-mini", device="cpu")
+    model.set_head(3, activation="sigmoid", labels=("Dog", "none of these", "Bell"))
+    torch.nn.init.normal_(model.required_head().linear.weight, std=0.1)
+    audio = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0))
+    before = model.eval().classify_waveform(audio)[:, [0, 2]]
+    factor, offset = torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0])
+    save(calibrated(model, [0, 2], ["Dog", "Bell"], factor, offset), tmp_path / NAME)
+    released = load_model(tmp_path / NAME, device="cpu")
+    assert list(released.labels) == ["Dog", "Bell"]
+    torch.testing.assert_close(
+        released.classify_waveform(audio), before * factor + offset, atol=0.02, rtol=0.01
+    )

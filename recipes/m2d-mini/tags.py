@@ -2,14 +2,14 @@
 
     python recipes/m2d-mini/tags.py DATA --packages pretrain=unpacked packages=packages/unpacked \\
         --made speech notes --out DATA/tags.csv
-    m2d-train finetune small --model m2d-mini --data DATA/tags.csv --out RUN
 
 ``tags.csv`` has rows of ``package,path,labels``: two regular expressions, of the whole name of a package and
 of a part of a file's path in it (without suffix, upper and lower case alike), and names of AudioSet's classes
 joined by ';'. A file is what the first row says that matches it. ``-`` says that it is none of the classes
 (``NONE`` in the list); no label, and no row: that it is not certain, and the file is left out. What a class
 is a kind of (``PARENTS``) is labelled with it. ``tag_packages.csv`` says the split of each package, so that
-no package is in two. Of a package, few clips of the same labels are taken, and few parts of a long file.
+no package is in two; a recording that a package of a later split has too, under whatever name, is left out
+(``alike.py``). Of a package, few clips of the same labels are taken, and few parts of a long file.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from alike import alike
 from corpus import CHECKSUM_LENGTH, original_paths, read_manifest
 
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
@@ -156,7 +157,8 @@ def list_rows(
         split = splits[package]
         drawn = sorted(clips, key=lambda clip: hashlib.md5(clip.file.encode()).hexdigest())
         own = [
-            {"file": clip.file, "label": ";".join(labels), "split": split, "start_s": start, "end_s": end}
+            {"file": clip.file, "label": ";".join(labels), "split": split, "package": package}
+            | {"start_s": start, "end_s": end}
             for clip in drawn
             for start, end in parts(clip)
         ]
@@ -164,14 +166,26 @@ def list_rows(
     return rows
 
 
-def counts_table(rows: list[dict[str, str]], package_of: dict[str, str]) -> str:
+def without_alike(data: Path, rows: list[dict[str, str]], made: list[str]) -> list[dict[str, str]]:
+    """Rows of which no later split has the same recording; made audio and long files are not compared."""
+    compared = [row for row in rows if not row["start_s"] and row["file"].split("/")[0] not in made]
+    dropped = set()
+    for place, split in enumerate(SPLITS[:-1]):
+        files = [row["file"] for row in compared if row["split"] == split]
+        later = [row["file"] for row in compared if row["split"] in SPLITS[place + 1 :]]
+        found = alike([data / file for file in files], [data / file for file in later])
+        dropped |= {files[index] for index in found}
+    return [row for row in rows if row["file"] not in dropped]
+
+
+def counts_table(rows: list[dict[str, str]]) -> str:
     """Markdown: clips and packages of each class, in each split."""
     clips: Counter[tuple[str, str]] = Counter()
-    packages = defaultdict(set)
+    packages: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
         for label in row["label"].split(";"):
             clips[label, row["split"]] += 1
-            packages[label, row["split"]].add(package_of[row["file"]])
+            packages[label, row["split"]].add(row["package"])
     lines = ["| class | " + " | ".join(f"{split} (packages)" for split in SPLITS) + " |", "|---|---|---|---|"]
     for label in sorted({label for label, _ in clips}):
         cells = [f"{clips[label, split]} ({len(packages[label, split])})" for split in SPLITS]
@@ -193,12 +207,13 @@ def main() -> None:
     clips = [*package_clips(arguments.data, folders), *made_clips(arguments.data, arguments.made)]
     found = labelled(iter(clips), read_rules(HERE / "tags.csv"))
     rows = list_rows(found, read_splits(HERE / "tag_packages.csv"))
+    rows = without_alike(arguments.data, rows, arguments.made)
     with arguments.out.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, ["file", "label", "split", "start_s", "end_s"])
+        writer = csv.DictWriter(lines, ["file", "label", "split", "package", "start_s", "end_s"])
         writer.writeheader()
         writer.writerows(rows)
     print(f"{len(rows)} clips of {len({package for package, _ in found})} packages\n")
-    print(counts_table(rows, {clip.file: clip.package for clip in clips}))
+    print(counts_table(rows))
 
 
 if __name__ == "__main__":
