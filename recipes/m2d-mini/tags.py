@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import soundfile
 from alike import alike
 from corpus import CHECKSUM_LENGTH, original_paths, read_manifest
 
@@ -48,6 +50,7 @@ PARENTS: dict[str, str] = {
 }
 SHORTEST_S = 0.1
 PART_S = 10.0
+SILENT = 1e-3  # largest value of a clip that nothing is heard of
 MOST_PARTS = 3  # of a file
 MOST_CLIPS = {"train": 60, "valid": 30, "test": 30}  # of a package and the same labels
 
@@ -166,6 +169,19 @@ def list_rows(
     return rows
 
 
+def is_silent(path: Path, row: dict[str, str]) -> bool:
+    """Whether nothing is heard of a file, or of its part."""
+    with soundfile.SoundFile(path) as sound:
+        sound.seek(int(float(row["start_s"] or 0) * sound.samplerate))
+        waveform = sound.read(int(1.5 * PART_S * sound.samplerate), dtype="float32")
+    return bool(np.abs(waveform).max(initial=0.0) < SILENT)
+
+
+def without_silent(data: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of which something is heard, and those of no class."""
+    return [row for row in rows if row["label"] == NONE or not is_silent(data / row["file"], row)]
+
+
 def without_alike(data: Path, rows: list[dict[str, str]], made: list[str]) -> list[dict[str, str]]:
     """Rows of which no later split has the same recording; made audio and long files are not compared."""
     compared = [row for row in rows if not row["start_s"] and row["file"].split("/")[0] not in made]
@@ -207,6 +223,7 @@ def main() -> None:
     clips = [*package_clips(arguments.data, folders), *made_clips(arguments.data, arguments.made)]
     found = labelled(iter(clips), read_rules(HERE / "tags.csv"))
     rows = list_rows(found, read_splits(HERE / "tag_packages.csv"))
+    rows = without_silent(arguments.data, rows)
     rows = without_alike(arguments.data, rows, arguments.made)
     with arguments.out.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, ["file", "label", "split", "package", "start_s", "end_s"])
