@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import AudioError, ConfigError
 
-from ..data.manifest import Manifest, read_manifest
-from ..data.stored_features import read_features
-from .config import AUDIOSET_MEAN, AUDIOSET_STD, PretrainConfig
+from ..data.crops import CropPlan
+from ..data.manifest import Manifest, Statistics, read_manifest
+from ..data.statistics import measure_statistics
+from ..data.stored_features import features_width
+from ..runs.folder import RunFolder
+from ..runs.resolved import read_config
+from ..runs.schedules import warn_of_warmup
+from ..runs.state import list_checkpoints
+from .config import PretrainConfig
 from .signal_check import check_signal
 from .start import start_weights
 from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
 
 logger = logging.getLogger(__name__)
 
+ASKED_WIDTHS = 50  # clips whose stored features are looked at before a run
 NOTHING = "none"  # --start none, --teacher none: without the preset's own
 
 
@@ -48,7 +57,6 @@ class RunData:
     noise: Manifest | None
     valid: Manifest | None
     classes: tuple[str, ...]
-    noise_mean: float
     start_weights: dict[str, Tensor] | None
 
 
@@ -58,6 +66,7 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
     Raises:
         ConfigError: Data and configuration do not go together.
     """
+    warn_of_warmup(config.warmup_epochs, config.epochs)
     manifest = read_manifest(options.data)
     if (manifest.kind == "image") != config.is_image:
         raise ConfigError(
@@ -65,36 +74,61 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
             "pictures need 3, audio and spectrograms 1."
         )
     valid = None if options.valid is None else read_manifest(options.valid)
-    weights = None if options.start in (None, NOTHING) else start_weights(options.start)
-    config = _with_statistics(config, manifest, weights)
+    folder = RunFolder(options.out)
+    has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
+    weights = start_weights(options.start) if has_start and options.start else None
     config, noise = _read_noise(config, options)
-    noise_mean = config.noise_mean
-    if noise_mean is None:
-        noise_mean = noise.statistics.mean if noise and noise.statistics else AUDIOSET_MEAN
+    config = _with_statistics(config, manifest, noise, _stored_statistics(folder))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
-    return RunData(config, manifest, noise, valid, classes, noise_mean, weights)
+    return RunData(config, manifest, noise, valid, classes, weights)
 
 
 def _with_statistics(
-    config: PretrainConfig, manifest: Manifest, weights: dict[str, Tensor] | None
+    config: PretrainConfig, manifest: Manifest, noise: Manifest | None, stored: dict[str, float]
 ) -> PretrainConfig:
-    """Fills in mean and std: of the prepared data, else of the weights to start from, else AudioSet's."""
-    mean, std = AUDIOSET_MEAN, AUDIOSET_STD
-    if manifest.statistics is not None:
-        if manifest.statistics.sample_rate != config.sample_rate and config.mean is None:
-            raise ConfigError(
-                f"{manifest.name} was prepared at {manifest.statistics.sample_rate} Hz, but sample_rate is "
-                f"{config.sample_rate}: prepare it at that rate, or give mean and std."
-            )
-        mean, std = manifest.statistics.mean, manifest.statistics.std
-    elif weights is not None and "norm_stats" in weights:
-        mean, std = (float(value) for value in weights["norm_stats"])
+    """Fills in mean, std and noise_mean: as given, prepared, stored by this very run, or measured."""
+    if config.is_image:
+        return config
+    plan = CropPlan(config.frontend, config.input_size[1], repeat_short=config.short_clips == "repeat")
+    found: dict[str, float] = {}
+    if config.mean is None or config.std is None:
+        found |= _mean_and_std(manifest, plan, stored, ("mean", "std"))
+    if noise is not None and config.noise_mean is None:
+        noise_plan = dataclasses.replace(plan, repeat_short=True)
+        found |= _mean_and_std(noise, noise_plan, stored, ("noise_mean",))
     return dataclasses.replace(
         config,
-        mean=mean if config.mean is None else config.mean,
-        std=std if config.std is None else config.std,
+        mean=found.get("mean") if config.mean is None else config.mean,
+        std=found.get("std") if config.std is None else config.std,
+        noise_mean=found.get("noise_mean") if config.noise_mean is None else config.noise_mean,
     )
+
+
+def _mean_and_std(
+    manifest: Manifest, plan: CropPlan, stored: dict[str, float], names: tuple[str, ...]
+) -> dict[str, float]:
+    """The statistics of a list under some names, the mean first."""
+    if manifest.statistics is None and all(name in stored for name in names):
+        return {name: stored[name] for name in names}
+    statistics = manifest.statistics or measure_statistics(manifest, plan)
+    _check_rate(manifest, statistics, plan.frontend.sample_rate)
+    return dict(zip(names, (statistics.mean, statistics.std), strict=False))
+
+
+def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) -> None:
+    if statistics.sample_rate != sample_rate:
+        raise ConfigError(
+            f"{manifest.name} was prepared at {statistics.sample_rate} Hz, but sample_rate is {sample_rate}: "
+            "prepare it at that rate, or give mean and std (noise_mean of noise)."
+        )
+
+
+def _stored_statistics(folder: RunFolder) -> dict[str, float]:
+    """What a run that goes on has measured."""
+    values = read_config(folder)["config"] if folder.config_file.is_file() else {}
+    names = ("mean", "std", "noise_mean")
+    return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainConfig, Manifest | None]:
@@ -155,7 +189,14 @@ def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> 
 
 
 def _features_width(data: RunData, teacher: Teacher | TextTeacher | None) -> int:
-    entry = data.manifest.entries[0]
-    if entry.features_path:
-        return read_features(entry).shape[-1]
-    return teacher.dim if teacher else 0
+    """Of the teacher's features, or of most of the first clips that have some stored."""
+    entries = data.manifest.entries
+    if not entries[0].features_path:
+        return teacher.dim if teacher else 0
+    widths: Counter[int] = Counter()
+    for entry in entries[:ASKED_WIDTHS]:
+        with contextlib.suppress(AudioError):
+            widths[features_width(entry)] += 1
+    if not widths:
+        raise AudioError(f"{data.manifest.name}: the features of its first clips cannot be read.")
+    return widths.most_common(1)[0][0]

@@ -1,0 +1,36 @@
+"""``m2d-train statistics``: mean and standard deviation of a list's log-mel values."""
+
+from __future__ import annotations
+
+import click
+
+from .options import answer
+
+EXAMPLE = """\b
+Example:
+  m2d-train statistics librispeech.csv
+"""
+
+
+@click.command("statistics", epilog=EXAMPLE)
+@click.argument("data")
+@click.option("--sample-rate", default=16_000, show_default=True, help="Hz.")
+@click.option("--frames", default=608, show_default=True, help="Of each crop.")
+@click.option("--crops", default=5000, show_default=True, help="At most one of a clip.")
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def measure(data: str, sample_rate: int, frames: int, crops: int, as_json: bool) -> None:
+    """Measures DATA, a list, shards or a folder, on random crops, as a pre-training does.
+
+    \b
+    The values go to load_model(NAME, mean=, std=), or to --set mean= and --set std= of pretrain.
+    """
+    from m2d_hub.config import FrontendConfig
+
+    from ..data.crops import CropPlan
+    from ..data.manifest import read_manifest
+    from ..data.statistics import measure_statistics
+
+    plan = CropPlan(FrontendConfig.for_sample_rate(sample_rate), frames, repeat_short=False)
+    found = measure_statistics(read_manifest(data), plan, crops)
+    values: dict[str, object] = {"mean": found.mean, "std": found.std, "sample_rate": found.sample_rate}
+    click.echo(answer(values, as_json, f"log-mel mean {found.mean:.3f}, std {found.std:.3f}"))
