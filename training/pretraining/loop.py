@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -119,10 +119,18 @@ class Trainer:
             return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
 
     @torch.no_grad()
-    def validate(self, batches: Iterator[Batch]) -> float:
-        """Mean loss over a list of its own, whose crops and masks are always the same."""
-        losses = torch.stack([self.forward(batch).total.detach() for batch in batches])
-        return float(self.accelerator.gather(losses).mean())
+    def validate(self, batches: Iterable[tuple[Batch, int]]) -> float:
+        """Mean loss over a list of its own, whose crops and masks are always the same.
+
+        Args:
+            batches: Of this process, each with the number of clips that it counts for.
+        """
+        sums = torch.zeros(2, device=self.accelerator.device)
+        for batch, clips in batches:
+            loss = self.forward(batch).total
+            sums += torch.stack([loss, torch.ones_like(loss)]) * clips
+        loss_sum, num_clips = self.accelerator.reduce(sums, reduction="sum").tolist()
+        return loss_sum / num_clips
 
     def _schedule(self, step: int) -> tuple[float, float]:
         lr = rate_of_step(self.config, step, self.plan.steps_per_epoch, self.plan.global_batch)

@@ -205,17 +205,17 @@ class Run:
         )
         return build_loader(dataset, sampler, self.config.num_workers)
 
-    def _validation_batches(self, valid: Manifest) -> Iterator[Batch]:
-        """Batches of this process; all processes get as many."""
+    def _validation_batches(self, valid: Manifest) -> Iterator[tuple[Batch, int]]:
+        """Batches of this process, each with the clips that count; all processes get as many batches."""
         dataset = PretrainDataset(self.config, valid, None, self.data.classes)
         size = self.config.batch_size
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        starts = list(range(0, len(dataset), size))
-        if len(starts) >= processes:
-            starts = starts[rank : len(starts) // processes * processes : processes]
-        for start in starts:
+        starts = range(0, len(dataset), size)
+        for first in range(0, len(starts), processes):
+            start = starts[min(first + rank, len(starts) - 1)]
             places = range(start, min(start + size, len(dataset)))
-            yield stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            yield batch, len(places) if first + rank < len(starts) else 0
 
     def _linear_eval(self, labelled: LabelledList) -> float:
         """Score of frozen features; the first process computes it."""
