@@ -1,9 +1,13 @@
-# Each target sets up .venv by itself; only python3 (3.10 or later) and make are needed.
+# Each target sets up .venv by itself; only python3 (3.10 or later) and make are needed. Where there is no CUDA
+# device, CPU=1 installs PyTorch's builds for a CPU, which are much smaller: make demo CPU=1
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+INDEX := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
+SIZE := $(if $(CPU),0.5 GB to download and 2 GB on disk,3 GB to download and 6.5 GB on disk (with CPU=1: 0.5 and 2 GB))
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types wheel clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
@@ -18,14 +22,21 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	@$(BIN)/mypy
 
+# Builds dist/ as it would be published, and checks it.
+wheel: $(INSTALLED)
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/twine check --strict dist/*
+	@DIST=dist $(BIN)/pytest tests/test_packaging.py
+
 clean:
-	@rm -rf .venv demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # The file takes its name last, so that an installation that was cut short is begun again.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; give make PYTHON=...")'
-	@echo "Setting up .venv, once (torch is large: a few minutes)"
+	@echo "Setting up .venv, once: about $(SIZE), most of it PyTorch"
 	@$(PYTHON) -m venv .venv || { echo "python3 cannot make environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=24"
-	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	@$(PIP) install --quiet --upgrade "pip>=24"
+	@PYTHONWARNINGS=ignore $(PIP) install $(INDEX) --editable ".[dev]"
 	@touch $@

@@ -44,8 +44,8 @@ class AudioPart:
         return self.path
 
     def __str__(self) -> str:
-        end = "its end" if self.end_s is None else f"{self.end_s:g} s"
-        return f"{self.path} from {self.start_s:g} s to {end}"
+        end = "its end" if self.end_s is None else f"{self.end_s} s"
+        return f"{self.path} from {self.start_s} s to {end}"
 
 
 @dataclass(frozen=True)

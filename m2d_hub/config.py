@@ -191,6 +191,7 @@ class ModelConfig:
     head: HeadConfig | None = None
     labels: tuple[str, ...] | None = None  # class names in the head's order
     clap: ClapConfig | None = None
+    own_length_windows: bool = False  # each clip is one window, of its own length
     name: str | None = None  # alias or folder that the weights came from
     license: str | None = None
     source: str | None = None  # where the weights were published

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,6 +13,7 @@ import torch
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.nn.int8_linear import quantize_encoder
+from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.published import read_published
@@ -25,6 +28,8 @@ def load_model(
     dtype: torch.dtype | Literal["int8"] = torch.float32,
     window_s: float | None = None,
     num_classes: int | None = None,
+    mean: float | None = None,
+    std: float | None = None,
     sample_rate: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     revision: str | None = None,
@@ -41,6 +46,9 @@ def load_model(
         window_s: Seconds that the encoder sees at once. None: as pre-trained; longer: positions are
             interpolated; shorter: cut; infinity: one window of each input's own length.
         num_classes: Puts a fresh, untrained head on the encoder, unless the weights have one of that size.
+        mean: Of the log-mel values of one's own data, which inputs are standardised by; None: of the
+            pre-training set. ``m2d-train statistics`` measures it.
+        std: Their standard deviation, likewise.
         sample_rate: Hz, only for a published file whose folder was renamed and whose settings do not say it.
         cache_dir: Where downloads and converted weights are kept.
         revision: Branch, tag or commit of a Hugging Face repository.
@@ -59,7 +67,36 @@ def load_model(
         )
     device = _choose_device(device, dtype)
     path = locate(name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)
-    model = M2D.from_checkpoint(_read(path, sample_rate), path)
+    with plain_tensors():
+        model = M2D.from_checkpoint(_with_statistics(_read(path, sample_rate), mean, std), path)
+        _fit(model, name, window_s, num_classes, sample_rate)
+        if dtype == "int8":
+            quantize_encoder(model.to(torch.float32).encoder)
+            return model
+        return model.to(device=device, dtype=dtype)
+
+
+def _with_statistics(checkpoint: Checkpoint, mean: float | None, std: float | None) -> Checkpoint:
+    frontend = checkpoint.config.frontend
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
+            raise ConfigError(f"{name} must be a finite number, got {value!r}.")
+    frontend = replace(
+        frontend,
+        mean=frontend.mean if mean is None else float(mean),
+        std=frontend.std if std is None else float(std),
+    )
+    return Checkpoint(checkpoint.tensors, replace(checkpoint.config, frontend=frontend))
+
+
+def _fit(
+    model: M2D,
+    name: str | os.PathLike[str],
+    window_s: float | None,
+    num_classes: int | None,
+    sample_rate: int | None,
+) -> None:
+    """Gives a loaded model the window and the head that were asked for."""
     if sample_rate not in (None, model.sample_rate):
         raise ConfigError(
             f"{name} is for {model.sample_rate} Hz, but sample_rate={sample_rate} was given; leave it "
@@ -70,10 +107,6 @@ def load_model(
     if num_classes is not None and (model.head is None or model.head.config.num_classes != num_classes):
         model.set_head(num_classes)
         model.eval()
-    if dtype == "int8":
-        quantize_encoder(model.encoder)
-        return model
-    return model.to(device=device, dtype=dtype)
 
 
 def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) -> torch.device:

@@ -167,4 +167,4 @@ class ClipMeans:
     def means(self) -> Tensor:
         """(B, N_F·D) on the CPU."""
         assert self._sums is not None, "every clip has a window"
-        return self._sums / torch.tensor(self._num_tokens)[:, None]
+        return self._sums / torch.tensor(self._num_tokens, device="cpu")[:, None]

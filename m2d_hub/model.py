@@ -32,6 +32,7 @@ from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import Encoder, tokens_to_frames
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
+from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.model_card import Metrics, check_right_to_publish, model_card
@@ -66,7 +67,6 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         self.encoder = Encoder(config.encoder)
         self.head = None if config.head is None else Head(config.head, config.head_dim)
         self.clap = None if config.clap is None else Clap(config.clap, config.encoder.embed_dim)
-        self._own_length_windows = False
 
     @property
     def sample_rate(self) -> int:
@@ -91,7 +91,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     @property
     def window_s(self) -> float:
         """Seconds that the encoder sees at once; infinity where each clip is one window."""
-        return math.inf if self._own_length_windows else self.config.encoder.input_size[1] * self._hop_s
+        return math.inf if self.config.own_length_windows else self.config.encoder.input_size[1] * self._hop_s
 
     @property
     def labels(self) -> list[str] | None:
@@ -116,7 +116,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     def _window(self) -> tuple[int | None, int]:
         """Frames of a window (None: each clip's own length) and of a token."""
         encoder = self.config.encoder
-        return None if self._own_length_windows else encoder.input_size[1], encoder.patch_size[1]
+        return None if self.config.own_length_windows else encoder.input_size[1], encoder.patch_size[1]
 
     def set_window(self, window_s: float) -> None:
         """Changes how much the encoder sees at once (paper, section III-A2).
@@ -130,8 +130,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         if not isinstance(window_s, (int, float)) or math.isnan(window_s) or window_s <= 0:
             raise ConfigError(f"window_s must be a positive number of seconds, got {window_s!r}.")
-        self._own_length_windows = math.isinf(window_s)
-        if self._own_length_windows:
+        if math.isinf(window_s):
+            self.config = replace(self.config, own_length_windows=True)
             return
         frames = round(window_s / self._hop_s)
         if frames < self.config.encoder.patch_size[1]:
@@ -140,7 +140,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
                 "that."
             )
         self.encoder.set_input_frames(frames)
-        self.config = replace(self.config, encoder=self.encoder.config)
+        self.config = replace(self.config, encoder=self.encoder.config, own_length_windows=False)
 
     def set_head(self, num_classes: int, **settings: Any) -> None:
         """Puts a fresh, untrained head in place of the present one.
@@ -246,7 +246,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
         num_freq = self.config.encoder.grid[0]
-        window_tokens = frames.features.shape[1] if self._own_length_windows else self.config.encoder.grid[1]
+        own_length = self.config.own_length_windows
+        window_tokens = frames.features.shape[1] if own_length else self.config.encoder.grid[1]
 
         def by_window(values: Tensor, pattern: str) -> Tensor:
             parts = values.split(window_tokens, dim=1)
@@ -412,7 +413,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             CheckpointError: The tensors do not fit the configuration; the message names ``origin``.
         """
-        with torch.device("meta"):
+        with torch.inference_mode(mode=False), torch.device("meta"):
             model = cls(checkpoint.config)
         text_encoder = None if model.clap is None else "clap.text_encoder."
         assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
@@ -453,7 +454,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             local_files_only=local_files_only,
             token=token,
         )
-        return cls.from_checkpoint(load_checkpoint(path), path)
+        with plain_tensors():
+            return cls.from_checkpoint(load_checkpoint(path), path)
 
     def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
         if not isinstance(batch_size, int) or batch_size < 1:

@@ -56,7 +56,7 @@ def timestamps_s(num_tokens: int, window_frames: int | None, patch_frames: int, 
     Token i of a window that starts at frame w covers frames w + i·p … w + (i + 1)·p − 1, each ``hop_s``
     apart.
     """
-    tokens = torch.arange(num_tokens, dtype=torch.float64)
+    tokens = torch.arange(num_tokens, dtype=torch.float64, device="cpu")
     if window_frames is None:
         first_frames = tokens * patch_frames
     else:

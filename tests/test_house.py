@@ -14,8 +14,8 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; rooms of one tuple are siblings, and none of them imports another.
 HUB_LAYERS = [
-    *("errors", "config", "results", "files", "audio", "windows", "nn", "inference", "pretrained", "export"),
-    *("model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
+    *("errors", "config", "results", "files", "plain_tensors", "audio", "windows", "nn", "inference"),
+    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
 ]
 TRAINING_LAYERS = ["data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "cli"]
 PACKAGES = [("m2d_hub", "m2d_hub", HUB_LAYERS), ("m2d_training", "training", TRAINING_LAYERS)]

@@ -1,5 +1,6 @@
 """Pre-training, linear evaluation and fine-tuning of Masked Modeling Duo (M2D, M2D-X, MSM-MAE)."""
 
+from .data.lists.make import MadeList, make_list
 from .data.noise import mix_noise
 from .finetuning.config import FinetuneConfig
 from .finetuning.presets import load_finetune_preset
@@ -21,6 +22,7 @@ __all__ = [
     "LinearEvalOptions",
     "LinearEvalResult",
     "LossTerms",
+    "MadeList",
     "OfflineConfig",
     "PredictorConfig",
     "PretrainConfig",
@@ -34,6 +36,7 @@ __all__ = [
     "linear_eval",
     "load_finetune_preset",
     "load_preset",
+    "make_list",
     "mix_noise",
     "pretrain",
     "rank_me",

@@ -16,6 +16,7 @@ from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.encoder import Block
 from m2d_hub.nn.packed_linear import Linear
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
+from m2d_hub.plain_tensors import plain_tensors
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 _TEXT_PREFIX = "text_encoder."  # of a text encoder's weights inside a checkpoint
@@ -111,13 +112,14 @@ class Clap(nn.Module):
             local_files_only: Use the Hugging Face cache only.
             trust_remote_code: Allow code from the repository to run (NV-Embed needs it).
         """
-        self._text_encoder = load_text_encoder(
-            str(source or self.config.text_encoder),
-            self.config.text_pooling,
-            tensors=self._text_tensors,
-            local_files_only=local_files_only,
-            trust_remote_code=trust_remote_code,
-        )
+        with plain_tensors():
+            self._text_encoder = load_text_encoder(
+                str(source or self.config.text_encoder),
+                self.config.text_pooling,
+                tensors=self._text_tensors,
+                local_files_only=local_files_only,
+                trust_remote_code=trust_remote_code,
+            )
         return self._text_encoder
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

@@ -162,7 +162,7 @@ class Encoder(nn.Module):
             )
         tokens = self.patch_embed(log_mel)
         positions = resample_positions(self.pos_embed, self.config.grid, log_mel.shape[3] // patch_frames)
-        return tokens + positions[:, 1:]
+        return tokens + positions[:, 1:].to(tokens.dtype)
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Prepends the class token and runs the blocks and the final norm.
@@ -196,7 +196,7 @@ class Encoder(nn.Module):
         return torch.stack(layers)
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
-        class_token = self.cls_token + self.pos_embed[:, :1]
+        class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
         return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
 
 

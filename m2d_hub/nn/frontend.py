@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.config import EPSILON, FrontendConfig
+from m2d_hub.plain_tensors import plain_tensors
 
 
 class LogMelFrontend(nn.Module):
@@ -119,7 +120,7 @@ class LogMelFrontend(nn.Module):
             padded,
             n_fft=self.config.window_samples,
             hop_length=self.config.hop_samples,
-            window=torch.hann_window(self.config.window_samples, device=padded.device),
+            window=torch.hann_window(self.config.window_samples, device=padded.device, dtype=torch.float32),
             center=False,
             return_complex=True,
         )
@@ -130,7 +131,7 @@ class LogMelFrontend(nn.Module):
             from nnAudio.features import MelSpectrogram
 
             config = self.config
-            with torch.device("cpu"):
+            with plain_tensors():
                 module = MelSpectrogram(
                     sr=config.sample_rate,
                     n_fft=config.window_samples,
@@ -143,7 +144,7 @@ class LogMelFrontend(nn.Module):
                     power=2,
                     verbose=False,
                 )
-            self._mel_spectrograms[device] = module.to(device).eval()
+                self._mel_spectrograms[device] = module.to(device).eval()
         return self._mel_spectrograms[device]
 
     def __getstate__(self) -> dict:

@@ -1,8 +1,8 @@
 """Each client's own program, run with an M2D model: ``python programs.py [NAME...] --model m2d-mini``.
 
-It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' s3prl xares, and for HEAR
-``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree``. What is stood in for,
-and why, is said where it is done.
+It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' psutil s3prl xares, and for
+HEAR ``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree``. What is stood in
+for, and why, is said where it is done.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def test_a_part_without_start_or_end_reaches_to_the_files(tmp_path):
 
 def test_a_part_beyond_the_files_end_is_named(tmp_path):
     soundfile.write(tmp_path / "a.wav", recording(), 16_000)
-    with pytest.raises(AudioError, match=r"a\.wav from 12\.5 s to 13 s is empty: the file ends at 12 s"):
+    with pytest.raises(AudioError, match=r"a\.wav from 12\.5 s to 13\.0 s is empty: the file ends at 12 s"):
         open_audio(AudioPart(str(tmp_path / "a.wav"), 12.5, 13.0), 16_000)
 
 

@@ -10,6 +10,7 @@ from m2d_hub.cli.options import Group
 
 from .finetune import finetune
 from .linear_eval import linear_eval
+from .list import list_
 from .options import answer, is_first_process, logging_to
 from .statistics import measure
 
@@ -115,4 +116,5 @@ def prepare(
 
 main.add_command(finetune)
 main.add_command(linear_eval)
+main.add_command(list_)
 main.add_command(measure)

@@ -13,6 +13,7 @@ from pathlib import Path
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
+from ..data.listing import FolderListing
 from ..data.manifest import LABEL_SEPARATOR
 from ..data.parts import PART_COLUMNS, AudioFile, audio_files
 
@@ -67,20 +68,14 @@ def _split_labels(text: str) -> tuple[str, ...]:
 def check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
     """Refuses rows whose file does not exist, and warns of files that are in several splits.
 
-    Each folder is listed once: a call for each of 100,000 files takes long on a network's disk.
-
     Raises:
         ConfigError: A file does not exist; the message names the rows.
     """
-    inside: dict[str, set[str]] = {}
+    listing = FolderListing()
     missing = []
     splits_of: dict[str, set[str]] = defaultdict(set)  # by path: parts of a recording are much alike
     for clip in clips:
-        folder, name = os.path.split(os.fspath(clip.file))
-        if folder not in inside:
-            inside[folder] = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-        # Some file systems know a file by other spellings than the one that they list.
-        if name not in inside[folder] and not os.path.isfile(clip.file):
+        if not listing.has(os.fspath(clip.file)):
             missing.append(clip)
         splits_of[os.fspath(clip.file)].add(clip.split)
     if missing:

@@ -1,0 +1,95 @@
+"""``m2d-train list``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import click
+
+from .options import answer
+
+EXAMPLE = """\b
+Examples:
+  m2d-train list esc50 ESC-50-master/ --out esc50.csv
+  m2d-train list nsynth nsynth/ --variant pitch --out nsynth-pitch.csv
+  m2d-train list gtzan genres/ --out gtzan.csv --split-file train_filtered.txt \\
+      --split-file valid_filtered.txt --split-file test_filtered.txt
+  m2d-train list icbhi2017 ICBHI_final_database/ --variant pretrain --out icbhi-pretrain.csv
+  m2d-train list evar evar/metadata/cremad.csv --audio work/16k/cremad/ --out cremad.csv
+  m2d-train list --where
+"""
+HELP_WORD = "download-help"  # another way to ask for --where
+
+
+@click.command("list", epilog=EXAMPLE)
+@click.argument("dataset", required=False)
+@click.argument("folder", required=False, type=click.Path(path_type=Path))
+@click.option("--out", type=click.Path(path_type=Path), help="CSV to write.")
+@click.option("--variant", metavar="NAME", help="Which list, where there are several; --where tells them.")
+@click.option(
+    "--split-file",
+    "split_files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="The published split, where the data set has none of its own; may be given several times.",
+)
+@click.option("--audio", type=click.Path(path_type=Path), help="Folder of the clips, of evar only.")
+@click.option("--where", is_flag=True, help="Tell where DATASET, or each one, is to be had, and its licence.")
+@click.option("--list", "listing", type=click.Choice([HELP_WORD]), hidden=True)
+@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+def list_(
+    dataset: str | None,
+    folder: Path | None,
+    out: Path | None,
+    variant: str | None,
+    split_files: tuple[Path, ...],
+    audio: Path | None,
+    where: bool,
+    listing: str | None,
+    as_json: bool,
+) -> None:
+    """Make the list of a public data set from its FOLDER, laid out as published.
+
+    \b
+    DATASET: esc50, us8k, spcv1, spcv2, vc1, nsynth, gtzan, surge, cremad, voxforge, audioset, as20k,
+    fsd50k, icbhi2017, sprsound, librispeech; evar takes a table of that platform as FOLDER.
+
+    The list is for `m2d-train finetune`, `linear-eval` and `pretrain`. Clips whose audio is not there are
+    left out and counted; counts that differ from the published ones are told.
+    """
+    from ..data.lists.catalogue import DATASETS
+    from ..data.lists.make import make_list
+
+    if where or listing or dataset == HELP_WORD:
+        names = list(DATASETS) if dataset in (None, HELP_WORD) else [str(dataset)]
+        click.echo("\n\n".join(map(tell_where, names)))
+        return
+    if dataset is None or folder is None or out is None:
+        raise click.UsageError("DATASET, FOLDER and --out are needed, or --where alone.")
+    made = make_list(dataset, folder, out, variant=variant, split_files=split_files, audio=audio)
+    *splits, (_, total) = made.clips.items()
+    parts = ", ".join(f"{split}: {clips:,}" for split, clips in splits)
+    text = f"{made.path} lists {total:,} clips{f' ({parts})' if parts else ''} with {made.labels:,} labels; "
+    text += f"{made.missing:,} are missing."
+    click.echo(answer({**dataclasses.asdict(made), "path": str(made.path)}, as_json, text))
+
+
+def tell_where(name: str) -> str:
+    """Where a data set is to be had, its licence, how its folder is to look, and which lists there are."""
+    from ..data.lists.catalogue import find_dataset
+    from ..data.lists.dataset import ALL
+
+    dataset = find_dataset(name)
+    lines = [f"{name}: {dataset.title}", f"from: {dataset.source}", f"licence: {dataset.licence}"]
+    lines.append(f"folder: {dataset.layout}")
+    if dataset.split:
+        lines.append(f"--split-file: {dataset.split}")
+    for variant, made in dataset.variants.items():
+        counts = ", ".join(
+            f"{clips:,}" if split == ALL else f"{split} {clips:,}"
+            for split, clips in made.clips.items()
+            if not split.isdecimal()  # folds
+        )
+        lines.append(f"--variant {variant}: {made.about}" + (f"; clips: {counts}" if counts else ""))
+    return "\n  ".join([*lines, f"reference: {dataset.reference}"])
