@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ from m2d_hub.cli.options import json_option, model_option
 
 from ..runs.devices import is_first_process
 from .options import answer, exit_status, logging_to
+
+if TYPE_CHECKING:
+    from ..evaluation.division import Select
 
 EXAMPLE = """\b
 Examples:
@@ -35,6 +39,16 @@ Examples:
     show_default=True,
     help="Trainings with seeds that count up, averaged.",
 )
+@click.option(
+    "--select",
+    type=click.Choice(["valid", "last", "test"]),
+    help="The epoch that counts: best on valid (the default), last, or best on test, as in the paper.",
+)
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Of the training clips, held out to choose the epoch; folds then train on all others.",
+)
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
 @json_option
 def finetune(
@@ -43,6 +57,8 @@ def finetune(
     data: str,
     out: Path,
     seeds: int,
+    select: Select | None,
+    valid_share: float | None,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -59,9 +75,13 @@ def finetune(
     from ..finetuning.presets import load_finetune_preset
     from ..finetuning.run import FinetuneOptions
     from ..finetuning.run import finetune as run_finetuning
-    from ..runs.settings import apply_settings
+    from ..runs.settings import apply_settings, with_fields
 
-    config = apply_settings(load_finetune_preset(preset), settings)
+    given = {"select": select, "valid_share": valid_share}
+    config = with_fields(
+        apply_settings(load_finetune_preset(preset), settings),
+        {name: value for name, value in given.items() if value is not None},
+    )
     options = FinetuneOptions(preset, model, data, out, seeds)
     with logging_to(out / "train.log"):
         result = run_finetuning(config, options)

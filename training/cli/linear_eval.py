@@ -81,6 +81,13 @@ class _NumberOr(click.ParamType):
     default=None,
     help="Whether a clip may have several labels.  [default: whether one has]",
 )
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Of the training clips, held out to stop by; folds then train on all others. 0: the valid split.",
+)
 @click.option("--window", type=float, metavar="S", help="Seconds encoded as a whole.  [default: as trained]")
 @click.option(
     "--cache",

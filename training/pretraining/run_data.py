@@ -16,6 +16,7 @@ from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import CropPlan
 from ..data.manifest import Manifest, Statistics, read_manifest
+from ..data.missing import tell_missing
 from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.folder import RunFolder
@@ -84,13 +85,13 @@ def _read_data(config: PretrainConfig, options: RunOptions) -> ResolvedRun:
         ConfigError: Data and configuration do not go together.
     """
     warn_of_warmup(config.warmup_epochs, config.epochs)
-    manifest = read_manifest(options.data)
+    manifest = _read_list(options.data)
     if (manifest.kind == "image") != config.is_image:
         raise ConfigError(
             f"{options.data} holds {manifest.kind} files, but in_channels is {config.in_channels}: "
             "pictures need 3, audio and spectrograms 1."
         )
-    valid = None if options.valid is None else read_manifest(options.valid)
+    valid = None if options.valid is None else _read_list(options.valid)
     folder = RunFolder(options.out)
     has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
     weights = start_weights(options.start) if has_start and options.start else None
@@ -160,7 +161,13 @@ def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainCo
         raise ConfigError(
             "--noise was given but noise_ratio is 0: set it, for instance --set noise_ratio=0.2."
         )
-    return config, read_manifest(options.noise)
+    return config, _read_list(options.noise)
+
+
+def _read_list(data: str) -> Manifest:
+    manifest = read_manifest(data)
+    tell_missing(manifest)
+    return manifest
 
 
 def _load_signal_teacher(
