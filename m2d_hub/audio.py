@@ -1,7 +1,7 @@
 """Anything that holds audio to blocks of mono waveform at the model's rate.
 
 A file is opened once to look at its header, so that a bad one is found before work starts, and read in blocks
-when its turn comes; nothing is ever held whole but the arrays that a caller hands over.
+when its turn comes; only arrays that a caller hands over, and file objects that cannot seek, are held whole.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd ca
 _OTHER_SUFFIXES = "m4a aac wma amr webm"
 AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_READABLE_SUFFIXES} {_OTHER_SUFFIXES}".split())
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile's answer where a header does not say
+_MP3_LEAD_FRAMES = 10 * 1_152  # decoded before a place that was sought, as MP3 frames refer to earlier ones
 _INTEGER_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32_768.0, torch.int32: 2_147_483_648.0}
 
 
@@ -76,6 +77,39 @@ class Clip:
             yield block
         if empty:
             raise AudioError(f"{self.name} is empty: it holds no samples.")
+
+
+def read_part(clip: Clip, start: int, stop: int) -> Tensor:
+    """Reads some samples of a clip without those before them, as :meth:`Clip.blocks` gives them.
+
+    Where a file is entered is as exact as its format: to the sample, but to some milliseconds in Ogg Vorbis.
+
+    Args:
+        clip: What :func:`open_audio` gave.
+        start: The first sample wanted, at the clip's ``sample_rate``.
+        stop: The one after the last.
+
+    Returns:
+        (stop − start,) float32, or fewer samples where the audio ends before.
+
+    Raises:
+        AudioError: The audio is non-finite or unreadable; the message names it.
+    """
+    ratio = _ratio(clip.source_rate, clip.sample_rate)
+    step_in, step_out = ratio.denominator, ratio.numerator  # whole samples at both rates
+    margin = 0 if ratio == 1 else 1 + _resampler(step_out, step_in).width // step_in  # the filter's context
+    first, last = max(0, start // step_out - margin), -(-stop // step_out) + margin
+    if isinstance(clip.source, Tensor):
+        raw = _split(clip.source[first * step_in : last * step_in])
+    else:
+        begin, end = clip.frames
+        until = begin + last * step_in
+        raw = _read(
+            clip.source, clip.name, begin + first * step_in, until if end is None else min(until, end)
+        )
+    blocks = list(_resample(_checked(raw, clip.name), clip.source_rate, clip.sample_rate))
+    part = torch.cat(blocks) if blocks else torch.zeros(0)
+    return part[start - first * step_out : stop - first * step_out]
 
 
 def open_audio(audio: Any, sample_rate: int, array_rate: int | None = None) -> list[Clip]:
@@ -152,7 +186,10 @@ def _sound_file(source: Any, name: str) -> Any:
     elif os.name == "posix":
         source = os.fsencode(source)  # names that are no UTF-8
     try:
-        return soundfile.SoundFile(source)
+        file = soundfile.SoundFile(source)
+        # A seekable file is sought before and after each read, from where MP3 goes on with wrong samples.
+        file.seekable = lambda: False
+        return file
     except (soundfile.LibsndfileError, TypeError, OSError, EOFError) as error:
         raise AudioError(_unreadable(name, error)) from error
 
@@ -170,10 +207,13 @@ def _read(source: Any, name: str, first: int, stop: int | None) -> Iterator[Tens
 
     with _sound_file(source, name) as file:
         size = int(BLOCK_S * file.samplerate)
-        left = math.inf if stop is None else stop - first
+        left = math.inf if stop is None else max(0, stop - first)
+        first = min(first, file.frames)
+        lead = min(first, _MP3_LEAD_FRAMES) if file.format == "MP3" else 0
         try:
             if first:
-                file.seek(first)
+                file.seek(first - lead)
+                file.read(lead, dtype="float32")
             while len(block := file.read(int(min(size, left)), dtype="float32", always_2d=True)):
                 left -= len(block)
                 mono = block if block.shape[1] == 1 else block.mean(axis=1, keepdims=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -23,12 +25,79 @@ def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
 
 
+@dataclass(frozen=True)
+class Numbers:
+    """The numbers that a field may have, in words too."""
+
+    least: float = -math.inf
+    most: float = math.inf
+    is_whole: bool = False
+    without_ends: Literal["", "least", "most"] = ""  # an end that is not allowed itself
+    or_none: str = ""  # what None means, where it is allowed
+    or_inf: str = ""  # what infinity means, where it is allowed
+
+    def __contains__(self, value: object) -> bool:
+        if value is None:
+            return bool(self.or_none)
+        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else (int, float)):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
+            return value == math.inf and bool(self.or_inf)
+        is_at_end = value == {"least": self.least, "most": self.most}.get(self.without_ends)
+        return self.least <= value <= self.most and not is_at_end
+
+    def __str__(self) -> str:
+        words = self._range() + (f" (inf: {self.or_inf})" if self.or_inf else "")
+        return f"{words}, or None for {self.or_none}" if self.or_none else words
+
+    def _range(self) -> str:
+        least, most = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.least, self.most))
+        if math.isfinite(self.most):
+            prefix = "an integer " if self.is_whole else ""
+            if self.without_ends == "least":
+                return f"{prefix}above {least} and at most {most}"
+            return f"{prefix}from {least} to {'below ' if self.without_ends else ''}{most}"
+        if self.without_ends == "least" and not self.least:
+            return "positive"
+        if self.is_whole:
+            return "a positive integer" if self.least == 1 else f"an integer of at least {least}"
+        return f"a finite number of at least {least}" if math.isfinite(self.least) else "a finite number"
+
+
+POSITIVE_INTEGER = Numbers(least=1, is_whole=True)
+COUNT = Numbers(least=0, is_whole=True)
+POSITIVE = Numbers(least=0, without_ends="least")
+NOT_NEGATIVE = Numbers(least=0)
+SHARE = Numbers(least=0, most=1)
+FINITE = Numbers()
+
+
+def require_numbers(config: object, allowed: Mapping[str, Numbers], prefix: str = "") -> None:
+    """Raises a ConfigError for the first of a configuration's fields that is none of the numbers it may be.
+
+    Args:
+        config: The configuration.
+        allowed: By the field's name.
+        prefix: Of the names in the message, for a part of a configuration.
+    """
+    for name, numbers in allowed.items():
+        value = getattr(config, name)
+        require(value in numbers, f"{prefix}{name} must be {numbers}, got {value!r}.")
+
+
 def require_positive_integers(config: object, *names: str) -> None:
     """Raises a ConfigError for the first of a configuration's fields that is no positive integer."""
-    for name in names:
-        value = getattr(config, name)
-        is_positive = isinstance(value, int) and value > 0
-        require(is_positive, f"{name} must be a positive integer, got {value!r}.")
+    require_numbers(config, dict.fromkeys(names, POSITIVE_INTEGER))
+
+
+def require_size(config: object, name: str) -> None:
+    """Raises a ConfigError unless a field is two positive integers; makes them a tuple."""
+    value = getattr(config, name)
+    require(
+        isinstance(value, (tuple, list)) and len(value) == 2 and all(n in POSITIVE_INTEGER for n in value),
+        f"{name} must be two positive integers (mels, frames), got {value!r}.",
+    )
+    object.__setattr__(config, name, tuple(value))
 
 
 @dataclass(frozen=True)
@@ -52,7 +121,7 @@ class FrontendConfig:
             f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz (half "
             f"of sample_rate={self.sample_rate}).",
         )
-        require(self.std > 0, f"std must be positive, got {self.std!r}.")
+        require_numbers(self, {"mean": FINITE, "std": POSITIVE})
         require_choice("transform", self.transform, get_args(Transform))
 
     @property
@@ -85,15 +154,10 @@ class EncoderConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "input_size", tuple(self.input_size))
-        object.__setattr__(self, "patch_size", tuple(self.patch_size))
-        for name in ("input_size", "patch_size"):
-            value = getattr(self, name)
-            require(
-                len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value),
-                f"{name} must be two positive integers (mels, frames), got {value!r}.",
-            )
+        require_size(self, "input_size")
+        require_size(self, "patch_size")
         require_positive_integers(self, "in_channels", "embed_dim", "depth", "head_width", "mlp_ratio")
+        require_numbers(self, {"norm_eps": POSITIVE})
         (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
         require(
             mels % patch_mels == 0,

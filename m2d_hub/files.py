@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -17,6 +19,8 @@ from m2d_hub.errors import DownloadError
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 1 << 20
+LEAST_FREE_BYTES = 1 << 16  # a disk with less is full
+PARTIAL_SUFFIX = ".partial"  # of a name under which something is in work
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -33,15 +37,32 @@ def replacing(path: Path) -> Iterator[Path]:
         The path to write to, in the same folder, which is made if need be.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         yield partial
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
+    except BaseException as error:
+        full = _full_disk(error, partial)
         partial.unlink(missing_ok=True)
+        if full is not None:
+            raise full from error
         raise
+
+
+def _full_disk(error: BaseException, partial: Path) -> OSError | None:
+    """The error that a full disk is, whatever a library made of it; None: it is something else.
+
+    torch and safetensors tell of a failed write in errors of their own, torch without saying why.
+    """
+    if isinstance(error, OSError) or not isinstance(error, Exception):
+        return None
+    is_full = "No space left" in str(error)
+    with contextlib.suppress(OSError):
+        is_full = is_full or shutil.disk_usage(partial.parent).free < LEAST_FREE_BYTES
+    text = f"no space left on the disk of {partial.parent}"
+    return OSError(errno.ENOSPC, text) if is_full else None
 
 
 @contextlib.contextmanager
@@ -53,7 +74,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Yields:
         The path of an empty folder beside it.
     """
-    partial, old = (folder.with_name(f"{folder.name}.{state}") for state in ("partial", "old"))
+    partial, old = (folder.with_name(folder.name + suffix) for suffix in (PARTIAL_SUFFIX, ".old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -63,9 +84,25 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except BaseException:
+    except BaseException as error:
+        full = _full_disk(error, partial)
         shutil.rmtree(partial, ignore_errors=True)
+        if full is not None:
+            raise full from error
         raise
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Strict JSON: null stands for a number that is not finite, for which JSON has no word."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(inner) for key, inner in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
 def sha256_of(path: Path) -> str:

@@ -54,6 +54,9 @@ def load_model(
         revision: Branch, tag or commit of a Hugging Face repository.
         local_files_only: Use what is on disk; never the network.
 
+    Returns:
+        The model on ``device``, in eval mode.
+
     Raises:
         UnknownModelError: The name is none of the above.
         DownloadError: The weights could not be fetched.

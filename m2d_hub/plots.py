@@ -69,11 +69,16 @@ def plot_clip(
     upper, lower = _two_panels(figure)
     _draw_spectrogram(upper, log_mel.numpy(), model.config.frontend)
     _draw_similarity(lower, _similarity(features.float()), span_s, model.frame_hop_s)
-    figure.suptitle(title or _title(audio, clips[0].name), y=0.965, fontsize=12)
+    figure.suptitle(literal(title or _title(audio, clips[0].name)), y=0.965, fontsize=12)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=130)
     return figure
+
+
+def literal(text: str) -> str:
+    """Text of a picture as it stands: matplotlib takes what is between two ``$`` for a formula."""
+    return text.replace("$", r"\$")
 
 
 def mel_centres_hz(config: FrontendConfig) -> np.ndarray:

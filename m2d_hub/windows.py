@@ -70,6 +70,8 @@ def cut_windows(
 ) -> Iterator[tuple[Window, Tensor]]:
     """Forms windows from a stream of spectrogram blocks, holding no more than one window and one block.
 
+    A window of the clip's own length is the whole clip.
+
     Args:
         log_mel_blocks: Normalised blocks (F, t), in order.
         window_frames: Frames of a window; None for one window of the clip's own length.

@@ -84,7 +84,7 @@ def model_meta(
     embed_dim: int | None = None,
     license: str | None = None,
 ) -> ModelMeta:
-    """What MTEB records of a model; None where it is only known once the model is loaded."""
+    """MTEB's record of a model; None where it is only known once the model is loaded."""
     return ModelMeta(
         loader=M2DWrapper,
         name=ORGANISATION + os.path.basename(name),

@@ -133,7 +133,7 @@ def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
 
 
 def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:
-    """What must be the same for embeddings to go into one output; JSON knows no infinity."""
+    """Settings that must be the same for embeddings to go into one output; JSON knows no infinity."""
     window = "inf" if window_s == math.inf else window_s
     return {"model": canonical_name(model), "kind": kind, "window_s": window}
 

@@ -1,4 +1,4 @@
-"""What an output keeps of the job that writes it: its settings, and that one run at a time writes it."""
+"""The job that writes an output: its settings, and a lock that lets one run at a time write."""
 
 from __future__ import annotations
 

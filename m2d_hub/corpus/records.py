@@ -28,13 +28,13 @@ class Record:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of the arrays."""
+        """Bytes of the embedding, which outweighs the timestamps by far."""
         return self.embedding.nbytes
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a file of embeddings says of itself; its records are read by :meth:`Format.records`."""
+    """Settings and names in a file of embeddings; its records are read by :meth:`Format.records`."""
 
     settings: dict[str, Any]
     files: list[str]

@@ -90,7 +90,7 @@ def _expand(path: str) -> Iterator[Source]:
 
 
 def _walk(folder: Path) -> Iterator[Source]:
-    audio = sorted(path for path in _files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
+    audio = sorted(path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
     if not audio:
         raise ConfigError(
             f"folder {folder} holds no audio files, at any depth ({' '.join(sorted(AUDIO_SUFFIXES))})."
@@ -99,11 +99,16 @@ def _walk(folder: Path) -> Iterator[Source]:
         yield Source(path, _text(path.as_posix()), path.relative_to(folder))
 
 
-def _files_below(folder: Path) -> Iterator[Path]:
+def files_below(folder: Path) -> Iterator[Path]:
+    """Files in a folder at any depth but hidden ones; links are followed, into each folder once."""
     seen = set()
     for root, folders, files in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(root))
-        folders[:] = [f for f in folders if os.path.realpath(os.path.join(root, f)) not in seen]
+        place = os.path.realpath(root)
+        if place in seen:
+            folders.clear()
+            continue
+        seen.add(place)
+        folders.sort()
         yield from (Path(root, file) for file in files if not file.startswith("."))
 
 

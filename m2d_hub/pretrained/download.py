@@ -45,7 +45,7 @@ class _InterruptedError(Exception):
 
 
 def download(url: str, target: Path) -> Download:
-    """Fetches ``url`` into ``target``, which no other process must do meanwhile (see ``storage.locked``).
+    """Fetches ``url`` into ``target``, which no other process must do meanwhile (see ``files.locked``).
 
     What has arrived is kept in ``<target>.partial`` when the connection or the process ends; the next call
     goes on from there if the server still has the same file, by its ETag or date.
@@ -69,7 +69,7 @@ def download(url: str, target: Path) -> Download:
 
 
 def offline_advice(url: str, target: Path) -> str:
-    """What to do where this machine cannot fetch the file."""
+    """Advice for a machine that cannot fetch the file."""
     return f"To go on offline, fetch {url} on another machine and put it at {target}."
 
 

@@ -11,7 +11,7 @@ import torchaudio
 
 from m2d_hub import AudioError, M2DError
 from m2d_hub import audio as audio_module
-from m2d_hub.audio import open_audio
+from m2d_hub.audio import AudioPart, open_audio, read_part
 
 
 def read(audio, sample_rate=16_000, array_rate=None):
@@ -168,3 +168,36 @@ def test_a_torchaudio_that_does_not_load_is_named_with_a_pair_that_does(monkeypa
     monkeypatch.setitem(__import__("sys").modules, "torchaudio", None)
     with pytest.raises(M2DError, match=r"does not load with torch \d.*pip install"):
         read(noise(100), array_rate=8_000)
+
+
+@pytest.mark.parametrize("source_rate", [8_000, 16_000, 44_100])
+@pytest.mark.parametrize("kind", ["file", "part", "object", "array"])
+def test_a_part_that_is_read_alone_equals_that_of_the_whole(tmp_path, source_rate, kind):
+    waveform = noise(2 * source_rate)
+    soundfile.write(tmp_path / "a.wav", waveform, source_rate, subtype="FLOAT")
+    audio = {
+        "file": tmp_path / "a.wav",
+        "part": AudioPart(str(tmp_path / "a.wav"), 0.5, 1.8),
+        "object": io.BytesIO((tmp_path / "a.wav").read_bytes()),
+        "array": waveform,
+    }[kind]
+    [clip] = open_audio(audio, 16_000, source_rate)
+    whole = torch.cat(list(clip.blocks()))
+    for start, stop in [(0, 1), (0, 900), (7_001, 12_345), (20_000, 90_000), (90_000, 90_100)]:
+        part = read_part(clip, start, stop)
+        torch.testing.assert_close(part, whole[start:stop], atol=1e-6, rtol=0)
+
+
+def test_blocks_and_parts_of_an_mp3_equal_one_read_of_the_whole(monkeypatch, tmp_path):
+    time_s = np.arange(10 * 44_100) / 44_100
+    waveform = 0.2 * np.sin(2 * np.pi * (200 + 300 * time_s) * time_s) * (np.sin(7 * time_s) > 0.3)
+    path = tmp_path / "a.mp3"  # of frames that lean on earlier ones
+    mp3 = {"format": "MP3", "subtype": "MPEG_LAYER_III", "bitrate_mode": "VARIABLE"}
+    soundfile.write(path, waveform + noise(len(waveform)) / 5, 44_100, compression_level=0.9, **mp3)
+    whole = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+    [clip] = open_audio(path, 44_100)
+    monkeypatch.setattr(audio_module, "BLOCK_S", 0.37)
+    torch.testing.assert_close(torch.cat(list(clip.blocks())), whole, atol=1e-5, rtol=0)
+    for start in range(20_000, len(whole) - 3_000, 9_973):
+        part = read_part(clip, start, start + 3_000)
+        torch.testing.assert_close(part, whole[start : start + 3_000], atol=1e-5, rtol=0)

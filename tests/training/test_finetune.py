@@ -21,7 +21,7 @@ from m2d_training.cli.main import main
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import clips_to_score
 from m2d_training.finetuning.loop import TaskObjective, inverse_class_weights
-from m2d_training.finetuning.member import Best
+from m2d_training.finetuning.member import Score
 from m2d_training.finetuning.optimizer import build_finetune_optimizer, finetune_rate, set_rate
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
@@ -296,9 +296,9 @@ def test_training_stops_when_the_validation_clips_get_no_better(model, sounds, t
 
 
 def test_the_best_epoch_is_that_of_the_score_then_of_the_loss():
-    best = Best(step=1, score=0.5, loss=1.0, weights={})
-    assert best.is_beaten_by(0.6, 2.0) and best.is_beaten_by(0.5, 0.9)
-    assert not best.is_beaten_by(0.5, 1.0) and not best.is_beaten_by(0.4, 0.1)
+    best = Score(step=1, score=0.5, loss=1.0)
+    assert best.is_beaten_by(Score(2, 0.6, 2.0)) and best.is_beaten_by(Score(2, 0.5, 0.9))
+    assert not best.is_beaten_by(Score(2, 0.5, 1.0)) and not best.is_beaten_by(Score(2, 0.4, 0.1))
 
 
 def test_short_lists_are_passed_over_more_often():
@@ -449,12 +449,15 @@ def test_class_weights_are_inverse_to_the_clips():
 @pytest.mark.parametrize(
     ("preset", "labels", "settings", "message"),
     [
-        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, spcv2, vc1"),
+        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, "),
         ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, crop_from_start"),
         ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, got 1: the head normalises"),
         ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be one of sgd, lars, adam, adamw, got"),
         ("small", ["a", "b"], ["adjust_positions=true"], "set crop_frames too"),
         ("small", ["a", "b"], ["frozen_blocks=3"], "frozen_blocks must be at most 2, the blocks of"),
+        ("small", ["a", "b"], ["lr=inf"], "lr must be positive, got inf"),
+        ("small", ["a", "b"], ["seed=-1"], "seed must be an integer from 0 to"),
+        ("small", ["a", "b"], ["weight_decay=nan"], "weight_decay must be a finite number of at least 0"),
         ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be from 0 to below 1, got 1.0"),
         ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' cannot take"),
         (

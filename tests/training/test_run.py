@@ -115,6 +115,11 @@ def test_settings_that_are_wrong_are_refused(sounds, tmp_path, settings, message
     assert message in result.output
 
 
+def test_a_warm_up_longer_than_the_run_is_told(sounds, tmp_path):
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1", "warmup_epochs=20"]).exit_code == 0
+    assert "warmup_epochs is 20, but the training has 1 epochs" in (tmp_path / "train.log").read_text()
+
+
 def test_unknown_presets_are_refused_with_the_known_ones(sounds, tmp_path):
     result = run("m2d-0.8", sounds, tmp_path)
     assert result.exit_code == 1 and "Unknown preset 'm2d-0.8'. Available: m2d-0.7, m2d-0.6" in result.output
@@ -198,6 +203,73 @@ def test_inputs_are_standardised_by_the_prepared_statistics(sounds, tmp_path):
     )
 
 
+def errors_of(out):
+    with (out / "errors.csv").open(newline="", encoding="utf-8") as lines:
+        return [(row["row"], row["file"], row["error"]) for row in csv.DictReader(lines)]
+
+
+def list_with_broken(sounds, folder, good, broken):
+    """A list of good clips, and others that cannot be read."""
+    for index in range(broken):
+        (folder / f"broken {index}.wav").write_bytes(b"no audio")
+    files = [*(sounds.parent / f"{index}.wav" for index in range(good))]
+    files += [folder / f"broken {index}.wav" for index in range(broken)]
+    (folder / "list.csv").write_text("file\n" + "".join(f"{file}\n" for file in files))
+    return folder / "list.csv"
+
+
+def test_clips_that_cannot_be_read_are_left_out_named_once_and_counted(sounds, tmp_path):
+    data, out = list_with_broken(sounds, tmp_path, 3, 1), tmp_path / "run"
+    result = run("m2d-0.7", data, out, ["epochs=4", "save_every_steps=2"], "--json")
+    assert result.exit_code == 3, result.output
+    assert json.loads(result.stdout)["left_out"] == 1
+    assert [line["skipped"] for line in metrics_of(out)][-1] == 1
+    ((row, file, error),) = errors_of(out)
+    assert (row, file) == ("5", str(tmp_path / "broken 0.wav")) and "cannot be read as audio" in error
+    assert (out / "train.log").read_text().count("left out: ") == 1
+    (out / "checkpoints" / "step-000000008.pt").unlink()
+    assert run("m2d-0.7", data, out, ["epochs=4", "save_every_steps=2"]).exit_code == 3  # goes on
+    assert len(errors_of(out)) == 1
+
+
+def test_members_of_shards_that_cannot_be_read_are_counted_once(sounds, tmp_path):
+    import tarfile
+
+    data = list_with_broken(sounds, tmp_path, 3, 1)
+    with tarfile.open(tmp_path / "clips.tar", "w") as tar:
+        for file in data.read_text().split("\n")[1:-1]:
+            tar.add(file, file.rsplit("/", 1)[1])
+    out = tmp_path / "run"
+    assert run("m2d-0.7", tmp_path / "clips.tar", out, ["epochs=5"]).exit_code == 3
+    assert metrics_of(out)[-1]["skipped"] == 1
+    assert [file for _, file, _ in errors_of(out)] == [f"{tmp_path / 'clips.tar'}:broken 0.wav"]
+
+
+def test_clips_of_noise_and_of_the_validation_are_left_out_too(sounds, tmp_path):
+    for name in ("noise", "valid"):
+        (tmp_path / name).mkdir()
+        list_with_broken(sounds, tmp_path / name, 2, 1)
+    options = (
+        "--noise",
+        str(tmp_path / "noise" / "list.csv"),
+        "--valid",
+        str(tmp_path / "valid" / "list.csv"),
+    )
+    result = run("m2d-0.7", sounds, tmp_path / "run", ["epochs=5", "noise_ratio=0.2"], *options)
+    assert result.exit_code == 3, result.output
+    expected = {str(tmp_path / name / "broken 0.wav") for name in ("noise", "valid")}
+    assert {file for _, file, _ in errors_of(tmp_path / "run")} == expected
+
+
+def test_a_list_of_which_more_than_half_cannot_be_read_ends_the_run(sounds, tmp_path):
+    data = list_with_broken(sounds, tmp_path, 3, 4)
+    result = run("m2d-0.7", data, tmp_path / "measured", ["epochs=4"])
+    assert result.exit_code == 1 and "4 of 7 clips cannot be read, the first in row" in result.output
+    result = run("m2d-0.7", data, tmp_path / "given", ["epochs=4", "mean=-7", "std=4"])
+    assert result.exit_code == 1 and "4 of 7 clips cannot be read, the first in row" in result.output
+    assert len(errors_of(tmp_path / "given")) == 4
+
+
 def test_statistics_are_measured_where_none_are_given(sounds, tmp_path):
     """Of one crop of each clip: of sounds that do not change, as of their whole spectrograms together."""
     answer = CliRunner().invoke(main, ["statistics", str(sounds), "--frames", "64", "--json"])
@@ -227,17 +299,6 @@ def test_a_list_of_silence_is_refused(tmp_path):
         soundfile.write(tmp_path / f"{name}.wav", np.zeros(16_000), 16_000)
     result = run("m2d-0.7", tmp_path, tmp_path / "run", ["epochs=1"])
     assert result.exit_code == 1 and "all of 2 clips hold one value, such as silence" in result.output
-
-
-def test_broken_files_are_named_and_counted(sounds, tmp_path):
-    (tmp_path / "broken.wav").write_bytes(b"no audio")
-    listed = "".join(f"{sounds.parent / f'{index}.wav'}\n" for index in range(3))
-    (tmp_path / "list.csv").write_text(f"file\n{listed}broken.wav\n")
-    assert run("m2d-0.7", tmp_path / "list.csv", tmp_path / "run", ["epochs=2"]).exit_code == 0
-    assert [line["skipped"] for line in metrics_of(tmp_path / "run")][-1] == 1
-    named = (tmp_path / "run" / "skipped.csv").read_text()
-    assert named.count("broken.wav cannot be read as audio") == 1
-    assert "left out: " in (tmp_path / "run" / "train.log").read_text()
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(sounds, tmp_path):
@@ -306,4 +367,4 @@ def test_a_half_written_checkpoint_is_not_resumed_from(sounds, tmp_path):
 def test_answer_is_json_on_demand(sounds, tmp_path):
     result = run("msm-mae-0.75", sounds, tmp_path, ["epochs=1"], "--json")
     answer = json.loads(result.stdout.strip().splitlines()[-1])
-    assert answer == {"run": str(tmp_path), "export": str(tmp_path / "export")}
+    assert answer == {"run": str(tmp_path), "export": str(tmp_path / "export"), "left_out": 0}

@@ -10,7 +10,8 @@ import click
 
 from m2d_hub.cli.options import SOME_FAILED
 
-from .options import answer, is_first_process, logging_to
+from ..runs.devices import is_first_process
+from .options import answer, logging_to
 
 EXAMPLE = """\b
 Examples:

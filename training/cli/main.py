@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
-from m2d_hub.cli.options import Group
+from m2d_hub.cli.options import SOME_FAILED, Group
 
+from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, is_first_process, logging_to
+from .options import answer, logging_to
 from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
@@ -48,39 +52,28 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
 def pretrain(
     preset: str,
-    data: str,
     out: Path,
-    noise: str | None,
-    valid: str | None,
-    labelled: str | None,
-    start: str | None,
-    teacher: str | None,
     settings: tuple[str, ...],
     as_json: bool,
+    **sources: Any,
 ) -> None:
-    """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes."""
+    """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes.
+
+    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
+    """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..pretraining.run_data import RunOptions
     from ..runs.settings import apply_settings
 
     chosen = load_preset(preset)
-    config = apply_settings(chosen.config, settings)
-    needs_teacher = config.offline is not None and config.offline.kind == "features"
-    options = RunOptions(
-        name=preset,
-        data=data,
-        out=out,
-        noise=noise,
-        valid=valid,
-        start=start or chosen.start,
-        teacher=teacher or (chosen.teacher if needs_teacher else None),
-        labelled=labelled,
-    )
+    chosen = dataclasses.replace(chosen, config=apply_settings(chosen.config, settings))
     with logging_to(out / "train.log"):
-        export = run_pretraining(config, options)
+        result = run_pretraining(chosen, out=out, **sources)
     if is_first_process():
-        click.echo(answer({"run": str(out), "export": str(export)}, as_json, f"The model is in {export}."))
+        values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
+        click.echo(answer(values, as_json, f"The model is in {result.model}."))
+    if result.left_out:
+        sys.exit(SOME_FAILED)
 
 
 @main.command(epilog=PREPARE_EXAMPLE)
@@ -100,18 +93,24 @@ def prepare(
     num_workers: int,
     as_json: bool,
 ) -> None:
-    """Turns DATA, a folder or CSV of audio in any format, into tar shards of FLAC with statistics."""
+    """Turns DATA, a folder or CSV of audio in any format, into tar shards of FLAC with statistics.
+
+    OUT is there once it is whole. Files that cannot be read are listed in OUT/errors.csv and left out (exit
+    status 3 then).
+    """
     from ..pretraining.prepare import PrepareOptions
     from ..pretraining.prepare import prepare as prepare_shards
 
-    statistics = prepare_shards(
+    result = prepare_shards(
         PrepareOptions(data, out, sample_rate, split_s, teacher=teacher, num_workers=num_workers)
     )
     text = (
-        f"{statistics['clips']} clips, {statistics['hours']:.2f} h, {statistics['skipped']} files left out; "
-        f"log-mel mean {statistics['mean']:.3f}, std {statistics['std']:.3f}. The shards are in {out}."
+        f"{result.clips} clips, {result.hours:.2f} h, {result.left_out} files left out; log-mel mean "
+        f"{result.mean:.3f}, std {result.std:.3f}. The shards are in {out}."
     )
-    click.echo(answer({"out": str(out), **statistics}, as_json, text))
+    click.echo(answer({**vars(result), "out": str(out)}, as_json, text))
+    if result.left_out:
+        sys.exit(SOME_FAILED)
 
 
 main.add_command(finetune)

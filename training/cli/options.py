@@ -1,38 +1,44 @@
-"""What the commands share: how errors are told, where a run's log goes, and how the answer is written."""
+"""What the commands share: where a run's log goes, and how the answer is written."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from m2d_hub.errors import M2DError
+from m2d_hub.files import json_text
 
-def is_first_process() -> bool:
-    """Whether this process is the one that talks, of those that a launcher started."""
-    return os.environ.get("RANK", "0") == "0"
+from ..runs.devices import is_first_process
+from ..runs.folder import make_folder
 
 
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
-    """Logs to the terminal, and of the first process to a file too; the others only tell of warnings."""
+    """Logs to the terminal, and of the first process to a file too; the others only tell of warnings.
+
+    An error that ends the command, which the terminal shows anyway, is in the file as well.
+    """
     is_first = is_first_process()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if is_first:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         handlers.append(logging.FileHandler(path, encoding="utf-8"))
-    for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger(package) for package in ("m2d_training", "m2d_hub")]
     try:
+        for handler in handlers:
+            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
         for package in loggers:
             package.setLevel(logging.INFO if is_first else logging.WARNING)
             for handler in handlers:
                 package.addHandler(handler)
         yield
+    except BaseException as error:
+        if is_first and not isinstance(error, SystemExit):
+            handlers[-1].handle(_end_of(error))
+        raise
     finally:
         for handler in handlers:
             for package in loggers:
@@ -40,6 +46,13 @@ def logging_to(path: Path) -> Iterator[None]:
             handler.close()
 
 
+def _end_of(error: BaseException) -> logging.LogRecord:
+    """The log's last line; where the reason is none of the package's own, with the traceback."""
+    trace = None if isinstance(error, M2DError) else (type(error), error, error.__traceback__)
+    text = str(error) or type(error).__name__
+    return logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Ended: %s", (text,), trace)
+
+
 def answer(values: dict[str, object], as_json: bool, text: str) -> str:
     """What a command prints at its end: a sentence, or JSON."""
-    return json.dumps(values) if as_json else text
+    return json_text(values) if as_json else text

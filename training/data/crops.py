@@ -6,21 +6,19 @@ log-mel frames equal those of the whole clip's spectrogram. Shapes: S samples, F
 
 from __future__ import annotations
 
-import io
 import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from m2d_hub.audio import AudioPart, open_audio
+from m2d_hub.audio import open_audio, read_part
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.errors import AudioError
 
-from .manifest import Entry
+from .arrays import read_array, read_finite
+from .entry import Entry
 
-UNKNOWN_FRAMES = 1 << 40  # libsndfile's answer where a header does not say
-RESAMPLING_MARGIN_S = 0.02  # read beyond both ends of a part that is resampled
 FADES_A_SECOND = 16  # a fade takes 1/16 s
 SILENCE = math.log(EPSILON)  # log-mel value of digital silence
 
@@ -35,7 +33,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class CropPlan:
-    """What to cut out of each clip."""
+    """The part to cut out of each clip."""
 
     frontend: FrontendConfig
     num_frames: int  # T
@@ -83,21 +81,17 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
         AudioError: The file is unreadable, empty, or holds non-finite samples.
     """
     frontend = plan.frontend
-    if isinstance(entry.path, AudioPart):
-        (clip,) = open_audio(entry.path, frontend.sample_rate)
-        return _crop_array(torch.cat(list(clip.blocks())).numpy(), plan, rng)
-    with _open_sound(entry) as sound:
-        known = 0 < sound.frames < UNKNOWN_FRAMES
-        total = _resampled(sound.frames, sound.samplerate, frontend.sample_rate) if known else 0
-        spare = total // frontend.hop_samples + 1 - plan.num_frames
-        if spare < 0 or not known:
-            waveform = _read_part(sound, entry, 0, None, frontend.sample_rate)
-            return _crop_array(waveform, plan, rng)
+    (clip,) = open_audio(entry.source(), frontend.sample_rate)
+    spare = clip.expected_samples // frontend.hop_samples + 1 - plan.num_frames
+    if spare >= 0:
         first_frame = plan.draw_start(spare, rng)
         start = first_frame * frontend.hop_samples - frontend.window_samples // 2
-        stop = start + plan.num_samples
-        waveform = _read_part(sound, entry, max(0, start), min(stop, total), frontend.sample_rate)
-    return Crop(_reflect(waveform, max(0, -start), plan.num_samples), first_frame)
+        stop = min(start + plan.num_samples, clip.expected_samples)
+        part = read_part(clip, max(0, start), stop)
+        if len(part) == stop - max(0, start):
+            return Crop(_reflect(part.numpy(), max(0, -start), plan.num_samples), first_frame)
+    # A clip that is short, or not as long as its header says, is read whole.
+    return _crop_array(torch.cat(list(clip.blocks())).numpy(), plan, rng)
 
 
 def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) -> Crop:
@@ -121,7 +115,7 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
 def _reflect(waveform: np.ndarray, before: int, num_samples: int) -> np.ndarray:
     """Mirrors a clip's edges into the window of its first and last frame, as a centred spectrogram does."""
     after = num_samples - before - len(waveform)
-    if after > len(waveform) - 1:  # a header that promised more than the file holds
+    if after > len(waveform) - 1:  # a crop of one frame, at the very end
         waveform = np.pad(waveform, (0, after))
         after = 0
     return np.pad(waveform, (before, after), mode="reflect").astype(np.float32, copy=False)
@@ -133,73 +127,15 @@ def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> 
     Raises:
         AudioError: The file is unreadable, or has another number of mels.
     """
-    try:
-        stored = (
-            np.load(entry.path, mmap_mode="r") if not entry.size else np.load(io.BytesIO(read_bytes(entry)))
-        )
-    except (OSError, ValueError) as error:
-        raise AudioError(f"{entry} cannot be read as a spectrogram: {error}.") from error
-    log_mel = stored.reshape(stored.shape[-2:]) if stored.ndim > 1 else stored
-    if log_mel.ndim != 2 or log_mel.shape[0] != plan.frontend.n_mels or not log_mel.shape[1]:
+    stored = read_array(entry)
+    if any(axis > 1 for axis in stored.shape[:-2]) or stored.shape[-2:-1] != (plan.frontend.n_mels,):
         raise AudioError(f"{entry} has the shape {stored.shape}, expected ({plan.frontend.n_mels}, frames).")
+    log_mel = stored.reshape(plan.frontend.n_mels, -1)
     first_frame = plan.draw_start(max(0, log_mel.shape[1] - plan.num_frames), rng)
-    part = np.array(log_mel[:, first_frame : first_frame + plan.num_frames], dtype=np.float32)
+    part = read_finite(entry, log_mel[:, first_frame : first_frame + plan.num_frames])
     missing = plan.num_frames - part.shape[1]
     if missing and plan.repeat_short:
         part = part[:, np.arange(plan.num_frames) % part.shape[1]]
     elif missing:
         part = np.pad(part, ((0, 0), (0, missing)), constant_values=SILENCE)
-    if not np.isfinite(part).all():
-        raise AudioError(f"{entry} holds non-finite values.")
     return Crop(part, first_frame)
-
-
-def read_bytes(entry: Entry) -> bytes:
-    """The bytes of a shard's member."""
-    with open(entry.path, "rb") as shard:
-        shard.seek(entry.offset)
-        return shard.read(entry.size)
-
-
-def _open_sound(entry: Entry):
-    import soundfile
-
-    try:
-        return soundfile.SoundFile(io.BytesIO(read_bytes(entry)) if entry.size else entry.path)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:
-        raise AudioError(f"{entry} cannot be read as audio: {error}.") from error
-
-
-def _read_part(sound, entry: Entry, start: int, stop: int | None, sample_rate: int) -> np.ndarray:
-    """Samples ``start`` … ``stop`` of the clip at ``sample_rate``, mono; the whole clip for stop None."""
-    import soundfile
-
-    divisor = math.gcd(sound.samplerate, sample_rate)
-    step_in, step_out = sound.samplerate // divisor, sample_rate // divisor
-    margin = 0 if step_in == step_out else math.ceil(RESAMPLING_MARGIN_S * divisor)
-    first = max(0, start // step_out - margin)  # in steps that hold whole samples at both rates
-    last = None if stop is None else (-(-stop // step_out) + margin) * step_in
-    try:
-        if first:
-            sound.seek(min(first * step_in, sound.frames))
-        raw = sound.read(-1 if last is None else last - first * step_in, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
-        raise AudioError(f"{entry} cannot be read as audio: {error}.") from error
-    mono = raw.mean(axis=1) if raw.shape[1] > 1 else raw[:, 0]
-    if not len(mono):
-        raise AudioError(f"{entry} is empty: it holds no samples.")
-    if not np.isfinite(mono).all():
-        raise AudioError(f"{entry} holds non-finite samples.")
-    if step_in != step_out:
-        mono = _resample(mono, sound.samplerate, sample_rate)
-    skip = start - first * step_out
-    return mono[skip:] if stop is None else mono[skip : skip + stop - start]
-
-
-def _resample(waveform: np.ndarray, source_rate: int, sample_rate: int) -> np.ndarray:
-    (clip,) = open_audio(torch.from_numpy(waveform), sample_rate, source_rate)
-    return torch.cat(list(clip.blocks())).numpy()
-
-
-def _resampled(num_samples: int, source_rate: int, sample_rate: int) -> int:
-    return num_samples * sample_rate // source_rate

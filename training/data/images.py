@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import math
 
 import numpy as np
 
 from m2d_hub.errors import AudioError
 
-from .crops import read_bytes
-from .manifest import Entry
+from .entry import Entry
+from .reading import reading
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
 AREA_SHARE = (0.2, 1.0)  # of the picture, as in masked autoencoders
 ASPECT_RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+MAX_PIXELS = 80_000_000  # 240 MB
 
 
 def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
@@ -33,13 +34,12 @@ def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) ->
     Raises:
         AudioError: The file is no readable picture.
     """
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
-    try:
-        with Image.open(io.BytesIO(read_bytes(entry)) if entry.size else entry.path) as file:
-            picture = file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise AudioError(f"{entry} cannot be read as a picture: {error}.") from error
+    with reading(entry, "a picture"), entry.open() as file, Image.open(file, formats=FORMATS) as stored:
+        if stored.width * stored.height > MAX_PIXELS:
+            raise AudioError(f"{entry} has {stored.width}x{stored.height} pixels; {MAX_PIXELS:,} are read.")
+        picture = stored.convert("RGB")
     box = _random_box(picture.width, picture.height, rng)
     resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     pixels = np.asarray(resized, dtype=np.float32) / 255.0  # (height, width, 3)

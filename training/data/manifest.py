@@ -1,48 +1,36 @@
-"""What a run trains on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
+"""Clips to train on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
 
 from __future__ import annotations
 
 import json
+import logging
+import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
+from m2d_hub.config import require
+from m2d_hub.corpus.sources import files_below
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import PARTIAL_SUFFIX
 
-from .parts import PART_COLUMNS, AudioFile, audio_files
-from .shards import INDEX_NAME, ShardMember, expand_pattern, index_shards, read_index
+from .entry import Entry
+from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
+from .parts import PART_COLUMNS, audio_files
+from .reading import reading
+from .shard_index import INDEX_NAME, read_index
+from .shards import ShardMember, expand_pattern, index_shards
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-LABEL_SEPARATOR = ";"
 STATISTICS_NAME = "statistics.json"
 
+logger = logging.getLogger(__name__)
+
 Kind = Literal["audio", "spectrogram", "image"]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One clip: a file of its own, a part of one, or a member of a tar shard."""
-
-    path: AudioFile
-    offset: int = 0  # bytes, of a member's data
-    size: int = 0  # bytes of a member; 0: a file of its own
-    name: str = ""  # of a member, for messages
-    label: str = ""  # several are joined by ';'; empty: not known
-    caption: str = ""
-    features_path: str = ""  # .npy file, or shard, of per-frame features computed beforehand
-    features_offset: int = 0
-    features_size: int = 0
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """The single labels."""
-        return tuple(part.strip() for part in self.label.split(LABEL_SEPARATOR) if part.strip())
-
-    def __str__(self) -> str:
-        return f"{self.path}:{self.name}" if self.name else str(self.path)
 
 
 @dataclass(frozen=True)
@@ -99,31 +87,33 @@ def read_manifest(data: str) -> Manifest:
         entries = _read_shards(expand_pattern(data))
     if not entries:
         raise ConfigError(f"{data} lists no clips: give a CSV with a 'file' column, tar shards, or a folder.")
-    kind = _kind(data, entries)
+    entries, kind = _of_one_kind(data, entries)
     if kind != "audio" and any(isinstance(entry.path, AudioPart) for entry in entries):
         raise ConfigError(f"{data} has start_s or end_s for {kind} files; only audio is read in parts.")
     return Manifest(data, kind, entries, _read_statistics(path))
 
 
 def _read_csv(path: Path) -> list[Entry]:
-    rows = read_table(path, ["file"], ["label", "caption", "features", *PART_COLUMNS])
+    rows = read_table(path, ["file"], [*LABEL_NAMES, *CAPTION_NAMES, "features", *PART_COLUMNS])
     refuse_empty(path, rows, "file")
     files = audio_files(path, [str(path.parent / row.cells["file"]) for row in rows], rows)
+    notes = [note_of_cells(row.cells) for row in rows]
     return [
         Entry(
             path=file,
-            label=row.cells["label"],
-            caption=row.cells["caption"],
+            label=note.label,
+            caption=note.caption,
             features_path=str(path.parent / row.cells["features"]) if row.cells["features"] else "",
+            row=row.number,
         )
-        for row, file in zip(rows, files, strict=True)
+        for row, file, note in zip(rows, files, notes, strict=True)
     ]
 
 
 def _read_folder(folder: Path) -> list[Entry]:
     suffixes = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, ".npy")
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
-    return [Entry(path=str(path)) for path in files]
+    files = sorted(path for path in files_below(folder) if path.suffix.lower() in suffixes)
+    return [Entry(path=str(path), row=row) for row, path in enumerate(files, start=1)]
 
 
 def _read_shards(shards: list[str]) -> list[Entry]:
@@ -132,12 +122,16 @@ def _read_shards(shards: list[str]) -> list[Entry]:
         by_folder.setdefault(Path(shard).parent, []).append(shard)
     members: list[ShardMember] = []
     for folder, inside in by_folder.items():
+        if folder.absolute().name.endswith(PARTIAL_SUFFIX):
+            raise ConfigError(
+                f"{folder} is what a preparation that did not end has left: run m2d-train prepare again."
+            )
         index = folder / INDEX_NAME
         members += read_index(index, inside) if index.is_file() else index_shards(inside)
-    return [_shard_entry(member) for member in members]
+    return [_shard_entry(member, row) for row, member in enumerate(members, start=1)]
 
 
-def _shard_entry(member: ShardMember) -> Entry:
+def _shard_entry(member: ShardMember, row: int) -> Entry:
     return Entry(
         path=member.shard,
         offset=member.offset,
@@ -148,25 +142,36 @@ def _shard_entry(member: ShardMember) -> Entry:
         features_path=member.shard if member.features_size else "",
         features_offset=member.features_offset,
         features_size=member.features_size,
+        row=row,
     )
 
 
-def _kind(data: str, entries: list[Entry]) -> Kind:
-    suffixes = {Path(entry.name or entry.path).suffix.lower() for entry in entries}
-    kinds: set[Kind] = set()
-    for suffix in suffixes:
-        kinds.add("spectrogram" if suffix == ".npy" else "image" if suffix in IMAGE_SUFFIXES else "audio")
-    if len(kinds) > 1:
-        raise ConfigError(
-            f"{data} mixes {' and '.join(sorted(kinds))} files ({', '.join(sorted(suffixes))}): "
-            "give one kind."
-        )
-    return kinds.pop()
+def _of_one_kind(data: str, entries: list[Entry]) -> tuple[list[Entry], Kind]:
+    """The entries with their kind; pictures beside sounds, such as covers of albums, are passed over."""
+    kinds = [_kind(entry) for entry in entries]
+    found = set(kinds)
+    if found == {"audio", "image"}:
+        sounds = [entry for entry, kind in zip(entries, kinds, strict=True) if kind == "audio"]
+        logger.warning("%s: %d pictures beside sounds are passed over.", data, len(entries) - len(sounds))
+        return sounds, "audio"
+    if len(found) > 1:
+        raise ConfigError(f"{data} mixes {' and '.join(sorted(found))} files: give one kind.")
+    return entries, found.pop()
+
+
+def _kind(entry: Entry) -> Kind:
+    suffix = os.path.splitext(entry.name or entry.path)[1].lower()
+    return "spectrogram" if suffix == ".npy" else "image" if suffix in IMAGE_SUFFIXES else "audio"
 
 
 def _read_statistics(path: Path) -> Statistics | None:
     folder = path if path.is_dir() else path.parent
     if path.suffix == ".csv" or not (folder / STATISTICS_NAME).is_file():
         return None
-    values = json.loads((folder / STATISTICS_NAME).read_text(encoding="utf-8"))
-    return Statistics(values["mean"], values["std"], values["sample_rate"])
+    file = folder / STATISTICS_NAME
+    with reading(file, "statistics of prepared data", ConfigError):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        statistics = Statistics(float(values["mean"]), float(values["std"]), int(values["sample_rate"]))
+    is_usable = math.isfinite(statistics.mean) and 0 < statistics.std < math.inf
+    require(is_usable, f"{file} has mean {statistics.mean} and std {statistics.std}: prepare the data anew.")
+    return statistics

@@ -1,27 +1,29 @@
-"""Tar shards (WebDataset's layout): written in sequence, read at random through an index of byte ranges.
+"""Tar shards (WebDataset's layout): clips are read at random, through the byte ranges that the headers tell.
 
 Random access keeps shuffling exact and a resumed run identical, which a stream with a shuffle buffer cannot.
 """
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import glob
-import json
 import os
+import posixpath
 import tarfile
-from collections.abc import Iterable
-from dataclasses import dataclass
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing
 
-INDEX_NAME = "index.csv"
+from .notes import MAX_BYTES, Note, read_note
+from .reading import reading
+
 CLIP_SUFFIXES = (*sorted(AUDIO_SUFFIXES), ".npy", ".jpg", ".jpeg", ".png", ".webp", ".bmp")
+NOTE_SUFFIXES = (".json", ".txt")
 FEATURES_SUFFIX = ".features.npy"
+Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
@@ -46,96 +48,138 @@ def expand_pattern(pattern: str) -> list[str]:
     """
     import braceexpand
 
-    expanded = list(braceexpand.braceexpand(pattern))
-    shards = sorted(path for part in expanded for path in (glob.glob(part) if "*" in part else [part]))
     if not pattern.endswith(".tar"):
         raise ConfigError(f"{pattern} is neither a .csv, a folder, nor a pattern of .tar shards.")
+    with reading(pattern, "a pattern of shards", ConfigError):
+        expanded = list(braceexpand.braceexpand(pattern))
+    shards = sorted(path for part in expanded for path in (glob.glob(part) if "*" in part else [part]))
     missing = [shard for shard in shards if not os.path.isfile(shard)]
     if missing or not shards:
         raise ConfigError(f"{pattern}: {missing[:3] or 'no shard'} not found.")
-    return shards
+    return list(dict.fromkeys(shards))
 
 
 def index_shards(shards: Iterable[str]) -> list[ShardMember]:
-    """Reads the headers of tar shards.
+    """Reads the headers of tar shards, and the labels and captions in them.
 
-    Labels come from a clip's ``.json`` (``label`` or ``labels``, ``caption``) or ``.txt`` (its caption).
+    Each file of audio, each spectrogram and each picture is a clip. What belongs to it (``.json`` with label
+    and caption, ``.txt`` with a caption, ``.features.npy``) has its name up to the suffix; or, as WebDataset
+    has it, its name up to the first dot, where that is of one clip only or all clips that share it are meant.
 
     Raises:
-        ConfigError: A shard is no tar file.
+        ConfigError: A shard is no tar file, holds a name twice, links, or notes that cannot be read.
     """
-    members: list[ShardMember] = []
-    for shard in shards:
-        try:
-            with tarfile.open(shard) as tar:
-                members += _index_shard(shard, tar)
-        except tarfile.TarError as error:
-            raise ConfigError(f"{shard} is not a readable tar shard: {error}.") from error
-    return members
+    return [member for shard in shards for member in _index_shard(shard)]
 
 
-def _index_shard(shard: str, tar: tarfile.TarFile) -> list[ShardMember]:
-    clips: dict[str, tarfile.TarInfo] = {}
-    features: dict[str, tarfile.TarInfo] = {}
-    notes: dict[str, dict[str, str]] = {}
-    for info in tar:
-        folder, base = os.path.split(info.name)
-        key = os.path.join(folder, base.split(".")[0])
-        if base.endswith(FEATURES_SUFFIX):
-            features[key] = info
-        elif base.lower().endswith(CLIP_SUFFIXES):
-            clips[key] = info
-        elif base.endswith((".json", ".txt")):
-            content = tar.extractfile(info)
-            notes.setdefault(key, {}).update(_read_note(base, content.read() if content else b""))
-    return [
-        ShardMember(
+@dataclass
+class _Contents:
+    """What one shard holds."""
+
+    clips: list[tarfile.TarInfo] = field(default_factory=list)
+    notes: dict[str, Note] = field(default_factory=dict)  # by name up to the suffix
+    features: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+
+
+def _index_shard(shard: str) -> Iterator[ShardMember]:
+    if not os.path.isfile(shard):
+        raise ConfigError(f"{shard} is no file.")
+    with (
+        reading(shard, "a tar shard (whole, without compression)", ConfigError),
+        tarfile.open(shard, "r:") as tar,
+    ):
+        contents = _read_contents(shard, tar)
+    stems = [_stem(info.name) for info in contents.clips]
+    notes, features = _belonging(stems, contents.notes), _belonging(stems, contents.features)
+    for info, stem in zip(contents.clips, stems, strict=True):
+        note, feature = notes.get(stem, Note()), features.get(stem)
+        yield ShardMember(
             shard=shard,
             name=info.name,
             offset=info.offset_data,
             size=info.size,
-            features_offset=features[key].offset_data if key in features else 0,
-            features_size=features[key].size if key in features else 0,
-            **notes.get(key, {}),
+            label=note.label,
+            caption=note.caption,
+            features_offset=feature.offset_data if feature else 0,
+            features_size=feature.size if feature else 0,
         )
-        for key, info in clips.items()
-    ]
 
 
-def _read_note(base: str, content: bytes) -> dict[str, str]:
-    if base.endswith(".txt"):
-        return {"caption": content.decode("utf-8").strip()}
-    values = json.loads(content)
-    labels = values.get("label", values.get("labels", ""))
-    label = ";".join(map(str, labels)) if isinstance(labels, list) else str(labels)
-    return {"label": label, "caption": str(values.get("caption", ""))}
+def _read_contents(shard: str, tar: tarfile.TarFile) -> _Contents:
+    contents, names = _Contents(), set[str]()
+    for info in _members(shard, tar):
+        name = posixpath.normpath(info.name)
+        if name in names:
+            raise ConfigError(f"{shard} holds {name} twice: give each clip a name of its own.")
+        names.add(name)
+        if is_features(name):
+            contents.features[name[: -len(FEATURES_SUFFIX)]] = info
+        elif is_clip(name):
+            contents.clips.append(info)
+        else:
+            file = tar.extractfile(info)
+            note = read_note(f"{shard}:{name}", file.read() if file else b"")
+            contents.notes[_stem(name)] = note | contents.notes.get(_stem(name), Note())
+    return contents
 
 
-def write_index(path: Path, members: Iterable[ShardMember]) -> None:
-    """Writes the members' table, with shard names relative to its folder."""
-    names = [field.name for field in dataclasses.fields(ShardMember)]
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, names)
-        writer.writeheader()
-        for member in members:
-            writer.writerow({**dataclasses.asdict(member), "shard": os.path.basename(member.shard)})
+def is_features(name: str) -> bool:
+    """Whether a member is features that were computed beforehand."""
+    return name.lower().endswith(FEATURES_SUFFIX)
 
 
-def read_index(path: Path, shards: Iterable[str]) -> list[ShardMember]:
-    """Members of ``shards`` in the table that :func:`write_index` wrote."""
-    wanted = {os.path.basename(shard): shard for shard in shards}
-    with path.open(newline="", encoding="utf-8") as lines:
-        return [
-            ShardMember(
-                shard=wanted[row["shard"]],
-                name=row["name"],
-                offset=int(row["offset"]),
-                size=int(row["size"]),
-                label=row["label"],
-                caption=row["caption"],
-                features_offset=int(row["features_offset"]),
-                features_size=int(row["features_size"]),
+def is_clip(name: str) -> bool:
+    """Whether a member is a clip."""
+    return name.lower().endswith(CLIP_SUFFIXES) and not is_features(name) and not _is_hidden(name)
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member is a file that some programs leave behind."""
+    return posixpath.basename(name).startswith(".")
+
+
+def _members(shard: str, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Clips and what belongs to them, each checked before it is read."""
+    end = os.path.getsize(shard)
+    for info in tar:
+        name = info.name.lower()
+        is_note = name.endswith(NOTE_SUFFIXES)
+        if info.isdir() or _is_hidden(name) or not name.endswith((*CLIP_SUFFIXES, *NOTE_SUFFIXES)):
+            continue
+        if not info.isreg() or info.issparse():
+            raise ConfigError(
+                f"{shard} holds {info.name} as a link or a sparse file: write it as a file (tar "
+                "--dereference --hard-dereference)."
             )
-            for row in csv.DictReader(lines)
-            if row["shard"] in wanted
-        ]
+        if info.offset_data + info.size > end:
+            raise ConfigError(f"{shard} is cut off: it ends before its member {info.name} does.")
+        if is_note and info.size > MAX_BYTES:
+            raise ConfigError(f"{shard}:{info.name} has {info.size:,} bytes; at most {MAX_BYTES:,} are read.")
+        yield info
+    with open(shard, "rb") as file:
+        file.seek(tar.offset)
+        if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
+            raise ConfigError(f"{shard} is damaged at byte {tar.offset:,}: make it again.")
+
+
+def _stem(name: str) -> str:
+    return posixpath.splitext(posixpath.normpath(name))[0]
+
+
+def _key(stem: str) -> str:
+    """WebDataset's key: the name up to its first dot."""
+    folder, base = posixpath.split(stem)
+    return posixpath.join(folder, base.split(".")[0])
+
+
+def _belonging(stems: list[str], things: dict[str, Thing]) -> dict[str, Thing]:
+    """What belongs to each clip, by the clip's name up to its suffix."""
+    clips = set(stems)
+    clips_of_key = Counter(map(_key, clips))
+    by_key: dict[str, Thing] = {}
+    for stem, thing in things.items():
+        key = _key(stem)
+        if stem not in clips and (stem == key or clips_of_key[key] == 1):
+            by_key[key] = thing
+    found = {stem: things.get(stem, by_key.get(_key(stem))) for stem in clips}
+    return {stem: thing for stem, thing in found.items() if thing is not None}

@@ -11,9 +11,12 @@ from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from .crops import CropPlan, crop_spectrogram, crop_waveform
+from .entry import Entry
+from .left_out import LeftOut, refuse_too_many
 from .manifest import Manifest, Statistics
 
 CROPS = 5000  # at most; one of each clip that is drawn
+LEAST_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
 
 logger = logging.getLogger(__name__)
 
@@ -28,24 +31,26 @@ def measure_statistics(manifest: Manifest, plan: CropPlan, crops: int = CROPS, s
         seed: Of the draw of clips and crops.
 
     Raises:
-        ConfigError: No clip can be read, or all are silent.
+        AudioError: More than half of the clips cannot be read.
+        ConfigError: All are silent.
     """
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(manifest.entries))[:crops]
     totals = np.zeros(3)  # values, their sum, the sum of their squares
     frontend = LogMelFrontend(plan.frontend)
-    reason: AudioError | None = None
+    unread: list[LeftOut] = []  # left out where their turn comes
     for index in drawn:
+        entry = manifest.entries[index]
         try:
-            totals += _sums(manifest, int(index), plan, frontend, rng)
-        except AudioError as error:  # it is left out where its turn comes
-            reason = error
+            totals += _sums(manifest, entry, plan, frontend, rng)
+        except AudioError as error:
+            unread.append(LeftOut(entry.row, str(entry), str(error)))
+    if unread:
+        refuse_too_many(manifest.name, len(unread), len(drawn), unread[0])
     count, total, squares = totals
-    if not count:
-        raise ConfigError(f"{manifest.name}: none of {len(drawn):,} clips can be read. The last: {reason}")
     mean = total / count
     std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
-    if not std:
+    if std < LEAST_STD:
         raise ConfigError(
             f"{manifest.name}: all of {len(drawn):,} clips hold one value, such as silence: there is nothing "
             "to learn from."
@@ -55,10 +60,9 @@ def measure_statistics(manifest: Manifest, plan: CropPlan, crops: int = CROPS, s
 
 
 def _sums(
-    manifest: Manifest, index: int, plan: CropPlan, frontend: LogMelFrontend, rng: np.random.Generator
+    manifest: Manifest, entry: Entry, plan: CropPlan, frontend: LogMelFrontend, rng: np.random.Generator
 ) -> np.ndarray:
     """Number, sum and sum of squares of one crop's log-mel values."""
-    entry = manifest.entries[index]
     if manifest.kind == "spectrogram":
         values = torch.from_numpy(crop_spectrogram(entry, plan, rng).values)
     else:

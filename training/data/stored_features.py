@@ -5,16 +5,14 @@ Shapes: B batch, K features, N_T time frames of tokens.
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from m2d_hub.errors import AudioError
 
-from .crops import read_bytes
-from .manifest import Entry
+from .arrays import read_array, read_finite
+from .entry import Entry
 
 FRAMES_PER_FEATURE = 2  # a HuBERT feature spans 20 ms, a spectrogram frame 10 ms
 
@@ -39,32 +37,54 @@ def pool_to_tokens(features: Tensor, num_tokens: int, patch_frames: int) -> Tens
     return weights @ features
 
 
-def read_features(entry: Entry) -> np.ndarray:
-    """Features of a clip that were computed beforehand, (frames of 20 ms, K) or (K,) of a caption.
+def features_width(entry: Entry) -> int:
+    """K of a clip's stored features.
 
     Raises:
-        AudioError: The file cannot be read.
+        AudioError: The features cannot be read.
     """
-    where = Entry(entry.features_path, entry.features_offset, entry.features_size)
-    try:
-        stored = np.load(io.BytesIO(read_bytes(where)) if where.size else where.path)
-    except (OSError, ValueError) as error:
-        raise AudioError(f"the features {where} of {entry} cannot be read: {error}.") from error
-    return stored.astype(np.float32)
+    return (1, *read_array(entry.features).shape)[-1]
 
 
-def crop_features(features: np.ndarray, first_frame: int, num_tokens: int, patch_frames: int) -> np.ndarray:
-    """Features of a crop's token frames, out of those of the whole clip.
+def caption_features(entry: Entry, width: int | None) -> np.ndarray:
+    """Features of a clip's caption (K,) that were computed beforehand.
 
     Args:
-        features: (clip's frames of 20 ms, K).
+        entry: The clip.
+        width: K as it must be; None: any.
+
+    Raises:
+        AudioError: They cannot be read, or are of another shape.
+    """
+    stored = read_array(entry.features)
+    if width not in (None, stored.size):
+        raise AudioError(f"the features {entry.features} have the shape {stored.shape}, expected ({width},).")
+    return read_finite(entry.features, stored.reshape(-1))
+
+
+def frame_features(
+    entry: Entry, width: int | None, first_frame: int, num_tokens: int, patch_frames: int
+) -> np.ndarray:
+    """Features of a crop's token frames, out of those of the whole clip that were computed beforehand.
+
+    Args:
+        entry: The clip; its features are (clip's frames of 20 ms, K).
+        width: K as it must be; None: any.
         first_frame: Of the crop, in spectrogram frames of 10 ms.
         num_tokens: N_T.
         patch_frames: Spectrogram frames of one token.
 
     Returns:
         (N_T, K).
+
+    Raises:
+        AudioError: They cannot be read, or are of another shape.
     """
-    part = features[first_frame // FRAMES_PER_FEATURE :]
-    clip = torch.from_numpy(part if len(part) else features[-1:])
-    return pool_to_tokens(clip[None], num_tokens, patch_frames)[0].numpy()
+    stored = read_array(entry.features)
+    if stored.ndim != 2 or width not in (None, stored.shape[1]):
+        expected = f"(frames, {'features' if width is None else width})"
+        raise AudioError(f"the features {entry.features} have the shape {stored.shape}, expected {expected}.")
+    first = min(first_frame // FRAMES_PER_FEATURE, len(stored) - 1)
+    count = (num_tokens * patch_frames - 1) // FRAMES_PER_FEATURE + 1
+    part = torch.from_numpy(read_finite(entry.features, stored[first : first + count]))
+    return pool_to_tokens(part[None], num_tokens, patch_frames)[0].numpy()

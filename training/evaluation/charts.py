@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.plots import literal
 
 from .metrics import Interval
 
@@ -35,11 +36,12 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
     figure.colorbar(image, label="share of the class's test clips", fraction=0.04)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    axes.set_title(title)
+    axes.set_title(literal(title))
     if len(labels) <= MOST_NAMED:
         size = 9 if len(labels) <= 40 else 6
-        axes.set_xticks(range(len(labels)), labels, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(labels)), labels, fontsize=size)
+        names = [literal(label) for label in labels]
+        axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(labels)), names, fontsize=size)
     if len(labels) <= MOST_NUMBERED:
         for row, column in confusion.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -64,11 +66,11 @@ def draw_average_precision(path: Path, precisions: Tensor, labels: Sequence[str]
         title = f"{title}\n({left_out} classes between the best and the worst {MOST_NAMED // 2} not shown)"
     figure, axes = _new_figure(8.0, 1.5 + INCHES_A_CLASS * len(order))
     axes.barh(range(len(order)), precisions[order].numpy(), height=0.7)
-    axes.set_yticks(range(len(order)), [labels[index] for index in order], fontsize=9)
+    axes.set_yticks(range(len(order)), [literal(labels[index]) for index in order], fontsize=9)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xlabel("average precision")
-    axes.set_title(title)
+    axes.set_title(literal(title))
     axes.grid(axis="x", alpha=0.3)
     _save(figure, path)
 
@@ -84,7 +86,7 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]])
     for axes, (panel, lines) in zip(np.atleast_1d(panels), curves.items(), strict=True):
         for name, values in lines.items():
             marker = "." if len(values) < 50 else ""
-            axes.plot(range(1, len(values) + 1), values, label=name, marker=marker, linewidth=1)
+            axes.plot(range(1, len(values) + 1), values, label=literal(name), marker=marker, linewidth=1)
         axes.set_ylabel(panel)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)

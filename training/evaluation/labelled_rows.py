@@ -13,8 +13,8 @@ from pathlib import Path
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
+from ..data.entry import LABEL_SEPARATOR
 from ..data.listing import FolderListing
-from ..data.manifest import LABEL_SEPARATOR
 from ..data.parts import PART_COLUMNS, AudioFile, audio_files
 
 logger = logging.getLogger(__name__)

@@ -92,7 +92,7 @@ def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
 
 
 def _resampled_average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """What scikit-learn gives for ``sample_weight=counts``, with the clips sorted once for all resamples."""
+    """Scikit-learn's value for ``sample_weight=counts``, with the clips sorted once for all resamples."""
     present = targets.any(dim=0)
     sorted_scores, order = scores[:, present].T.contiguous().sort(dim=1, descending=True)  # (C, N)
     positive = targets[:, present].T.gather(1, order).double()
@@ -152,7 +152,7 @@ def bootstrap_interval(
     """Mean of a metric over seeds, with its 95 % bootstrap interval over clips and seeds.
 
     A resample draws as many clips and as many seeds as there are, with replacement; the interval goes from
-    its 2.5th to its 97.5th percentile.
+    its 2.5th to its 97.5th percentile. Where all resamples agree, it is that of :func:`clopper_pearson`.
 
     Args:
         scores: (N, C), or one such tensor for each seed.
@@ -180,8 +180,24 @@ def bootstrap_interval(
         points.append(np.mean([metric(own, own_targets) for own in own_scores]))
         samples.append(_resample(own_scores, own_targets, metric, seed_weights, rng))
     values = torch.stack(samples).mean(dim=0)
+    value = float(np.mean(points))
     low, high = np.nanpercentile(values.numpy(), [2.5, 97.5])
-    return Interval(float(np.mean(points)), float(low), float(high))
+    if low == high:
+        low, high = clopper_pearson(value, len(targets))
+    return Interval(value, float(low), float(high))
+
+
+def clopper_pearson(rate: float, count: int) -> tuple[float, float]:
+    """95 % interval of a rate of right answers among ``count`` clips (Clopper and Pearson, 1934).
+
+    It has a width where resamples all say the same: none of them can hold a mistake that no clip shows.
+    """
+    from scipy.stats import beta  # type: ignore[import-untyped]
+
+    hits = rate * count
+    low = 0.0 if hits <= 0 else float(beta.ppf(0.025, hits, count - hits + 1))
+    high = 1.0 if hits >= count else float(beta.ppf(0.975, hits + 1, count - hits))
+    return low, high
 
 
 def _resample(

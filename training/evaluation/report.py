@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: ``report.json``, a picture of the classes, and the worst clips.
+"""Files that an evaluation leaves: ``report.json``, a picture of the classes, and the worst clips.
 
 Shapes: N test clips, C classes, S seeds.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.files import replacing
+from m2d_hub.files import json_text, replacing
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
@@ -36,7 +36,7 @@ WORST_COLUMNS = ("row", "file", "true", "predicted", "probability", "probability
 
 @dataclass(frozen=True)
 class ScoredRound:
-    """What the models of all seeds say of one round's test clips."""
+    """Scores of one round's test clips by the models of all seeds."""
 
     name: str  # of the round
     part: Part  # the test clips
@@ -130,7 +130,7 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
             REPORT_FILE,
         )
     report = _summary(evaluation) | details
-    text = json.dumps(_without_nan(report), indent=2, ensure_ascii=False) + "\n"
+    text = json_text(report, indent=2) + "\n"
     with replacing(folder / REPORT_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
     _write_worst(folder / WORST_FILE, evaluation)
@@ -151,7 +151,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "value": interval.value,
         "low": interval.low,
         "high": interval.high,
-        "interval": "95 %, bootstrapped over test clips and seeds",
+        "interval": "95 %, bootstrapped over test clips and seeds; Clopper-Pearson where all resamples agree",
         "data": labelled.name,
         "test_clips": len(evaluation.targets),
         "classes": len(labelled.labels),
@@ -170,15 +170,6 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
     if not labelled.is_multi_label:
         summary["confusion"] = evaluation.confusion.tolist()
     return summary
-
-
-def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for what there is no figure of."""
-    if isinstance(value, dict):
-        return {key: _without_nan(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(part) for part in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _write_worst(path: Path, evaluation: Evaluation) -> None:

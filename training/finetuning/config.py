@@ -7,8 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from m2d_hub.config import require, require_choice, require_positive_integers
+from m2d_hub.config import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INTEGER,
+    SHARE,
+    Numbers,
+    require,
+    require_choice,
+    require_numbers,
+)
 
+from ..data.sampling import SEED
 from ..runs.devices import Precision
 from .augment import AugmentRanges
 
@@ -18,18 +29,34 @@ OptimizerName = Literal["sgd", "lars", "adam", "adamw"]
 Mixed = Literal["waveform", "log-mel"]
 ShortClips = Literal["own", "pad", "repeat"]
 
-POSITIVE_INTEGERS = ("epochs", "num_masks", "accumulate_steps", "validate_every_epochs", "save_every_steps")
-NOT_NEGATIVE = (
-    "warmup_epochs",
-    "min_lr",
-    "head_std",
-    "weight_decay",
-    "frequency_mask",
-    "time_mask",
-    "frozen_blocks",
-    "min_steps",
-    "num_workers",
-)
+NUMBERS = {
+    "crop_frames": Numbers(least=1, is_whole=True, or_none="the model's window"),
+    "frozen_blocks": COUNT,
+    "head_std": NOT_NEGATIVE,
+    "mixup_ratio": SHARE,
+    "frequency_mask": COUNT,
+    "time_mask": COUNT,
+    "num_masks": POSITIVE_INTEGER,
+    "patchout_ratio": Numbers(least=0, most=1, without_ends="most"),
+    "lr": POSITIVE,
+    "min_lr": NOT_NEGATIVE,
+    "cosine_epochs": Numbers(least=0, without_ends="least", or_none="all epochs"),
+    "warmup_epochs": NOT_NEGATIVE,
+    "epochs": POSITIVE_INTEGER,
+    "min_steps": COUNT,
+    "accumulate_steps": POSITIVE_INTEGER,
+    "weight_decay": NOT_NEGATIVE,
+    "beta2": Numbers(least=0, most=1, without_ends="most"),
+    "layer_decay": Numbers(least=0, most=1, without_ends="least"),
+    "clip_norm": Numbers(least=0, without_ends="least", or_none="no clipping", or_inf="no clipping"),
+    "patience": Numbers(least=1, is_whole=True, or_none="all epochs"),
+    "seed": SEED,
+    "balance": SHARE,
+    "samples_per_epoch": Numbers(least=1, is_whole=True, or_none="the whole list"),
+    "num_workers": COUNT,
+    "validate_every_epochs": POSITIVE_INTEGER,
+    "save_every_steps": POSITIVE_INTEGER,
+}
 
 
 @dataclass(frozen=True)
@@ -103,29 +130,10 @@ class FinetuneConfig:
 
     def __post_init__(self) -> None:
         self._check_choices()
-        self._check_ranges()
+        require_numbers(self, NUMBERS)
         require(
-            self.batch_size >= 2,
+            self.batch_size in Numbers(least=2, is_whole=True),
             f"batch_size must be at least 2, got {self.batch_size!r}: the head normalises over the batch.",
-        )
-        require(self.lr > 0, f"lr must be positive, got {self.lr!r}.")
-        require(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"clip_norm must be positive or none, got {self.clip_norm!r}.",
-        )
-        require(
-            0 < self.layer_decay <= 1, f"layer_decay must be above 0 and at most 1, got {self.layer_decay!r}."
-        )
-        require(0 <= self.beta2 < 1, f"beta2 must be from 0 to below 1, got {self.beta2!r}.")
-        require(0 <= self.balance <= 1, f"balance must be from 0 to 1, got {self.balance!r}.")
-        require(
-            self.cosine_epochs is None or self.cosine_epochs > 0,
-            f"cosine_epochs must be positive or none, got {self.cosine_epochs!r}.",
-        )
-        require(0 <= self.mixup_ratio <= 1, f"mixup_ratio must be from 0 to 1, got {self.mixup_ratio!r}.")
-        require(
-            0 <= self.patchout_ratio < 1,
-            f"patchout_ratio must be from 0 to below 1, got {self.patchout_ratio!r}.",
         )
         require(
             not (self.head_norm is False and self.try_linear),
@@ -155,18 +163,6 @@ class FinetuneConfig:
             require_choice("loss", self.loss, get_args(TaskLoss))
         if self.metric is not None:
             require_choice("metric", self.metric, get_args(MetricName))
-
-    def _check_ranges(self) -> None:
-        require_positive_integers(self, *POSITIVE_INTEGERS)
-        for name in ("crop_frames", "patience", "samples_per_epoch"):
-            value = getattr(self, name)
-            require(
-                value is None or (isinstance(value, int) and value > 0),
-                f"{name} must be a positive integer or none, got {value!r}.",
-            )
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must not be negative, got {value!r}.")
 
     @property
     def augmentation(self) -> AugmentRanges:

@@ -19,10 +19,11 @@ from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.crops import CropPlan, crop_waveform
-from ..data.manifest import Entry
+from ..data.entry import Entry
 from ..data.parts import AudioFile
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
+from ..runs.stopping import leave_signals_to_parent
 from .augment import (
     AugmentDraw,
     BatchRandomness,
@@ -79,7 +80,7 @@ class FinetuneBatch:
 
 
 def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig) -> CropPlan:
-    """What is cut out of each clip, and what becomes of a shorter one."""
+    """The part to cut out of each clip, and what becomes of a shorter one."""
     return CropPlan(
         frontend,
         config.crop_frames or encoder.input_size[1],
@@ -189,6 +190,7 @@ def build_train_loader(
         num_workers=num_workers,
         collate_fn=dataset.stack,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )
 
 
@@ -216,4 +218,5 @@ def clips_to_score(files: list[AudioFile], model: M2D, config: FinetuneConfig) -
         num_workers=config.num_workers,
         collate_fn=list,
         prefetch_factor=1 if config.num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -1,4 +1,4 @@
-"""What the head takes of whole clips, and the head that linear evaluation finds on it.
+"""Input of the head from whole clips, and the head that linear evaluation finds on it.
 
 Shapes: N clips, K features of the head, C classes.
 """
@@ -19,7 +19,7 @@ LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, 
 
 
 def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor:
-    """What the head takes (N, K) of whole waveforms, on the CPU: all frames count, as in inference."""
+    """Input of the head (N, K) from whole waveforms, on the CPU: all frames count, as in inference."""
     head = backbone.head
     assert head is not None, "build_model puts one on"
     features = backbone.encode_clip(clips, batch_size=batch_size)

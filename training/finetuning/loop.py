@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from m2d_hub.model import M2D
 
 from ..evaluation.labelled import Part
+from ..runs.updates import Updater
 from .config import FinetuneConfig
 from .data import FinetuneBatch, augmented, clips_to_score
 from .head import head_features
@@ -50,12 +51,17 @@ def inverse_class_weights(targets: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class FinetuneStep:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     loss: float
     lr: float
     grad_norm: float
+    is_taken: bool  # else loss or gradients were not finite, and nothing was changed
     seconds: float
+
+    def metrics(self) -> dict[str, float]:
+        """Values for the record."""
+        return {name: value for name, value in vars(self).items() if name != "is_taken"}
 
 
 class FinetuneTrainer:
@@ -84,6 +90,7 @@ class FinetuneTrainer:
         self.model: nn.Module
         self.model, prepared = accelerator.prepare(FinetuneModel(backbone), optimizer)
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
+        self.updater = Updater(accelerator, self.model, self.optimizer, config.clip_norm or math.inf)
 
     @property
     def backbone(self) -> M2D:
@@ -102,6 +109,7 @@ class FinetuneTrainer:
         if not self.config.head_norm:
             self.backbone.required_head().norm.eval()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
+        self.updater.begin()
         losses = []
         for index, batch in enumerate(batches):
             is_last = index + 1 == len(batches)
@@ -109,13 +117,9 @@ class FinetuneTrainer:
                 loss = self._loss(batch)
                 self.accelerator.backward(loss / len(batches))
                 losses.append(loss.detach())
-        grad_norm = self.accelerator.clip_grad_norm_(
-            self.model.parameters(), self.config.clip_norm or math.inf
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        mean = self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean")
-        return FinetuneStep(float(mean), lr, float(grad_norm), time.perf_counter() - started)
+        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
+        update = self.updater.finish(mean)
+        return FinetuneStep(mean, lr, update.grad_norm, update.is_taken, time.perf_counter() - started)
 
     def _loss(self, batch: FinetuneBatch) -> Tensor:
         batch = batch.to(self.accelerator.device)

@@ -2,34 +2,25 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
-import math
 import shutil
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
-
-from m2d_hub.errors import CheckpointError, M2DError
-from m2d_hub.files import replacing
 
 from ..data.sampling import EpochPlan, StepSampler
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import Metric
 from ..runs.folder import RunFolder
 from ..runs.log import RunLog
-from ..runs.state import (
-    gather_state,
-    list_checkpoints,
-    read_state,
-    restore_state,
-    write_state,
-)
-from .data import FinetuneDataset, build_train_loader
+from ..runs.loop import Loop, LoopPlan
+from ..runs.state import read_tensors, require_finite, write_tensors
+from ..runs.stopping import StopRequests
+from .data import FinetuneBatch, FinetuneDataset, build_train_loader
 from .head import fit_head
 from .loop import FinetuneStep, FinetuneTrainer
 
@@ -38,25 +29,45 @@ logger = logging.getLogger(__name__)
 BEST_FILE = "best.pt"
 LINEAR_FILE = "linear.pt"
 RESULT_FILE = "result.pt"
+DO_AGAIN = "Delete its folder: that training is then done again."
 
 
 @dataclass(frozen=True)
-class Best:
-    """The best epoch so far by the validation score, then by the validation loss."""
+class Score:
+    """How an epoch does on the validation clips."""
 
     step: int  # optimizer steps done
     score: float
     loss: float
+
+    def is_beaten_by(self, other: Score) -> bool:
+        """Whether another epoch is better: by the score, then by the loss."""
+        return (other.score, -other.loss) > (self.score, -self.loss)
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best epoch so far, and the model's weights after it."""
+
+    score: Score
     weights: dict[str, Tensor]
 
-    def is_beaten_by(self, score: float, loss: float) -> bool:
-        """Whether another epoch is better."""
-        return (score, -loss) > (self.score, -self.loss)
+    def write(self, path: Path) -> None:
+        """Writes it, complete or not at all."""
+        write_tensors(path, {"score": vars(self.score), "weights": self.weights})
+
+    @classmethod
+    def read(cls, path: Path) -> Best | None:
+        """What :meth:`write` wrote, or None."""
+        if not path.exists():
+            return None
+        values = read_tensors(path, DO_AGAIN)
+        return cls(Score(**values["score"]), values["weights"])
 
 
 @dataclass(frozen=True)
 class MemberResult:
-    """What one training came to."""
+    """Result of one training."""
 
     best_epoch: float  # 0: the frozen model with the layer of linear evaluation
     epochs: float  # trained, until the patience ran out
@@ -68,7 +79,7 @@ class MemberResult:
 
 
 class Member:
-    """The loop over one training's steps, with what is done between them."""
+    """What a fine-tuning adds to the loop: its batches, and which epoch is the best."""
 
     def __init__(
         self,
@@ -78,64 +89,53 @@ class Member:
         plan: EpochPlan,
         metric: Metric,
         seed: int,
+        stop: StopRequests,
         progress: bool,
     ):
-        """Goes on from the latest checkpoint in ``folder``."""
         self.folder, self.trainer, self.data, self.plan = folder, trainer, data, plan
-        self.metric, self.seed, self.progress = metric, seed, progress
+        self.metric, self.seed, self.stop, self.progress = metric, seed, stop, progress
         self.config, self.accelerator = trainer.config, trainer.accelerator
         self.total_steps = self.config.epochs * plan.steps_per_epoch
-        folder.root.mkdir(parents=True, exist_ok=True)
-        self.first_step = self._resume()
-        self.best = _read_best(folder.root / BEST_FILE)
-        self.record = RunLog(folder, self.first_step) if self.accelerator.is_main_process else None
+        self.best: Best | None = None
 
     def train(self) -> MemberResult:
-        """Trains until the last epoch or until the patience runs out; the model ends as its best epoch."""
-        from tqdm import tqdm
+        """Goes on to the last epoch or until the patience runs out; the model ends as its best epoch."""
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        self.best = Best.read(self.folder.root / BEST_FILE)
+        config = self.config
+        plan = LoopPlan(
+            name=f"{self.data.name}, seed {self.seed}",
+            total_steps=self.total_steps,
+            accumulate_steps=config.accumulate_steps,
+            save_every_steps=config.save_every_steps,
+            keep_every_steps=self.total_steps + 1,
+            advice="lower lr or check the data",
+        )
+        linear = self._try_linear() if config.try_linear else None
+        done = Loop(self.folder, self.trainer, plan, self.stop, self.progress).run(self)
+        return self._finish(done, linear)
 
-        batches = iter(self._loader())
-        is_shown = self.progress and self.accelerator.is_main_process
-        with tqdm(total=self.total_steps, initial=self.first_step, unit="step", disable=not is_shown) as bar:
-            bar.set_description(f"{self.data.name}, seed {self.seed}")
-            step = self.first_step
-            linear = self._try_linear() if self.config.try_linear else None
-            while not self._is_done(step):
-                micro_batches = list(itertools.islice(batches, self.config.accumulate_steps))
-                result = self.trainer.train_step(micro_batches, step)
-                step += 1
-                self._note(step, result)
-                if step % self.config.save_every_steps == 0:
-                    self._save(step)
-                bar.update()
-        return self._finish(step, linear)
-
-    def _note(self, done: int, result: FinetuneStep) -> None:
-        """Records one step, and how the model does on the validation clips after it."""
-        if not math.isfinite(result.loss):
-            raise M2DError(
-                f"the loss is {result.loss} at step {done}: lower lr or check the data. "
-                "The last checkpoint is from before."
-            )
-        metrics: dict[str, Any] = {"epoch": done / self.plan.steps_per_epoch, **vars(result)}
+    def measure(self, done: int, result: FinetuneStep, log: RunLog | None) -> dict[str, Any]:
+        """See Training."""
+        metrics: dict[str, Any] = {"epoch": done / self.plan.steps_per_epoch}
         if self._validates(done):
             found = self._validate(done)
-            if self.best is None or self.best.is_beaten_by(found.score, found.loss):
-                self.best = replace(found, weights=self._weights())
+            if self.best is None or self.best.score.is_beaten_by(found):
+                self.best = Best(found, self._weights(done))
             metrics |= {"validation_loss": found.loss, "validation_score": found.score}
-        if self.record is not None:
-            self.record.write(done, metrics)
+        return metrics
 
-    def _validate(self, done: int) -> Best:
-        """How the model does on the validation clips; without its weights."""
+    def _validate(self, done: int) -> Score:
+        """How the model does on the validation clips."""
         logits, targets = self.trainer.logits(self.data.valid), self.data.valid.targets
+        require_finite(logits, f"what the model says of the validation clips after step {done}")
         score = self.metric(self._probabilities(logits), targets)
-        return Best(done, score, float(self.trainer.objective(logits, targets)), {})
+        return Score(done, score, float(self.trainer.objective(logits, targets)))
 
     def _try_linear(self) -> Best:
         """The frozen model with the layer of linear evaluation; the training's own head stays as it is."""
         path = self.folder.root / LINEAR_FILE
-        known = _read_best(path)
+        known = Best.read(path)
         self.accelerator.wait_for_everyone()
         if known is not None:
             return known
@@ -143,33 +143,26 @@ class Member:
         assert head is not None, "build_model puts one on"
         fresh = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         fit_head(self.trainer.backbone, self.data, self.config, self.seed)
-        linear = replace(self._validate(0), weights=self._weights())
+        linear = Best(self._validate(0), self._weights(0))
         head.load_state_dict(fresh)
-        if self.record is not None:
-            write_tensors(path, vars(linear))
+        if self.accelerator.is_main_process:
+            linear.write(path)
         return linear
 
     def _validates(self, done: int) -> bool:
         every = self.config.validate_every_epochs * self.plan.steps_per_epoch
         return done % every == 0 or done == self.total_steps
 
-    def _is_done(self, done: int) -> bool:
+    def is_done(self, done: int) -> bool:
+        """See Training."""
         if done >= self.total_steps:
             return True
         if self.config.patience is None or self.best is None or not self._validates(done):
             return False
-        return done - self.best.step >= self.config.patience * self.plan.steps_per_epoch
+        return done - self.best.score.step >= self.config.patience * self.plan.steps_per_epoch
 
-    def _resume(self) -> int:
-        checkpoints = list_checkpoints(self.folder)
-        if not checkpoints:
-            return 0
-        state = read_state(checkpoints[-1])
-        restore_state(state, self.trainer.model, self.trainer.optimizer)
-        logger.info("Resumed %s, seed %d, from step %d", self.data.name, self.seed, state.step)
-        return state.step
-
-    def _loader(self):
+    def batches(self, first_step: int) -> Iterable[FinetuneBatch]:
+        """See Training."""
         backbone = self.trainer.backbone
         dataset = FinetuneDataset(
             self.data.train, self.config, backbone.config.frontend, backbone.config.encoder, self.seed
@@ -178,41 +171,37 @@ class Member:
             plan=self.plan,
             batch_size=self.config.batch_size,
             accumulate_steps=self.config.accumulate_steps,
-            first_step=self.first_step,
+            first_step=first_step,
             total_steps=self.total_steps,
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
         return build_train_loader(dataset, sampler, self.config.num_workers)
 
-    def _save(self, done: int) -> None:
+    def before_save(self, log: RunLog | None) -> None:
         """The best epoch first: a run that is killed in between finds it again, with the same weights."""
-        state = gather_state(done, self.trainer.model, self.trainer.optimizer)
-        if self.record is not None:
-            if self.best is not None:
-                write_tensors(self.folder.root / BEST_FILE, vars(self.best))
-            write_state(self.folder, state, keep_every_steps=self.total_steps + 1)
+        if log is not None and self.best is not None:
+            self.best.write(self.folder.root / BEST_FILE)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _weights(self, done: int) -> dict[str, Tensor]:
         """A copy of the model's weights on the CPU; every process has one."""
         weights = self.trainer.backbone.state_dict()
+        require_finite(weights, f"the model after step {done}")
         return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
     def _finish(self, done: int, linear: Best | None) -> MemberResult:
-        if self.record is not None:
-            self.record.close()
         best = self.best
         assert best is not None, "the last step is validated"
-        if linear is not None and not linear.is_beaten_by(best.score, best.loss):
+        if linear is not None and not linear.score.is_beaten_by(best.score):
             best = linear
         self.trainer.backbone.load_state_dict(best.weights)
         per_epoch = self.plan.steps_per_epoch
         result = MemberResult(
-            best_epoch=best.step / per_epoch,
+            best_epoch=best.score.step / per_epoch,
             epochs=done / per_epoch,
-            valid_score=best.score,
-            valid_loss=best.loss,
-            linear_valid_score=None if linear is None else linear.score,
+            valid_score=best.score.score,
+            valid_loss=best.score.loss,
+            linear_valid_score=None if linear is None else linear.score.score,
             seconds=sum(line["seconds"] for line in read_metrics(self.folder)),
             test_scores=self._probabilities(self.trainer.logits(self.data.test)),
         )
@@ -244,29 +233,9 @@ def save_result(folder: RunFolder, result: MemberResult) -> None:
 def read_result(folder: RunFolder) -> MemberResult | None:
     """The result of a finished training, or None."""
     path = folder.root / RESULT_FILE
-    return MemberResult(**_read_tensors(path)) if path.exists() else None
+    return MemberResult(**read_tensors(path, DO_AGAIN)) if path.exists() else None
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     """One dictionary for each optimizer step of a training."""
     return [json.loads(line) for line in folder.metrics_file.read_text(encoding="utf-8").splitlines()]
-
-
-def write_tensors(path: Path, values: dict[str, Any]) -> None:
-    """Writes tensors and numbers, complete or not at all."""
-    with replacing(path) as partial:
-        torch.save(values, partial)
-
-
-def _read_best(path: Path) -> Best | None:
-    return Best(**_read_tensors(path)) if path.exists() else None
-
-
-def _read_tensors(path: Path) -> dict[str, Any]:
-    try:
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Delete its folder: that training is then done again."
-        ) from error
-    return values

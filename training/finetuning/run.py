@@ -5,10 +5,10 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,8 +18,9 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing, replacing_folder
+from m2d_hub.files import json_text, replacing, replacing_folder
 
+from ..data.left_out import LeftOut
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
 from ..evaluation.labelled import LabelledList, Round, read_labelled
@@ -32,10 +33,12 @@ from ..evaluation.metrics import (
     sensitivity_specificity,
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
-from ..evaluation.unreadable import LeftOut, find_unreadable, leave_out, write_left_out
+from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
-from ..runs.folder import RunFolder
-from ..runs.resolved import write_or_compare
+from ..runs.folder import RunFolder, one_run_in
+from ..runs.schedules import warn_of_warmup
+from ..runs.settings import require_given, with_fields
+from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .member import (
@@ -46,10 +49,11 @@ from .member import (
     save_result,
 )
 from .model import build_model
+from .presets import load_finetune_preset
+from .resolved import write_or_compare_run
 
 logger = logging.getLogger(__name__)
 
-MAY_CHANGE = {"num_workers", "save_every_steps"}
 CURVES_FILE = "learning_curve.png"
 READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
@@ -78,19 +82,50 @@ class FinetuneResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult:
-    """Trains and tests every round with every seed, going on from what is in ``options.out``.
+def finetune(
+    preset: str | FinetuneConfig,
+    options: FinetuneOptions | None = None,
+    *,
+    model: str | os.PathLike[str] = "",
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    seeds: int = 1,
+    progress: bool = True,
+    **settings: Any,
+) -> FinetuneResult:
+    """Trains and tests every round with every seed, going on from what is in ``out``.
 
     Each training keeps its best epoch by the validation clips. ``export/`` is the model of the first round
     and the first seed; ``report.json`` is about all of them.
 
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        model: As for :func:`m2d_hub.load_model`.
+        data: CSV with file, label and split.
+        out: Folder of the run.
+        seeds: Trainings of each round, with seeds that count up.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`FinetuneConfig` that the preset has otherwise, such as ``epochs=3``.
+
     Raises:
         ConfigError: Settings, model and data do not go together, or the folder holds another run.
     """
+    config = load_finetune_preset(preset) if isinstance(preset, str) else preset
+    config = with_fields(config, settings)
+    if options is None:
+        require_given(model=model, data=data, out=out)
+        name = preset if isinstance(preset, str) else "own"
+        options = FinetuneOptions(name, os.fspath(model), os.fspath(data), Path(out), seeds, progress)
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
+    with stop_requests() as stop, one_run_in(options.out):
+        return _finetune(config, options, stop)
+
+
+def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopRequests) -> FinetuneResult:
     task, left_out = _without_unreadable(read_task(config, options.data), config)
-    run = FinetuneRun(config, options, task, build_accelerator())
+    run = FinetuneRun(config, options, task, build_accelerator(), stop)
     if run.accelerator.is_main_process:
         write_left_out(options.out, left_out)
     run.train()
@@ -183,15 +218,31 @@ def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList
 class FinetuneRun:
     """All trainings of a run."""
 
-    def __init__(self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator):
+    def __init__(
+        self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator, stop: StopRequests
+    ):
         self.config, self.options, self.task, self.accelerator = config, options, task, accelerator
+        self.stop = stop
         self.folder = RunFolder(options.out)
         self.seeds = [config.seed + index for index in range(options.seeds)]
 
     def train(self) -> None:
         """Trains what is not finished, and reports."""
         if self.accelerator.is_main_process:
-            self._write_or_compare_config()
+            told = {
+                "preset": self.options.name,
+                "model": str(self.options.model),
+                "data": str(self.options.data),
+                "seeds": self.seeds,
+            }
+            write_or_compare_run(
+                self.folder,
+                self.config,
+                self.task.labelled,
+                self.options.model,
+                told,
+                self.accelerator.num_processes,
+            )
         results: dict[tuple[int, str], MemberResult] = {}
         for seed in self.seeds:  # the first one's rounds come first
             for data in self.task.rounds:
@@ -207,13 +258,16 @@ class FinetuneRun:
             return finished
         plan = self._plan(data, seed)
         config = self.config.scaled_to(plan.steps_per_epoch)
+        warn_of_warmup(config.warmup_epochs, config.epochs)
         torch.manual_seed(seed)
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
         trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)
-        result = Member(folder, trainer, data, plan, task.metric, seed, self.options.progress).train()
+        result = Member(
+            folder, trainer, data, plan, task.metric, seed, self.stop, self.options.progress
+        ).train()
         if self.accelerator.is_main_process:
             if seed == self.seeds[0] and data is task.rounds[0]:
                 with replacing_folder(self.folder.export) as partial:
@@ -244,23 +298,6 @@ class FinetuneRun:
         name = re.sub(r"\W+", "-", data.name)
         return RunFolder(self.folder.root / "trainings" / f"{name}-seed-{seed}")
 
-    def _write_or_compare_config(self) -> None:
-        labelled, config = self.task.labelled, self.config
-        clips = [(str(clip.file), clip.labels, clip.split) for clip in labelled.clips]
-        write_or_compare(
-            self.folder,
-            {"preset": self.options.name, "data": self.options.data, "seeds": self.seeds},
-            {
-                "model": self.options.model,
-                "global_batch": config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
-                "clips": len(clips),
-                "list_sha256": hashlib.sha256(json.dumps(clips).encode()).hexdigest(),
-                "labels": list(labelled.labels),
-            },
-            config.to_dict(),
-            MAY_CHANGE,
-        )
-
     def _write_metrics(self) -> None:
         """All trainings' metrics in one file, and their learning curves."""
         losses: dict[str, list[float]] = {}
@@ -270,7 +307,7 @@ class FinetuneRun:
                 for data in self.task.rounds:
                     steps = read_metrics(self._member_folder(data, seed))
                     for values in steps:
-                        lines.write(json.dumps({"round": data.name, "seed": seed, **values}) + "\n")
+                        lines.write(json_text({"round": data.name, "seed": seed, **values}) + "\n")
                     name = f"{data.name}, seed {seed}" if len(self.task.rounds) > 1 else f"seed {seed}"
                     losses[f"{name}, train"] = by_epoch(steps, "loss")
                     losses[f"{name}, valid"] = by_epoch(steps, "validation_loss")
@@ -323,7 +360,7 @@ def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
     values: dict[int, list[float]] = {}
     for step in steps:
         own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
-        own += [step[name]] if name in step else []
+        own += [step[name]] if step.get(name) is not None else []
     return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from m2d_hub.errors import ConfigError
 
+from ..data.left_out import ERRORS_FILE
 from ..evaluation.report import CONFUSION_FILE, PRECISION_FILE, REPORT_FILE, WORST_FILE
-from ..evaluation.unreadable import ERRORS_FILE
 from .options import LinearEvalOptions
 from .report import CURVES_FILE, LAYERS_FILE, METHOD, MIX_FILE
 
@@ -36,7 +36,7 @@ class LinearFolder:
 
     @property
     def model(self) -> Path:
-        """What ``m2d_hub.load_model`` takes."""
+        """Folder that ``m2d_hub.load_model`` takes."""
         return self.root / "model"
 
     def prepare(self, options: LinearEvalOptions) -> None:

@@ -1,4 +1,4 @@
-"""What a linear evaluation is asked to do."""
+"""Options of a linear evaluation."""
 
 from __future__ import annotations
 

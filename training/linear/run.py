@@ -5,7 +5,9 @@ Shapes: N clips, L layers, K features.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -24,6 +26,8 @@ from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
 from ..evaluation.metrics import Interval
 from ..evaluation.unreadable import leave_out, write_left_out
+from ..runs.folder import one_run_in
+from ..runs.stopping import stop_requests
 from .feature_cache import StoredFeatures, stored_features
 from .folder import LinearFolder
 from .model import save_linear_model
@@ -45,15 +49,27 @@ class LinearEvalResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
+def linear_eval(options: LinearEvalOptions | None = None, **fields: Any) -> LinearEvalResult:
     """Evaluates a model's frozen features on a labelled list.
 
     Features are computed once and kept: a run that was stopped goes on where it was. Clips that cannot be
     read are left out, and listed in ``errors.csv``.
 
+    Args:
+        options: What to do.
+        fields: Or its fields as keywords: ``model``, ``data`` and ``out`` at least.
+
     Raises:
         ConfigError: The list cannot be used, or an option contradicts the model.
     """
+    options = LinearEvalOptions(**fields) if options is None else dataclasses.replace(options, **fields)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("linear evaluation runs in one process: start it without torchrun or accelerate.")
+    with stop_requests(), one_run_in(options.out):
+        return _linear_eval(options)
+
+
+def _linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
     started = time.perf_counter()
     folder = LinearFolder(options.out)
     labelled = read_labelled(options.data, options.multi_label)

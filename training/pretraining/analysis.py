@@ -37,5 +37,7 @@ def explained_variance_auc(features: Tensor) -> float:
     rows = features.double()
     rows = rows / (rows.norm(dim=1, keepdim=True) + NORM_EPSILON)
     singular_values = torch.linalg.svdvals(rows - rows.mean(dim=0))
+    if not singular_values.any():
+        return 1.0  # one single point: all there is to explain is explained
     cumulative = singular_values.cumsum(0) / singular_values.sum()
     return float(cumulative.mean())

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from m2d_hub.config import (
+    COUNT,
+    NOT_NEGATIVE,
+    POSITIVE_INTEGER,
+    SHARE,
     EncoderConfig,
     FrontendConfig,
+    Numbers,
     Transform,
     require,
     require_choice,
-    require_positive_integers,
+    require_numbers,
+    require_size,
 )
 
+from ..data.masking import count_visible
+from ..data.sampling import SEED
 from ..runs.devices import Precision
 
 Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
@@ -23,31 +32,47 @@ MaskKind = Literal["random", "time", "structured"]
 LabelLoss = Literal["bce", "cross-entropy"]
 OfflineKind = Literal["features", "labels", "text"]
 ShortClips = Literal["pad", "repeat"]
+TextPooling = Literal["mean", "cls", "last", "own"]
 StartParts = Literal["all", "encoder"]
 TargetStart = Literal["own", "encoder"]
 
-POSITIVE_INTEGERS = (
-    "epochs",
-    "batch_size",
-    "accumulate_steps",
-    "sample_rate",
-    "mask_run_frames",
-    "save_every_steps",
-    "keep_every_epochs",
-    "validate_every_epochs",
-    "linear_eval_every_epochs",
-)
-NOT_NEGATIVE = (
-    "m2d_weight",
-    "warmup_epochs",
-    "base_lr",
-    "min_lr",
-    "weight_decay",
-    "min_list_size",
-    "num_workers",
-    "analyse_every_steps",
-)
-SHARES = ("mask_ratio", "ema_start", "ema_end", "noise_ratio")  # from 0 to 1
+OWN_SIZE = Numbers(least=1, is_whole=True, or_none="the method's own")
+OF_DATA = Numbers(least=1, is_whole=True, or_none="that of the data")
+MEASURED = "that of the prepared data, else a measured one"
+NUMBERS = {
+    "predictor_dim": OWN_SIZE,
+    "predictor_depth": OWN_SIZE,
+    "predictor_head_width": OWN_SIZE,
+    "mask_ratio": SHARE,
+    "mask_run_frames": POSITIVE_INTEGER,
+    "m2d_weight": NOT_NEGATIVE,
+    "epochs": POSITIVE_INTEGER,
+    "warmup_epochs": NOT_NEGATIVE,
+    "batch_size": POSITIVE_INTEGER,
+    "accumulate_steps": POSITIVE_INTEGER,
+    "base_lr": NOT_NEGATIVE,
+    "min_lr": NOT_NEGATIVE,
+    "decay_epochs": Numbers(least=0, without_ends="least", or_none="all after the warm-up"),
+    "weight_decay": NOT_NEGATIVE,
+    "clip_norm": Numbers(least=0, without_ends="least", or_inf="no clipping"),
+    "ema_start": SHARE,
+    "ema_end": SHARE,
+    "seed": SEED,
+    "sample_rate": POSITIVE_INTEGER,
+    "mean": Numbers(or_none=MEASURED),
+    "std": Numbers(least=0, without_ends="least", or_none=MEASURED),
+    "min_list_size": COUNT,
+    "samples_per_epoch": Numbers(least=1, is_whole=True, or_none="the whole list"),
+    "noise_ratio": SHARE,
+    "noise_mean": Numbers(or_none=MEASURED),
+    "num_workers": COUNT,
+    "save_every_steps": POSITIVE_INTEGER,
+    "keep_every_epochs": POSITIVE_INTEGER,
+    "analyse_every_steps": COUNT,
+    "validate_every_epochs": POSITIVE_INTEGER,
+    "linear_eval_every_epochs": POSITIVE_INTEGER,
+}
+OFFLINE_NUMBERS = {"dim": OF_DATA, "text_dim": OF_DATA, "weight": NOT_NEGATIVE}
 AUDIOSET_MEAN, AUDIOSET_STD = -7.1, 4.2  # of AudioSet's log-mel values (paper, section IV-A)
 
 
@@ -62,19 +87,14 @@ class OfflineConfig:
     label_loss: LabelLoss = "bce"  # of labels: several a clip, or one
     text_dim: int | None = None  # features of the text encoder; None: of the data, or dim
     text_encoder: str = "thenlper/gte-base"  # Hugging Face repository or folder of the captions' encoder
-    text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # of its tokens
+    text_pooling: TextPooling = "mean"  # of its tokens
 
     def __post_init__(self) -> None:
         require_choice("offline.kind", self.kind, get_args(OfflineKind))
         require_choice("offline.loss", self.loss, get_args(Loss))
         require_choice("offline.label_loss", self.label_loss, get_args(LabelLoss))
-        for name in ("dim", "text_dim"):
-            value = getattr(self, name)
-            require(
-                value is None or (isinstance(value, int) and value > 0),
-                f"offline.{name} must be a positive integer or None, got {value!r}.",
-            )
-        require(self.weight >= 0, f"offline.weight must not be negative, got {self.weight!r}.")
+        require_choice("offline.text_pooling", self.text_pooling, get_args(TextPooling))
+        require_numbers(self, OFFLINE_NUMBERS, "offline.")
 
 
 @dataclass(frozen=True)
@@ -150,15 +170,10 @@ class PretrainConfig:
     linear_eval_every_epochs: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "patch_size"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        require_size(self, "input_size")
+        require_size(self, "patch_size")
         self._check_choices()
-        self._check_ranges()
-        require(
-            self.decay_epochs is None or self.decay_epochs > 0,
-            f"decay_epochs must be positive, or None for all after the warm-up, got {self.decay_epochs!r}.",
-        )
-        require(self.clip_norm > 0, f"clip_norm must be positive (inf: no clipping), got {self.clip_norm!r}.")
+        require_numbers(self, NUMBERS)
         require(
             self.method != "msm-mae" or self.loss != "cosine",
             "msm-mae predicts pixels by mean squared error: leave loss unset or give 'mse', got 'cosine'.",
@@ -173,11 +188,11 @@ class PretrainConfig:
             f"predictor_dim {self.predictor.dim} must be a multiple of 4 and of "
             f"predictor_head_width {self.predictor.head_width}.",
         )
-        visible = int(self.num_patches * (1 - self.mask_ratio))
+        visible = count_visible(self.mask_kind, self.grid, self.mask_ratio)
         require(
             0 < visible < self.num_patches,
-            f"mask_ratio {self.mask_ratio} leaves {visible} of {self.num_patches} patches visible: "
-            "there must be both visible and masked ones.",
+            f"mask_ratio {self.mask_ratio} leaves {visible} of {self.num_patches} patches visible, where "
+            f"mask_kind is {self.mask_kind}: there must be both visible and masked ones.",
         )
 
     def _check_choices(self) -> None:
@@ -190,15 +205,6 @@ class PretrainConfig:
         require_choice("short_clips", self.short_clips, get_args(ShortClips))
         if self.loss is not None:
             require_choice("loss", self.loss, get_args(Loss))
-
-    def _check_ranges(self) -> None:
-        require_positive_integers(self, *POSITIVE_INTEGERS)
-        for name in SHARES:
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"{name} must be from 0 to 1, got {value!r}.")
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            require(value >= 0, f"{name} must not be negative, got {value!r}.")
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -217,9 +223,9 @@ class PretrainConfig:
         """Sizes of the predictor: those given, else the method's own."""
         dim, depth, head_width = (384, 4, 64) if self.method == "msm-mae" else (512, 8, 32)
         return PredictorConfig(
-            dim=self.predictor_dim or dim,
-            depth=self.predictor_depth or depth,
-            head_width=self.predictor_head_width or head_width,
+            dim=dim if self.predictor_dim is None else self.predictor_dim,
+            depth=depth if self.predictor_depth is None else self.predictor_depth,
+            head_width=head_width if self.predictor_head_width is None else self.predictor_head_width,
         )
 
     @property
@@ -269,3 +275,18 @@ class PretrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PretrainConfig:
+        """What :meth:`to_dict` gave, also after JSON.
+
+        Raises:
+            ConfigError: A field is unknown, or a value not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        require(not unknown, f"PretrainConfig has no {', '.join(unknown)}: leave it out.")
+        offline = values.get("offline")
+        return cls(
+            **{**values, "offline": OfflineConfig(**offline) if isinstance(offline, Mapping) else offline}
+        )

@@ -5,8 +5,9 @@ Shapes: B batch, S samples, C channels, F mels, T frames, N_T time frames of tok
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,14 +17,18 @@ from torch.utils.data import DataLoader, Dataset
 from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import Crop, CropPlan, crop_spectrogram, crop_waveform
+from ..data.entry import Entry
 from ..data.images import crop_image
-from ..data.manifest import Entry, Manifest
+from ..data.left_out import LeftOut, NamedLeftOut
+from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
-from ..data.stored_features import crop_features, read_features
+from ..data.stored_features import caption_features, frame_features
+from ..runs.stopping import leave_signals_to_parent
 from .config import PretrainConfig
 
-MAX_BROKEN_IN_A_ROW = 20  # replacements of one clip before the run gives up
+MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
+Read = TypeVar("Read")
 NOISE_STREAM = 1  # tells the noise's random numbers from the clip's
 
 
@@ -37,7 +42,7 @@ class Sample:
     noise: np.ndarray | None = None  # as values
     signal: np.ndarray | None = None  # labels (K,), or per-frame features (N_T, K), where already known
     caption: str = ""
-    skipped: list[str] = field(default_factory=list)  # why clips before this one were left out
+    left_out: list[NamedLeftOut] = field(default_factory=list)  # clips drawn before this one
 
 
 @dataclass
@@ -50,7 +55,7 @@ class Batch:
     noise: Tensor | None
     signal: Tensor | None
     captions: list[str]
-    skipped: list[str]
+    left_out: list[NamedLeftOut]  # clips drawn before these
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -65,7 +70,7 @@ class Batch:
             move(self.noise),
             move(self.signal),
             self.captions,
-            self.skipped,
+            self.left_out,
         )
 
 
@@ -87,14 +92,14 @@ def stack_samples(samples: list[Sample]) -> Batch:
         noise=stack([sample.noise for sample in samples]),
         signal=stack([sample.signal for sample in samples]),
         captions=[sample.caption for sample in samples],
-        skipped=[reason for sample in samples for reason in sample.skipped],
+        left_out=[clip for sample in samples for clip in sample.left_out],
     )
 
 
 class PretrainDataset(Dataset):
     """Crops, masks and training signals of clips, drawn by SampleKey.
 
-    A clip that cannot be read is replaced by another one of the list; the sample names it in ``skipped``.
+    A clip that cannot be read is replaced by another one of the list; the sample names it in ``left_out``.
     """
 
     def __init__(
@@ -124,35 +129,31 @@ class PretrainDataset(Dataset):
         rng = np.random.default_rng([self.config.seed, key.epoch, key.position])
         config = self.config
         mask = draw_mask(config.mask_kind, config.grid, config.mask_ratio, rng, config.mask_run_frames)
-        skipped: list[str] = []
-        entry, crop = self._read(self.manifest, key.index, self.plan, rng, skipped)
-        noise = None
-        if self.noise is not None:
-            noise_rng = np.random.default_rng([config.seed, key.epoch, key.position, NOISE_STREAM])
-            index = int(noise_rng.integers(len(self.noise.entries)))
-            noise = self._read(self.noise, index, self.noise_plan, noise_rng, skipped)[1].values
+        left_out: list[NamedLeftOut] = []
+
+        def read(entry: Entry) -> tuple[Entry, Crop, np.ndarray | None]:
+            crop = self._crop(self.manifest, entry, self.plan, rng)
+            return entry, crop, self._signal(entry, crop)
+
+        entry, crop, signal = _draw(self.manifest, key.index, read, rng, left_out)
         return Sample(
             crop.values,
             mask.visible_ids,
             mask.masked_ids,
-            noise=noise,
-            signal=self._signal(entry, crop),
+            noise=self._noise(key, left_out),
+            signal=signal,
             caption=entry.caption or ", ".join(entry.labels),
-            skipped=skipped,
+            left_out=left_out,
         )
 
-    def _read(
-        self, manifest: Manifest, index: int, plan: CropPlan, rng: np.random.Generator, skipped: list[str]
-    ) -> tuple[Entry, Crop]:
-        for _ in range(MAX_BROKEN_IN_A_ROW):
-            entry = manifest.entries[index]
-            try:
-                return entry, self._crop(manifest, entry, plan, rng)
-            except AudioError as error:
-                skipped.append(str(error))
-                index = int(rng.integers(len(manifest.entries)))
-        raise AudioError(
-            f"{MAX_BROKEN_IN_A_ROW} clips of {manifest.name} in a row cannot be read; the last: {skipped[-1]}"
+    def _noise(self, key: SampleKey, left_out: list[NamedLeftOut]) -> np.ndarray | None:
+        noise = self.noise
+        if noise is None:
+            return None
+        rng = np.random.default_rng([self.config.seed, key.epoch, key.position, NOISE_STREAM])
+        index = int(rng.integers(len(noise.entries)))
+        return _draw(
+            noise, index, lambda entry: self._crop(noise, entry, self.noise_plan, rng).values, rng, left_out
         )
 
     def _crop(self, manifest: Manifest, entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Crop:
@@ -173,10 +174,35 @@ class PretrainDataset(Dataset):
             return signal
         if not entry.features_path:
             return None
-        features = read_features(entry)
         if offline.kind == "text":
-            return features.reshape(-1)
-        return crop_features(features, crop.first_frame, self.config.grid[1], self.config.patch_size[1])
+            return caption_features(entry, offline.text_dim)
+        tokens, patch_frames = self.config.grid[1], self.config.patch_size[1]
+        return frame_features(entry, offline.dim, crop.first_frame, tokens, patch_frames)
+
+
+def _draw(
+    manifest: Manifest,
+    index: int,
+    read: Callable[[Entry], Read],
+    rng: np.random.Generator,
+    left_out: list[NamedLeftOut],
+) -> Read:
+    """Reads a clip, or if need be others drawn in its place; adds those that cannot be read to ``left_out``.
+
+    Raises:
+        AudioError: Too many in a row cannot be read.
+    """
+    for _ in range(MAX_BROKEN_IN_A_ROW):
+        entry = manifest.entries[index]
+        try:
+            return read(entry)
+        except AudioError as error:
+            left_out.append((manifest.name, LeftOut(entry.row, str(entry), str(error))))
+            index = int(rng.integers(len(manifest.entries)))
+    raise AudioError(
+        f"{MAX_BROKEN_IN_A_ROW} clips of {manifest.name} in a row cannot be read; the last: "
+        f"{left_out[-1][1].error}"
+    )
 
 
 def _check_labels(manifest: Manifest, class_index: dict[str, int]) -> None:
@@ -198,4 +224,5 @@ def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: in
         collate_fn=stack_samples,
         pin_memory=pin,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=leave_signals_to_parent,
     )

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ..data.left_out import NamedLeftOut
 from ..data.sampling import EpochPlan
 from ..runs.schedules import ema_decay
+from ..runs.updates import Updater
 from .analysis import explained_variance_auc, rank_me
 from .config import PretrainConfig
 from .dataset import Batch
@@ -24,7 +26,7 @@ ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
 
 @dataclass
 class StepResult:
-    """What one optimizer step did."""
+    """Result of one optimizer step."""
 
     loss: float
     m2d: float
@@ -32,9 +34,10 @@ class StepResult:
     lr: float
     tau: float
     grad_norm: float
+    is_taken: bool  # else loss or gradients were not finite, and nothing was changed
     seconds: float
     encoded: Tensor  # of the last batch of this process (B, 1 + n_visible, D)
-    skipped: list[str]
+    left_out: list[NamedLeftOut]  # clips that could not be read
 
     def metrics(self) -> dict[str, float]:
         """Values for the record."""
@@ -73,6 +76,7 @@ class Trainer:
         self.model: nn.Module
         self.model, self._prepared = accelerator.prepare(pretrainer, optimizer)
         self.optimizer: torch.optim.Optimizer = self._prepared.optimizer
+        self.updater = Updater(accelerator, self.model, self.optimizer, config.clip_norm)
         self.total_steps = config.epochs * plan.steps_per_epoch
 
     @property
@@ -89,48 +93,52 @@ class Trainer:
         """
         started = time.perf_counter()
         lr, tau = self._schedule(step)
+        self.updater.begin()
         terms = []
         for index, batch in enumerate(batches):
             with self._gradients_kept_local(index + 1 < len(batches)):
                 terms.append(self.forward(batch))
                 self.accelerator.backward(terms[-1].total / len(batches))
-        grad_norm = self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self.pretrainer.update_target_encoder(tau)
         loss, m2d, offline = self._mean_terms(terms)
+        update = self.updater.finish(loss)
+        if update.is_taken:
+            self.pretrainer.update_target_encoder(tau)
         return StepResult(
             loss=loss,
             m2d=m2d,
             offline=offline if terms[0].offline is not None else None,
             lr=lr,
             tau=tau,
-            grad_norm=float(grad_norm),
+            grad_norm=update.grad_norm,
+            is_taken=update.is_taken,
             seconds=time.perf_counter() - started,
             encoded=terms[-1].encoded,
-            skipped=[reason for batch in batches for reason in batch.skipped],
+            left_out=[clip for batch in batches for clip in batch.left_out],
         )
 
     def forward(self, batch: Batch) -> LossTerms:
         """Losses of one batch of this process."""
+        return self._losses(self.model, batch)
+
+    @torch.no_grad()
+    def sum_losses(self, batches: Iterable[tuple[Batch, int]]) -> tuple[float, int]:
+        """Sum of the clips' losses and number of clips, of this process alone.
+
+        Args:
+            batches: Each with how many of its clips count.
+        """
+        total, clips = 0.0, 0
+        for batch, counted in batches:
+            loss = float(self._losses(self.pretrainer, batch).total)
+            total += loss * counted if counted else 0.0
+            clips += counted
+        return total, clips
+
+    def _losses(self, model: nn.Module, batch: Batch) -> LossTerms:
         batch = batch.to(self.accelerator.device)
         log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
         with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            return self.model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
-
-    @torch.no_grad()
-    def validate(self, batches: Iterable[tuple[Batch, int]]) -> float:
-        """Mean loss over a list of its own, whose crops and masks are always the same.
-
-        Args:
-            batches: Of this process, each with the number of clips that it counts for.
-        """
-        sums = torch.zeros(2, device=self.accelerator.device)
-        for batch, clips in batches:
-            loss = self.forward(batch).total
-            sums += torch.stack([loss, torch.ones_like(loss)]) * clips
-        loss_sum, num_clips = self.accelerator.reduce(sums, reduction="sum").tolist()
-        return loss_sum / num_clips
+            return model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
 
     def _schedule(self, step: int) -> tuple[float, float]:
         lr = rate_of_step(self.config, step, self.plan.steps_per_epoch, self.plan.global_batch)

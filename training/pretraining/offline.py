@@ -182,9 +182,11 @@ def gather_rows(rows: Tensor) -> Tensor:
     """Concatenates the rows of all processes, in rank order; gradients flow back to each process.
 
     The processes' gradients are averaged afterwards, each process holding the loss over all rows, so the
-    backward pass sums what the processes say about a row (``torch.distributed.nn.functional``).
+    backward pass sums what the processes say about a row (``torch.distributed.nn.functional``). Without
+    gradients, in validation, each process keeps to its own rows.
     """
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    is_alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
+    if is_alone or not torch.is_grad_enabled():
         return rows
     from torch.distributed.nn.functional import all_gather
 

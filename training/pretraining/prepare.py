@@ -2,41 +2,46 @@
 
 from __future__ import annotations
 
-import csv
-import functools
-import io
-import itertools
 import json
 import logging
 import math
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
-from m2d_hub.audio import open_audio
-from m2d_hub.config import FrontendConfig
-from m2d_hub.errors import AudioError, ConfigError
-from m2d_hub.nn.frontend import LogMelFrontend
+from m2d_hub.config import COUNT, POSITIVE_INTEGER, FrontendConfig, Numbers, require_numbers
+from m2d_hub.errors import ConfigError
+from m2d_hub.files import replacing_folder
 
-from ..data.crops import read_bytes
-from ..data.manifest import STATISTICS_NAME, Entry, read_manifest
-from ..data.shards import INDEX_NAME, index_shards, write_index
+from ..data.entry import Entry
+from ..data.left_out import LeftOut, refuse_too_many, write_errors
+from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
+from ..data.shard_index import INDEX_NAME, write_index
+from ..data.shards import index_shards
+from ..data.statistics import LEAST_STD
+from ..runs.settings import require_given
 from .config import PretrainConfig
+from .flac_parts import Part, PartSettings, read_parts
 from .teachers import HubertTeacher, load_hubert_teacher
 
 logger = logging.getLogger(__name__)
 
+NUMBERS = {
+    "sample_rate": POSITIVE_INTEGER,
+    "split_s": Numbers(least=0.1, or_none="whole clips"),
+    "n_mels": POSITIVE_INTEGER,
+    "num_workers": COUNT,
+}
 SHARD_BYTES = 1 << 30
 SHARD_CLIPS = 10_000
 
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What ``m2d-train prepare`` is asked for."""
+    """Settings of ``m2d-train prepare``."""
 
     data: str
     out: Path
@@ -47,25 +52,22 @@ class PrepareOptions:
     num_workers: int = 0
     progress: bool = True
 
-
-@dataclass(frozen=True)
-class Part:
-    """One clip, or a part of a long one, ready to be stored."""
-
-    flac: bytes
-    waveform: np.ndarray  # (S,) float32
-    log_mel_sum: float
-    log_mel_squares: float
-    log_mel_count: int
+    def __post_init__(self) -> None:
+        require_numbers(self, NUMBERS)
+        FrontendConfig.for_sample_rate(self.sample_rate, n_mels=self.n_mels)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """The parts of one file, or why there are none."""
+class PrepareResult:
+    """Result of a preparation: the shards' folder, what it holds, and its log-mel statistics."""
 
-    entry: Entry
-    parts: list[Part]
-    problem: str = ""
+    out: Path
+    clips: int
+    hours: float
+    left_out: int  # files that cannot be read, see errors.csv
+    mean: float
+    std: float
+    sample_rate: int  # Hz
 
 
 @dataclass
@@ -77,7 +79,6 @@ class Totals:
     values: int = 0
     total: float = 0.0
     squares: float = 0.0
-    skipped: int = 0
 
     def add(self, part: Part) -> None:
         """Counts one part."""
@@ -87,121 +88,88 @@ class Totals:
         self.total += part.log_mel_sum
         self.squares += part.log_mel_squares
 
-    def statistics(self, sample_rate: int) -> dict[str, float]:
-        """Mean and standard deviation of the log-mel values, and what was counted."""
-        mean = self.total / self.values
-        return {
-            "mean": mean,
-            "std": math.sqrt(max(self.squares / self.values - mean**2, 0.0)),
-            "sample_rate": sample_rate,
-            "clips": self.clips,
-            "hours": self.samples / sample_rate / 3600,
-            "skipped": self.skipped,
-        }
+    @property
+    def mean(self) -> float:
+        """Of the log-mel values."""
+        return self.total / self.values
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the log-mel values."""
+        return math.sqrt(max(self.squares / self.values - self.mean**2, 0.0))
 
 
-def prepare(options: PrepareOptions) -> dict[str, float]:
-    """Writes shards, an index of their clips, and statistics into ``options.out``.
+def prepare(
+    data: str | os.PathLike[str] | PrepareOptions, out: str | os.PathLike[str] = "", **fields: Any
+) -> PrepareResult:
+    """Writes shards, an index of their clips, and statistics into ``out``, whole or not at all.
 
-    Returns:
-        The statistics, which are also in ``statistics.json``. Files that cannot be read are named in
-        ``skipped.csv``.
+    What is in work stands in ``<out>.partial`` beside it; a preparation that was killed starts again.
+
+    Args:
+        data: Folder or CSV of audio in any format; or all options in one object.
+        out: Folder for the shards.
+        fields: Further fields of :class:`PrepareOptions`, such as ``split_s=10.0``.
 
     Raises:
-        ConfigError: The folder is not empty, or no clip could be read.
+        ConfigError: The folder holds something already, or the clips are of no use.
+        AudioError: More than half of the files cannot be read.
     """
-    import webdataset
-
+    if not isinstance(data, PrepareOptions):
+        require_given(data=data, out=out)
+        data = PrepareOptions(os.fspath(data), Path(out), **fields)
+    options = data
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
-    if options.split_s is not None and options.split_s <= 0:
-        raise ConfigError(f"--split-s must be a positive number of seconds, got {options.split_s!r}.")
-    if list(options.out.glob("*.tar")):
-        raise ConfigError(f"{options.out} holds shards already: give another --out, or delete them.")
-    options.out.mkdir(parents=True, exist_ok=True)
+    _check_out(options.out)
     teacher = None if options.teacher is None else _load_teacher(options)
-    totals = Totals()
-    pattern = str(options.out / "shard-%06d.tar")
-    with (
-        webdataset.ShardWriter(pattern, maxcount=SHARD_CLIPS, maxsize=SHARD_BYTES, verbose=0) as writer,
-        (options.out / "skipped.csv").open("w", newline="", encoding="utf-8") as lines,
-    ):
-        skipped = csv.writer(lines)
-        skipped.writerow(["file", "reason"])
-        for prepared in _prepare_all(manifest.entries, options):
+    with replacing_folder(options.out.absolute()) as folder:
+        totals, left_out = _write_shards(folder, manifest, options, teacher)
+        write_errors(folder, left_out)
+        return _describe(folder, options, totals, len(left_out))
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() and (os.path.ismount(out) or out.samefile(Path.cwd())):
+        raise ConfigError(f"{out} cannot be replaced as a whole: give a new folder inside it as out.")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out} is there already: give another folder as out, or delete it.")
+
+
+def _write_shards(
+    folder: Path, manifest: Manifest, options: PrepareOptions, teacher: HubertTeacher | None
+) -> tuple[Totals, list[LeftOut]]:
+    import webdataset
+
+    totals, left_out = Totals(), list[LeftOut]()
+    settings = PartSettings(options.sample_rate, options.split_s, options.n_mels)
+    pattern = str(folder / "shard-%06d.tar")
+    with webdataset.ShardWriter(pattern, maxcount=SHARD_CLIPS, maxsize=SHARD_BYTES, verbose=0) as writer:
+        for prepared in read_parts(manifest.entries, settings, options.num_workers, options.progress):
             if prepared.problem:
-                totals.skipped += 1
+                left_out.append(prepared.left_out())
                 logger.warning("left out: %s", prepared.problem)
-                skipped.writerow([str(prepared.entry), prepared.problem])
+                refuse_too_many(manifest.name, len(left_out), len(manifest.entries), left_out[0])
             for part in prepared.parts:
                 writer.write(_member(prepared.entry, part, totals.clips, teacher))
                 totals.add(part)
-    return _finish(options, totals)
+    return totals, left_out
 
 
-def _finish(options: PrepareOptions, totals: Totals) -> dict[str, float]:
-    if not totals.clips:
-        raise ConfigError(f"none of the {totals.skipped} files of {options.data} can be read.")
-    shards = sorted(str(shard) for shard in options.out.glob("*.tar"))
-    write_index(options.out / INDEX_NAME, index_shards(shards))
-    statistics = totals.statistics(options.sample_rate)
-    (options.out / STATISTICS_NAME).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
-    return statistics
-
-
-def _prepare_all(entries: list[Entry], options: PrepareOptions) -> Iterator[Prepared]:
-    from tqdm import tqdm
-
-    work = functools.partial(_prepare_file, options=options)
-    hidden = not options.progress
-    if not options.num_workers:
-        yield from tqdm(map(work, entries), total=len(entries), desc="preparing", unit="file", disable=hidden)
-        return
-    with ProcessPoolExecutor(options.num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for start in tqdm(range(0, len(entries), 1024), desc="preparing", unit="kfile", disable=hidden):
-            yield from pool.map(work, entries[start : start + 1024], chunksize=8)
-
-
-def _prepare_file(entry: Entry, options: PrepareOptions) -> Prepared:
-    try:
-        return Prepared(entry, list(_parts(entry, options)))
-    except AudioError as error:
-        return Prepared(entry, [], f"{entry}: {error}")
-
-
-def _parts(entry: Entry, options: PrepareOptions) -> Iterator[Part]:
-    import soundfile
-
-    frontend = _frontend(options.sample_rate, options.n_mels)
-    for waveform in _split(entry, options):
-        file = io.BytesIO()
-        soundfile.write(file, waveform.numpy(), options.sample_rate, format="FLAC", subtype="PCM_16")
-        log_mel = frontend.log_mel(waveform[None]).double()
-        yield Part(
-            flac=file.getvalue(),
-            waveform=waveform.numpy(),
-            log_mel_sum=float(log_mel.sum()),
-            log_mel_squares=float(log_mel.square().sum()),
-            log_mel_count=log_mel.numel(),
+def _describe(folder: Path, options: PrepareOptions, totals: Totals, left_out: int) -> PrepareResult:
+    """Writes the index and the statistics of the shards in ``folder``."""
+    if totals.std < LEAST_STD:
+        raise ConfigError(
+            f"the clips of {options.data} are all silent: their log-mel values have no spread to train on."
         )
-
-
-@functools.cache
-def _frontend(sample_rate: int, n_mels: int) -> LogMelFrontend:
-    return LogMelFrontend(FrontendConfig.for_sample_rate(sample_rate, n_mels=n_mels))
-
-
-def _split(entry: Entry, options: PrepareOptions) -> Iterable[torch.Tensor]:
-    """Waveform of a file, in parts of ``split_s``; a last part below half of it joins the one before."""
-    (clip,) = open_audio(io.BytesIO(read_bytes(entry)) if entry.size else entry.path, options.sample_rate)
-    waveform = torch.cat(list(clip.blocks())).clamp(-1.0, 1.0)
-    if options.split_s is None:
-        return [waveform]
-    length = round(options.split_s * options.sample_rate)
-    count = max(1, round(len(waveform) / length))
-    bounds = [part * length for part in range(count)] + [len(waveform)]
-    return [waveform[start:stop] for start, stop in itertools.pairwise(bounds)]
+    hours = totals.samples / options.sample_rate / 3600
+    numbers = (totals.clips, hours, left_out, totals.mean, totals.std, options.sample_rate)
+    result = PrepareResult(options.out, *numbers)
+    write_index(folder / INDEX_NAME, index_shards(sorted(map(str, folder.glob("*.tar")))))
+    statistics = {name: value for name, value in vars(result).items() if name != "out"}
+    (folder / STATISTICS_NAME).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
+    return result
 
 
 def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None) -> dict:

@@ -1,15 +1,17 @@
-"""What may be another when a pre-training run goes on, and what must be the same."""
+"""Comparison of a pre-training run that goes on with how it began: what may differ, and what must not."""
 
 from __future__ import annotations
 
-import json
+import os
 
+from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan
 from ..runs.folder import RunFolder
-from ..runs.resolved import write_or_compare
+from ..runs.lists import ListedClips, write_or_compare_lists
+from ..runs.resolved import read_config, write_or_compare
 from ..runs.state import list_checkpoints, step_of
 from .config import PretrainConfig
-from .run_data import RunOptions
+from .run_data import RunData, RunOptions
 
 # Fields that change no weights; batch and accumulation may change as long as the global batch does not.
 MAY_CHANGE = {
@@ -26,7 +28,7 @@ LENGTH = {"epochs", "decay_epochs"}  # may change while the rate is at its peak
 
 
 def write_or_compare_config(
-    folder: RunFolder, config: PretrainConfig, options: RunOptions, plan: EpochPlan, clips: int
+    folder: RunFolder, config: PretrainConfig, options: RunOptions, plan: EpochPlan, data: RunData
 ) -> None:
     """Writes the resolved configuration, or checks that a run that goes on has the same one.
 
@@ -35,12 +37,27 @@ def write_or_compare_config(
     Raises:
         ConfigError: The folder holds a run of another configuration.
     """
+    clips = len(data.manifest.entries)
     run = {"global_batch": plan.global_batch, "steps_per_epoch": plan.steps_per_epoch, "clips": clips}
     options_text = {key: None if value is None else str(value) for key, value in vars(options).items()}
     may_change = MAY_CHANGE | (LENGTH if _length_is_open(folder, config, plan.steps_per_epoch) else set())
     write_or_compare(
         folder, {"preset": options.name, "options": options_text}, run, config.to_dict(), may_change
     )
+    write_or_compare_lists(
+        folder, {"data": _listed(data.manifest), "noise": None if data.noise is None else _listed(data.noise)}
+    )
+
+
+def _listed(manifest: Manifest) -> ListedClips:
+    entries = manifest.entries
+    columns = {
+        "member": [entry.name for entry in entries],
+        "label": [entry.label for entry in entries],
+        "caption": [entry.caption for entry in entries],
+        "features": [os.path.basename(entry.features_path) for entry in entries],
+    }
+    return ListedClips.of([entry.path for entry in entries], columns)
 
 
 def _length_is_open(folder: RunFolder, config: PretrainConfig, steps_per_epoch: int) -> bool:
@@ -50,6 +67,6 @@ def _length_is_open(folder: RunFolder, config: PretrainConfig, steps_per_epoch: 
         return False
     checkpoints = list_checkpoints(folder)
     done = step_of(checkpoints[-1]) / steps_per_epoch if checkpoints else 0.0  # epochs
-    old = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
+    old = read_config(folder)["config"]
     lengths = ((old["epochs"], old.get("decay_epochs")), (config.epochs, config.decay_epochs))
     return all(decay is not None and done <= epochs - decay for epochs, decay in lengths)

@@ -2,54 +2,118 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-import time
+import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from m2d_hub.errors import M2DError
 from m2d_hub.nn.frontend import LogMelFrontend
 
-from ..data.manifest import Manifest
+from ..data.left_out import LeftOutLog, NamedLeftOut
 from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
 from ..runs.devices import build_accelerator
-from ..runs.folder import RunFolder
-from ..runs.log import RunLog
-from ..runs.state import (
-    gather_state,
-    gather_weights,
-    list_checkpoints,
-    read_state,
-    restore_state,
-    write_state,
-)
+from ..runs.folder import RunFolder, one_run_in
+from ..runs.log import RunLog, plot_metrics
+from ..runs.loop import Loop, LoopPlan
+from ..runs.measuring import beside_training, others_wait
+from ..runs.settings import require_given, with_fields
+from ..runs.state import gather_weights, require_finite
+from ..runs.stopping import StopRequests, stop_requests
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader, stack_samples
 from .export import build_model, export_run
 from .inputs import InputBuilder
 from .loop import StepResult, Trainer
 from .optimizer import build_optimizer
+from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
 from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
 
 logger = logging.getLogger(__name__)
 
+VALIDATION_CLIPS = 16  # of one forward pass
 VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
-def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
-    """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
+@dataclass(frozen=True)
+class PretrainResult:
+    """Result of a pre-training: where its model is, and what it was trained on."""
 
-    Returns:
-        The folder that ``m2d_hub.load_model`` takes.
+    out: Path
+    model: Path  # for m2d_hub.load_model
+    steps: int  # of the optimizer
+    left_out: int  # clips that cannot be read, see errors.csv
+
+
+def pretrain(
+    preset: str | Preset | PretrainConfig,
+    options: RunOptions | None = None,
+    *,
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    noise: str | os.PathLike[str] | None = None,
+    valid: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    labelled: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> PretrainResult:
+    """Trains until the last epoch, going on from the latest checkpoint in ``out``.
+
+    Clips that cannot be read are replaced by others and named in ``errors.csv``.
+
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        data: CSV with a ``file`` column, tar shards, or a folder.
+        out: Folder of the run.
+        noise: Background noise, as ``data``.
+        valid: Clips for the validation loss, as ``data``.
+        start: Weights to start from: a model's name or place; None: the preset's own; ``"none"``: random.
+        teacher: Frozen offline encoder; None: the preset's own; ``"none"``: without.
+        labelled: CSV with file, label and split, for a linear evaluation every few epochs.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`PretrainConfig` that the preset has otherwise, such as ``epochs=3``.
+
+    Raises:
+        ConfigError: Settings and data do not go together, or the folder holds another run.
+        AudioError: More than half of a list cannot be read.
     """
+    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    chosen = Preset(chosen) if isinstance(chosen, PretrainConfig) else chosen
+    config = with_fields(chosen.config, settings)
+    if options is None:
+        needs_teacher = config.offline is not None and config.offline.kind == "features"
+        options = RunOptions(
+            name=chosen.name,
+            data=_text(data) or "",
+            out=Path(out),
+            noise=_text(noise),
+            valid=_text(valid),
+            start=_text(start) or chosen.start,
+            teacher=_text(teacher) or (chosen.teacher if needs_teacher else None),
+            labelled=_text(labelled),
+            progress=progress,
+        )
+        require_given(data=data, out=out)
+    with stop_requests() as stop, one_run_in(options.out):
+        return _pretrain(config, options, stop)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
+
+
+def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
     data = read_data(config, options)
@@ -57,16 +121,16 @@ def pretrain(config: PretrainConfig, options: RunOptions) -> Path:
     config = with_offline_sizes(data, teacher)
     plan = _plan(config, data, accelerator)
     if accelerator.is_main_process:
-        write_or_compare_config(folder, config, options, plan, len(data.manifest.entries))
+        write_or_compare_config(folder, config, options, plan, data)
     frontend = LogMelFrontend(config.frontend)
     inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
     pretrainer = _build(config, data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    first_step = _resume(folder, trainer)
-    Run(config, options, folder, data, trainer).train(first_step)
+    run = Run(config, options, folder, data, trainer, stop)
+    run.train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
-    return folder.export
+    return PretrainResult(options.out, folder.export, trainer.total_steps, len(run.left_out))
 
 
 def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
@@ -83,17 +147,6 @@ def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
     if config.target_start == "encoder" and not has_target:
         pretrainer.update_target_encoder(0.0)
     return pretrainer
-
-
-def _resume(folder: RunFolder, trainer: Trainer) -> int:
-    """Goes on from the latest checkpoint; returns the optimizer steps that are done."""
-    checkpoints = list_checkpoints(folder)
-    if not checkpoints:
-        return 0
-    state = read_state(checkpoints[-1])
-    restore_state(state, trainer.model, trainer.optimizer)
-    logger.info("Resumed from step %d", state.step)
-    return state.step
 
 
 def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
@@ -117,82 +170,83 @@ def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
 
 
 class Run:
-    """The loop over all steps, with what is done between them."""
+    """What a pre-training adds to the loop: its batches, and what is measured between the steps."""
 
     def __init__(
-        self, config: PretrainConfig, options: RunOptions, folder: RunFolder, data: RunData, trainer: Trainer
+        self,
+        config: PretrainConfig,
+        options: RunOptions,
+        folder: RunFolder,
+        data: RunData,
+        trainer: Trainer,
+        stop: StopRequests,
     ):
         self.config, self.options, self.folder = config, options, folder
-        self.data, self.trainer = data, trainer
+        self.data, self.trainer, self.stop = data, trainer, stop
+        self.valid = None if data.valid is None else PretrainDataset(config, data.valid, None, data.classes)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
-        self.record: RunLog | None = None
+        sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
+        self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
+        self._met_in_validation: list[NamedLeftOut] = []
 
-    def train(self, first_step: int) -> None:
-        """Trains from a step to the last one and exports the model."""
-        from tqdm import tqdm
-
-        total = self.trainer.total_steps
-        is_main = self.accelerator.is_main_process
-        self.record = RunLog(self.folder, first_step) if is_main else None
-        batches = iter(self._loader(first_step))
-        bar = tqdm(
-            range(first_step, total),
-            desc="pre-training",
-            unit="step",
-            initial=first_step,
-            total=total,
-            disable=not (is_main and self.options.progress),
+    def train(self) -> None:
+        """Trains to the last step and exports the model."""
+        config = self.config
+        plan = LoopPlan(
+            name="",
+            total_steps=self.trainer.total_steps,
+            accumulate_steps=config.accumulate_steps,
+            save_every_steps=config.save_every_steps,
+            keep_every_steps=config.keep_every_epochs * self.steps_per_epoch,
+            advice="lower base_lr or check the data",
         )
-        for step in bar:
-            started = time.perf_counter()
-            micro_batches = list(itertools.islice(batches, self.config.accumulate_steps))
-            waited_s = time.perf_counter() - started
-            result = self.trainer.train_step(micro_batches, step)
-            self._note(step + 1, result, waited_s)
-            if self._saves(step + 1):
-                self._save(step + 1)
-        self._finish(total)
+        done = Loop(self.folder, self.trainer, plan, self.stop, self.options.progress).run(self)
+        self._finish(done)
 
-    def _note(self, done: int, result: StepResult, waited_s: float) -> None:
-        """Records one step and what is measured after it."""
-        if not math.isfinite(result.loss):
-            raise M2DError(
-                f"the loss is {result.loss} at step {done}: lower base_lr or check the data. "
-                "The last checkpoint is from before."
-            )
-        metrics = {"epoch": done / self.steps_per_epoch, **result.metrics(), "data_seconds": waited_s}
+    def is_done(self, done: int) -> bool:
+        """See Training."""
+        return done >= self.trainer.total_steps
+
+    def before_save(self, log: RunLog | None) -> None:
+        """See Training."""
+        if log is not None:
+            log.plot()
+
+    def measure(self, done: int, result: StepResult, log: RunLog | None) -> dict[str, Any]:
+        """See Training."""
+        metrics: dict[str, Any] = {"epoch": done / self.steps_per_epoch}
         every = self.config.analyse_every_steps
-        if self.record is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
+        if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
-        if self.data.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics["validation_loss"] = self.trainer.validate(self._validation_batches(self.data.valid))
+        if self.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
+            metrics |= self._validate(self.valid)
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
-            metrics["linear_eval"] = self._linear_eval(self.labelled)
-        skipped = self._gathered(result.skipped)
-        if self.record is not None:
-            for reason in skipped:
-                logger.warning("left out: %s", reason)
-            metrics["skipped"] = self.record.skip(skipped)
-            self.record.write(done, metrics)
+            metrics |= self._linear_eval(self.labelled)
+        metrics["skipped"] = self._note_left_out(result.left_out)
+        return metrics
+
+    def _note_left_out(self, met: list[NamedLeftOut]) -> int:
+        """Names clips that could not be read, all processes' together; returns how many there are so far."""
+        new = self.left_out.add(self._gathered([*met, *self._met_in_validation]))
+        self._met_in_validation.clear()
+        for clip in new if self.accelerator.is_main_process else ():
+            logger.warning("left out: %s", clip.error)
+        return len(self.left_out)
 
     def _is_epoch_end(self, done: int, every: int) -> bool:
         return done % (every * self.steps_per_epoch) == 0 or done == self.trainer.total_steps
 
-    def _saves(self, done: int) -> bool:
-        kept_every = self.config.keep_every_epochs * self.steps_per_epoch
-        at_multiple = done % self.config.save_every_steps == 0 or done % kept_every == 0
-        return at_multiple or done == self.trainer.total_steps
-
-    def _gathered(self, reasons: list[str]) -> list[str]:
+    def _gathered(self, met: list[NamedLeftOut]) -> list[NamedLeftOut]:
         if self.accelerator.num_processes == 1:
-            return reasons
+            return met
         from accelerate.utils import gather_object
 
-        return gather_object(reasons)
+        return gather_object(met)
 
-    def _loader(self, first_step: int) -> Iterable[Batch]:
+    def batches(self, first_step: int) -> Iterable[Batch]:
+        """See Training."""
         dataset = PretrainDataset(self.config, self.data.manifest, self.data.noise, self.data.classes)
         sampler = StepSampler(
             plan=self.trainer.plan,
@@ -205,36 +259,43 @@ class Run:
         )
         return build_loader(dataset, sampler, self.config.num_workers)
 
-    def _validation_batches(self, valid: Manifest) -> Iterator[tuple[Batch, int]]:
-        """Batches of this process, each with the clips that count; all processes get as many batches."""
-        dataset = PretrainDataset(self.config, valid, None, self.data.classes)
-        size = self.config.batch_size
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        starts = range(0, len(dataset), size)
-        for first in range(0, len(starts), processes):
-            start = starts[min(first + rank, len(starts) - 1)]
-            places = range(start, min(start + size, len(dataset)))
-            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
-            yield batch, len(places) if first + rank < len(starts) else 0
+    def _validate(self, valid: PretrainDataset) -> dict[str, float]:
+        """Mean loss over the clips of a list of its own, whose crops and masks are always the same."""
+        sums = (math.nan, 0)
+        with beside_training("validation_loss"):
+            sums = self.trainer.sum_losses(self._validation_groups(valid))
+        device = self.accelerator.device
+        total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
+        return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
 
-    def _linear_eval(self, labelled: LabelledList) -> float:
+    def _validation_groups(self, dataset: PretrainDataset) -> Iterator[tuple[Batch, int]]:
+        """Groups of clips of this process, each with how many count; all processes get as many groups.
+
+        Their size is fixed: a contrastive loss depends on it, and the figure must not on batch_size.
+        """
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
+        for group in range(rank, math.ceil(groups / processes) * processes, processes):
+            first = group % groups * VALIDATION_CLIPS
+            places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
+            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            self._met_in_validation += batch.left_out
+            yield batch, len(places) if group < groups else 0
+
+    def _linear_eval(self, labelled: LabelledList) -> dict[str, float]:
         """Score of frozen features; the first process computes it."""
         weights = gather_weights(self.trainer.model)
-        if not self.accelerator.is_main_process:
-            return math.nan
-        model = build_model(weights, self.config).to(self.accelerator.device)
-        return evaluate_encoder(model, labelled)
+        found: dict[str, float] = {}
+        with others_wait(self.accelerator), beside_training("linear_eval"):
+            if self.accelerator.is_main_process:
+                model = build_model(weights, self.config).to(self.accelerator.device)
+                found = {"linear_eval": evaluate_encoder(model, labelled)}
+        return found
 
-    def _save(self, done: int) -> None:
-        state = gather_state(done, self.trainer.model, self.trainer.optimizer)
-        if self.record is not None:
-            write_state(self.folder, state, self.config.keep_every_epochs * self.steps_per_epoch)
-            self.record.plot()
-
-    def _finish(self, total: int) -> None:
+    def _finish(self, done: int) -> None:
         weights = gather_weights(self.trainer.model)
-        if self.record is not None:
+        require_finite(weights, f"the model after step {done}")
+        if self.accelerator.is_main_process:
             export_run(self.folder, weights, self.config, self.options.name)
-            self.record.plot(now=True)
-            self.record.close()
-            logger.info("Finished after %d steps; the model is in %s", total, self.folder.export)
+            plot_metrics(self.folder.metrics_file, self.folder.plots)
+            logger.info("Finished after %d steps; the model is in %s", done, self.folder.export)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import json
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import CropPlan
 from ..data.manifest import Manifest, Statistics, read_manifest
 from ..data.statistics import measure_statistics
-from ..data.stored_features import read_features
+from ..data.stored_features import features_width
 from ..runs.folder import RunFolder
+from ..runs.resolved import read_config
+from ..runs.schedules import warn_of_warmup
+from ..runs.state import list_checkpoints
 from .config import PretrainConfig
 from .signal_check import check_signal
 from .start import start_weights
@@ -25,6 +29,7 @@ from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
 
 logger = logging.getLogger(__name__)
 
+ASKED_WIDTHS = 50  # clips whose stored features are looked at before a run
 NOTHING = "none"  # --start none, --teacher none: without the preset's own
 
 
@@ -61,6 +66,7 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
     Raises:
         ConfigError: Data and configuration do not go together.
     """
+    warn_of_warmup(config.warmup_epochs, config.epochs)
     manifest = read_manifest(options.data)
     if (manifest.kind == "image") != config.is_image:
         raise ConfigError(
@@ -68,9 +74,11 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
             "pictures need 3, audio and spectrograms 1."
         )
     valid = None if options.valid is None else read_manifest(options.valid)
-    weights = None if options.start in (None, NOTHING) else start_weights(options.start)
+    folder = RunFolder(options.out)
+    has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
+    weights = start_weights(options.start) if has_start and options.start else None
     config, noise = _read_noise(config, options)
-    config = _with_statistics(config, manifest, noise, _stored_statistics(options.out))
+    config = _with_statistics(config, manifest, noise, _stored_statistics(folder))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
     return RunData(config, manifest, noise, valid, classes, weights)
@@ -116,10 +124,9 @@ def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) ->
         )
 
 
-def _stored_statistics(out: Path) -> dict[str, float]:
+def _stored_statistics(folder: RunFolder) -> dict[str, float]:
     """What a run that goes on has measured."""
-    path = RunFolder(out).config_file
-    values = json.loads(path.read_text(encoding="utf-8"))["config"] if path.is_file() else {}
+    values = read_config(folder)["config"] if folder.config_file.is_file() else {}
     names = ("mean", "std", "noise_mean")
     return {name: values[name] for name in names if values.get(name) is not None}
 
@@ -182,7 +189,14 @@ def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> 
 
 
 def _features_width(data: RunData, teacher: Teacher | TextTeacher | None) -> int:
-    entry = data.manifest.entries[0]
-    if entry.features_path:
-        return read_features(entry).shape[-1]
-    return teacher.dim if teacher else 0
+    """Of the teacher's features, or of most of the first clips that have some stored."""
+    entries = data.manifest.entries
+    if not entries[0].features_path:
+        return teacher.dim if teacher else 0
+    widths: Counter[int] = Counter()
+    for entry in entries[:ASKED_WIDTHS]:
+        with contextlib.suppress(AudioError):
+            widths[features_width(entry)] += 1
+    if not widths:
+        raise AudioError(f"{data.manifest.name}: the features of its first clips cannot be read.")
+    return widths.most_common(1)[0][0]

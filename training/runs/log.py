@@ -1,14 +1,13 @@
-"""What a run writes down: a JSON line a step, TensorBoard, curves as PNG, and the clips it had to skip."""
+"""What a run writes down: a JSON line a step, TensorBoard and curves as PNG."""
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-from m2d_hub.files import replacing
+from m2d_hub.files import json_text, replacing
 
 from ..evaluation.charts import draw_steps
 from .folder import RunFolder
@@ -30,33 +29,24 @@ class RunLog:
         from torch.utils.tensorboard import SummaryWriter
 
         self.folder = folder
-        _keep_lines(folder.metrics_file, first_step)
+        kept = _keep_lines(folder.metrics_file, first_step)
+        self._left_out = kept[-1].get("steps_left_out", 0) if kept else 0
         self._metrics = folder.metrics_file.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
-        self._skipped = _read_reasons(folder.skipped_file)
         self._plotted_at = time.monotonic()
 
-    def write(self, step: int, values: dict[str, Any]) -> None:
-        """Adds one step, counted from 1."""
-        self._metrics.write(json.dumps({"step": step, **values}) + "\n")
+    def write(self, step: int, values: dict[str, Any], is_left_out: bool = False) -> None:
+        """Adds one step, counted from 1, and how many were left out so far."""
+        self._left_out += is_left_out
+        values = {**values, "steps_left_out": self._left_out}
+        self._metrics.write(json_text({"step": step, **values}) + "\n")
         self._metrics.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def skip(self, reasons: list[str]) -> int:
-        """Writes down clips that were left out; returns how many different ones there are so far."""
-        new = [reason for reason in dict.fromkeys(reasons) if reason not in self._skipped]
-        if new:
-            self._skipped.update(new)
-            is_fresh = not self.folder.skipped_file.exists()
-            with self.folder.skipped_file.open("a", newline="", encoding="utf-8") as lines:
-                writer = csv.writer(lines)
-                writer.writerows([["reason"]] * is_fresh + [[reason] for reason in new])
-        return len(self._skipped)
-
-    def plot(self, now: bool = False) -> None:
-        """Draws the curves, at most every few minutes unless ``now``."""
-        if now or time.monotonic() - self._plotted_at > PLOT_INTERVAL_S:
+    def plot(self) -> None:
+        """Draws the curves, at most every few minutes."""
+        if time.monotonic() - self._plotted_at > PLOT_INTERVAL_S:
             plot_metrics(self.folder.metrics_file, self.folder.plots)
             self._plotted_at = time.monotonic()
 
@@ -66,38 +56,31 @@ class RunLog:
         self._board.close()
 
 
-def _read_reasons(path: Path) -> set[str]:
-    """Reasons that an earlier part of the run wrote down."""
+def _keep_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drops lines of later steps, and one that was cut off; returns the others."""
     if not path.exists():
-        return set()
-    with path.open(newline="", encoding="utf-8") as lines:
-        return {row[0] for row in csv.reader(lines) if row} - {"reason"}
-
-
-def _keep_lines(path: Path, last_step: int) -> None:
-    """Drops lines of later steps, and one that was cut off."""
-    if not path.exists():
-        return
+        return []
     kept = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            step = json.loads(line)["step"]
-        except (json.JSONDecodeError, KeyError):
+            values = json.loads(line)
+            if values["step"] <= last_step:
+                kept.append(values)
+        except (json.JSONDecodeError, KeyError, TypeError):
             continue
-        if step <= last_step:
-            kept.append(line + "\n")
     with replacing(path) as partial:
-        partial.write_text("".join(kept), encoding="utf-8")
+        partial.write_text("".join(json_text(values) + "\n" for values in kept), encoding="utf-8")
+    return kept
 
 
 def plot_metrics(metrics_file: Path, plots: Path) -> None:
-    """Draws each group of curves that the metrics hold into ``plots``."""
+    """Draws each group of curves that the metrics hold into ``plots``; what was not finite leaves a gap."""
     lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
     for title, names in CURVES.items():
         points = {
-            name: [(line["step"], line[name]) for line in lines if name in line]
+            name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
             for name in names
-            if any(name in line for line in lines)
         }
+        points = {name: values for name, values in points.items() if values}
         if points:
             draw_steps(plots / f"{title}.png", points)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.files import replacing
 
 from .folder import RunFolder
@@ -28,13 +28,32 @@ def write_or_compare(
     """
     run, config = json.loads(json.dumps([run, config]))
     if folder.config_file.exists():
-        old = json.loads(folder.config_file.read_text(encoding="utf-8"))
-        _require_same({key: old.get(key) for key in run}, run, folder)
+        old = read_config(folder)
+        known = {key: value for key, value in run.items() if key in old}
+        _require_same({key: old[key] for key in known}, known, folder)
         changed = {key: value for key, value in config.items() if key not in may_change}
         _require_same({key: old["config"].get(key) for key in changed}, changed, folder)
     text = json.dumps({**head, **run, "config": config}, indent=2)
     with replacing(folder.config_file) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def read_config(folder: RunFolder) -> dict[str, Any]:
+    """What an earlier part of the run wrote.
+
+    Raises:
+        CheckpointError: The file is damaged.
+    """
+    try:
+        values = json.loads(folder.config_file.read_text(encoding="utf-8"))
+        if isinstance(values["config"], dict):
+            return values
+        raise ValueError("its 'config' is no object")
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder.config_file} is damaged ({error}). Delete it: it is then written anew, from "
+            "the settings that you give."
+        ) from error
 
 
 def _require_same(old: dict[str, Any], new: dict[str, Any], folder: RunFolder) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
+
+logger = logging.getLogger(__name__)
 
 
 def learning_rate(
@@ -32,6 +35,18 @@ def learning_rate(
     start = warmup_epochs if decay_epochs is None else max(warmup_epochs, epochs - decay_epochs)
     progress = min(1.0, max(0.0, epoch - start) / max(epochs - start, 1e-12))
     return min_lr + (peak_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def warn_of_warmup(warmup_epochs: float, epochs: int) -> None:
+    """Tells of a warm-up that is as long as the training, or longer."""
+    if warmup_epochs >= epochs:
+        logger.warning(
+            "warmup_epochs is %g, but the training has %d epochs: the learning rate never comes to its peak. "
+            "Set warmup_epochs too, for instance %g.",
+            warmup_epochs,
+            epochs,
+            epochs / 10,
+        )
 
 
 def ema_decay(step: int, total_steps: int, start: float, end: float) -> float:

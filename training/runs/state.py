@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,12 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from m2d_hub.errors import CheckpointError
+from m2d_hub.errors import CheckpointError, M2DError
 from m2d_hub.files import replacing
 
 from .folder import RunFolder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
+SUSPECT_SUFFIX = ".suspect"  # of a checkpoint whose weights gave no finite step
 RECENT_CHECKPOINTS = 2  # kept beside the periodic ones
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -66,8 +69,7 @@ def write_state(folder: RunFolder, state: TrainingState, keep_every_steps: int) 
         keep_every_steps: Checkpoints at multiples of it are kept for good.
     """
     path = folder.checkpoints / f"step-{state.step:09d}.pt"
-    with replacing(path) as partial:
-        torch.save({"step": state.step, "model": state.model, "optimizer": state.optimizer}, partial)
+    write_tensors(path, {"step": state.step, "model": state.model, "optimizer": state.optimizer})
     for old in list_checkpoints(folder)[:-RECENT_CHECKPOINTS]:
         if step_of(old) % keep_every_steps:
             old.unlink()
@@ -86,16 +88,78 @@ def step_of(path: Path) -> int:
     return int(path.stem.removeprefix("step-"))
 
 
+def set_aside(path: Path) -> Path:
+    """Renames a checkpoint that is not to be resumed from; returns its new name."""
+    return path.rename(path.with_name(path.name + SUSPECT_SUFFIX))
+
+
 def read_state(path: Path) -> TrainingState:
     """Reads a checkpoint.
 
     Raises:
-        CheckpointError: The file is damaged.
+        CheckpointError: The file is damaged, or holds values that are not finite.
+    """
+    way_out = "Delete it: the run then goes on from the checkpoint before it."
+    values = read_tensors(path, way_out)
+    try:
+        state = TrainingState(values["step"], values["model"], values["optimizer"])
+    except KeyError as error:
+        raise CheckpointError(f"{path} is no checkpoint of a run, it lacks {error}. {way_out}") from error
+    try:
+        require_finite({"weights": state.model, "optimizer": state.optimizer}, str(path))
+    except NotFiniteError as error:
+        raise CheckpointError(f"{error} {way_out}") from error
+    return state
+
+
+def write_tensors(path: Path, values: dict[str, Any]) -> None:
+    """Writes tensors and plain values, complete or not at all."""
+    with replacing(path) as partial:
+        torch.save(values, partial)
+
+
+def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
+    """Reads what :func:`write_tensors` wrote.
+
+    Args:
+        path: The file.
+        way_out: What to do if it is damaged.
+
+    Raises:
+        CheckpointError: It is.
     """
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-        return TrainingState(values["step"], values["model"], values["optimizer"])
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Delete it: the run then goes on from the checkpoint before it."
-        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, OSError, UnpicklingError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path} is damaged ({reason}). {way_out}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged (it holds a {type(values).__name__}). {way_out}")
+    return values
+
+
+class NotFiniteError(M2DError):
+    """Weights, or what they give, are not finite."""
+
+
+def require_finite(values: Any, what: str) -> None:
+    """Refuses tensors with NaN or infinity.
+
+    Args:
+        values: Tensors in dictionaries, lists or tuples of any depth; other values are passed over.
+        what: They are.
+
+    Raises:
+        NotFiniteError: The message names the first one that is not finite.
+    """
+    for name, tensor in _named_tensors(values):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise NotFiniteError(f"{what} is not finite" + (f": {name}." if name else "."))
+
+
+def _named_tensors(values: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    if isinstance(values, Tensor):
+        yield name, values
+    elif isinstance(values, (dict, list, tuple)):
+        for key, value in values.items() if isinstance(values, dict) else enumerate(values):
+            yield from _named_tensors(value, f"{name}.{key}".lstrip("."))

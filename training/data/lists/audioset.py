@@ -13,7 +13,7 @@ from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS, AUDIOSET_MIDS
 
-from ..manifest import LABEL_SEPARATOR
+from ..entry import LABEL_SEPARATOR
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant, text_lines
 
 NAMES = dict(zip(AUDIOSET_MIDS, AUDIOSET_LABELS, strict=True))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import ConfigError
 
-from ..manifest import LABEL_SEPARATOR
+from ..entry import LABEL_SEPARATOR
 from .audioset import NAMES
 from .dataset import ListRow, PublicDataset, Request, Variant
 from .splits import standard_split

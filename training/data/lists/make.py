@@ -13,8 +13,8 @@ from pathlib import Path
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
+from ..entry import LABEL_SEPARATOR
 from ..listing import FolderListing
-from ..manifest import LABEL_SEPARATOR
 from ..parts import PART_COLUMNS
 from .catalogue import find_dataset, find_variant
 from .dataset import ALL, ListRow, Request, Variant

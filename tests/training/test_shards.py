@@ -1,0 +1,326 @@
+"""Tar shards as people have them: what is a clip, what belongs to it, and what an index must agree with."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import os
+import random
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from m2d_training import PrepareOptions, prepare
+from m2d_training.data.crops import CropPlan, crop_waveform
+from m2d_training.data.manifest import read_manifest
+
+from m2d_hub.config import FrontendConfig
+from m2d_hub.errors import AudioError, ConfigError, M2DError
+
+RATE = 16_000
+
+
+def tone(hertz=440, format="FLAC"):
+    file = io.BytesIO()
+    soundfile.write(file, 0.3 * np.sin(np.arange(RATE) * 2 * np.pi * hertz / RATE), RATE, format=format)
+    return file.getvalue()
+
+
+SOUND = tone()
+
+
+def write_shard(path, *members, **options):
+    """A tar of (name, content); a content that is text is a link to it, None a folder."""
+    with tarfile.open(path, "w", **options) as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+            elif content is None:
+                info.type = tarfile.DIRTYPE
+            else:
+                info.size = len(content)
+            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return str(path)
+
+
+def read(path):
+    """Label and caption of each clip by its name."""
+    return {entry.name: (entry.label, entry.caption) for entry in read_manifest(str(path)).entries}
+
+
+def test_clips_that_share_what_is_before_the_first_dot_are_clips_of_their_own(tmp_path):
+    shard = write_shard(
+        tmp_path / "a.tar",
+        *((f"rec.{index}.flac", SOUND) for index in range(3)),
+        ("rec.1.json", b'{"label": "one"}'),
+        ("rec.2.txt", b"two"),
+        ("rec.7.json", b'{"label": "of no clip"}'),
+    )
+    expected = {"rec.0.flac": ("", ""), "rec.1.flac": ("one", ""), "rec.2.flac": ("", "two")}
+    assert read(shard) == expected
+
+
+def test_notes_of_a_key_belong_to_all_its_parts(tmp_path):
+    shard = write_shard(
+        tmp_path / "a.tar",
+        ("x/0.mix.flac", SOUND),
+        ("x/0.src.flac", SOUND),
+        ("x/0.json", b'{"label": "both"}'),
+        ("x/0.src.txt", b"the source"),
+        ("1.wav", tone(format="WAV")),
+        ("1.flac", SOUND),
+        ("1.json", b'{"label": "two formats"}'),
+        ("Y-abc_0.000_10.000.wav", SOUND),
+        ("Y-abc_0.000_10.000.json", b'{"label": "dots in its name"}'),
+        ("2.flac", SOUND),
+        ("2.meta.json", b'{"label": "a longer suffix"}'),
+    )
+    labels = {name: label for name, (label, _) in read(shard).items()}
+    assert labels == {
+        "x/0.mix.flac": "both",
+        "x/0.src.flac": "",
+        "1.wav": "two formats",
+        "1.flac": "two formats",
+        "Y-abc_0.000_10.000.wav": "dots in its name",
+        "2.flac": "a longer suffix",
+    }
+
+
+def test_features_belong_to_their_clip_and_no_other(tmp_path):
+    shard = write_shard(
+        tmp_path / "a.tar", *((f"a.{i}.flac", SOUND) for i in range(2)), ("a.1.features.npy", b"12345")
+    )
+    assert [entry.features_size for entry in read_manifest(shard).entries] == [0, 5]
+
+
+def test_sounds_are_taken_where_pictures_lie_beside_them(tmp_path):
+    shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), ("0.jpg", b"\xff\xd8"), ("cover.png", b""))
+    assert list(read(shard)) == ["0.flac"]
+    (tmp_path / "album").mkdir()
+    for name in ("1.flac", "cover.jpg"):
+        (tmp_path / "album" / name).write_bytes(SOUND)
+    (entry,) = read_manifest(str(tmp_path / "album")).entries
+    assert entry.path.endswith("1.flac")
+
+
+def test_suffixes_in_capitals_and_hidden_files(tmp_path):
+    shard = write_shard(
+        tmp_path / "a.tar",
+        ("./A.FLAC", SOUND),
+        ("./A.TXT", b"loud"),
+        ("._A.FLAC", b"left by a Mac"),
+        ("._A.txt", b"\xff"),
+        ("readme.md", b""),
+        ("folder.wav", None),
+    )
+    assert read(shard) == {"./A.FLAC": ("", "loud")}
+
+
+@pytest.mark.parametrize(
+    ("note", "expected"),
+    [
+        ({"label": None, "caption": None}, ("", "")),
+        ({"labels": ["a", None, "b"], "captions": ["a dog", "barks"]}, ("a;b", "a dog, barks")),
+        ({"label": "", "labels": ["a"]}, ("a", "")),
+        ({"text": ["a dog barks"], "tag": ["dog"]}, ("", "a dog barks")),
+        ({"text": "a dog", "caption": None}, ("", "a dog")),
+        ({"label": 7, "caption": "first", "text": "second"}, ("7", "first")),
+        ({}, ("", "")),
+    ],
+)
+def test_labels_and_captions_by_the_names_that_people_use(tmp_path, note, expected):
+    shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), ("0.json", json.dumps(note).encode()))
+    assert read(shard) == {"0.flac": expected}
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "expected"),
+    [
+        ("file,captions", "0.flac,a dog", ("", "a dog")),
+        ("file,text,labels", "0.flac,a dog,x;y", ("x;y", "a dog")),
+        ("file,caption,text", "0.flac,,a dog", ("", "a dog")),
+    ],
+)
+def test_lists_have_the_same_names_for_them(tmp_path, header, row, expected):
+    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+    (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
+    assert (entry.label, entry.caption) == expected
+
+
+BAD_NOTES = {
+    "0.json": [b"", b"{", b"[]", b"null", b"7", b'"a"', b"[" * 200_000, b'{"label": {"a": 1}}', b"\xff"],
+    "0.txt": [b"caf\xe9", bytes(2 << 20)],
+}
+BAD_NOTES["0.json"] += [b'{"label": true}', b'{"caption": [["a"]]}', b"7" * 5000, bytes(2 << 20)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, contents in BAD_NOTES.items() for content in contents]
+)
+def test_notes_that_cannot_be_read_are_named_with_their_shard(tmp_path, name, content):
+    shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), (name, content))
+    with pytest.raises(ConfigError, match=f"a.tar:{name}"):
+        read(shard)
+
+
+def with_size(shard, size):
+    """The shard with another size in its first header."""
+    content = bytearray(Path(shard).read_bytes())
+    info = tarfile.TarInfo.frombuf(bytes(content[:512]), "utf-8", "strict")
+    info.size = size
+    content[:512] = info.tobuf(tarfile.GNU_FORMAT)[-512:]
+    Path(shard).write_bytes(content)
+    return shard
+
+
+def test_shards_that_are_none_are_refused_by_name(tmp_path):
+    good = write_shard(tmp_path / "good.tar", ("0.flac", SOUND), ("1.flac", SOUND))
+    content = Path(good).read_bytes()
+    damaged = bytearray(content)
+    damaged[len(SOUND) // 512 * 512 + 1024 + 10] ^= 255  # in the second header
+    os.mkfifo(tmp_path / "pipe.tar")
+    bad = {
+        "empty": b"",
+        "text": b"no tar",
+        "cut": content[:1000],
+        "damaged": bytes(damaged),
+        "twice": Path(write_shard(tmp_path / "t.tar", ("0.flac", SOUND), ("./0.flac", SOUND))).read_bytes(),
+        "zipped": Path(write_shard(tmp_path / "z.tar", ("0.flac", SOUND))).read_bytes(),
+        "link": Path(write_shard(tmp_path / "l.tar", ("0.flac", "/etc/passwd"))).read_bytes(),
+        "note": Path(write_shard(tmp_path / "n.tar", ("0.flac", SOUND), ("0.json", "gone"))).read_bytes(),
+        "huge": Path(with_size(write_shard(tmp_path / "h.tar", ("0.flac", SOUND)), 1 << 60)).read_bytes(),
+    }
+    bad["zipped"] = gzip.compress(bad["zipped"])
+    (tmp_path / "bad").mkdir()
+    for name, spoiled in bad.items():
+        path = tmp_path / "bad" / f"{name}.tar"
+        path.write_bytes(spoiled)
+        with pytest.raises(ConfigError, match=rf"{name}\.tar"):
+            read(path)
+    (tmp_path / "pipes").mkdir()
+    os.rename(tmp_path / "pipe.tar", tmp_path / "pipes" / "pipe.tar")
+    with pytest.raises(ConfigError, match=r"pipe\.tar is no file"):
+        read(tmp_path / "pipes")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    for index in range(6):
+        (folder / f"{index}.flac").write_bytes(tone(300 + 100 * index))
+    prepare(PrepareOptions(str(folder), folder / "shards", progress=False))
+    return folder / "shards"
+
+
+@pytest.fixture
+def shards(prepared, tmp_path):
+    import shutil
+
+    return shutil.copytree(prepared, tmp_path / "shards")
+
+
+def test_shards_beside_the_index_are_read_themselves(shards, caplog):
+    write_shard(shards / "added.tar", ("new.flac", SOUND))
+    assert len(read(shards)) == len(read(shards / "*.tar")) == 7
+    assert "index.csv lacks 1 shards" in caplog.text
+
+
+def test_shards_that_the_index_names_must_be_there(shards):
+    os.rename(shards / "shard-000000.tar", shards / "other.tar")
+    with pytest.raises(ConfigError, match=r"index\.csv names shard-000000\.tar, which is missing.*delete"):
+        read(shards)
+    os.unlink(shards / "index.csv")
+    assert len(read(shards)) == 6
+
+
+@pytest.mark.parametrize("change", ["other clips", "one more", "one fewer", "cut", "longer name"])
+def test_a_shard_that_was_made_again_is_not_read_by_an_old_index(shards, change):
+    path = shards / "shard-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(info.name, tar.extractfile(info).read()) for info in tar]
+    if change == "other clips":
+        random.Random(0).shuffle(members)
+    elif change == "one more":
+        members.append(("zzz.flac", SOUND))
+    elif change == "one fewer":
+        members = members[:-2]
+    elif change == "longer name":
+        members = [("x" + name, content) for name, content in members]
+    write_shard(path, *members)
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(ConfigError, match=r"shard-000000\.tar is not the shard that .*index\.csv tells of"):
+        read(shards)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("offset", "-512"),
+        ("offset", "9" * 18),
+        ("size", "9" * 30),
+        ("size", "many"),
+        ("features_size", "1e3"),
+    ],
+)
+def test_an_index_with_other_numbers_is_refused(shards, column, value):
+    import csv
+
+    with (shards / "index.csv").open(newline="") as lines:
+        rows = list(csv.DictReader(lines))
+    rows[2][column] = value
+    with (shards / "index.csv").open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    with pytest.raises(ConfigError, match=r"index\.csv.*delete"):
+        read(shards)
+
+
+@pytest.mark.parametrize(
+    "content", ["", "file,label\na,b\n", "no index", "\x00" * 50, "shard\n" + "x" * 200_000]
+)
+def test_an_index_of_somebody_else_is_told_from_ours(shards, content):
+    (shards / "index.csv").write_text(content)
+    with pytest.raises(ConfigError, match=r"index\.csv.*delete"):
+        read(shards)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{}", "[]", "null", '{"mean": "a", "std": 1, "sample_rate": 1}', "[" * 100_000]
+    + [
+        f'{{"mean": {mean}, "std": {std}, "sample_rate": 16000}}'
+        for mean, std in (("NaN", 1), (1, 0), (1, "Infinity"))
+    ],
+)
+def test_statistics_that_cannot_be_used_are_refused(shards, content):
+    (shards / "statistics.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"statistics\.json"):
+        read(shards)
+
+
+def test_mutated_shards_raise_no_foreign_errors(tmp_path):
+    members = [("0.flac", SOUND[:2000]), ("0.json", b'{"label": "a"}'), ("1.flac", SOUND[:700])]
+    content = Path(write_shard(tmp_path / "a.tar", *members, format=tarfile.PAX_FORMAT)).read_bytes()
+    rng = np.random.default_rng(0)
+    plan = CropPlan(FrontendConfig(), 32, repeat_short=False)
+    for _ in range(300):
+        mutated = np.frombuffer(content, np.uint8).copy()
+        for place in rng.integers(0, len(mutated), size=rng.integers(1, 20)):
+            mutated[place] = rng.integers(256)
+        (tmp_path / "b.tar").write_bytes(mutated[: rng.integers(600, len(mutated))].tobytes())
+        try:
+            entries = read_manifest(str(tmp_path / "b.tar")).entries
+        except M2DError as error:
+            assert "b.tar" in str(error)
+            continue
+        for entry in entries:
+            try:
+                crop_waveform(entry, plan, rng)
+            except AudioError as error:
+                assert "b.tar" in str(error)
