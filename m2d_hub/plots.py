@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m2d_hub.audio import open_audio
+from m2d_hub.audio.clips import open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D

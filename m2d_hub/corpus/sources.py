@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.audio.clips import AUDIO_SUFFIXES
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 

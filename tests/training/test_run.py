@@ -232,6 +232,19 @@ def test_clips_that_cannot_be_read_are_left_out_named_once_and_counted(sounds, t
     assert len(errors_of(out)) == 1
 
 
+def test_files_that_are_missing_are_told_before_the_start(sounds, tmp_path):
+    data = list_with_broken(sounds, tmp_path, 3, 2)
+    for index in range(2):
+        (tmp_path / f"broken {index}.wav").unlink()
+    assert run("m2d-0.7", data, tmp_path / "run", ["epochs=4"]).exit_code == 3
+    told = (tmp_path / "run" / "train.log").read_text()
+    assert "2 of 5 clips lack a file, the first in row 5: " in told and "broken 0.wav does not exist" in told
+    assert {row for row, _, error in errors_of(tmp_path / "run") if "does not exist" in error} == {"5", "6"}
+    data.write_text("file\nnone 1.wav\nnone 2.wav\n" + f"{sounds.parent / '0.wav'}\n")
+    result = run("m2d-0.7", data, tmp_path / "other", ["epochs=1", "mean=-7", "std=4"])
+    assert result.exit_code == 1 and "2 of 3 clips cannot be read, the first in row 2" in result.output
+
+
 def test_members_of_shards_that_cannot_be_read_are_counted_once(sounds, tmp_path):
     import tarfile
 

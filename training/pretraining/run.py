@@ -35,7 +35,7 @@ from .optimizer import build_optimizer
 from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
-from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
+from .run_data import ResolvedRun, RunOptions, resolve_run
 
 logger = logging.getLogger(__name__)
 
@@ -116,25 +116,25 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
-    data = read_data(config, options)
-    teacher = load_signal_teacher(data, options, accelerator.device)
-    config = with_offline_sizes(data, teacher)
-    plan = _plan(config, data, accelerator)
+    data = resolve_run(config, options, accelerator.device)
+    config = data.config
+    plan = _plan(data, accelerator)
     if accelerator.is_main_process:
-        write_or_compare_config(folder, config, options, plan, data)
+        write_or_compare_config(folder, options, plan, data)
     frontend = LogMelFrontend(config.frontend)
-    inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
-    pretrainer = _build(config, data)
+    inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, data.teacher)
+    pretrainer = _build(data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    run = Run(config, options, folder, data, trainer, stop)
+    run = Run(options, folder, data, trainer, stop)
     run.train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return PretrainResult(options.out, folder.export, trainer.total_steps, len(run.left_out))
 
 
-def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
+def _build(data: ResolvedRun) -> Pretrainer:
     """The model with its first weights: those of the seed, or those that the run starts from."""
+    config = data.config
     torch.manual_seed(config.seed)
     pretrainer = build_pretrainer(config)
     weights = data.start_weights
@@ -149,8 +149,8 @@ def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
     return pretrainer
 
 
-def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
-    entries = data.manifest.entries
+def _plan(data: ResolvedRun, accelerator) -> EpochPlan:
+    config, entries = data.config, data.manifest.entries
     plan = EpochPlan(
         list_size=len(entries),
         global_batch=config.batch_size * config.accumulate_steps * accelerator.num_processes,
@@ -174,16 +174,17 @@ class Run:
 
     def __init__(
         self,
-        config: PretrainConfig,
         options: RunOptions,
         folder: RunFolder,
-        data: RunData,
+        data: ResolvedRun,
         trainer: Trainer,
         stop: StopRequests,
     ):
-        self.config, self.options, self.folder = config, options, folder
+        self.config, self.options, self.folder = data.config, options, folder
         self.data, self.trainer, self.stop = data, trainer, stop
-        self.valid = None if data.valid is None else PretrainDataset(config, data.valid, None, data.classes)
+        self.valid = (
+            None if data.valid is None else PretrainDataset(data.config, data.valid, None, data.classes)
+        )
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
