@@ -53,8 +53,9 @@ def commands(labelled, tiny_config, tmp_path_factory):
     torch.manual_seed(0)
     model = tmp_path_factory.mktemp("model")
     m2d_hub.M2D(tiny_config).save_pretrained(model)
-    valid = labelled.with_name("valid.csv")  # two batches of two clips and one of one
-    valid.write_text("".join(labelled.read_text().splitlines(keepends=True)[:6]))
+    header, *rows = labelled.read_text().splitlines()
+    valid = labelled.with_name("valid.csv")  # 35 clips: two groups of 16 and one of 3
+    valid.write_text("\n".join([header, *rows, *rows[:12]]) + "\n")
     lists = ["--valid", valid, "--labelled", labelled, "--noise", labelled, "--start", "none"]
     fixed = {
         "pretrain": ["pretrain", "m2d-as", *lists, *_set(PRETRAIN)],
