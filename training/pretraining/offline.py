@@ -17,7 +17,6 @@ from m2d_hub.config import ClapConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import tokens_to_frames
-from m2d_hub.nn.packed_linear import Linear
 
 from .config import OfflineConfig
 from .losses import class_loss, contrastive_loss, cosine_loss, label_loss, mse_loss, standardise
@@ -81,7 +80,7 @@ class FrameMapper(nn.Module):
             raise ConfigError(f"offline.dim must be given for offline {config.kind}, got None.")
         self.config = config
         self.grid = grid
-        self.projection = Linear(grid[0] * embed_dim, config.dim)
+        self.projection = nn.Linear(grid[0] * embed_dim, config.dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
