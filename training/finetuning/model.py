@@ -77,8 +77,7 @@ class FinetuneModel(nn.Module):
             num_frames: Frames of each clip (B,).
             kept: Tokens that structured patchout leaves, of each window; None: all.
         """
-        encoder, head = self.backbone.encoder, self.backbone.head
-        assert head is not None, "build_model puts one on"
+        encoder, head = self.backbone.encoder, self.backbone.required_head()
         layout = self.layout(log_mel.shape[-1])
         log_mel = F.pad(log_mel, (0, layout.num_windows * layout.frames - log_mel.shape[-1]))
         windows = rearrange(log_mel, "b f (k w) -> (b k) 1 f w", k=layout.num_windows)
