@@ -13,7 +13,7 @@ from torch import Tensor
 from m2d_hub.audio.clips import Clip
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.frontend import LogMelFrontend
-from m2d_hub.windows import Window, cut_windows
+from m2d_hub.windows import Window, Windows
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,14 @@ class EncodedBatch:
 def read_windows(
     clips: Iterable[Clip],
     frontend: LogMelFrontend,
-    window_frames: int | None,
-    patch_frames: int,
+    windows: Windows,
     device: torch.device,
 ) -> Iterator[ClipWindow]:
     """Reads clip after clip in blocks and cuts each into windows; log-mel is computed on ``device``."""
     for index, clip in enumerate(clips):
         blocks = (block.to(device) for block in clip.blocks())
         log_mel = (frontend.normalise(block) for block in frontend.stream_log_mel(blocks))
-        for window, frames in cut_windows(log_mel, window_frames, patch_frames):
+        for window, frames in windows.cut(log_mel):
             yield ClipWindow(index, window, frames)
 
 
@@ -52,17 +51,15 @@ def split_windows(
     waveform: Tensor,
     lengths: list[int],
     frontend: LogMelFrontend,
-    window_frames: int | None,
-    patch_frames: int,
+    windows: Windows,
 ) -> list[ClipWindow]:
     """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
-    windows: list[ClipWindow] = []
+    found: list[ClipWindow] = []
     for length in sorted(set(lengths)):
         clips = [index for index, own in enumerate(lengths) if own == length]
         for clip, log_mel in zip(clips, frontend(waveform[clips, :length])[:, 0], strict=True):
-            cut = cut_windows([log_mel], window_frames, patch_frames)
-            windows += [ClipWindow(clip, window, frames) for window, frames in cut]
-    return windows
+            found += [ClipWindow(clip, window, frames) for window, frames in windows.cut([log_mel])]
+    return found
 
 
 def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:

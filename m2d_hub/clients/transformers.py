@@ -28,6 +28,7 @@ CODE = (
     "nn/positional",
     "nn/encoder",
     "nn/head",
+    "windows",
     "nn/windowed_encoder",
     "clients/modeling_m2d",
 )
