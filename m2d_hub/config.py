@@ -266,6 +266,10 @@ class ModelConfig:
             f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
             f"{self.encoder.input_size[0]}.",
         )
+        require(
+            isinstance(self.own_length_windows, bool),
+            f"own_length_windows must be true or false, got {self.own_length_windows!r}.",
+        )
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
             expected = None if self.head is None else self.head.num_classes

@@ -58,7 +58,10 @@ def frames_module(model: M2D) -> FramesModule:
 def windowed_encoder(model: M2D) -> WindowedEncoder:
     """A model's filters and a copy of its encoder in one module; arguments as for :func:`frames_module`."""
     if math.isinf(model.window_s):
-        raise ConfigError("a graph has windows of one length; load the model without window_s=inf.")
+        raise ConfigError(
+            "a graph has windows of one length, but this model takes each clip as one window: give it a "
+            "length in seconds by load_model(..., window_s=...) or model.set_window(...)."
+        )
     if model.is_int8:
         raise ConfigError("a model of dtype='int8' is not exported; load it with the default dtype.")
     with torch.device("meta"):

@@ -32,6 +32,7 @@ from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import Encoder, tokens_to_frames
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
+from m2d_hub.nn.int8_linear import Int8Linear
 from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
 from m2d_hub.pretrained.locate import locate
@@ -106,7 +107,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     @property
     def is_int8(self) -> bool:
         """Whether the weights are rounded to 8 bits."""
-        return any(buffer.dtype is torch.int8 for buffer in self.encoder.buffers())
+        return any(isinstance(module, Int8Linear) for module in self.encoder.modules())
 
     @property
     def _hop_s(self) -> float:
@@ -415,7 +416,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         with torch.inference_mode(mode=False), torch.device("meta"):
             model = cls(checkpoint.config)
-        text_encoder = None if model.clap is None else "clap.text_encoder."
+        text_encoder = None if model.clap is None else f"clap.{Clap.OPTIONAL_PREFIX}"
         assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
         return model.eval()
 

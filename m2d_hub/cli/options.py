@@ -56,10 +56,11 @@ class Seconds(click.ParamType):
         return seconds
 
 
-def model_option(default: str) -> Any:
-    """``--model`` with a default."""
+def model_option(default: str | None = None) -> Any:
+    """``--model`` with a default, or to be given."""
     help_text = "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo."
-    return click.option("--model", default=default, show_default=True, metavar="NAME", help=help_text)
+    given = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("--model", metavar="NAME", help=help_text, **given)
 
 
 paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")

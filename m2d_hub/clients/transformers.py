@@ -26,7 +26,6 @@ CODE = (
     "errors",
     "config",
     "nn/positional",
-    "nn/packed_linear",
     "nn/encoder",
     "nn/head",
     "nn/windowed_encoder",

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from m2d_hub.config import EncoderConfig
 from m2d_hub.errors import ConfigError
-from m2d_hub.nn.packed_linear import Linear
 from m2d_hub.nn.positional import resample_positions, sincos_positions
 
 
@@ -27,8 +26,8 @@ class Attention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = Linear(embed_dim, 3 * embed_dim)
-        self.proj = Linear(embed_dim, embed_dim)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
+        self.proj = nn.Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens not to be seen."""
@@ -44,8 +43,8 @@ class MLP(nn.Module):
 
     def __init__(self, embed_dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = Linear(embed_dim, hidden_dim)
-        self.fc2 = Linear(hidden_dim, embed_dim)
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Maps tokens (B, N, D) to (B, N, D)."""

@@ -461,11 +461,6 @@ def test_wrong_usage_is_told_with_status_2(arguments, told, tmp_path, monkeypatc
     assert told in " ".join(result.output.split())
 
 
-@pytest.mark.parametrize("command", ["embed", "tag", "list", "info", "convert", "plot"])
-def test_help_of_each_command_shows_an_example(command):
-    assert f"\n    m2d-hub {command}" in run(command, "--help").output
-
-
 def test_tag_prints_the_labels_that_classify_gives(tagger):
     expected = m2d_hub.load_model(tagger, device="cpu").classify(CLIPS[1], top_k=2)[0]
     output = run("tag", CLIPS[1], "--model", tagger, "--top", 2).output

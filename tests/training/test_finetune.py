@@ -22,6 +22,7 @@ from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import clips_to_score
 from m2d_training.finetuning.loop import TaskObjective, inverse_class_weights
 from m2d_training.finetuning.member import Score
+from m2d_training.finetuning.model import build_model
 from m2d_training.finetuning.optimizer import build_finetune_optimizer, finetune_rate, set_rate
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
@@ -336,6 +337,13 @@ def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
     assert type(optimizer).__name__.lower() == name
 
 
+def test_windows_of_each_clips_own_length_give_way_to_one_length(tiny, tmp_path):
+    tiny.set_window(float("inf"))
+    tiny.save_pretrained(tmp_path)
+    model = build_model(str(tmp_path), FinetuneConfig(adjust_positions=False), ("low", "high"), False)
+    assert model.window_s == pytest.approx(2.08)
+
+
 def test_the_cosine_runs_from_the_first_epoch_on():
     """timm's, as in the paper's AudioSet runs: 1.782 of 2.0 after 15 epochs of warm-up, 1.000 after 35."""
     config = FINETUNE_PRESETS["as2m"]()
@@ -431,6 +439,24 @@ def test_clips_of_another_length_are_scored_by_their_beginnings(model, tmp_path)
     assert repeated[0] == repeated[-1] == 0
     ramp = torch.linspace(0, 1, 1000)
     torch.testing.assert_close(repeated[:1000], whole[1][:1000] * ramp)
+
+
+def test_the_last_epoch_or_the_best_on_test_counts_where_that_is_asked_for(model, sounds, tmp_path):
+    data = write_list(tmp_path / "list.csv", sounds, splits=("train", "train", "train", "test"))
+    settings = [*QUICK, "epochs=3"]
+    refused = run("small", model, data, tmp_path / "refused", settings)
+    assert refused.exit_code == 1 and "valid_share=0.1 holds a tenth" in refused.output
+    refused = run("small", model, data, tmp_path / "refused", QUICK, "--select", "last")
+    assert refused.exit_code == 1 and "patience=none" in refused.output
+    last = finished("small", model, data, tmp_path / "last", [*settings, "patience=none"], "--select", "last")
+    assert last["trainings"][0]["best_epoch"] == 3 and last["epoch"] == "the last"
+    test = finished("small", model, data, tmp_path / "test", settings, "--select", "test")
+    scores = [
+        line["validation_score"] for line in metrics_of(tmp_path / "test") if "validation_score" in line
+    ]
+    assert test["value"] == pytest.approx(max(scores)) and test["epoch"].startswith("best on test, as in")
+    held_out = finished("small", model, data, tmp_path / "held-out", QUICK, "--valid-share", "0.2")
+    assert held_out["epoch"] == "best on the validation clips"
 
 
 def test_a_head_without_normalisation_takes_its_input_as_it_is(model, labelled, tmp_path):

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from m2d_hub.cli.options import SOME_FAILED, Group
+from m2d_hub.cli.options import Group, json_option
 
 from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, logging_to
+from .options import answer, exit_status, logging_to
 from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
@@ -49,7 +48,7 @@ def main() -> None:
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def pretrain(
     preset: str,
     out: Path,
@@ -72,8 +71,7 @@ def pretrain(
     if is_first_process():
         values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
         click.echo(answer(values, as_json, f"The model is in {result.model}."))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)
 
 
 @main.command(epilog=PREPARE_EXAMPLE)
@@ -83,7 +81,7 @@ def pretrain(
 @click.option("--split-s", type=float, help="Cut longer clips into parts of this many seconds.")
 @click.option("--teacher", help="HuBERT, whose features are stored: hubert-base-l9, or a folder.")
 @click.option("--num-workers", default=0, show_default=True, help="Processes that decode.")
-@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+@json_option
 def prepare(
     data: str,
     out: Path,
@@ -109,8 +107,7 @@ def prepare(
         f"{result.mean:.3f}, std {result.std:.3f}. The shards are in {out}."
     )
     click.echo(answer({**vars(result), "out": str(out)}, as_json, text))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)
 
 
 main.add_command(finetune)

@@ -23,7 +23,7 @@ from m2d_hub.files import json_text, replacing
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
-from .metrics import Interval, Metric, average_precisions, bootstrap_interval
+from .metrics import Interval, Metric, average_precisions, bootstrap_interval, over_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +159,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "per_seed": dict(
             zip(map(str, evaluation.seeds), evaluation.by_round.mean(axis=0).tolist(), strict=True)
         ),
+        "over_seeds": over_seeds(evaluation.by_round.mean(axis=0)),
         "per_class": {
             label: {kind: value, "test_clips": count}
             for label, value, count in zip(labelled.labels, evaluation.by_class.tolist(), clips, strict=True)

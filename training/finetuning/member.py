@@ -120,7 +120,8 @@ class Member:
         metrics: dict[str, Any] = {"epoch": done / self.plan.steps_per_epoch}
         if self._validates(done):
             found = self._validate(done)
-            if self.best is None or self.best.score.is_beaten_by(found):
+            is_last_taken = self.config.select == "last"
+            if self.best is None or is_last_taken or self.best.score.is_beaten_by(found):
                 self.best = Best(found, self._weights(done))
             metrics |= {"validation_loss": found.loss, "validation_score": found.score}
         return metrics

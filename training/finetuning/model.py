@@ -128,6 +128,10 @@ def build_model(name: str, config: FinetuneConfig, labels: tuple[str, ...], is_m
         )
     if model.clap is not None:  # a trained encoder leaves the space that it shared with texts
         model.clap, model.config = None, replace(model.config, clap=None)
+    if (
+        model.config.own_length_windows
+    ):  # clips of a batch share windows, and are evaluated as they are trained
+        model.set_window(model.config.encoder.input_size[1] * model.config.frontend.hop_s)
     _check_crop(name, config, *model.config.encoder.input_size[1:], model.config.encoder.patch_size[1])
     if config.adjust_positions and config.crop_frames is not None:
         model.set_window(config.crop_frames * model.frame_hop_s / model.config.encoder.patch_size[1])

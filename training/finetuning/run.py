@@ -55,6 +55,11 @@ from .resolved import write_or_compare_run
 logger = logging.getLogger(__name__)
 
 CURVES_FILE = "learning_curve.png"
+EPOCH_TOLD = {
+    "valid": "best on the validation clips",
+    "last": "the last",
+    "test": "best on test, as in the paper where a task has no validation split",
+}
 READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
 
@@ -152,7 +157,7 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
     Raises:
         ConfigError: They do not, or the list cannot be used.
     """
-    labelled = read_labelled(data, multi_label=True if config.loss == "bce" else None)
+    labelled = read_labelled(data, True if config.loss == "bce" else None, config.division)
     if labelled.is_multi_label:
         _refuse_single_label_settings(config, labelled)
         return Task(labelled, labelled.rounds(), mean_average_precision, None)
@@ -331,7 +336,7 @@ class FinetuneRun:
             "model": self.options.model,
             "export": str(self.folder.export),
             "settings": self.config.to_dict(),
-            "over_seeds": over_seeds(evaluation.by_round.mean(axis=0)),
+            "epoch": EPOCH_TOLD[self.config.select],
             "trainings": [
                 {"round": name, "seed": seed}
                 | {key: value for key, value in vars(result).items() if key != "test_scores"}
@@ -362,13 +367,3 @@ def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
         own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
         own += [step[name]] if step.get(name) is not None else []
     return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]
-
-
-def over_seeds(values: np.ndarray) -> dict[str, float | None]:
-    """Mean over the seeds' figures (S,) and half of its 95 % interval by Student's t, as in Table IV."""
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    half = None
-    if len(values) > 1:
-        half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return {"mean": float(values.mean()), "plus_minus": half}

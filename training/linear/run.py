@@ -21,6 +21,7 @@ from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
 from ..evaluation.clip_encoder import ClipEncoder, mean_samples
+from ..evaluation.division import Division
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
@@ -72,7 +73,7 @@ def linear_eval(options: LinearEvalOptions | None = None, **fields: Any) -> Line
 def _linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
     started = time.perf_counter()
     folder = LinearFolder(options.out)
-    labelled = read_labelled(options.data, options.multi_label)
+    labelled = read_labelled(options.data, options.multi_label, Division(valid_share=options.valid_share))
     model = load_model(options.model, device=options.device, window_s=options.window_s)
     layer = _checked_layer(options.layer, model.config.encoder.depth)
     folder.prepare(options)

@@ -19,6 +19,7 @@ from m2d_hub.files import replacing_folder
 from ..data.entry import Entry
 from ..data.left_out import LeftOut, refuse_too_many, write_errors
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
+from ..data.missing import tell_missing
 from ..data.shard_index import INDEX_NAME, write_index
 from ..data.shards import index_shards
 from ..data.statistics import LEAST_STD
@@ -122,6 +123,7 @@ def prepare(
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
+    tell_missing(manifest)
     _check_out(options.out)
     teacher = None if options.teacher is None else _load_teacher(options)
     with replacing_folder(options.out.absolute()) as folder:
