@@ -9,11 +9,10 @@ features are better on the valid clips, the model stays as it is and only a line
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
-from m2d_training import FinetuneOptions, finetune, load_finetune_preset
+from m2d_training import finetune
 
 from m2d_hub import M2DError, load_model
 
@@ -23,10 +22,9 @@ def main() -> None:
     args = parse_arguments()
     if not args.clip.is_file():
         sys.exit(f"Error: {args.clip} does not exist.")
-    config = load_finetune_preset("small")  # for lists from some dozens of clips to some thousands
-    if args.epochs:
-        config = dataclasses.replace(config, epochs=args.epochs, warmup_epochs=args.epochs / 10, min_steps=0)
-    result = finetune(config, FinetuneOptions("small", args.model, args.data, args.out))
+    quick = {"epochs": args.epochs, "warmup_epochs": args.epochs / 10, "min_steps": 0} if args.epochs else {}
+    # "small" is for lists from some dozens of clips to some thousands
+    result = finetune("small", model=args.model, data=args.data, out=args.out, **quick)
 
     clips = result.report["test_clips"]
     print(f"{result.metric} {result.interval} on {clips} test clips. Report: {args.out}")

@@ -8,11 +8,10 @@ Stopped and started again, a run goes on where it was.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 from pathlib import Path
 
-from m2d_training import RunOptions, load_preset, pretrain
+from m2d_training import pretrain
 
 from m2d_hub import M2DError, embed_files
 
@@ -20,17 +19,18 @@ from m2d_hub import M2DError, embed_files
 def main() -> None:
     """Pre-trains from the model's weights on, and embeds the sounds with the result."""
     args = parse_arguments()
-    config = dataclasses.replace(
-        load_preset(args.preset).config,
+    model = pretrain(
+        args.preset,
+        data=args.folder,
+        out=args.out,
+        start=args.model,
         offline=None,  # nothing but the sounds to learn from
         start_parts="encoder",  # weights for inference have no predictor: it starts afresh
         target_start="encoder",  # and the target encoder as a copy of the encoder
         epochs=args.epochs,
         warmup_epochs=args.epochs / 10,
         batch_size=args.batch_size,
-    )
-    options = RunOptions(args.preset, data=args.folder, out=args.out, start=args.model)
-    model = pretrain(config, options).model
+    ).model
 
     embeddings = args.out / "embeddings.npz"
     embed_files(args.folder, embeddings, model=model)

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from m2d_training import LinearEvalOptions, linear_eval
+from m2d_training import linear_eval
 
 from m2d_hub import M2DError
 
@@ -19,7 +19,7 @@ from m2d_hub import M2DError
 def main() -> None:
     """Evaluates, and prints what is in the report."""
     args = parse_arguments()
-    result = linear_eval(LinearEvalOptions(model=args.model, data=args.data, out=args.out))
+    result = linear_eval(model=args.model, data=args.data, out=args.out)
     report = result.report
 
     width = max(map(len, report["per_class"]))

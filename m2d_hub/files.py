@@ -38,6 +38,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    if partial.is_symlink():  # it would be written through
+        partial.unlink()
     try:
         yield partial
         with partial.open("rb+") as file:

@@ -10,11 +10,11 @@ from typing import Literal
 
 import torch
 
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.plain_tensors import plain_tensors
-from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
+from m2d_hub.pretrained.folder import Checkpoint, load_checkpoint, model_files, read_safetensors
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.published import read_published
 
@@ -53,6 +53,9 @@ def load_model(
         cache_dir: Where downloads and converted weights are kept.
         revision: Branch, tag or commit of a Hugging Face repository.
         local_files_only: Use what is on disk; never the network.
+
+    Returns:
+        The model on ``device``, in eval mode.
 
     Raises:
         UnknownModelError: The name is none of the above.
@@ -138,16 +141,10 @@ def _checked_device(given: str | torch.device) -> torch.device:
 
 def _read(path: Path, sample_rate: int | None) -> Checkpoint:
     """Reads any layout from disk."""
-    if path.is_dir():
-        if (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file():
-            return load_checkpoint(path)
-        files = sorted(path.glob("*.pth"))
-        if len(files) != 1:
-            raise CheckpointError(
-                f"{path} holds neither {WEIGHTS_FILE} with {CONFIG_FILE} nor exactly one .pth file, but "
-                f"{', '.join(file.name for file in files) or 'none of these'}; name the file to load."
-            )
-        path = files[0]
+    weights, *config = model_files(path)
+    if config and weights.parent == path:
+        return load_checkpoint(path)
+    path = weights
     if path.suffix == ".safetensors" and not _has_published_names(path):
         return load_checkpoint(path)
     published = read_published(path, sample_rate=sample_rate)

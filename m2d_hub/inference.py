@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2d_hub.audio import Clip
+from m2d_hub.audio.clips import Clip
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.windows import Window, Windows

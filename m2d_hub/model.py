@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from m2d_hub.audio import Clip, open_audio
+from m2d_hub.audio.clips import Clip, open_audio
 from m2d_hub.config import HeadConfig, ModelConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import export_onnx

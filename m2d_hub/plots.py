@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m2d_hub.audio import open_audio
+from m2d_hub.audio.clips import open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
@@ -175,7 +175,6 @@ def _draw_similarity(
 
 def _add_colour_bar(axes: Axes, image: Any, label: str) -> None:
     place = axes.inset_axes((1.02, 0.0, 0.025, 1.0))
-    assert axes.figure is not None
     axes.figure.colorbar(image, cax=place, label=label, extend="min")
 
 

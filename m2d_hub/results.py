@@ -1,4 +1,4 @@
-"""What encoding and classifying give back."""
+"""Results of encoding and classifying."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from torch import Tensor
 class Frames:
     """Features over time, with what is audio and when it sounds.
 
-    Shapes: B clips, T tokens along time of the longest clip, L layers.
+    Shapes: B clips, T frames of the longest clip, N_F tokens a frame, L layers.
     """
 
-    features: Tensor  # (B, T, N_F·D), or (L, B, T, N_F·D) for all layers; zero where mask is False
+    # (B, T, N_F·D); of all layers (L, B, T, N_F·D), of tokens (B, N_F·T, D), of tags (B, T, classes); zero
+    # where the mask is False
+    features: Tensor
     mask: Tensor  # (B, T) bool, True where audio is
-    timestamps_s: Tensor  # (T,) centres of the tokens' frames, seconds
+    timestamps_s: Tensor  # (T,) centres of the frames, seconds
 
 
 @dataclass(frozen=True)

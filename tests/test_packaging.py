@@ -11,7 +11,7 @@ import tarfile
 import zipfile
 from email.message import Message
 from email.parser import Parser
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 import yaml
@@ -149,3 +149,13 @@ def test_links_of_the_readme_work_on_an_index_page_too(tree):
     inside = [address.removeprefix(REPOSITORY) for address in addresses if address.startswith(REPOSITORY)]
     assert inside
     assert set(inside) <= set(tree)
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md", "SECURITY.md"])
+def test_files_that_a_page_names_are_there(page, tree):
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = re.findall(r"`((?:m2d_hub|training|tests|docs|recipes)/[^`\s:]*)(?:::\w+)?`", text)
+    folders = {parent.as_posix() for name in tree for parent in PurePosixPath(name).parents}
+    there = {*tree, *folders}
+    gone = [name for name in named if name.rstrip("/") not in there and not re.search("NAME|PROGRAM", name)]
+    assert gone == []

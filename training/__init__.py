@@ -1,20 +1,61 @@
-"""Pre-training, linear evaluation and fine-tuning of Masked Modeling Duo (M2D, M2D-X, MSM-MAE)."""
+"""Pre-training, linear evaluation and fine-tuning of Masked Modeling Duo (M2D, M2D-X, MSM-MAE).
 
-from .data.lists.make import MadeList, make_list
-from .data.noise import mix_noise
-from .finetuning.config import FinetuneConfig
-from .finetuning.presets import load_finetune_preset
-from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
-from .linear.options import LinearEvalOptions
-from .linear.run import LinearEvalResult, linear_eval
-from .pretraining.analysis import explained_variance_auc, rank_me
-from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
-from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
-from .pretraining.presets import load_preset
-from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
-from .pretraining.run import PretrainResult, pretrain
-from .pretraining.run_data import RunOptions
-from .runs.schedules import ema_decay, learning_rate
+>>> from m2d_training import finetune
+>>> result = finetune("small", model="m2d-mini", data="labelled.csv", out="runs/mine")
+>>> print(result.metric, result.interval)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.lists.make import MadeList, make_list
+    from .data.noise import mix_noise
+    from .finetuning.config import FinetuneConfig
+    from .finetuning.presets import load_finetune_preset
+    from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
+    from .linear.options import LinearEvalOptions
+    from .linear.run import LinearEvalResult, linear_eval
+    from .pretraining.analysis import explained_variance_auc, rank_me
+    from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+    from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
+    from .pretraining.presets import load_preset
+    from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
+    from .pretraining.run import PretrainResult, pretrain
+    from .pretraining.run_data import RunOptions
+    from .runs.schedules import ema_decay, learning_rate
+
+# Loaded when first asked for: the commands' help needs no torch.
+_HOMES = {
+    "FinetuneConfig": "finetuning.config",
+    "FinetuneOptions": "finetuning.run",
+    "FinetuneResult": "finetuning.run",
+    "LinearEvalOptions": "linear.options",
+    "LinearEvalResult": "linear.run",
+    "LossTerms": "pretraining.pretrainer",
+    "MadeList": "data.lists.make",
+    "OfflineConfig": "pretraining.config",
+    "PredictorConfig": "pretraining.config",
+    "PrepareOptions": "pretraining.prepare",
+    "PrepareResult": "pretraining.prepare",
+    "PretrainConfig": "pretraining.config",
+    "PretrainResult": "pretraining.run",
+    "Pretrainer": "pretraining.pretrainer",
+    "RunOptions": "pretraining.run_data",
+    "build_pretrainer": "pretraining.pretrainer",
+    "ema_decay": "runs.schedules",
+    "explained_variance_auc": "pretraining.analysis",
+    "finetune": "finetuning.run",
+    "learning_rate": "runs.schedules",
+    "linear_eval": "linear.run",
+    "load_finetune_preset": "finetuning.presets",
+    "load_preset": "pretraining.presets",
+    "make_list": "data.lists.make",
+    "mix_noise": "data.noise",
+    "prepare": "pretraining.prepare",
+    "pretrain": "pretraining.run",
+    "rank_me": "pretraining.analysis",
+}
 
 __all__ = [
     "FinetuneConfig",
@@ -46,3 +87,13 @@ __all__ = [
     "pretrain",
     "rank_me",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'm2d_training' has no attribute {name!r}")
+    return getattr(import_module(f"m2d_training.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

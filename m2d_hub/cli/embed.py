@@ -21,7 +21,6 @@ from m2d_hub.cli.options import (
     window_option,
     wrong_usage,
 )
-from m2d_hub.corpus.outputs import check_suffix
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
@@ -87,6 +86,7 @@ def embed(
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
     from m2d_hub.corpus.embed_files import embed_files
+    from m2d_hub.corpus.outputs import check_suffix
 
     sources = find_files(paths)
     with wrong_usage():

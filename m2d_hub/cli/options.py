@@ -1,4 +1,4 @@
-"""What the commands share: options, how files are given, and how errors are told."""
+"""Options that the commands share, how files are given, and how errors are told."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import errno
 import math
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2d_hub.corpus.sources import Source, find_sources
 from m2d_hub.errors import ConfigError, M2DError
+
+if TYPE_CHECKING:
+    from m2d_hub.corpus.sources import Source
 
 SOME_FAILED = 3  # exit status where files could not be read
 
@@ -54,10 +56,11 @@ class Seconds(click.ParamType):
         return seconds
 
 
-def model_option(default: str) -> Any:
-    """``--model`` with a default."""
+def model_option(default: str | None = None) -> Any:
+    """``--model`` with a default, or to be given."""
     help_text = "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo."
-    return click.option("--model", default=default, show_default=True, metavar="NAME", help=help_text)
+    given = {"required": True} if default is None else {"default": default, "show_default": True}
+    return click.option("--model", metavar="NAME", help=help_text, **given)
 
 
 paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -91,6 +94,8 @@ def wrong_usage() -> Iterator[None]:
 
 def find_files(paths: tuple[str, ...]) -> list[Source]:
     """The audio files that the arguments mean."""
+    from m2d_hub.corpus.sources import find_sources
+
     with wrong_usage():
         return find_sources(paths)
 

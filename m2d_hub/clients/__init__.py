@@ -1,1 +1,1 @@
-"""What other programs take the models by: one file a program."""
+"""Clients: the models as other programs take them, one file a program."""

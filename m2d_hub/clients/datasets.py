@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from m2d_hub.audio.waveforms import to_mono
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
@@ -43,7 +44,7 @@ def embed(
         (B, N_F·D) float32.
     """
     model = _model(name, device)  # type: ignore[arg-type]  # paths can be hashed
-    mono = [wave if wave.ndim == 1 else wave.mean(axis=0) for wave in map(np.asarray, waves)]
+    mono = [to_mono(wave, f"clip {index}") for index, wave in enumerate(waves)]
     return model.encode_clip(mono, sample_rate=sampling_rate, batch_size=batch_size).numpy()
 
 

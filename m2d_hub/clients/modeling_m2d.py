@@ -101,7 +101,7 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
 
 
 class M2DPreTrainedModel(PreTrainedModel):
-    """What the encoder and the classifier share."""
+    """Base of the encoder and the classifier."""
 
     config_class = M2DConfig
     base_model_prefix = "m2d"

@@ -57,14 +57,21 @@ class M2DWrapper(AbsEncoder):
         """
         from tqdm.auto import tqdm
 
-        inputs.collate_fn = AudioCollator(target_sampling_rate=self.model.sample_rate)
+        inputs.collate_fn = _AudioRows(target_sampling_rate=self.model.sample_rate)
         embeddings = []
         for batch in tqdm(inputs, disable=not show_progress_bar, desc="M2D"):
-            if "audio" not in batch:
-                raise ConfigError(f"M2D embeds audio, but this task gives {', '.join(sorted(batch))}.")
             clips = [np.asarray(audio["array"], dtype=np.float32) for audio in batch["audio"]]
             embeddings.append(self.model.encode_clip(clips, batch_size=batch_size).numpy())
         return np.concatenate(embeddings)
+
+
+class _AudioRows(AudioCollator):
+    """Rows of a batch put together, their audio at the model's rate."""
+
+    def __call__(self, rows: list[dict[str, Any]]) -> Any:
+        if "audio" not in rows[0]:
+            raise ConfigError(f"M2D embeds audio, but this task gives {', '.join(sorted(rows[0]))}.")
+        return super().__call__(rows)
 
 
 ORGANISATION = "m2d-hub/"
@@ -77,7 +84,7 @@ def model_meta(
     embed_dim: int | None = None,
     license: str | None = None,
 ) -> ModelMeta:
-    """What MTEB records of a model; None where it is only known once the model is loaded."""
+    """MTEB's record of a model; None where it is only known once the model is loaded."""
     return ModelMeta(
         loader=M2DWrapper,
         name=ORGANISATION + os.path.basename(name),

@@ -103,7 +103,7 @@ class LogMelFrontend(nn.Module):
         return (log_mel - self.config.mean) / self.config.std
 
     def filters(self) -> tuple[Tensor, Tensor]:
-        """What the spectrogram is made with, as plain tensors on the CPU.
+        """Constants that the spectrogram is made with, as plain tensors on the CPU.
 
         Returns:
             Cosines and sines of the windowed Fourier transform (2·bins, 1, window samples), and the mel

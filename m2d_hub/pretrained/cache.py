@@ -44,7 +44,7 @@ def zip_path_of(info: ModelInfo, root: Path) -> Path:
 
 
 def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ModelInfo:
-    """What is known about a named model, and what this machine has of it.
+    """Facts about a named model, and what this machine has of it.
 
     Raises:
         UnknownModelError: The name is not in the registry.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.files import hash_into, replacing
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -78,6 +79,35 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     tensors, metadata = read_safetensors(weights)
     check_finite(tensors, weights)
     return Checkpoint(tensors, _read_config(weights, metadata))
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that a model is read from: those of this package's own folder, or the one that is meant.
+
+    Raises:
+        CheckpointError: A folder holds no model, or several.
+    """
+    if not path.is_dir():
+        config = path.with_name(CONFIG_FILE)
+        return [path, config] if path.suffix == ".safetensors" and config.is_file() else [path]
+    own = [path / WEIGHTS_FILE, path / CONFIG_FILE]
+    if all(file.is_file() for file in own):
+        return own
+    files = sorted(path.glob("*.pth"))
+    if len(files) != 1:
+        raise CheckpointError(
+            f"{path} holds neither {WEIGHTS_FILE} with {CONFIG_FILE} nor exactly one .pth file, but "
+            f"{', '.join(file.name for file in files) or 'none of these'}; name the file to load."
+        )
+    return files
+
+
+def sha256_of_model(path: Path) -> str:
+    """One sha256 of all files that a model is read from."""
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        hash_into(digest, file)
+    return digest.hexdigest()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""What a model's name means, decided once for every place where a model is named.
+"""The meaning of a model's name, decided once for every place where a model is named.
 
 1. A path object is a path.
 2. ``hf-hub:org/repo[@revision]`` is a Hugging Face repository.

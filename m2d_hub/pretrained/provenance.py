@@ -1,4 +1,4 @@
-"""What is remembered of downloaded weights: hashes, where they came from, whether they are still the same."""
+"""Memory of downloaded weights: hashes, where they came from, whether they are still the same."""
 
 from __future__ import annotations
 

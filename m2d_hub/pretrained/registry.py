@@ -17,7 +17,7 @@ EVALUATION_RELEASES = "https://github.com/nttcslab/eval-audio-repr/releases"  # 
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What is known about a named model: before it is downloaded, and what this machine has of it."""
+    """Facts about a named model: those known before it is downloaded, and what this machine has of it."""
 
     name: str  # alias that load_model takes
     contents: str  # parts of the published file

@@ -1,13 +1,22 @@
-"""The list that m2d-mini is pre-trained on, from the free audio packages of a ``manifest.csv``.
+"""The list that m2d-mini is pre-trained on, of several folders with a ``manifest.csv``.
 
-    python recipes/m2d-mini/corpus.py DATA/pretrain --unpacked DATA/unpacked --out DATA/pretrain/corpus.csv
+    python corpus.py DATA --packages pretrain=unpacked packages=packages/unpacked \\
+        --made speech notes scores --out DATA/corpus.csv
 
-A file is listed once per 10 s, so that an hour of music counts like an hour of short sounds; each listing is
-another random crop. The labels, for runs with an offline label network, are the package, and those names and
-words of the file and its folders in the package that several files share. Nothing that answers a dev task is
-a label: packages that a task is made of give no words; of telephone prompts only the file's name is taken,
-which is what is said, while the task asks who says it; and packages that a task tells apart share one label.
-Prints mean and standard deviation of the corpus's log-mel values, which the preset holds.
+Folders are named from DATA. A file is listed once per 10 s, so that an hour of music counts like an hour of
+short sounds; each listing is another random crop. The labels, for runs with an offline label network:
+
+- of packages: the package, its kind (``kind:music``, ``kind:effects``, ``kind:speech``) where it holds one
+  kind only, the language of speech in one language, and those names and words of the file and its folders in
+  the package that several files share;
+- of made audio: what its manifest says (``language:cs``, ``voice:espeak-ng-f2``, ``instrument:brass``,
+  ``pitch:C#``, ``octave:3``, ...), but for labels of few rows.
+
+Of packages that a development task is made of, nothing that answers it is a label: they give no words nor
+languages; of telephone prompts only the file's name is taken, which is what is said, while the task asks who
+says it; and packages that a task tells apart share one label. Instrument families of made notes are labels,
+and the development task fluid_family asks for families (of another soundfont): say so beside its figure.
+Prints mean and standard deviation of the corpus's log-mel values, which the configuration holds.
 """
 
 from __future__ import annotations
@@ -17,27 +26,33 @@ import csv
 import hashlib
 import random
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import soundfile
 import torch
+from package_table import MIXED, PACKAGES, SCORES
 
 from m2d_hub.config import FrontendConfig
 from m2d_hub.nn.frontend import LogMelFrontend
 
 SECONDS_PER_ROW = 10.0
-SAMPLED_ROWS = 1500  # for the statistics
+SAMPLED_ROWS = 2000  # for the statistics
 SAMPLED_S = 2.0  # of each
 MERGED = {  # prefixes of packages whose languages or voices a dev task tells apart: one label for all
     "asterisk-core": "asterisk-core",
     "asterisk-prompt": "asterisk-core",
     "fillets-ng-data": "fillets-ng-data",
 }
-WORDLESS = ("fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound")  # of dev tasks
+WORDLESS = ("fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound", "ufoai-data")  # of dev tasks
 PROMPTS = "asterisk-"  # packages whose file names say what is said
+SPEECH = ("asterisk-core", "asterisk-prompt", "fillets-ng-data", "gcin-voice", "festvox-ru", "klettres-data")
+MUSIC = ("asc-music", "asterisk-moh", "hyperrogue-music", "ufoai-music", "warzone2100-music")
+EFFECTS = ("ufoai-sound", "bucklespring-data", "sound-icons", "lomiri-sounds")
+LANGUAGES = {"festvox-ru": "ru"}  # of packages in one language that no dev task is made of
 WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
-FILES_PER_WORD = 6  # at least
+FILES_PER_WORD = 8  # at least
+ROWS_PER_LABEL = 10  # at least
 CHECKSUM_LENGTH = 6
 
 
@@ -46,12 +61,26 @@ def package_label(package: str) -> str:
     return next((common for prefix, common in MERGED.items() if package.startswith(prefix)), package)
 
 
+def package_labels(package: str) -> list[str]:
+    """The package, its kind and its language, as far as they are known."""
+    kind = PACKAGES.get(package, (MIXED, ""))[0]
+    for known, prefixes in (("speech", SPEECH), ("music", MUSIC), ("effects", EFFECTS)):
+        if package.startswith(prefixes):
+            kind = known
+    labels = [package_label(package)]
+    if kind not in (MIXED, SCORES):
+        labels.append(f"kind:{kind}")
+    if package in LANGUAGES:
+        labels.append(f"language:{LANGUAGES[package]}")
+    return labels
+
+
 def original_paths(unpacked: Path) -> dict[tuple[str, str], Path]:
     """Paths inside the packages, by package and the checksum that ends a prepared file's name."""
     paths = {}
     for path in unpacked.rglob("*.*"):
         inside = path.relative_to(unpacked)
-        checksum = hashlib.md5(f"{inside}0.00".encode()).hexdigest()[:6]
+        checksum = hashlib.md5(f"{inside}0.00".encode()).hexdigest()[:CHECKSUM_LENGTH]
         paths[inside.parts[0], checksum] = inside
     return paths
 
@@ -82,22 +111,50 @@ def telling_words(words: list[set[str]]) -> set[str]:
     return set(by_files.values())
 
 
-def list_rows(folder: Path, unpacked: Path) -> list[dict[str, str]]:
-    """Rows of ``file`` and ``label``, long files several times."""
-    with (folder / "manifest.csv").open(newline="", encoding="utf-8") as lines:
-        files = list(csv.DictReader(lines))
-    paths = original_paths(unpacked)
-    words = [
-        path_words(row["label"], paths[row["label"], Path(row["file"]).stem[-CHECKSUM_LENGTH:]])
-        for row in files
-    ]
+def read_manifest(data: Path, folder: str) -> list[dict[str, str]]:
+    """Rows of a folder's manifest, their files named from ``data``."""
+    with (data / folder / "manifest.csv").open(newline="", encoding="utf-8") as lines:
+        return [row | {"file": f"{folder}/{row['file']}"} for row in csv.DictReader(lines)]
+
+
+def package_rows(data: Path, folders: dict[str, str]) -> list[tuple[dict[str, str], list[str]]]:
+    """Rows of packages' files and their labels.
+
+    Args:
+        data: Folder of all.
+        folders: Where the packages were unpacked, by the folder of the manifest.
+    """
+    rows, words = [], []
+    for folder, unpacked in folders.items():
+        paths = original_paths(data / unpacked)
+        for row in read_manifest(data, folder):
+            rows.append(row)
+            key = row["label"], Path(row["file"]).stem[-CHECKSUM_LENGTH:]
+            words.append(path_words(row["label"], paths[key]))
     told = telling_words(words)
-    rows = []
-    for row, own in zip(files, words, strict=True):
-        label = ";".join([package_label(row["label"]), *(f"word:{word}" for word in sorted(own & told))])
+    return [
+        (row, package_labels(row["label"]) + [f"word:{word}" for word in sorted(own & told)])
+        for row, own in zip(rows, words, strict=True)
+    ]
+
+
+def made_rows(data: Path, folders: list[str]) -> list[tuple[dict[str, str], list[str]]]:
+    """Rows of made audio and their labels."""
+    return [(row, row["label"].split(";")) for folder in folders for row in read_manifest(data, folder)]
+
+
+def list_rows(rows: list[tuple[dict[str, str], list[str]]]) -> list[dict[str, str]]:
+    """Rows of ``file`` and ``label``, long files several times; drops labels of few rows."""
+    listed = []
+    for row, labels in rows:
         listings = max(1, round(float(row["seconds"]) / SECONDS_PER_ROW))
-        rows += [{"file": row["file"], "label": label}] * listings
-    return rows
+        listed += [(row["file"], labels)] * listings
+    counts = Counter(label for _, labels in listed for label in set(labels))
+    kept = {label for label, count in counts.items() if count >= ROWS_PER_LABEL}
+    return [
+        {"file": file, "label": ";".join([labels[0], *(own for own in labels[1:] if own in kept)])}
+        for file, labels in listed
+    ]
 
 
 def statistics(folder: Path, rows: list[dict[str, str]]) -> tuple[float, float]:
@@ -120,18 +177,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="folder with manifest.csv")
-    parser.add_argument("--unpacked", type=Path, required=True, help="folder of the packages' files")
-    parser.add_argument("--out", type=Path, required=True, help="CSV inside that folder")
+    parser.add_argument("data", type=Path, help="folder of all")
+    parser.add_argument("--packages", nargs="+", default=[], help="folder=where its packages are unpacked")
+    parser.add_argument("--made", nargs="*", default=[], help="folders of made audio")
+    parser.add_argument("--out", type=Path, required=True, help="CSV in DATA")
     arguments = parser.parse_args()
-    rows = list_rows(arguments.data, arguments.unpacked)
+    folders = dict(pair.split("=", 1) for pair in arguments.packages)
+    rows = package_rows(arguments.data, folders) + made_rows(arguments.data, arguments.made)
+    hours = sum(float(row["seconds"]) for row, _ in rows) / 3600
+    listed = list_rows(rows)
     with arguments.out.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, ["file", "label"])
         writer.writeheader()
-        writer.writerows(rows)
-    mean, std = statistics(arguments.data, rows)
-    labels = len({label for row in rows for label in row["label"].split(";")})
-    print(f"{len(rows)} rows, {labels} labels; log-mel mean {mean:.2f}, std {std:.2f}")
+        writer.writerows(listed)
+    mean, std = statistics(arguments.data, listed)
+    labels = len({label for row in listed for label in row["label"].split(";")})
+    print(f"{len(rows)} files, {hours:.2f} h, {len(listed)} rows, {labels} labels; ", end="")
+    print(f"log-mel mean {mean:.2f}, std {std:.2f}")
 
 
 if __name__ == "__main__":

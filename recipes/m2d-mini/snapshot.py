@@ -8,22 +8,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from m2d_training.pretraining.config import OfflineConfig, PretrainConfig
+from m2d_training import PretrainConfig
 from m2d_training.pretraining.export import export_run
 from m2d_training.runs.folder import RunFolder
+from m2d_training.runs.resolved import read_config
 from m2d_training.runs.state import list_checkpoints, read_state
 
 from m2d_hub.errors import CheckpointError
-
-
-def read_config(folder: RunFolder) -> PretrainConfig:
-    """The configuration that a run wrote."""
-    values = json.loads(folder.config_file.read_text(encoding="utf-8"))["config"]
-    offline = values.pop("offline")
-    return PretrainConfig(**values, offline=None if offline is None else OfflineConfig(**offline))
 
 
 def snapshot(run: Path, out: Path) -> int:
@@ -38,7 +31,8 @@ def snapshot(run: Path, out: Path) -> int:
         raise CheckpointError(f"{run} holds no checkpoint yet.")
     state = read_state(checkpoints[-1])
     out.mkdir(parents=True, exist_ok=True)
-    export_run(RunFolder(out), state.model, read_config(folder), f"{run.name}-{state.step}")
+    config = PretrainConfig.from_dict(read_config(folder)["config"])
+    export_run(RunFolder(out), state.model, config, f"{run.name}-{state.step}")
     return state.step
 
 

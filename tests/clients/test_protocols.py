@@ -166,6 +166,16 @@ def test_datasets_map_adds_embeddings(folder, tiny):
     close(np.float32(mapped["embedding"]), tiny.encode_clip(waves, sample_rate=8_000))
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+def test_channels_of_integers_are_scaled_before_they_are_averaged(dtype, folder, tiny):
+    from m2d_hub.clients.datasets import embed
+
+    channels = np.stack([noise(9_000).numpy() * 0.3, noise(9_000).numpy() * 0.1])
+    integers = (channels * np.iinfo(dtype).max).astype(dtype)
+    expected = tiny.encode_clip(torch.from_numpy(channels.mean(axis=0)))
+    np.testing.assert_allclose(embed([integers], 16_000, folder), expected, atol=2e-3)
+
+
 # Ray Data: the actor is an ordinary class; Ray itself is in benchmarks/clients
 
 

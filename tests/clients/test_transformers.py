@@ -74,6 +74,10 @@ def test_the_extractor_refuses_another_sampling_rate(folder):
         extractor(RAGGED[0], sampling_rate=8_000)
 
 
+@pytest.mark.skipif(
+    tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
+    reason="transformers before 5.23, all that Python 3.10 can have, scores several labels by softmax",
+)
 def test_audio_classification_pipeline_gives_the_models_tags(folder, tagger):
     answer = transformers.pipeline("audio-classification", model=folder)(RAGGED[0], top_k=3)
     expected = tagger.classify(RAGGED[0], top_k=3)[0]

@@ -14,7 +14,7 @@ import torch
 
 import m2d_hub
 from m2d_hub import AudioError, CheckpointError, ConfigError
-from m2d_hub import audio as audio_module
+from m2d_hub.audio import decoding
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.pretrained.folder import read_safetensors, save_checkpoint
 
@@ -78,7 +78,7 @@ def test_clip_is_the_mean_of_its_frames(tiny):
 def test_a_long_file_streams_to_the_numbers_of_the_whole(tiny, tmp_path, monkeypatch):
     soundfile.write(tmp_path / "long.wav", noise(31.7), 44_100, subtype="FLOAT")
     whole = tiny.encode_frames(tmp_path / "long.wav")
-    monkeypatch.setattr(audio_module, "BLOCK_S", 0.5)
+    monkeypatch.setattr(decoding, "BLOCK_S", 0.5)
     streamed = tiny.encode_frames(tmp_path / "long.wav", batch_size=2)
     torch.testing.assert_close(streamed.features, whole.features, atol=1e-4, rtol=0)
     assert torch.equal(streamed.timestamps_s, whole.timestamps_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import soundfile
 import torch
 from m2d_training import OfflineConfig, PretrainConfig
 from m2d_training.data.crops import SILENCE, CropPlan, crop_spectrogram, crop_waveform
+from m2d_training.data.entries import PackedEntries
 from m2d_training.data.entry import Entry
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
@@ -231,6 +233,44 @@ def test_lists_with_a_byte_order_mark_are_read(tmp_path):
     (tmp_path / "list.csv").write_text("\ufefffile,label\na.wav,x\n", encoding="utf-8")
     (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
     assert (entry.path, entry.label) == (str(tmp_path / "a.wav"), "x")
+
+
+def test_packed_entries_are_those_that_went_in():
+    from m2d_hub.audio import AudioPart
+
+    entries = [
+        Entry("/a/b.wav", label="x;y", row=2),
+        Entry("/caf\udce9/ü.wav", caption="a dog", features_path="/f.npy", row=3),
+        Entry("/a.tar", 512, 1 << 40, "m.flac", features_path="/a.tar", features_offset=7, features_size=9),
+        Entry(AudioPart("/a/b.wav", 1.5, None), label="x;y"),
+        Entry(AudioPart("/a/b.wav", 0.0, 2.25)),
+    ]
+    packed = PackedEntries(entries)
+    assert list(packed) == entries and packed[-1] == entries[-1] and packed[1:3] == entries[1:3]
+    with pytest.raises(IndexError):
+        packed[5]
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="asks Linux for the memory")
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_processes_that_read_a_list_share_its_memory():
+    packed = PackedEntries([Entry(f"/data/{index:09d}.wav", label="dog") for index in range(100_000)])
+
+    def own_megabytes():
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith("Private_Dirty")) / 1024
+
+    reader, writer = os.pipe()
+    child = os.fork()
+    if not child:
+        before = own_megabytes()
+        read = sum(len(entry.path) for entry in packed)
+        os.write(writer, f"{read} {own_megabytes() - before}".encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    read, grown = os.read(reader, 100).decode().split()
+    assert int(read) == 100_000 * len("/data/000000000.wav")
+    assert float(grown) < 3  # a list of entries: about 20
 
 
 def test_linked_folders_are_followed_each_once_and_in_no_circle(tmp_path):

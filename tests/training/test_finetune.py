@@ -441,6 +441,24 @@ def test_clips_of_another_length_are_scored_by_their_beginnings(model, tmp_path)
     torch.testing.assert_close(repeated[:1000], whole[1][:1000] * ramp)
 
 
+def test_the_last_epoch_or_the_best_on_test_counts_where_that_is_asked_for(model, sounds, tmp_path):
+    data = write_list(tmp_path / "list.csv", sounds, splits=("train", "train", "train", "test"))
+    settings = [*QUICK, "epochs=3"]
+    refused = run("small", model, data, tmp_path / "refused", settings)
+    assert refused.exit_code == 1 and "valid_share=0.1 holds a tenth" in refused.output
+    refused = run("small", model, data, tmp_path / "refused", QUICK, "--select", "last")
+    assert refused.exit_code == 1 and "patience=none" in refused.output
+    last = finished("small", model, data, tmp_path / "last", [*settings, "patience=none"], "--select", "last")
+    assert last["trainings"][0]["best_epoch"] == 3 and last["epoch"] == "the last"
+    test = finished("small", model, data, tmp_path / "test", settings, "--select", "test")
+    scores = [
+        line["validation_score"] for line in metrics_of(tmp_path / "test") if "validation_score" in line
+    ]
+    assert test["value"] == pytest.approx(max(scores)) and test["epoch"].startswith("best on test, as in")
+    held_out = finished("small", model, data, tmp_path / "held-out", QUICK, "--valid-share", "0.2")
+    assert held_out["epoch"] == "best on the validation clips"
+
+
 def test_a_head_without_normalisation_takes_its_input_as_it_is(model, labelled, tmp_path):
     finished("small", model, labelled, tmp_path / "run", [*QUICK, "head_norm=false"])
     norm = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu").head.norm
@@ -457,7 +475,7 @@ def test_class_weights_are_inverse_to_the_clips():
 @pytest.mark.parametrize(
     ("preset", "labels", "settings", "message"),
     [
-        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, spcv2, vc1"),
+        ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, "),
         ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, crop_from_start"),
         ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, got 1: the head normalises"),
         ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be one of sgd, lars, adam, adamw, got"),

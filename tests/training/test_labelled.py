@@ -10,6 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from m2d_training.evaluation.division import Division
 from m2d_training.evaluation.labelled import LabelledClip, LabelledList, read_labelled
 from m2d_training.evaluation.metrics import (
     accuracy,
@@ -60,6 +61,69 @@ def test_splits_become_one_round_with_targets(save, tmp_path):
     assert only.train.targets.tolist() == [[0, 1], [1, 0]]
     assert only.train.classes.tolist() == [1, 0]
     assert (only.valid.rows, only.test.rows) == ([4], [5])
+
+
+FOLDS = [f"{fold}{index}.wav,{'ab'[index % 2]},{fold}" for fold in (1, 2, 3, 4, 5) for index in range(8)]
+
+
+def test_a_share_of_the_training_clips_can_choose_the_epoch(save):
+    """As the reference evaluation has it: each fold trains on all others, less a tenth."""
+    rounds = read_labelled(save(FOLDS), division=Division(valid_share=0.1)).rounds()
+    assert [one.name for one in rounds] == [f"fold {fold}" for fold in range(1, 6)]
+    for fold, one in enumerate(rounds):
+        assert (len(one.train), len(one.valid), len(one.test)) == (29, 3, 8)
+        assert sorted(one.train.rows + one.valid.rows + one.test.rows) == list(range(2, 42))
+        assert one.test.rows == list(range(2 + 8 * fold, 10 + 8 * fold))
+    again = read_labelled(save(FOLDS), division=Division(valid_share=0.1)).rounds()
+    assert [one.valid.rows for one in again] == [one.valid.rows for one in rounds]
+
+
+def test_no_label_loses_its_last_training_clip(save):
+    rows = [f"{label}.wav,{label},train" for label in "abcdefgh"]
+    rows += ["i.wav,a,train", "j.wav,b,test", "k.wav,c,test"]
+    (only,) = read_labelled(save(rows), division=Division(valid_share=0.5)).rounds()
+    assert len(only.valid) == 1 and only.train.targets.any(dim=0).all()
+    with pytest.raises(ConfigError, match="every label has one training clip"):
+        read_labelled(save([*rows[:8], *rows[9:]]), division=Division(valid_share=0.5)).rounds()
+
+
+@pytest.mark.parametrize("select", ["last", "test"])
+def test_all_but_the_test_clips_can_train(save, select):
+    division = Division(select)
+    (only,) = read_labelled(save(SPLITS), division=division).rounds()
+    assert only.train.rows == [2, 3, 4] and only.valid.rows == only.test.rows == [5]
+    (only,) = read_labelled(save([SPLITS[0], SPLITS[1], SPLITS[3]]), division=division).rounds()
+    assert only.train.rows == [2, 3]
+    rounds = read_labelled(save(FOLDS), division=division).rounds()
+    assert [len(one.train) for one in rounds] == [32] * 5
+    assert len(read_labelled(save(FOLDS[:16]), division=division).rounds()) == 2
+
+
+@pytest.mark.parametrize(
+    ("division", "rows", "message"),
+    [
+        (Division(), [*SPLITS[:2], SPLITS[3]], "no clip in the split valid.*valid_share=0.1 holds a tenth"),
+        (Division(valid_share=0.1), SPLITS, "has a valid split: leave valid_share out, got 0.1"),
+        (Division("last"), SPLITS[:3], "no clip in the split test; train and test are needed"),
+        (Division("last"), FOLDS[:8], "has 1 fold; at least 2 are needed: to train on, to test on"),
+    ],
+)
+def test_a_division_that_a_list_cannot_have_is_refused(save, division, rows, message):
+    with pytest.raises(ConfigError, match=message):
+        read_labelled(save(rows), division=division)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"select": "best"}, "select must be one of valid, last, test, got 'best'"),
+        ({"valid_share": 1.0}, "valid_share must be from 0 to below 1, got 1.0"),
+        ({"select": "last", "valid_share": 0.1}, "select='last' needs none: leave one of them out"),
+    ],
+)
+def test_an_impossible_division_is_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        Division(**fields)
 
 
 def test_classes_are_in_natural_order(save):
@@ -118,7 +182,7 @@ def test_byte_order_marks_blank_rows_and_other_columns_do_no_harm(save):
         ([*SPLITS, "e.wav,ant,1"], r"mixes test, train, valid with folds \(row 6\)"),
         (SPLITS[:3], "has no clip in the split test; all three are needed"),
         (SPLITS[:2], "has no clip in the split valid or test"),
-        (["a.wav,x,1", "b.wav,y,2"], "has 2 folds; at least 3 are needed"),
+        (["a.wav,x,1", "b.wav,y,2"], "has 2 folds; at least 3 are needed: to train on, to choose"),
         (["a.wav,x,train", "b.wav,x,valid", "c.wav,x,test"], "has one class only, 'x'"),
         (
             [*SPLITS, "e.wav,cow,test", "f.wav,dog,valid"],

@@ -17,7 +17,7 @@ from m2d_training import (
 )
 from m2d_training.data.masking import count_visible, draw_mask
 from m2d_training.pretraining.losses import class_loss
-from m2d_training.pretraining.offline import FrameMapper, build_offline, merge_tokens
+from m2d_training.pretraining.offline import EncodedTokens, FrameMapper, build_offline, merge_tokens
 from m2d_training.runs.schedules import learning_rate
 from torch.nn import functional as F
 
@@ -165,7 +165,7 @@ def test_labels_of_one_class_a_clip_can_be_learnt_by_cross_entropy():
     mapper = FrameMapper(OfflineConfig("labels", dim=4, label_loss="cross-entropy"), 8, (2, 3))
     tokens, ids = torch.randn(5, 6, 8), torch.arange(6).expand(5, -1)
     mapped = mapper.projection(tokens.unflatten(1, (2, 3)).transpose(1, 2).flatten(2).mean(dim=1))
-    found = mapper(tokens[:, :2], tokens[:, 2:], ids[:, :2], ids[:, 2:], labels)
+    found = mapper(EncodedTokens(tokens[:, :2], tokens[:, 2:], ids[:, :2], ids[:, 2:]), labels)
     torch.testing.assert_close(found, class_loss(mapped, labels))
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from m2d_hub.cli.options import SOME_FAILED
+from m2d_hub.cli.options import json_option, model_option
 
 from ..runs.devices import is_first_process
-from .options import answer, logging_to
+from .options import answer, exit_status, logging_to
+
+if TYPE_CHECKING:
+    from ..evaluation.division import Select
 
 EXAMPLE = """\b
 Examples:
@@ -24,7 +27,7 @@ Examples:
 
 @click.command(epilog=EXAMPLE)
 @click.argument("preset")
-@click.option("--model", required=True, metavar="NAME", help="A name, folder or file, or hf-hub:org/repo.")
+@model_option()
 @click.option("--data", required=True, help="CSV with file, label and split (train, valid, test, or folds).")
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
@@ -36,14 +39,26 @@ Examples:
     show_default=True,
     help="Trainings with seeds that count up, averaged.",
 )
+@click.option(
+    "--select",
+    type=click.Choice(["valid", "last", "test"]),
+    help="The epoch that counts: best on valid (the default), last, or best on test, as in the paper.",
+)
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Of the training clips, held out to choose the epoch; folds then train on all others.",
+)
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def finetune(
     preset: str,
     model: str,
     data: str,
     out: Path,
     seeds: int,
+    select: Select | None,
+    valid_share: float | None,
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
@@ -60,9 +75,13 @@ def finetune(
     from ..finetuning.presets import load_finetune_preset
     from ..finetuning.run import FinetuneOptions
     from ..finetuning.run import finetune as run_finetuning
-    from ..runs.settings import apply_settings
+    from ..runs.settings import apply_settings, with_fields
 
-    config = apply_settings(load_finetune_preset(preset), settings)
+    given = {"select": select, "valid_share": valid_share}
+    config = with_fields(
+        apply_settings(load_finetune_preset(preset), settings),
+        {name: value for name, value in given.items() if value is not None},
+    )
     options = FinetuneOptions(preset, model, data, out, seeds)
     with logging_to(out / "train.log"):
         result = run_finetuning(config, options)
@@ -71,5 +90,4 @@ def finetune(
         text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."
         values = {"run": str(out), "export": str(result.model), **figures, "left_out": result.left_out}
         click.echo(answer(values, as_json, text))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from m2d_hub.cli.options import SOME_FAILED
+from m2d_hub.cli.options import batch_size_option, device_option, json_option, model_option
 
-from .options import answer, logging_to
+from .options import answer, exit_status, logging_to
 
 FIRST_SEED = 42
 EXAMPLE = """\b
@@ -42,7 +41,7 @@ class _NumberOr(click.ParamType):
 
 
 @click.command("linear-eval", epilog=EXAMPLE)
-@click.option("--model", required=True, metavar="NAME", help="A name, folder or file, or hf-hub:org/repo.")
+@model_option()
 @click.option("--data", required=True, help="CSV with file, label and split (train, valid, test, or folds).")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the answer.")
 @click.option(
@@ -82,16 +81,21 @@ class _NumberOr(click.ParamType):
     default=None,
     help="Whether a clip may have several labels.  [default: whether one has]",
 )
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.0,
+    show_default=True,
+    help="Of the training clips, held out to stop by; folds then train on all others. 0: the valid split.",
+)
 @click.option("--window", type=float, metavar="S", help="Seconds encoded as a whole.  [default: as trained]")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
     help="Folder of features that runs share.  [default: OUT/features]",
 )
-@click.option("--device", metavar="D", help="cpu, cuda, cuda:1, mps …  [default: the best there is]")
-@click.option(
-    "--batch-size", type=click.IntRange(min=1), default=16, show_default=True, help="Windows encoded at once."
-)
+@device_option
+@batch_size_option
 @click.option(
     "--num-workers",
     type=click.IntRange(min=1),
@@ -99,7 +103,7 @@ class _NumberOr(click.ParamType):
     show_default=True,
     help="Threads that read audio.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def linear_eval(
     out: Path,
     learning_rate: float | str,
@@ -138,8 +142,7 @@ def linear_eval(
     text = f"{result.metric} {result.interval} on the test clips, layer {result.report['layer']}. See {out}."
     text = "\n".join([*_layer_lines(result.report), text])
     click.echo(answer({**places, **figures, "left_out": result.left_out}, as_json, text))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)
 
 
 def _layer_lines(report: dict[str, Any]) -> list[str]:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from m2d_hub.cli.options import json_option
+
 from .options import answer
 
 EXAMPLE = """\b
@@ -37,7 +39,7 @@ HELP_WORD = "download-help"  # another way to ask for --where
 @click.option("--audio", type=click.Path(path_type=Path), help="Folder of the clips, of evar only.")
 @click.option("--where", is_flag=True, help="Tell where DATASET, or each one, is to be had, and its licence.")
 @click.option("--list", "listing", type=click.Choice([HELP_WORD]), hidden=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def list_(
     dataset: str | None,
     folder: Path | None,

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from pathlib import Path
+from typing import Any
 
 import click
 
-from m2d_hub.cli.options import SOME_FAILED, Group
+from m2d_hub.cli.options import Group, json_option
 
 from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, logging_to
+from .options import answer, exit_status, logging_to
 from .statistics import measure
 
 PRETRAIN_EXAMPLE = """\b
@@ -47,18 +48,13 @@ def main() -> None:
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@json_option
 def pretrain(
     preset: str,
-    data: str,
     out: Path,
-    noise: str | None,
-    valid: str | None,
-    labelled: str | None,
-    start: str | None,
-    teacher: str | None,
     settings: tuple[str, ...],
     as_json: bool,
+    **sources: Any,
 ) -> None:
     """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes.
 
@@ -66,29 +62,16 @@ def pretrain(
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..pretraining.run_data import RunOptions
     from ..runs.settings import apply_settings
 
     chosen = load_preset(preset)
-    config = apply_settings(chosen.config, settings)
-    needs_teacher = config.offline is not None and config.offline.kind == "features"
-    options = RunOptions(
-        name=preset,
-        data=data,
-        out=out,
-        noise=noise,
-        valid=valid,
-        start=start or chosen.start,
-        teacher=teacher or (chosen.teacher if needs_teacher else None),
-        labelled=labelled,
-    )
+    chosen = dataclasses.replace(chosen, config=apply_settings(chosen.config, settings))
     with logging_to(out / "train.log"):
-        result = run_pretraining(config, options)
+        result = run_pretraining(chosen, out=out, **sources)
     if is_first_process():
         values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
         click.echo(answer(values, as_json, f"The model is in {result.model}."))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)
 
 
 @main.command(epilog=PREPARE_EXAMPLE)
@@ -98,7 +81,7 @@ def pretrain(
 @click.option("--split-s", type=float, help="Cut longer clips into parts of this many seconds.")
 @click.option("--teacher", help="HuBERT, whose features are stored: hubert-base-l9, or a folder.")
 @click.option("--num-workers", default=0, show_default=True, help="Processes that decode.")
-@click.option("--json", "as_json", is_flag=True, help="Print the statistics as JSON.")
+@json_option
 def prepare(
     data: str,
     out: Path,
@@ -124,8 +107,7 @@ def prepare(
         f"{result.mean:.3f}, std {result.std:.3f}. The shards are in {out}."
     )
     click.echo(answer({**vars(result), "out": str(out)}, as_json, text))
-    if result.left_out:
-        sys.exit(SOME_FAILED)
+    exit_status(result.left_out)
 
 
 main.add_command(finetune)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from m2d_hub.cli.options import SOME_FAILED
 from m2d_hub.errors import M2DError
 from m2d_hub.files import json_text
 
@@ -51,6 +52,12 @@ def _end_of(error: BaseException) -> logging.LogRecord:
     trace = None if isinstance(error, M2DError) else (type(error), error, error.__traceback__)
     text = str(error) or type(error).__name__
     return logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Ended: %s", (text,), trace)
+
+
+def exit_status(left_out: int) -> None:
+    """Ends a command as all do: with a status of its own where clips were left out."""
+    if left_out:
+        sys.exit(SOME_FAILED)
 
 
 def answer(values: dict[str, object], as_json: bool, text: str) -> str:

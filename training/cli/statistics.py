@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from m2d_hub.cli.options import json_option
+
 from .options import answer
 
 EXAMPLE = """\b
@@ -14,10 +16,12 @@ Example:
 
 @click.command("statistics", epilog=EXAMPLE)
 @click.argument("data")
-@click.option("--sample-rate", default=16_000, show_default=True, help="Hz.")
-@click.option("--frames", default=608, show_default=True, help="Of each crop.")
-@click.option("--crops", default=5000, show_default=True, help="At most one of a clip.")
-@click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+@click.option("--sample-rate", type=click.IntRange(min=1), default=16_000, show_default=True, help="Hz.")
+@click.option("--frames", type=click.IntRange(min=1), default=608, show_default=True, help="Of each crop.")
+@click.option(
+    "--crops", type=click.IntRange(min=1), default=5000, show_default=True, help="At most one of a clip."
+)
+@json_option
 def measure(data: str, sample_rate: int, frames: int, crops: int, as_json: bool) -> None:
     """Measures DATA, a list, shards or a folder, on random crops, as a pre-training does.
 

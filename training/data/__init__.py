@@ -1,1 +1,1 @@
-"""What trainings read: lists, shards, crops, and the order of clips."""
+"""Data of trainings: lists, shards, crops, and the order of clips."""

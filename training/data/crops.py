@@ -33,7 +33,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class CropPlan:
-    """What to cut out of each clip."""
+    """The part to cut out of each clip."""
 
     frontend: FrontendConfig
     num_frames: int  # T

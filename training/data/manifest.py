@@ -1,4 +1,4 @@
-"""What a run trains on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
+"""Clips to train on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,6 +18,7 @@ from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import PARTIAL_SUFFIX
 
+from .entries import PackedEntries
 from .entry import Entry
 from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
 from .parts import PART_COLUMNS, audio_files
@@ -48,7 +49,7 @@ class Manifest:
 
     name: str  # as the user gave it
     kind: Kind
-    entries: list[Entry]
+    entries: Sequence[Entry]
     statistics: Statistics | None = None  # where ``m2d-train prepare`` computed them
 
     def classes(self) -> tuple[str, ...]:
@@ -90,7 +91,7 @@ def read_manifest(data: str) -> Manifest:
     entries, kind = _of_one_kind(data, entries)
     if kind != "audio" and any(isinstance(entry.path, AudioPart) for entry in entries):
         raise ConfigError(f"{data} has start_s or end_s for {kind} files; only audio is read in parts.")
-    return Manifest(data, kind, entries, _read_statistics(path))
+    return Manifest(data, kind, PackedEntries(entries), _read_statistics(path))
 
 
 def _read_csv(path: Path) -> list[Entry]:

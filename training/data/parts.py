@@ -16,7 +16,7 @@ AudioFile = str | AudioPart  # a path, or a part of what is there
 
 
 def audio_files(path: Path, files: Sequence[str], rows: Sequence[Row]) -> list[AudioFile]:
-    """What each row of a list means.
+    """The meaning of each row of a list.
 
     Args:
         path: The list, for messages.

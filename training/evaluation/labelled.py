@@ -6,9 +6,8 @@ Shapes: N clips, C classes.
 from __future__ import annotations
 
 import os
-import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +20,8 @@ from m2d_hub.pretrained.registry import natural_key
 
 from ..data.manifest import audioset_classes
 from ..data.parts import AudioFile
+from .division import BY_SPLITS, Division, RoundPlan
 from .labelled_rows import LabelledClip, check_files, counted, listed, read_rows
-
-SPLITS = ("train", "valid", "test")
-MIN_FOLDS = 3  # one to train on, one to choose on, one to test on
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Round:
 
     name: str  # "test", or "fold 3"
     train: Part
-    valid: Part  # chooses the epoch
+    valid: Part  # chooses the epoch; the test clips where none does, or where these do
     test: Part
 
 
@@ -62,6 +59,7 @@ class LabelledList:
     clips: list[LabelledClip]
     labels: tuple[str, ...]  # names of the classes, in the order of the targets' columns
     is_multi_label: bool  # whether a clip may have several labels
+    division: Division = BY_SPLITS
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -76,19 +74,18 @@ class LabelledList:
         return Part([clip.file for clip in clips], targets, [clip.row for clip in clips])
 
     def rounds(self) -> list[Round]:
-        """One round for train, valid and test; for folds, one each: the fold tests, the next one is valid."""
+        """The trainings with their tests, as the division has them."""
         by_split: dict[str, list[LabelledClip]] = defaultdict(list)
         for clip in self.clips:
             by_split[clip.split].append(clip)
-        return [
-            Round(
-                name,
-                train=self.part([clip for split in train for clip in by_split[split]]),
-                valid=self.part(by_split[valid]),
-                test=self.part(by_split[test]),
-            )
-            for name, train, valid, test in _plan_rounds(by_split)
-        ]
+        return [self._round(plan, by_split) for plan in self.division.plan(by_split)]
+
+    def _round(self, plan: RoundPlan, by_split: dict[str, list[LabelledClip]]) -> Round:
+        train = [clip for split in plan.train for clip in by_split[split]]
+        valid = by_split[plan.valid or plan.test]
+        if self.division.valid_share:
+            train, valid = self.division.hold_out(train)
+        return Round(plan.name, self.part(train), self.part(valid), self.part(by_split[plan.test]))
 
     def without(self, rows: Collection[int]) -> LabelledList:
         """The list without some rows; its classes stay the same.
@@ -97,23 +94,14 @@ class LabelledList:
             ConfigError: What is left cannot be used.
         """
         left = [clip for clip in self.clips if clip.row not in rows]
-        _check_splits(self.name, left)
-        _check_unseen(self.name, left)
+        self.division.check(self.name, left)
+        _check_unseen(self.name, left, self.division)
         return replace(self, clips=left)
 
 
-def _plan_rounds(splits: Iterable[str]) -> Iterator[tuple[str, list[str], str, str]]:
-    """Name of each round, and the splits that it trains on, chooses on and tests on."""
-    if "train" in splits:
-        yield "test", ["train"], "valid", "test"
-        return
-    folds = sorted(splits, key=int)
-    for place, test in enumerate(folds):
-        valid = folds[(place + 1) % len(folds)]
-        yield f"fold {test}", [fold for fold in folds if fold not in (test, valid)], valid, test
-
-
-def read_labelled(path: str | os.PathLike[str], multi_label: bool | None = None) -> LabelledList:
+def read_labelled(
+    path: str | os.PathLike[str], multi_label: bool | None = None, division: Division = BY_SPLITS
+) -> LabelledList:
     """Reads a CSV with ``file`` (relative to it), ``label`` (several joined by ``;``) and ``split``.
 
     The optional ``start_s`` and ``end_s`` make a row a part of its file.
@@ -124,13 +112,14 @@ def read_labelled(path: str | os.PathLike[str], multi_label: bool | None = None)
     Args:
         path: The CSV, UTF-8. Splits are train, valid and test, or whole numbers: folds for cross-validation.
         multi_label: Whether a clip may have several labels; None: yes, if any row has several.
+        division: What the splits are used for.
 
     Raises:
         ConfigError: The list cannot be used; the message names the rows.
     """
     clips = read_rows(Path(path))
     check_files(path, clips)
-    _check_splits(path, clips)
+    division.check(path, clips)
     several = [clip.row for clip in clips if len(clip.labels) > 1]
     if multi_label is False and several:
         raise ConfigError(
@@ -141,45 +130,24 @@ def read_labelled(path: str | os.PathLike[str], multi_label: bool | None = None)
     found = {label for clip in clips for label in clip.labels}
     if len(found) < 2:
         raise ConfigError(f"{path} has one class only, {found.pop()!r}; at least two are needed.")
-    _check_unseen(path, clips)
+    _check_unseen(path, clips, division)
     labels = (audioset_classes(found) if is_multi_label else None) or tuple(sorted(found, key=natural_key))
-    return LabelledList(str(path), clips, labels, is_multi_label)
+    return LabelledList(str(path), clips, labels, is_multi_label, division)
 
 
-def _check_splits(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
-    numbers = {clip.split for clip in clips if re.fullmatch(r"\d+", clip.split, re.ASCII)}
-    unknown = [clip for clip in clips if clip.split not in SPLITS and clip.split not in numbers]
-    allowed = "splits are train, valid and test, or whole numbers: folds for cross-validation."
-    if unknown:
-        raise ConfigError(
-            f"{path}: {counted([clip.row for clip in unknown])} an unknown split "
-            f"({listed([f'{clip.row}: {clip.split!r}' for clip in unknown])}); {allowed}"
-        )
-    names = {clip.split for clip in clips} - numbers
-    if names and numbers:
-        rows = [clip.row for clip in clips if clip.split in numbers]
-        raise ConfigError(f"{path} mixes {', '.join(sorted(names))} with folds ({listed(rows)}); {allowed}")
-    if names and (empty := [split for split in SPLITS if split not in names]):
-        raise ConfigError(f"{path} has no clip in the split {' or '.join(empty)}; all three are needed.")
-    if numbers and len(numbers) < MIN_FOLDS:
-        raise ConfigError(
-            f"{path} has {len(numbers)} fold{'s' * (len(numbers) > 1)}; at least {MIN_FOLDS} are needed: to "
-            "train on, to choose the epoch on and to test on."
-        )
-
-
-def _check_unseen(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
+def _check_unseen(path: str | os.PathLike[str], clips: list[LabelledClip], division: Division) -> None:
     """Refuses labels that no training of any round sees."""
     labels_of: dict[str, set[str]] = defaultdict(set)
     for clip in clips:
         labels_of[clip.split].update(clip.labels)
-    for name, train, valid, test in _plan_rounds(list(labels_of)):
-        unseen = (labels_of[valid] | labels_of[test]).difference(*(labels_of[split] for split in train))
+    for plan in division.plan(list(labels_of)):
+        judged = labels_of[plan.valid or plan.test] | labels_of[plan.test]
+        unseen = judged.difference(*(labels_of[split] for split in plan.train))
         if unseen:
             rows = [clip.row for clip in clips if unseen & set(clip.labels)]
             shown = sorted(unseen, key=natural_key)
             raise ConfigError(
-                f"{path}: the training clips of the round {name!r} lack {listed(shown, 'label')}, which its "
-                f"valid or test clips have ({listed(rows)}). Leave these rows out or divide the clips "
+                f"{path}: the training clips of the round {plan.name!r} lack {listed(shown, 'label')}, which "
+                f"its valid or test clips have ({listed(rows)}). Leave these rows out or divide the clips "
                 "otherwise."
             )

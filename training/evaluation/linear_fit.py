@@ -42,7 +42,7 @@ class Standardiser:
 
     @property
     def scale(self) -> Tensor:
-        """What centred features are divided by (..., K)."""
+        """Divisors of centred features (..., K)."""
         return (self.var + EPSILON).sqrt()
 
     def __call__(self, features: Tensor) -> Tensor:

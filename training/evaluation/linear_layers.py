@@ -35,7 +35,7 @@ class FitSettings:
 
     @property
     def metric(self) -> Metric:
-        """What early stopping watches, and the answer is."""
+        """The metric of early stopping and of the answer."""
         return mean_average_precision if self.is_multi_label else accuracy
 
 

@@ -30,7 +30,7 @@ class RoundFit:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one kind of features comes to."""
+    """Result of one kind of features."""
 
     layer: str  # "last", a number from 1, or "mix"
     labelled: LabelledList

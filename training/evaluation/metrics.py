@@ -5,6 +5,7 @@ Shapes: N clips, C classes, R resamples, S seeds.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -92,7 +93,7 @@ def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
 
 
 def _resampled_average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """What scikit-learn gives for ``sample_weight=counts``, with the clips sorted once for all resamples."""
+    """Scikit-learn's value for ``sample_weight=counts``, with the clips sorted once for all resamples."""
     present = targets.any(dim=0)
     sorted_scores, order = scores[:, present].T.contiguous().sort(dim=1, descending=True)  # (C, N)
     positive = targets[:, present].T.gather(1, order).double()
@@ -211,3 +212,13 @@ def _resample(
         by_seed = torch.stack([metric.resampled(own, targets, counts) for own in scores])  # (S, r)
         values.append((weights.T * by_seed).sum(dim=0))
     return torch.cat(values)
+
+
+def over_seeds(values: np.ndarray) -> dict[str, float | None]:
+    """Mean over the seeds' figures (S,) and half of its 95 % interval by Student's t, as in Table IV."""
+    from scipy.stats import t
+
+    half = None
+    if len(values) > 1:
+        half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return {"mean": float(values.mean()), "plus_minus": half}

@@ -1,4 +1,4 @@
-"""What an evaluation leaves behind: ``report.json``, a picture of the classes, and the worst clips.
+"""Files that an evaluation leaves: ``report.json``, a picture of the classes, and the worst clips.
 
 Shapes: N test clips, C classes, S seeds.
 """
@@ -23,7 +23,7 @@ from m2d_hub.files import json_text, replacing
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
-from .metrics import Interval, Metric, average_precisions, bootstrap_interval
+from .metrics import Interval, Metric, average_precisions, bootstrap_interval, over_seeds
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ WORST_COLUMNS = ("row", "file", "true", "predicted", "probability", "probability
 
 @dataclass(frozen=True)
 class ScoredRound:
-    """What the models of all seeds say of one round's test clips."""
+    """Scores of one round's test clips by the models of all seeds."""
 
     name: str  # of the round
     part: Part  # the test clips
@@ -159,6 +159,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "per_seed": dict(
             zip(map(str, evaluation.seeds), evaluation.by_round.mean(axis=0).tolist(), strict=True)
         ),
+        "over_seeds": over_seeds(evaluation.by_round.mean(axis=0)),
         "per_class": {
             label: {kind: value, "test_clips": count}
             for label, value, count in zip(labelled.labels, evaluation.by_class.tolist(), clips, strict=True)

@@ -1,4 +1,4 @@
-"""What becomes of labelled clips that cannot be read: left out, listed in ``errors.csv``, counted."""
+"""Labelled clips that cannot be read: left out, listed in ``errors.csv``, counted."""
 
 from __future__ import annotations
 

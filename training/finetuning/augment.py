@@ -35,7 +35,7 @@ class AugmentRanges:
 
 @dataclass(frozen=True)
 class AugmentDraw:
-    """What is done with one clip."""
+    """Random choices for one clip."""
 
     partner: int  # place in the batch of the clip that is mixed in
     mix_ratio: float  # share of that clip, from 0 to 1
@@ -46,7 +46,7 @@ class AugmentDraw:
 
 @dataclass(frozen=True)
 class BatchRandomness:
-    """What the clips of a batch share: each draws the same numbers from the same seed."""
+    """The seed that the clips of a batch share: each draws the same numbers from it."""
 
     seed: tuple[int, ...]
     size: int  # clips of the batch

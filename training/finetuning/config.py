@@ -20,6 +20,7 @@ from m2d_hub.config import (
 )
 
 from ..data.sampling import SEED
+from ..evaluation.division import Division, Select
 from ..runs.devices import Precision
 from .augment import AugmentRanges
 
@@ -88,6 +89,9 @@ class FinetuneConfig:
     normal_class: str = "Normal"  # of the metric icbhi; upper and lower case are the same
     class_weights: bool = False  # of the cross-entropy: inverse to the classes' training clips
 
+    select: Select = "valid"  # the epoch that counts: best on valid clips, the last, or best on test clips
+    valid_share: float = 0.0  # of the training clips, held out to choose the epoch; 0: the list's valid split
+
     # Augmentation
     mixup_ratio: float = 0.0  # both parameters of mixup's beta distribution
     mixed: Mixed = "waveform"  # what mixup mixes
@@ -140,6 +144,11 @@ class FinetuneConfig:
             "try_linear fits the head's normalisation, which head_norm=false leaves out: set only one.",
         )
         require(
+            self.division.select != "last" or not (self.try_linear or self.patience),
+            "try_linear and patience choose by how well the model does on clips, but select='last' takes the "
+            "last epoch: set try_linear=false and patience=none.",
+        )
+        require(
             not self.adjust_positions or self.crop_frames is not None,
             "adjust_positions fits the window to the crop: set crop_frames too, for instance 1001 for 10 s.",
         )
@@ -163,6 +172,11 @@ class FinetuneConfig:
             require_choice("loss", self.loss, get_args(TaskLoss))
         if self.metric is not None:
             require_choice("metric", self.metric, get_args(MetricName))
+
+    @property
+    def division(self) -> Division:
+        """What the list's splits are used for."""
+        return Division(self.select, self.valid_share)
 
     @property
     def augmentation(self) -> AugmentRanges:

@@ -80,7 +80,7 @@ class FinetuneBatch:
 
 
 def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig) -> CropPlan:
-    """What is cut out of each clip, and what becomes of a shorter one."""
+    """The part to cut out of each clip, and what becomes of a shorter one."""
     return CropPlan(
         frontend,
         config.crop_frames or encoder.input_size[1],

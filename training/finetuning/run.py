@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +37,7 @@ from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.schedules import warn_of_warmup
+from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
@@ -47,11 +49,20 @@ from .member import (
     save_result,
 )
 from .model import build_model
+from .presets import load_finetune_preset
 from .resolved import write_or_compare_run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
 CURVES_FILE = "learning_curve.png"
+EPOCH_TOLD = {
+    "valid": "best on the validation clips",
+    "last": "the last",
+    "test": "best on test, as in the paper where a task has no validation split",
+}
 READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
 
@@ -79,15 +90,41 @@ class FinetuneResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def finetune(config: FinetuneConfig, options: FinetuneOptions) -> FinetuneResult:
-    """Trains and tests every round with every seed, going on from what is in ``options.out``.
+def finetune(
+    preset: str | FinetuneConfig,
+    options: FinetuneOptions | None = None,
+    *,
+    model: str | os.PathLike[str] = "",
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    seeds: int = 1,
+    progress: bool = True,
+    **settings: Any,
+) -> FinetuneResult:
+    """Trains and tests every round with every seed, going on from what is in ``out``.
 
     Each training keeps its best epoch by the validation clips. ``export/`` is the model of the first round
     and the first seed; ``report.json`` is about all of them.
 
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        model: As for :func:`m2d_hub.load_model`.
+        data: CSV with file, label and split.
+        out: Folder of the run.
+        seeds: Trainings of each round, with seeds that count up.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`FinetuneConfig` that the preset has otherwise, such as ``epochs=3``.
+
     Raises:
         ConfigError: Settings, model and data do not go together, or the folder holds another run.
     """
+    config = load_finetune_preset(preset) if isinstance(preset, str) else preset
+    config = with_fields(config, settings)
+    if options is None:
+        require_given(model=model, data=data, out=out)
+        name = preset if isinstance(preset, str) else "own"
+        options = FinetuneOptions(name, os.fspath(model), os.fspath(data), Path(out), seeds, progress)
     if options.seeds < 1:
         raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
     with stop_requests() as stop, one_run_in(options.out):
@@ -123,7 +160,7 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
     Raises:
         ConfigError: They do not, or the list cannot be used.
     """
-    labelled = read_labelled(data, multi_label=True if config.loss == "bce" else None)
+    labelled = read_labelled(data, True if config.loss == "bce" else None, config.division)
     if labelled.is_multi_label:
         _refuse_single_label_settings(config, labelled)
         return Task(labelled, labelled.rounds(), mean_average_precision, None)
@@ -190,7 +227,12 @@ class FinetuneRun:
     """All trainings of a run."""
 
     def __init__(
-        self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator, stop: StopRequests
+        self,
+        config: FinetuneConfig,
+        options: FinetuneOptions,
+        task: Task,
+        accelerator: Accelerator,
+        stop: StopRequests,
     ):
         self.config, self.options, self.task, self.accelerator = config, options, task, accelerator
         self.stop = stop
@@ -302,7 +344,7 @@ class FinetuneRun:
             "model": self.options.model,
             "export": str(self.folder.export),
             "settings": self.config.to_dict(),
-            "over_seeds": over_seeds(evaluation.by_round.mean(axis=0)),
+            "epoch": EPOCH_TOLD[self.config.select],
             "trainings": [
                 {"round": name, "seed": seed}
                 | {key: value for key, value in vars(result).items() if key != "test_scores"}
@@ -333,13 +375,3 @@ def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
         own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
         own += [step[name]] if step.get(name) is not None else []
     return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]
-
-
-def over_seeds(values: np.ndarray) -> dict[str, float | None]:
-    """Mean over the seeds' figures (S,) and half of its 95 % interval by Student's t, as in Table IV."""
-    from scipy.stats import t  # type: ignore[import-untyped]
-
-    half = None
-    if len(values) > 1:
-        half = float(t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
-    return {"mean": float(values.mean()), "plus_minus": half}

@@ -106,7 +106,7 @@ def stored_features(
 
 
 def _file_keys(files: Sequence[AudioFile]) -> tuple[dict[int, str], dict[int, int], dict[int, str]]:
-    """What tells each file's present state, its bytes, and the files that are not there; by place."""
+    """Marks of each file's present state, its bytes, and the files that are not there; by place."""
     keys, sizes, errors = {}, {}, {}
     for place, file in enumerate(files):
         try:

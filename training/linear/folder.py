@@ -36,7 +36,7 @@ class LinearFolder:
 
     @property
     def model(self) -> Path:
-        """What ``m2d_hub.load_model`` takes."""
+        """Folder that ``m2d_hub.load_model`` takes."""
         return self.root / "model"
 
     def prepare(self, options: LinearEvalOptions) -> None:

@@ -1,4 +1,4 @@
-"""What a linear evaluation is asked to do."""
+"""Options of a linear evaluation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 from m2d_hub.errors import ConfigError
 
 from ..evaluation.clip_encoder import Pooling
+from ..evaluation.division import Division
 from ..evaluation.linear_layers import MAX_EPOCHS, PATIENCE
 
 SEEDS = tuple(range(42, 48))  # six, as the paper's tables average
@@ -33,6 +34,7 @@ class LinearEvalOptions:
     seeds: Sequence[int] = SEEDS
     max_epochs: int = MAX_EPOCHS
     patience: int = PATIENCE  # epochs
+    valid_share: float = 0.0  # of the training clips, held out to choose the epoch; 0: the list's valid split
     multi_label: bool | None = None  # None: whether any row has several labels
 
     cache: Path | None = None  # folder of the features; None: features/ in ``out``
@@ -44,6 +46,7 @@ class LinearEvalOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
         object.__setattr__(self, "seeds", tuple(self.seeds))
+        Division(valid_share=self.valid_share)
         allowed = {
             "layer": self.layer in ("last", "all", "mix") or _is_count(self.layer),
             "duration": self.duration in ("mean", "none") or _is_positive(self.duration),

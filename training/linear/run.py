@@ -5,6 +5,7 @@ Shapes: N clips, L layers, K features.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -20,6 +21,7 @@ from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
 from ..evaluation.clip_encoder import ClipEncoder, mean_samples
+from ..evaluation.division import Division
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
@@ -48,15 +50,20 @@ class LinearEvalResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
+def linear_eval(options: LinearEvalOptions | None = None, **fields: Any) -> LinearEvalResult:
     """Evaluates a model's frozen features on a labelled list.
 
     Features are computed once and kept: a run that was stopped goes on where it was. Clips that cannot be
     read are left out, and listed in ``errors.csv``.
 
+    Args:
+        options: What to do.
+        fields: Or its fields as keywords: ``model``, ``data`` and ``out`` at least.
+
     Raises:
         ConfigError: The list cannot be used, or an option contradicts the model.
     """
+    options = LinearEvalOptions(**fields) if options is None else dataclasses.replace(options, **fields)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("linear evaluation runs in one process: start it without torchrun or accelerate.")
     with stop_requests(), one_run_in(options.out):
@@ -66,7 +73,7 @@ def linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
 def _linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
     started = time.perf_counter()
     folder = LinearFolder(options.out)
-    labelled = read_labelled(options.data, options.multi_label)
+    labelled = read_labelled(options.data, options.multi_label, Division(valid_share=options.valid_share))
     model = load_model(options.model, device=options.device, window_s=options.window_s)
     layer = _checked_layer(options.layer, model.config.encoder.depth)
     folder.prepare(options)

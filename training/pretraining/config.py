@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from m2d_hub.config import (
-    COUNT,
-    NOT_NEGATIVE,
-    POSITIVE_INTEGER,
-    SHARE,
     EncoderConfig,
     FrontendConfig,
-    Numbers,
     Transform,
     require,
     require_choice,
@@ -22,8 +18,8 @@ from m2d_hub.config import (
 )
 
 from ..data.masking import count_visible
-from ..data.sampling import SEED
 from ..runs.devices import Precision
+from .allowed import NUMBERS, OFFLINE_NUMBERS
 
 Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
 Loss = Literal["cosine", "mse"]
@@ -35,43 +31,6 @@ TextPooling = Literal["mean", "cls", "last", "own"]
 StartParts = Literal["all", "encoder"]
 TargetStart = Literal["own", "encoder"]
 
-OWN_SIZE = Numbers(least=1, is_whole=True, or_none="the method's own")
-OF_DATA = Numbers(least=1, is_whole=True, or_none="that of the data")
-MEASURED = "that of the prepared data, else a measured one"
-NUMBERS = {
-    "predictor_dim": OWN_SIZE,
-    "predictor_depth": OWN_SIZE,
-    "predictor_head_width": OWN_SIZE,
-    "mask_ratio": SHARE,
-    "mask_run_frames": POSITIVE_INTEGER,
-    "m2d_weight": NOT_NEGATIVE,
-    "epochs": POSITIVE_INTEGER,
-    "warmup_epochs": NOT_NEGATIVE,
-    "batch_size": POSITIVE_INTEGER,
-    "accumulate_steps": POSITIVE_INTEGER,
-    "base_lr": NOT_NEGATIVE,
-    "min_lr": NOT_NEGATIVE,
-    "decay_epochs": Numbers(least=0, without_ends="least", or_none="all after the warm-up"),
-    "weight_decay": NOT_NEGATIVE,
-    "clip_norm": Numbers(least=0, without_ends="least", or_inf="no clipping"),
-    "ema_start": SHARE,
-    "ema_end": SHARE,
-    "seed": SEED,
-    "sample_rate": POSITIVE_INTEGER,
-    "mean": Numbers(or_none=MEASURED),
-    "std": Numbers(least=0, without_ends="least", or_none=MEASURED),
-    "min_list_size": COUNT,
-    "samples_per_epoch": Numbers(least=1, is_whole=True, or_none="the whole list"),
-    "noise_ratio": SHARE,
-    "noise_mean": Numbers(or_none=MEASURED),
-    "num_workers": COUNT,
-    "save_every_steps": POSITIVE_INTEGER,
-    "keep_every_epochs": POSITIVE_INTEGER,
-    "analyse_every_steps": COUNT,
-    "validate_every_epochs": POSITIVE_INTEGER,
-    "linear_eval_every_epochs": POSITIVE_INTEGER,
-}
-OFFLINE_NUMBERS = {"dim": OF_DATA, "text_dim": OF_DATA, "weight": NOT_NEGATIVE}
 AUDIOSET_MEAN, AUDIOSET_STD = -7.1, 4.2  # of AudioSet's log-mel values (paper, section IV-A)
 
 
@@ -274,3 +233,18 @@ class PretrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> PretrainConfig:
+        """What :meth:`to_dict` gave, also after JSON.
+
+        Raises:
+            ConfigError: A field is unknown, or a value not allowed.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        require(not unknown, f"PretrainConfig has no {', '.join(unknown)}: leave it out.")
+        offline = values.get("offline")
+        return cls(
+            **{**values, "offline": OfflineConfig(**offline) if isinstance(offline, Mapping) else offline}
+        )

@@ -6,6 +6,7 @@ Shapes: B batch, N_F patches along frequency, N_T time frames, D encoder width, 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,16 @@ from .config import OfflineConfig
 from .losses import class_loss, contrastive_loss, cosine_loss, label_loss, mse_loss, standardise
 
 MAX_LOGIT_SCALE = math.log(100.0)
+
+
+@dataclass(frozen=True)
+class EncodedTokens:
+    """What the encoder and the predictor make of a batch, and where it belongs."""
+
+    visible: Tensor  # z_v (B, n_visible, D)
+    predicted: Tensor | None  # of the masked tokens (B, n_masked, D); None where they are pixels
+    visible_ids: Tensor  # patches (B, n_visible), frequency-major
+    masked_ids: Tensor  # patches (B, n_masked)
 
 
 def merge_tokens(visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
@@ -72,31 +83,21 @@ class FrameMapper(nn.Module):
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 
-    def forward(
-        self,
-        visible: Tensor,
-        predicted: Tensor | None,
-        visible_ids: Tensor,
-        masked_ids: Tensor,
-        target: Tensor,
-    ) -> Tensor:
+    def forward(self, tokens: EncodedTokens, target: Tensor) -> Tensor:
         """Loss against the training signal.
 
         Args:
-            visible: z_v (B, n_visible, D).
-            predicted: Predictions of the masked tokens (B, n_masked, D); None where they are pixels.
-            visible_ids: (B, n_visible).
-            masked_ids: (B, n_masked).
+            tokens: Of the clips.
             target: Labels (B, K), multi-hot, or features (B, N_T, K).
 
         Returns:
             A scalar.
         """
-        if predicted is None:
-            frames = mean_visible_rows(visible, visible_ids, self.grid)[:, None]  # (B, 1, N_F·D)
+        if tokens.predicted is None:
+            frames = mean_visible_rows(tokens.visible, tokens.visible_ids, self.grid)[:, None]
         else:
-            tokens = merge_tokens(visible, predicted, visible_ids, masked_ids)  # (B, N, D)
-            frames = tokens_to_frames(tokens, self.grid[0])  # (B, N_T, N_F·D)
+            merged = merge_tokens(tokens.visible, tokens.predicted, tokens.visible_ids, tokens.masked_ids)
+            frames = tokens_to_frames(merged, self.grid[0])  # (B, N_T or 1, N_F·D)
         if self.config.kind == "labels":
             mapped = self.projection(frames.mean(dim=1))  # (B, K)
             self._check(mapped, target)
@@ -121,26 +122,17 @@ class TextMapper(nn.Module):
         super().__init__()
         self.clap = Clap(clap_config(config, embed_dim), embed_dim)
 
-    def forward(
-        self,
-        visible: Tensor,
-        predicted: Tensor | None,
-        visible_ids: Tensor,
-        masked_ids: Tensor,
-        target: Tensor,
-    ) -> Tensor:
+    def forward(self, tokens: EncodedTokens, target: Tensor) -> Tensor:
         """Contrastive loss over the clips of all processes; the audio feature is the mean visible token.
 
         Args:
-            visible: z_v (B, n_visible, D).
-            predicted: Not used here.
-            visible_ids: Not used here.
-            masked_ids: Not used here.
+            tokens: Of the clips; only the visible ones count.
             target: Features of the captions (B, text_dim).
 
         Returns:
             A scalar.
         """
+        visible = tokens.visible
         expected = (len(visible), self.clap.config.text_dim)
         if target.shape != expected:
             raise ConfigError(

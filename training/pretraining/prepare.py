@@ -8,6 +8,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,9 +19,11 @@ from m2d_hub.files import replacing_folder
 from ..data.entry import Entry
 from ..data.left_out import LeftOut, refuse_too_many, write_errors
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
+from ..data.missing import tell_missing
 from ..data.shard_index import INDEX_NAME, write_index
 from ..data.shards import index_shards
 from ..data.statistics import LEAST_STD
+from ..runs.settings import require_given
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
 from .teachers import HubertTeacher, load_hubert_teacher
@@ -39,7 +42,7 @@ SHARD_CLIPS = 10_000
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """What ``m2d-train prepare`` is asked for."""
+    """Settings of ``m2d-train prepare``."""
 
     data: str
     out: Path
@@ -97,18 +100,30 @@ class Totals:
         return math.sqrt(max(self.squares / self.values - self.mean**2, 0.0))
 
 
-def prepare(options: PrepareOptions) -> PrepareResult:
-    """Writes shards, an index of their clips, and statistics into ``options.out``, whole or not at all.
+def prepare(
+    data: str | os.PathLike[str] | PrepareOptions, out: str | os.PathLike[str] = "", **fields: Any
+) -> PrepareResult:
+    """Writes shards, an index of their clips, and statistics into ``out``, whole or not at all.
 
     What is in work stands in ``<out>.partial`` beside it; a preparation that was killed starts again.
+
+    Args:
+        data: Folder or CSV of audio in any format; or all options in one object.
+        out: Folder for the shards.
+        fields: Further fields of :class:`PrepareOptions`, such as ``split_s=10.0``.
 
     Raises:
         ConfigError: The folder holds something already, or the clips are of no use.
         AudioError: More than half of the files cannot be read.
     """
+    if not isinstance(data, PrepareOptions):
+        require_given(data=data, out=out)
+        data = PrepareOptions(os.fspath(data), Path(out), **fields)
+    options = data
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
+    tell_missing(manifest)
     _check_out(options.out)
     teacher = None if options.teacher is None else _load_teacher(options)
     with replacing_folder(options.out.absolute()) as folder:

@@ -6,6 +6,7 @@ AudioSet (2,005,132 clips), LibriSpeech (960 h), FSD50K, ICBHI2017, SPRSound or 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ class Preset:
     config: PretrainConfig
     start: str | None = None  # weights to start from
     teacher: str | None = None  # frozen offline encoder
+    name: str = "own"
 
 
 def m2d_07() -> Preset:
@@ -307,4 +309,4 @@ def load_preset(name: str) -> Preset:
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset {name!r}. Available: {', '.join(PRESETS)}.")
-    return PRESETS[name]()
+    return dataclasses.replace(PRESETS[name](), name=name)

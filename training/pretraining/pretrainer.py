@@ -18,7 +18,7 @@ from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
 from .config import PretrainConfig
 from .losses import cosine_loss, mse_loss, standardise
-from .offline import build_offline
+from .offline import EncodedTokens, build_offline
 from .predictor import Predictor
 from .target_encoder import TargetEncoder
 
@@ -77,7 +77,8 @@ class Pretrainer(nn.Module):
         offline = None
         if self.offline is not None and self.config.offline is not None:
             predicted = None if self.config.method == "msm-mae" else prediction
-            offline = self.offline(encoded[:, 1:], predicted, visible_ids, masked_ids, offline_target)
+            seen = EncodedTokens(encoded[:, 1:], predicted, visible_ids, masked_ids)
+            offline = self.offline(seen, offline_target)
             total = total + self.config.offline.weight * offline
         return LossTerms(total, m2d, offline, prediction, encoded.detach())
 

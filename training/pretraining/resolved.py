@@ -1,4 +1,4 @@
-"""What may be another when a pre-training run goes on, and what must be the same."""
+"""Comparison of a pre-training run that goes on with how it began: what may differ, and what must not."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..runs.lists import ListedClips, write_or_compare_lists
 from ..runs.resolved import read_config, write_or_compare
 from ..runs.state import list_checkpoints, step_of
 from .config import PretrainConfig
-from .run_data import RunData, RunOptions
+from .run_data import ResolvedRun, RunOptions
 
 # Fields that change no weights; batch and accumulation may change as long as the global batch does not.
 MAY_CHANGE = {
@@ -28,7 +28,7 @@ LENGTH = {"epochs", "decay_epochs"}  # may change while the rate is at its peak
 
 
 def write_or_compare_config(
-    folder: RunFolder, config: PretrainConfig, options: RunOptions, plan: EpochPlan, data: RunData
+    folder: RunFolder, options: RunOptions, plan: EpochPlan, data: ResolvedRun
 ) -> None:
     """Writes the resolved configuration, or checks that a run that goes on has the same one.
 
@@ -37,7 +37,7 @@ def write_or_compare_config(
     Raises:
         ConfigError: The folder holds a run of another configuration.
     """
-    clips = len(data.manifest.entries)
+    config, clips = data.config, len(data.manifest.entries)
     run = {"global_batch": plan.global_batch, "steps_per_epoch": plan.steps_per_epoch, "clips": clips}
     options_text = {key: None if value is None else str(value) for key, value in vars(options).items()}
     may_change = MAY_CHANGE | (LENGTH if _length_is_open(folder, config, plan.steps_per_epoch) else set())

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.left_out import LeftOutLog, NamedLeftOut
-from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
+from ..data.sampling import EpochPlan, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
 from ..runs.devices import build_accelerator
@@ -22,22 +22,25 @@ from ..runs.folder import RunFolder, one_run_in
 from ..runs.log import RunLog, plot_metrics
 from ..runs.loop import Loop, LoopPlan
 from ..runs.measuring import beside_training, others_wait
+from ..runs.settings import require_given, with_fields
 from ..runs.state import gather_weights, require_finite
 from ..runs.stopping import StopRequests, stop_requests
 from .config import PretrainConfig
-from .dataset import Batch, PretrainDataset, build_loader, stack_samples
+from .dataset import Batch, PretrainDataset, build_loader
 from .export import build_model, export_run
 from .inputs import InputBuilder
 from .loop import StepResult, Trainer
 from .optimizer import build_optimizer
+from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
-from .run_data import RunData, RunOptions, load_signal_teacher, read_data, with_offline_sizes
+from .run_data import ResolvedRun, RunOptions, resolve_run
+from .validation import Validation
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_CLIPS = 16  # of one forward pass
-VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
 @dataclass(frozen=True)
@@ -50,40 +53,88 @@ class PretrainResult:
     left_out: int  # clips that cannot be read, see errors.csv
 
 
-def pretrain(config: PretrainConfig, options: RunOptions) -> PretrainResult:
-    """Trains until the last epoch, going on from the latest checkpoint in ``options.out``.
+def pretrain(
+    preset: str | Preset | PretrainConfig,
+    options: RunOptions | None = None,
+    *,
+    data: str | os.PathLike[str] = "",
+    out: str | os.PathLike[str] = "",
+    noise: str | os.PathLike[str] | None = None,
+    valid: str | os.PathLike[str] | None = None,
+    start: str | os.PathLike[str] | None = None,
+    teacher: str | os.PathLike[str] | None = None,
+    labelled: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **settings: Any,
+) -> PretrainResult:
+    """Trains until the last epoch, going on from the latest checkpoint in ``out``.
 
     Clips that cannot be read are replaced by others and named in ``errors.csv``.
 
+    Args:
+        preset: Its name, or a configuration of one's own.
+        options: All that follows but the settings, in one object.
+        data: CSV with a ``file`` column, tar shards, or a folder.
+        out: Folder of the run.
+        noise: Background noise, as ``data``.
+        valid: Clips for the validation loss, as ``data``.
+        start: Weights to start from: a model's name or place; None: the preset's own; ``"none"``: random.
+        teacher: Frozen offline encoder; None: the preset's own; ``"none"``: without.
+        labelled: CSV with file, label and split, for a linear evaluation every few epochs.
+        progress: Whether to tell how far it is.
+        settings: Fields of :class:`PretrainConfig` that the preset has otherwise, such as ``epochs=3``.
+
     Raises:
+        ConfigError: Settings and data do not go together, or the folder holds another run.
         AudioError: More than half of a list cannot be read.
     """
+    chosen = load_preset(preset) if isinstance(preset, str) else preset
+    chosen = Preset(chosen) if isinstance(chosen, PretrainConfig) else chosen
+    config = with_fields(chosen.config, settings)
+    if options is None:
+        needs_teacher = config.offline is not None and config.offline.kind == "features"
+        options = RunOptions(
+            name=chosen.name,
+            data=_text(data) or "",
+            out=Path(out),
+            noise=_text(noise),
+            valid=_text(valid),
+            start=_text(start) or chosen.start,
+            teacher=_text(teacher) or (chosen.teacher if needs_teacher else None),
+            labelled=_text(labelled),
+            progress=progress,
+        )
+        require_given(data=data, out=out)
     with stop_requests() as stop, one_run_in(options.out):
         return _pretrain(config, options, stop)
+
+
+def _text(path: str | os.PathLike[str] | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
-    data = read_data(config, options)
-    teacher = load_signal_teacher(data, options, accelerator.device)
-    config = with_offline_sizes(data, teacher)
-    plan = _plan(config, data, accelerator)
+    data = resolve_run(config, options, accelerator.device)
+    config = data.config
+    plan = _plan(data, accelerator)
     if accelerator.is_main_process:
-        write_or_compare_config(folder, config, options, plan, data)
+        write_or_compare_config(folder, options, plan, data)
     frontend = LogMelFrontend(config.frontend)
-    inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, teacher)
-    pretrainer = _build(config, data)
+    inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, data.teacher)
+    pretrainer = _build(data)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
-    run = Run(config, options, folder, data, trainer, stop)
+    run = Run(options, folder, data, trainer, stop)
     run.train()
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return PretrainResult(options.out, folder.export, trainer.total_steps, len(run.left_out))
 
 
-def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
+def _build(data: ResolvedRun) -> Pretrainer:
     """The model with its first weights: those of the seed, or those that the run starts from."""
+    config = data.config
     torch.manual_seed(config.seed)
     pretrainer = build_pretrainer(config)
     weights = data.start_weights
@@ -98,8 +149,8 @@ def _build(config: PretrainConfig, data: RunData) -> Pretrainer:
     return pretrainer
 
 
-def _plan(config: PretrainConfig, data: RunData, accelerator) -> EpochPlan:
-    entries = data.manifest.entries
+def _plan(data: ResolvedRun, accelerator: Accelerator) -> EpochPlan:
+    config, entries = data.config, data.manifest.entries
     plan = EpochPlan(
         list_size=len(entries),
         global_batch=config.batch_size * config.accumulate_steps * accelerator.num_processes,
@@ -123,22 +174,22 @@ class Run:
 
     def __init__(
         self,
-        config: PretrainConfig,
         options: RunOptions,
         folder: RunFolder,
-        data: RunData,
+        data: ResolvedRun,
         trainer: Trainer,
         stop: StopRequests,
     ):
-        self.config, self.options, self.folder = config, options, folder
+        self.config, self.options, self.folder = data.config, options, folder
         self.data, self.trainer, self.stop = data, trainer, stop
-        self.valid = None if data.valid is None else PretrainDataset(config, data.valid, None, data.classes)
+        self.valid = None
+        if data.valid is not None:
+            self.valid = Validation(PretrainDataset(data.config, data.valid, None, data.classes), trainer)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
         self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
-        self._met_in_validation: list[NamedLeftOut] = []
 
     def train(self) -> None:
         """Trains to the last step and exports the model."""
@@ -170,7 +221,7 @@ class Run:
         if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
         if self.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics |= self._validate(self.valid)
+            metrics |= self.valid.measure()
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
             metrics |= self._linear_eval(self.labelled)
         metrics["skipped"] = self._note_left_out(result.left_out)
@@ -178,8 +229,10 @@ class Run:
 
     def _note_left_out(self, met: list[NamedLeftOut]) -> int:
         """Names clips that could not be read, all processes' together; returns how many there are so far."""
-        new = self.left_out.add(self._gathered([*met, *self._met_in_validation]))
-        self._met_in_validation.clear()
+        if self.valid is not None:
+            met = [*met, *self.valid.left_out]
+            self.valid.left_out.clear()
+        new = self.left_out.add(self._gathered(met))
         for clip in new if self.accelerator.is_main_process else ():
             logger.warning("left out: %s", clip.error)
         return len(self.left_out)
@@ -207,29 +260,6 @@ class Run:
             num_processes=self.accelerator.num_processes,
         )
         return build_loader(dataset, sampler, self.config.num_workers)
-
-    def _validate(self, valid: PretrainDataset) -> dict[str, float]:
-        """Mean loss over the clips of a list of its own, whose crops and masks are always the same."""
-        sums = (math.nan, 0)
-        with beside_training("validation_loss"):
-            sums = self.trainer.sum_losses(self._validation_groups(valid))
-        device = self.accelerator.device
-        total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
-        return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
-
-    def _validation_groups(self, dataset: PretrainDataset) -> Iterator[tuple[Batch, int]]:
-        """Groups of clips of this process, each with how many count; all processes get as many groups.
-
-        Their size is fixed: a contrastive loss depends on it, and the figure must not on batch_size.
-        """
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
-        for group in range(rank, math.ceil(groups / processes) * processes, processes):
-            first = group % groups * VALIDATION_CLIPS
-            places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
-            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
-            self._met_in_validation += batch.left_out
-            yield batch, len(places) if group < groups else 0
 
     def _linear_eval(self, labelled: LabelledList) -> dict[str, float]:
         """Score of frozen features; the first process computes it."""

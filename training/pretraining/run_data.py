@@ -16,6 +16,7 @@ from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import CropPlan
 from ..data.manifest import Manifest, Statistics, read_manifest
+from ..data.missing import tell_missing
 from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.folder import RunFolder
@@ -49,8 +50,8 @@ class RunOptions:
 
 
 @dataclass(frozen=True)
-class RunData:
-    """What a run reads, and its configuration with what the data says filled in."""
+class ResolvedRun:
+    """What a run reads, and its configuration with all that this tells filled in: no other is in use."""
 
     config: PretrainConfig
     manifest: Manifest
@@ -58,22 +59,39 @@ class RunData:
     valid: Manifest | None
     classes: tuple[str, ...]
     start_weights: dict[str, Tensor] | None
+    teacher: Teacher | TextTeacher | None = None
 
 
-def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
+def resolve_run(config: PretrainConfig, options: RunOptions, device: torch.device) -> ResolvedRun:
+    """Reads lists, weights and teacher, and fills in what they tell of the configuration.
+
+    Args:
+        config: As the preset and the caller have it.
+        options: Where the data are.
+        device: Of the teacher.
+
+    Raises:
+        ConfigError: Data and configuration do not go together.
+    """
+    read = _read_data(config, options)
+    read = dataclasses.replace(read, teacher=_load_signal_teacher(read, options, device))
+    return dataclasses.replace(read, config=_with_offline_sizes(read))
+
+
+def _read_data(config: PretrainConfig, options: RunOptions) -> ResolvedRun:
     """Reads the lists and the weights to start from.
 
     Raises:
         ConfigError: Data and configuration do not go together.
     """
     warn_of_warmup(config.warmup_epochs, config.epochs)
-    manifest = read_manifest(options.data)
+    manifest = _read_list(options.data)
     if (manifest.kind == "image") != config.is_image:
         raise ConfigError(
             f"{options.data} holds {manifest.kind} files, but in_channels is {config.in_channels}: "
             "pictures need 3, audio and spectrograms 1."
         )
-    valid = None if options.valid is None else read_manifest(options.valid)
+    valid = None if options.valid is None else _read_list(options.valid)
     folder = RunFolder(options.out)
     has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
     weights = start_weights(options.start) if has_start and options.start else None
@@ -81,7 +99,7 @@ def read_data(config: PretrainConfig, options: RunOptions) -> RunData:
     config = _with_statistics(config, manifest, noise, _stored_statistics(folder))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
-    return RunData(config, manifest, noise, valid, classes, weights)
+    return ResolvedRun(config, manifest, noise, valid, classes, weights)
 
 
 def _with_statistics(
@@ -143,14 +161,20 @@ def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainCo
         raise ConfigError(
             "--noise was given but noise_ratio is 0: set it, for instance --set noise_ratio=0.2."
         )
-    return config, read_manifest(options.noise)
+    return config, _read_list(options.noise)
 
 
-def load_signal_teacher(
-    data: RunData, options: RunOptions, device: torch.device
+def _read_list(data: str) -> Manifest:
+    manifest = read_manifest(data)
+    tell_missing(manifest)
+    return manifest
+
+
+def _load_signal_teacher(
+    read: ResolvedRun, options: RunOptions, device: torch.device
 ) -> Teacher | TextTeacher | None:
     """The frozen offline encoder, where the data does not carry the training signal itself."""
-    offline = data.config.offline
+    offline = read.config.offline
     name = None if options.teacher == NOTHING else options.teacher
     if offline is None or offline.kind == "labels":
         if name is not None:
@@ -158,29 +182,29 @@ def load_signal_teacher(
                 f"--teacher {name} was given, but this method learns from no teacher: set offline.kind."
             )
         return None
-    if data.manifest.entries[0].features_path:
-        logger.info("%s carries features computed beforehand: no teacher is loaded.", data.manifest.name)
+    if read.manifest.entries[0].features_path:
+        logger.info("%s carries features computed beforehand: no teacher is loaded.", read.manifest.name)
         return None
     if offline.kind == "text":
         return load_text_teacher(offline, name, device)
-    return None if name is None else load_teacher(name, data.config, device)
+    return None if name is None else load_teacher(name, read.config, device)
 
 
-def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> PretrainConfig:
+def _with_offline_sizes(read: ResolvedRun) -> PretrainConfig:
     """Fills in the widths of the offline network's training signal, and checks those that were given."""
-    config, offline = data.config.resolve(), data.config.offline
+    config, offline, teacher = read.config.resolve(), read.config.offline, read.teacher
     if offline is None:
         return config
     if offline.kind == "text":
         source = teacher.source if isinstance(teacher, TextTeacher) else offline.text_encoder
-        width = offline.text_dim or _features_width(data, teacher)
+        width = offline.text_dim or _features_width(read)
         dim = offline.dim or config.embed_dim
         offline = dataclasses.replace(offline, dim=dim, text_dim=width, text_encoder=source)
         return dataclasses.replace(config, offline=offline)
-    found = len(data.classes) if offline.kind == "labels" else _features_width(data, teacher)
+    found = len(read.classes) if offline.kind == "labels" else _features_width(read)
     if not found:
         raise ConfigError(
-            f"the offline network learns from {offline.kind}, but {data.manifest.name} has no such column"
+            f"the offline network learns from {offline.kind}, but {read.manifest.name} has no such column"
             + (" and no --teacher was given." if offline.kind == "features" else ".")
         )
     if offline.dim not in (None, found):
@@ -188,15 +212,15 @@ def with_offline_sizes(data: RunData, teacher: Teacher | TextTeacher | None) -> 
     return dataclasses.replace(config, offline=dataclasses.replace(offline, dim=found))
 
 
-def _features_width(data: RunData, teacher: Teacher | TextTeacher | None) -> int:
+def _features_width(read: ResolvedRun) -> int:
     """Of the teacher's features, or of most of the first clips that have some stored."""
-    entries = data.manifest.entries
+    entries = read.manifest.entries
     if not entries[0].features_path:
-        return teacher.dim if teacher else 0
+        return read.teacher.dim if read.teacher else 0
     widths: Counter[int] = Counter()
     for entry in entries[:ASKED_WIDTHS]:
         with contextlib.suppress(AudioError):
             widths[features_width(entry)] += 1
     if not widths:
-        raise AudioError(f"{data.manifest.name}: the features of its first clips cannot be read.")
+        raise AudioError(f"{read.manifest.name}: the features of its first clips cannot be read.")
     return widths.most_common(1)[0][0]

@@ -1,1 +1,1 @@
-"""What runs share: their folder, state, configuration and log."""
+"""Shared parts of runs: their folder, state, configuration and log."""

@@ -91,5 +91,5 @@ class RunFolder:
 
     @property
     def export(self) -> Path:
-        """What ``m2d_hub.load_model`` takes, and the published layout beside it."""
+        """Folder that ``m2d_hub.load_model`` takes, and the published layout beside it."""
         return self.root / "export"

@@ -7,7 +7,7 @@ import re
 import types
 import typing
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from m2d_hub.errors import ConfigError
@@ -50,6 +50,28 @@ def apply_settings(config: Config, settings: Sequence[str]) -> Config:
     for field, changes in of_parts.items():
         own[field] = _changed_part(config, field, changes)
     return dataclasses.replace(config, **own)  # type: ignore[type-var]
+
+
+def require_given(**arguments: object) -> None:
+    """Refuses arguments that are empty.
+
+    Raises:
+        ConfigError: The message names them.
+    """
+    missing = [name for name, value in arguments.items() if not value]
+    if missing:
+        raise ConfigError(f"{' and '.join(missing)} must be given.")
+
+
+def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """The same configuration with other values of some fields.
+
+    Raises:
+        ConfigError: A field is unknown, or a value not allowed.
+    """
+    for name in fields:
+        _hint(type(config), name, name)
+    return dataclasses.replace(config, **fields)  # type: ignore[type-var]
 
 
 def _changed_part(config: object, field: str, changes: dict[str, Any]) -> Any:

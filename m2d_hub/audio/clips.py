@@ -1,0 +1,217 @@
+"""Anything that holds audio to blocks of mono waveform at the model's rate.
+
+A file is opened once to look at its header, so that a bad one is found before work starts, and read in blocks
+when its turn comes; nothing is ever held whole but the arrays that a caller hands over.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from m2d_hub.audio.decoding import BLOCK_VALUES, decode, read_header
+from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
+from m2d_hub.audio.waveforms import checked, is_numbers, to_waveform
+from m2d_hub.errors import AudioError
+
+# Kinds that libsndfile cannot read are looked for as well, so that they are reported, not passed over.
+_READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64"
+_OTHER_SUFFIXES = "m4a aac wma amr webm"
+AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_READABLE_SUFFIXES} {_OTHER_SUFFIXES}".split())
+
+
+@dataclass(frozen=True)
+class AudioPart:
+    """A part of an audio file: a path that :func:`open_audio` reads from one second to another."""
+
+    path: str
+    start_s: float = 0.0
+    end_s: float | None = None  # None: to the end of the file, as for an end beyond it
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        end = "its end" if self.end_s is None else f"{self.end_s} s"
+        return f"{self.path} from {self.start_s} s to {end}"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One piece of audio, not yet read: a file, or a waveform in memory."""
+
+    name: str  # for messages: the path, or the place in the caller's list
+    source: Any  # path, file object, or mono float32 waveform (S,)
+    source_rate: int  # Hz
+    sample_rate: int  # Hz wanted
+    expected_samples: int  # at sample_rate, as announced by the source
+    frames: tuple[int, int | None] = (0, None)  # of the file: the first, and the one after the last
+
+    def blocks(self) -> Iterator[Tensor]:
+        """Consecutive parts (s,) of the mono waveform at ``sample_rate``, float32.
+
+        Raises:
+            AudioError: The audio is empty, non-finite or unreadable; the message names it.
+        """
+        raw = (
+            _split(self.source)
+            if isinstance(self.source, Tensor)
+            else decode(self.source, self.name, *self.frames)
+        )
+        empty = True
+        for block in resample(checked(raw, self.name), self.source_rate, self.sample_rate):
+            empty = empty and not len(block)
+            yield block
+        if empty:
+            raise AudioError(f"{self.name} is empty: it holds no samples.")
+
+
+def read_part(clip: Clip, start: int, stop: int) -> Tensor:
+    """Reads some samples of a clip without those before them, as :meth:`Clip.blocks` gives them.
+
+    Where a file is entered is as exact as its format: to the sample, but to some milliseconds in Ogg Vorbis.
+
+    Args:
+        clip: What :func:`open_audio` gave.
+        start: The first sample wanted, at the clip's ``sample_rate``.
+        stop: The one after the last.
+
+    Returns:
+        (stop − start,) float32, or fewer samples where the audio ends before.
+
+    Raises:
+        AudioError: The audio is non-finite or unreadable; the message names it.
+    """
+    step_in, step_out, context = steps(clip.source_rate, clip.sample_rate)
+    margin = -(-context // step_in)
+    first, last = max(0, start // step_out - margin), -(-stop // step_out) + margin
+    if isinstance(clip.source, Tensor):
+        raw = _split(clip.source[first * step_in : last * step_in])
+    else:
+        begin, end = clip.frames
+        until = begin + last * step_in
+        raw = decode(
+            clip.source, clip.name, begin + first * step_in, until if end is None else min(until, end)
+        )
+    blocks = list(resample(checked(raw, clip.name), clip.source_rate, clip.sample_rate))
+    part = torch.cat(blocks) if blocks else torch.zeros(0)
+    return part[start - first * step_out : stop - first * step_out]
+
+
+def open_audio(audio: Any, sample_rate: int, array_rate: int | None = None) -> list[Clip]:
+    """Sorts out what a caller handed over.
+
+    Args:
+        audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of clips), or
+            a list of any of these. Integer arrays are scaled to [-1, 1).
+        sample_rate: Hz wanted.
+        array_rate: Hz of arrays; None means ``sample_rate``. Files carry theirs.
+
+    Raises:
+        AudioError: Something is missing, unreadable, empty, or of a shape, type or rate that cannot be used.
+    """
+    array_rate = sample_rate if array_rate is None else check_rate(array_rate, "sample_rate")
+    if isinstance(audio, (list, tuple)) and not is_numbers(audio):
+        if not audio:
+            raise AudioError("an empty list was given; give at least one path or waveform.")
+        parts = [(item, f"input {index}") for index, item in enumerate(audio)]
+    else:
+        parts = [(audio, "the audio")]
+    return [clip for item, name in parts for clip in _open_one(item, name, sample_rate, array_rate)]
+
+
+def _open_one(item: Any, name: str, sample_rate: int, array_rate: int) -> list[Clip]:
+    if isinstance(item, (str, os.PathLike)):
+        part = item if isinstance(item, AudioPart) else None
+        return [_open_file(_check_path(Path(item)), str(item), sample_rate, part)]
+    if hasattr(item, "read"):
+        name = str(getattr(item, "name", name))
+        return [_open_file(_seekable(item, name), name, sample_rate)]
+    if isinstance(item, (bytes, bytearray, memoryview)):
+        raise AudioError(
+            f"{name} is raw bytes; wrap an encoded file as io.BytesIO(data), or give a path or an array."
+        )
+    waveform = to_waveform(item, name)
+    rows = [waveform] if waveform.ndim == 1 else list(waveform)
+    clips = []
+    for index, row in enumerate(rows):
+        row_name = name if waveform.ndim == 1 else f"row {index} of {name}"
+        if not len(row):
+            raise AudioError(f"{row_name} is empty: it holds no samples.")
+        expected = resampled_length(len(row), array_rate, sample_rate)
+        clips.append(Clip(row_name, row, array_rate, sample_rate, expected))
+    return clips
+
+
+def _open_file(source: Path | BinaryIO, name: str, sample_rate: int, part: AudioPart | None = None) -> Clip:
+    header = read_header(source, name, is_exact=part is not None)
+    rate, samples = header.sample_rate, header.num_samples
+    if part is None:
+        return Clip(name, source, rate, sample_rate, resampled_length(samples, rate, sample_rate))
+    first, stop = round(part.start_s * rate), None if part.end_s is None else round(part.end_s * rate)
+    if samples and first >= samples:
+        raise AudioError(f"{name} is empty: the file ends at {samples / rate:g} s.")
+    length = max(0, (samples if stop is None else min(stop, samples)) - first)
+    return Clip(name, source, rate, sample_rate, resampled_length(length, rate, sample_rate), (first, stop))
+
+
+def _check_path(path: Path) -> Path:
+    """A path of a regular file that is not empty.
+
+    Raises:
+        AudioError: It is none; the message says what it is.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:  # the latter: a name with a zero byte
+        missing = isinstance(error, FileNotFoundError)
+        problem = "does not exist" if missing else f"cannot be opened ({getattr(error, 'strerror', error)})"
+        raise AudioError(f"{str(path)[:200]} {problem}.") from error
+    if stat.S_ISDIR(status.st_mode):
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise AudioError(f"{path} cannot be entered ({error.strerror}).") from error
+        raise AudioError(f"{path} is a folder, not an audio file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(
+            f"{path} is a pipe or a device, not a file: give what it holds as io.BytesIO(...), or write "
+            "it to a file."
+        )
+    if not status.st_size:
+        raise AudioError(f"{path} is empty: it holds no samples.")
+    return path
+
+
+def _seekable(file: Any, name: str) -> BinaryIO:
+    """A file object that can be sought, of bytes; what cannot is read into memory.
+
+    Raises:
+        AudioError: It is closed, or of text.
+    """
+    if isinstance(file, io.TextIOBase):
+        raise AudioError(f"{name} is a file of text; open it for bytes: open(path, 'rb').")
+    try:
+        try:
+            if file.seekable():
+                return file
+        except AttributeError:  # older mmap and SpooledTemporaryFile; members of tars that are streamed
+            if isinstance(file, (mmap.mmap, tempfile.SpooledTemporaryFile)):
+                file.seek(0)
+        return io.BytesIO(file.read())
+    except (ValueError, TypeError, OSError) as error:
+        raise AudioError(f"{name} is no file of bytes that can be read ({error}).") from error
+
+
+def _split(waveform: Tensor) -> Iterator[Tensor]:
+    yield from waveform.split(BLOCK_VALUES)

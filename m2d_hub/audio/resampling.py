@@ -1,0 +1,104 @@
+"""Waveforms from one rate to another, block by block, as if they were whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2d_hub.errors import AudioError, M2DError
+from m2d_hub.plain_tensors import plain_tensors
+
+MIN_RATE_HZ, MAX_RATE_HZ = 100, 10_000_000
+MAX_FILTER_TAPS = 16_000_000  # numbers in a resampling kernel, 64 MB
+
+
+def check_rate(rate: Any, what: str) -> int:
+    """A sampling rate that can be resampled.
+
+    Raises:
+        AudioError: It is no whole number of Hz, or out of bounds; the message begins with ``what``.
+    """
+    is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
+    if is_number and MIN_RATE_HZ <= rate <= MAX_RATE_HZ and rate == int(rate):
+        return int(rate)
+    raise AudioError(
+        f"{what} must be a positive number of Hz, got {rate!r}; whole numbers from {MIN_RATE_HZ:,} to "
+        f"{MAX_RATE_HZ:,} are taken."
+    )
+
+
+def _ratio(source_rate: int, sample_rate: int) -> Fraction:
+    """Output samples per input sample, as a fraction whose filter bank stays small.
+
+    Rates without a common divisor (44,101 Hz, say) would need a filter for each of thousands of phases; their
+    ratio is rounded, by less than 0.01 %.
+    """
+    ratio = Fraction(sample_rate, source_rate)
+    filter_samples = ratio.denominator + 15 / min(Fraction(1), ratio)  # of one phase
+    if ratio.numerator * filter_samples <= MAX_FILTER_TAPS:
+        return ratio
+    return ratio.limit_denominator(4_000) if ratio <= 1 else 1 / (1 / ratio).limit_denominator(4_000)
+
+
+def resampled_length(num_samples: int, source_rate: int, sample_rate: int) -> int:
+    """Samples at ``sample_rate`` of a waveform at ``source_rate``."""
+    return int(-(-num_samples * _ratio(source_rate, sample_rate) // 1))
+
+
+@lru_cache(maxsize=8)
+def _resampler(numerator: int, denominator: int) -> Any:
+    try:
+        import torchaudio
+    except (ImportError, OSError, RuntimeError) as error:
+        raise M2DError(
+            f"torchaudio, which resamples audio, does not load with torch {torch.__version__} ({error}). "
+            "Install a pair that belongs together, for instance: pip install 'torch>=2.11,<2.15' "
+            "'torchaudio>=2.11,<2.12'"
+        ) from error
+    with plain_tensors():
+        return torchaudio.transforms.Resample(orig_freq=denominator, new_freq=numerator)
+
+
+def steps(source_rate: int, sample_rate: int) -> tuple[int, int, int]:
+    """How far a stream can be entered without a trace of where.
+
+    Returns:
+        The least samples that give a whole number of resampled ones, these, and the samples on either side
+        that the filter reaches.
+    """
+    ratio = _ratio(source_rate, sample_rate)
+    if ratio == 1:
+        return 1, 1, 0
+    step = ratio.denominator
+    return step, ratio.numerator, step * (1 + _resampler(ratio.numerator, step).width // step)
+
+
+def resample(blocks: Iterator[Tensor], source_rate: int, sample_rate: int) -> Iterator[Tensor]:
+    """Resamples a stream as if it were whole: each block carries its filter's context."""
+    step, step_out, context = steps(source_rate, sample_rate)
+    if not context:
+        yield from blocks
+        return
+    resampler = _resampler(step_out, step)
+    pending, lead = (
+        torch.zeros(0, dtype=torch.float32, device="cpu"),
+        0,
+    )  # lead: samples of left context that pending begins with
+    for block in blocks:
+        pending = torch.cat([pending, block])
+        ready = (len(pending) - lead - context) // step * step
+        if ready <= 0:
+            continue
+        resampled = resampler(pending[: lead + ready + context])
+        first = lead // step * step_out
+        yield resampled[first : first + ready // step * step_out]
+        keep = max(0, lead + ready - context)
+        pending, lead = pending[keep:], lead + ready - keep
+    if len(pending) > lead:
+        yield resampler(pending)[lead // step * step_out :]

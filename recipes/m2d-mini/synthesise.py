@@ -1,0 +1,244 @@
+"""Audio that free programs make: speech of many voices and languages, notes, phrases and scores.
+
+    python synthesise.py speech --out DATA/speech
+    python synthesise.py notes --out DATA/notes --unpacked DATA/packages/unpacked
+    python synthesise.py scores --out DATA/scores --unpacked DATA/packages/unpacked
+
+Each writes ``OUT/audio`` (16 kHz mono FLAC), ``OUT/manifest.csv`` (``task,split,file,label,group,seconds``;
+labels are joined by ';') and ``OUT/sources.csv`` (``package,version,hours,licences``). ``--unpacked`` is the
+folder that packages.py filled. Needs Debian's espeak-ng, flite, festival with its voices (festvox-…),
+fluidsynth and timidity, apt-get and dpkg-deb.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import random
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+from instruments import SCORE_SOUNDFONTS, SOUNDFONTS, Part, all_parts, soundfont_path
+from midi import render, write_midi
+from packages import SAMPLE_RATE, download, files, licences, run
+from speech import FESTIVAL_VOICES, Line, espeak_lines, other_lines, speak
+from speech_texts import TEXT_PACKAGES, unpack_catalogues
+
+SCORE_PACKAGES = ("freedm", "freedoom", "openttd-openmsx", "simutrans-data")
+SOUNDFONTS_PER_SCORE = 2
+LONGEST_SCORE_S = 240.0
+SHORTEST_S = 0.2
+SILENT = 1e-4  # largest value of a clip that says nothing
+
+
+@dataclass(frozen=True)
+class Made:
+    """One clip that was written."""
+
+    file: str  # from the output folder
+    label: str
+    group: str
+    seconds: float
+    package: str  # of engine, voice or soundfont
+
+
+def cut(path: Path, start_s: float = 0.0, length_s: float | None = None) -> np.ndarray:
+    """A part of a sound file at 16 kHz, mono (S,), without the silence that follows it."""
+    with soundfile.SoundFile(path) as sound:
+        rate = sound.samplerate
+        sound.seek(min(int(start_s * rate), sound.frames))
+        wanted = -1 if length_s is None else int(length_s * rate)
+        waveform = sound.read(wanted, dtype="float32", always_2d=True).mean(axis=1)
+    if rate != SAMPLE_RATE and len(waveform):
+        waveform = soxr.resample(waveform, rate, SAMPLE_RATE, "HQ")
+    loud = np.flatnonzero(np.abs(waveform) > SILENT)
+    return waveform[: loud[-1] + 1] if len(loud) else waveform[:0]
+
+
+def write_clip(out: Path, name: str, waveform: np.ndarray) -> float:
+    """Writes a clip; returns its seconds, 0.0 where there is too little of it."""
+    seconds = len(waveform) / SAMPLE_RATE
+    if seconds < SHORTEST_S:
+        return 0.0
+    target = out / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    soundfile.write(target, waveform.clip(-1, 32767 / 32768), SAMPLE_RATE, subtype="PCM_16")
+    return seconds
+
+
+def make_speech(line: Line, out: Path) -> list[Made]:
+    """One spoken text."""
+    key = hashlib.md5(repr(line).encode()).hexdigest()[:12]
+    name = f"audio/{line.engine}/{line.language}/{line.variant or line.voice}_{key}.flac".replace(" ", "-")
+    if (out / name).exists():  # from a call that was stopped
+        seconds = soundfile.info(out / name).duration
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            spoken = Path(folder, "spoken.wav")
+            waveform = cut(spoken) if speak(line, spoken) else np.empty(0, np.float32)
+        seconds = write_clip(out, name, waveform)
+    package = f"festival:{line.voice}" if line.engine == "festival" else line.engine
+    return [Made(name, line.label, line.voice, seconds, package)] if seconds else []
+
+
+def make_part(part: Part, fonts: dict[str, Path], out: Path) -> list[Made]:
+    """The clips of one rendered part."""
+    key = hashlib.md5(repr(part).encode()).hexdigest()[:8]
+    program = "drums" if part.program is None else f"{part.program:03d}"
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        score, sound = Path(folder, "part.mid"), Path(folder, "part.wav")
+        write_midi(score, part.program, part.notes)
+        if not render(score, fonts[part.soundfont], sound, dry=len(part.clips) > 1):
+            return []
+        for index, (start, length, label) in enumerate(part.clips):
+            name = f"audio/{part.soundfont}/{program}_{key}_{index:02d}.flac"
+            seconds = write_clip(out, name, cut(sound, start, length))
+            if seconds:
+                package = SOUNDFONTS[part.soundfont][0]
+                made.append(Made(name, label, f"{part.soundfont}/{program}", seconds, package))
+    return made
+
+
+def make_score(score: Path, soundfont: str, fonts: dict[str, Path], package: str, out: Path) -> list[Made]:
+    """One score played by one soundfont."""
+    key = hashlib.md5(score.read_bytes()).hexdigest()[:8]
+    name = f"audio/{package}/{score.stem}_{key}_{soundfont}.flac".replace(" ", "_")
+    with tempfile.TemporaryDirectory() as folder:
+        sound = Path(folder, "score.wav")
+        played = render(score, fonts[soundfont], sound, dry=False)
+        waveform = cut(sound, 0.0, LONGEST_SCORE_S) if played else np.empty(0, np.float32)
+    seconds = write_clip(out, name, waveform)
+    label = f"kind:music;soundfont:{soundfont};{package}"
+    return [Made(name, label, f"{package}/{score.stem}", seconds, package)] if seconds else []
+
+
+def distinct_scores(unpacked: Path) -> list[tuple[str, Path]]:
+    """Scores of the packages that hold some, each once."""
+    seen, scores = set(), []
+    for package in SCORE_PACKAGES:
+        for path in files(unpacked / package, (".mid", ".midi")):
+            checksum = hashlib.md5(path.read_bytes()).hexdigest()
+            if checksum not in seen:
+                seen.add(checksum)
+                scores.append((package, path))
+    return scores
+
+
+def version_and_licences(package: str, unpacked: Path | None) -> tuple[str, str]:
+    """Of an installed package, or of one that packages.py unpacked."""
+    outcome = run("apt-cache", "policy", package).stdout.decode()
+    fields = dict(line.strip().split(": ", 1) for line in outcome.splitlines() if ": " in line)
+    version = fields.get("Candidate", "")
+    folder = unpacked / package if unpacked else Path("/usr/share/doc", package)
+    return version, licences(folder)
+
+
+def write_lists(out: Path, made: list[Made], unpacked: Path | None, packages: dict[str, str]) -> None:
+    """Writes manifest and sources.
+
+    Args:
+        out: Where the clips are.
+        made: The clips.
+        unpacked: Folder of unpacked packages; None: the makers are installed ones.
+        packages: Packages of makers that are called otherwise.
+    """
+    totals: dict[str, float] = defaultdict(float)
+    with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["task", "split", "file", "label", "group", "seconds"])
+        for clip in made:
+            row = ["pretrain", "train", clip.file, clip.label, clip.group, f"{clip.seconds:.3f}"]
+            writer.writerow(row)
+            totals[packages.get(clip.package, clip.package)] += clip.seconds
+    with (out / "sources.csv").open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(["package", "version", "hours", "licences"])
+        for package, seconds in sorted(totals.items()):
+            version, names = version_and_licences(package, unpacked)
+            writer.writerow([package, version, f"{seconds / 3600:.3f}", names])
+
+
+def festival_packages() -> dict[str, str]:
+    """The package of each of festival's voices."""
+    found = {}
+    for voice in FESTIVAL_VOICES:
+        folders = sorted(Path("/usr/share/festival/voices").glob(f"*/{voice}"))
+        owner = run("dpkg", "-S", folders[0]).stdout.decode().split(":")[0] if folders else "festival"
+        found[f"festival:{voice}"] = owner.split(",")[0]
+    return found
+
+
+def in_parallel(make: Callable[..., list[Made]], tasks: Iterable[tuple], jobs: int) -> list[Made]:
+    """Clips of all tasks, in their order."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return [clip for clips in pool.map(lambda task: make(*task), tasks) for clip in clips]
+
+
+def speech(arguments: argparse.Namespace) -> list[Made]:
+    """Reads texts aloud."""
+    rng, out = random.Random(0), arguments.out
+    texts = out / "texts"
+    unpack_catalogues(download(TEXT_PACKAGES, arguments.debs or out / "debs").values(), texts)
+    lines = espeak_lines(texts, arguments.per_language, rng) + other_lines(texts, arguments.per_voice, rng)
+    made = in_parallel(make_speech, ((line, out) for line in lines), arguments.jobs)
+    write_lists(out, made, None, festival_packages())
+    return made
+
+
+def notes(arguments: argparse.Namespace) -> list[Made]:
+    """Plays notes and phrases."""
+    out, unpacked = arguments.out, arguments.unpacked
+    fonts = {name: soundfont_path(name, unpacked, out) for name in SOUNDFONTS}
+    parts = all_parts(arguments.notes_per_program, random.Random(0))
+    made = in_parallel(make_part, ((part, fonts, out) for part in parts), arguments.jobs)
+    write_lists(out, made, unpacked, {})
+    return made
+
+
+def scores(arguments: argparse.Namespace) -> list[Made]:
+    """Plays scores, each by two soundfonts."""
+    rng, out, unpacked = random.Random(0), arguments.out, arguments.unpacked
+    fonts = {name: soundfont_path(name, unpacked, out) for name in SCORE_SOUNDFONTS}
+    tasks = [
+        (path, soundfont, fonts, package, out)
+        for package, path in distinct_scores(unpacked)
+        for soundfont in rng.sample(SCORE_SOUNDFONTS, SOUNDFONTS_PER_SCORE)
+    ]
+    made = in_parallel(make_score, tasks, arguments.jobs)
+    write_lists(out, made, unpacked, {})
+    return made
+
+
+def main() -> None:
+    """Makes one kind and prints how much."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    makers = {"speech": speech, "notes": notes, "scores": scores}
+    parser.add_argument("kind", choices=makers)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--unpacked", type=Path, help="unpacked packages, for notes and scores")
+    parser.add_argument("--debs", type=Path, help="folder for package files of texts; default: OUT/debs")
+    parser.add_argument("--per-language", type=int, default=100, help="texts for espeak-ng")
+    parser.add_argument("--per-voice", type=int, default=80, help="texts for other engines' voices")
+    parser.add_argument("--notes-per-program", type=int, default=8)
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+    if arguments.kind != "speech" and arguments.unpacked is None:
+        parser.error(f"{arguments.kind} needs --unpacked: the folder that packages.py filled.")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    made = makers[arguments.kind](arguments)
+    print(f"{len(made)} clips, {sum(clip.seconds for clip in made) / 3600:.2f} h")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Trains m2d-mini-tags on the list of ``tags.py``, calibrates it, and says how good it is on unseen packages.
+
+    python recipes/m2d-mini/tagger.py DATA/tags.csv --model m2d-mini --out RUN
+
+``RUN/finetune`` is the run of ``m2d-train finetune small`` with ``SETTINGS`` (``--set`` changes them); it
+goes on where it was stopped. ``RUN/m2d-mini-tags`` is the model folder, in float16: the head's logits are
+calibrated (Platt's scaling, folded into its weights and biases) by the validation packages, so that of their
+clips with a score of 0.5 about half have the class; the class ``NONE`` is dropped. ``RUN/tags.md`` is the
+table for MODEL_CARD.md: average precision (AP) of each class on the test packages, precision and recall at
+0.5, and which other class is most often put first. Intervals of classes are bootstrapped over clips, those of
+means over packages.
+
+Shapes: N clips, C classes, R resamples.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from m2d_training.evaluation.labelled import LabelledList, Part, read_labelled
+from m2d_training.evaluation.metrics import average_precisions, bootstrap_interval, mean_average_precision
+from m2d_training.finetuning.presets import load_finetune_preset
+from m2d_training.finetuning.run import FinetuneOptions, finetune
+from m2d_training.runs.settings import apply_settings
+from tags import NONE, with_parents
+from torch import Tensor
+
+from m2d_hub import M2D, load_model
+from m2d_hub.corpus.tables import read_table
+from m2d_hub.pretrained.folder import save_checkpoint
+
+NAME = "m2d-mini-tags"
+PRESET = "small"
+SETTINGS = (  # rare classes are drawn more often than their share: three fifths of the clips are music
+    *("batch_size=32", "epochs=30", "min_steps=0", "patience=none"),
+    *("weighted_sampling=true", "balance=0.5", "samples_per_epoch=4000"),
+)
+THRESHOLD = 0.5  # of a score: above it, a clip is tagged
+GOOD = 0.5  # AP that a class should reach
+RIDGE = 1.0  # holds each class's calibration to that of all; about the weight of a clip
+CALIBRATION_STEPS = 200
+RESAMPLES = 1000
+BINS = 10  # of scores, for the calibration error
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What the model says of some clips."""
+
+    logits: Tensor  # (N, C)
+    targets: Tensor  # (N, C)
+    packages: np.ndarray  # (N,) of names
+
+    @property
+    def scores(self) -> Tensor:
+        """(N, C)"""
+        return self.logits.sigmoid()
+
+
+@torch.no_grad()
+def score(model: M2D, part: Part, kept: list[int], packages: dict[int, str]) -> Scored:
+    """Logits of whole clips for the classes ``kept`` of the list's."""
+    head = model.required_head()
+    logits = head(model.encode_clip(part.files, batch_size=32, progress=True))
+    own = np.array([packages[row] for row in part.rows])
+    return Scored(logits, part.targets[:, kept], own)
+
+
+def fit_platt(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors and offsets (C,) that make sigmoids of logits (N, C) probabilities.
+
+    All classes share a factor and an offset; each class may differ from them as far as its clips pay for it.
+    Those without any clip of the class keep the shared ones: that no clip has it says nothing of the class.
+    """
+    known = targets.any(dim=0)
+    shared = torch.zeros(2, requires_grad=True)
+    own = torch.zeros(2, targets.shape[1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([shared, own], max_iter=CALIBRATION_STEPS, line_search_fn="strong_wolfe")
+
+    def calibration() -> tuple[Tensor, Tensor]:
+        log_factor, offset = shared[:, None] + own * known
+        return log_factor.exp(), offset
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        factor, offset = calibration()
+        error = F.binary_cross_entropy_with_logits(
+            (logits * factor + offset)[:, known], targets[:, known], reduction="sum"
+        )
+        total = error + RIDGE * own.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    factor, offset = calibration()
+    return factor.detach(), offset.detach()
+
+
+def calibrated(model: M2D, kept: list[int], labels: list[str], factor: Tensor, offset: Tensor) -> M2D:
+    """The model with a head of the kept classes whose logits are scaled; the model itself changes."""
+    former = model.required_head()
+    model.set_head(len(kept), features=former.config.features, activation="sigmoid", labels=tuple(labels))
+    head = model.required_head()
+    head.norm.load_state_dict(former.norm.state_dict())
+    with torch.no_grad():
+        head.linear.weight.copy_(former.linear.weight[kept] * factor[:, None])
+        head.linear.bias.copy_(former.linear.bias[kept] * factor + offset)
+    return model.eval()
+
+
+def save(model: M2D, folder: Path) -> None:
+    """Writes the model folder in float16."""
+    source = "m2d-mini, fine-tuned on clips of free packages, see MODEL_CARD.md"
+    config = replace(model.config, name=NAME, license="Apache-2.0", source=source)
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    save_checkpoint(folder, halves, config)
+
+
+def package_interval(scored: Scored) -> str:
+    """Mean AP with its interval over packages."""
+    names, index = np.unique(scored.packages, return_inverse=True)
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)  # (R, packages)
+    counts = torch.from_numpy(draws[:, index])
+    values = mean_average_precision.resampled(scored.scores, scored.targets, counts)
+    low, high = np.nanpercentile(values.numpy(), [2.5, 97.5])
+    return f"{mean_average_precision(scored.scores, scored.targets):.3f} ({low:.3f}-{high:.3f})"
+
+
+def calibration_error(scored: Scored) -> float:
+    """Mean distance of scores from the share of clips that have the class, over bins of all classes."""
+    scores, targets = scored.scores.flatten(), scored.targets.flatten()
+    bins = (scores * BINS).long().clamp(max=BINS - 1)
+    error = 0.0
+    for place in bins.unique():
+        inside = bins == place
+        error += float((scores[inside].mean() - targets[inside].mean()).abs() * inside.sum())
+    return error / len(scores)
+
+
+def confused_with(scored: Scored, column: int, labels: list[str]) -> str:
+    """Which class that a clip does not have is most often scored above the one that it has."""
+    clips = scored.targets[:, column] > 0
+    wrong = scored.scores[clips].masked_fill(scored.targets[clips] > 0, 0.0)
+    ahead = wrong.max(dim=1).values > scored.scores[clips, column]
+    places = Counter(wrong.argmax(dim=1)[ahead].tolist())
+    if not places:
+        return ""
+    place, count = places.most_common(1)[0]
+    return f"{labels[place]} ({count})"
+
+
+def class_row(scored: Scored, column: int, labels: list[str]) -> str:
+    """One class on the test packages."""
+    targets, scores = scored.targets[:, [column]], scored.scores[:, [column]]
+    clips, tagged = targets[:, 0] > 0, scores[:, 0] >= THRESHOLD
+    found = int((clips & tagged).sum())
+    interval = bootstrap_interval(scores, targets, mean_average_precision, resamples=RESAMPLES)
+    precision = f"{found / int(tagged.sum()):.2f}" if tagged.any() else "-"
+    packages = len(set(scored.packages[clips.numpy()]))
+    cells = [
+        *(labels[column], f"{int(clips.sum())} ({packages})"),
+        *(f"{interval.value:.2f} ({interval.low:.2f}-{interval.high:.2f})", precision),
+        *(f"{found / int(clips.sum()):.2f}", confused_with(scored, column, labels)),
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def summary(scored: Scored, labels: list[str]) -> str:
+    """Figures of all classes together."""
+    parents = {parent for label in labels for parent in with_parents((label,))[1:]}
+    leaves = [column for column, label in enumerate(labels) if label not in parents]
+    narrow = replace(scored, logits=scored.logits[:, leaves], targets=scored.targets[:, leaves])
+    good = int((average_precisions(scored.scores, scored.targets) >= GOOD).sum())
+    unknown, tagged = ~scored.targets.any(dim=1), scored.scores >= THRESHOLD
+    hits = (tagged & (scored.targets > 0)).sum()
+    quiet = (~tagged[unknown]).all(dim=1).double().mean()
+    return (
+        f"{len(scored.targets)} clips of {len(set(scored.packages))} packages that gave no training clip. "
+        f"Mean AP {package_interval(scored)} over {len(labels)} classes, {package_interval(narrow)} over "
+        f"the {len(leaves)} that no other is a kind of; {good} classes reach {GOOD}. At a score of "
+        f"{THRESHOLD}: precision {hits / tagged.sum():.2f}, recall {hits / scored.targets.sum():.2f}; "
+        f"calibration error {calibration_error(scored):.3f}. Of {int(unknown.sum())} clips of no class "
+        f"{100 * quiet:.0f} % get no tag."
+    )
+
+
+def table(scored: Scored, labels: list[str]) -> str:
+    """Markdown for MODEL_CARD.md, the best classes first."""
+    order = np.argsort(-average_precisions(scored.scores, scored.targets).numpy())
+    lines = [
+        *(summary(scored, labels), ""),
+        "| class | clips (packages) | AP (95 %) | precision at 0.5 | recall at 0.5 | most often behind |",
+        "|---|---|---|---|---|---|",
+        *(class_row(scored, int(column), labels) for column in order),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def train(data: Path, model: str, out: Path, settings: tuple[str, ...]) -> Path:
+    """Fine-tunes and returns the folder of the model."""
+    config = apply_settings(load_finetune_preset(PRESET), (*SETTINGS, *settings))
+    return finetune(config, FinetuneOptions(PRESET, model, str(data), out)).model
+
+
+def release(labelled: LabelledList, data: Path, export: Path, out: Path) -> str:
+    """Calibrates and writes the model; returns its table."""
+    rows = read_table(data, ("package",))
+    packages = {row.number: row.cells["package"] for row in rows}
+    (one,) = labelled.rounds()
+    model = load_model(export, device="cpu")
+    kept = [column for column, label in enumerate(labelled.labels) if label != NONE]
+    labels = [labelled.labels[column] for column in kept]
+    every = list(range(len(labelled.labels)))
+    valid = score(model, one.valid, every, packages)
+    factor, offset = fit_platt(valid.logits[:, kept], valid.targets[:, kept])
+    save(calibrated(model, kept, labels, factor, offset), out / NAME)
+    return table(score(load_model(out / NAME, device="cpu"), one.test, kept, packages), labels)
+
+
+def main() -> None:
+    """Trains, calibrates, evaluates."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="list that tags.py wrote")
+    parser.add_argument("--model", default="m2d-mini", help="what to start from")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE")
+    arguments = parser.parse_args()
+    export = train(arguments.data, arguments.model, arguments.out / "finetune", tuple(arguments.settings))
+    text = release(read_labelled(arguments.data), arguments.data, export, arguments.out)
+    (arguments.out / "tags.md").write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""The list that m2d-mini-tags is trained on: clips whose names tell what they are, by the table ``tags.csv``.
+
+    python recipes/m2d-mini/tags.py DATA --packages pretrain=unpacked packages=packages/unpacked \\
+        --made speech notes --out DATA/tags.csv
+
+``tags.csv`` has rows of ``package,path,labels``: two regular expressions, of the whole name of a package and
+of a part of a file's path in it (without suffix, upper and lower case alike), and names of AudioSet's classes
+joined by ';'. A file is what the first row says that matches it. ``-`` says that it is none of the classes
+(``NONE`` in the list); no label, and no row: that it is not certain, and the file is left out. What a class
+is a kind of (``PARENTS``) is labelled with it. ``tag_packages.csv`` says the split of each package, so that
+no package is in two; a recording that a package of a later split has too, under whatever name, is left out
+(``alike.py``). Of a package, few clips of the same labels are taken, and few parts of a long file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from alike import alike
+from corpus import CHECKSUM_LENGTH, original_paths, read_manifest
+
+from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+
+HERE = Path(__file__).parent
+NONE = "none of these"
+SPLITS = ("train", "valid", "test")
+INSTRUMENTS = (
+    *("Bass guitar", "Bowed string instrument", "Brass instrument", "Drum", "Guitar", "Harp"),
+    *("Mallet percussion", "Organ", "Piano", "Synthesizer", "Wind instrument, woodwind instrument"),
+)
+ANIMALS = ("Bird", "Cattle, bovinae", "Dog", "Frog", "Horse", "Insect", "Sheep")
+PARENTS: dict[str, str] = {
+    **dict.fromkeys(INSTRUMENTS, "Musical instrument"),
+    **dict.fromkeys(ANIMALS, "Animal"),
+    **dict.fromkeys(("Car", "Aircraft", "Train", "Vehicle horn, car horn, honking"), "Vehicle"),
+    **dict.fromkeys(("Male speech, man speaking", "Female speech, woman speaking"), "Speech"),
+    "Flute": "Wind instrument, woodwind instrument",
+    "Musical instrument": "Music",
+    "Helicopter": "Aircraft",
+    "Speech synthesizer": "Speech",
+}
+SHORTEST_S = 0.1
+PART_S = 10.0
+SILENT = 1e-3  # largest value of a clip that nothing is heard of
+MOST_PARTS = 3  # of a file
+MOST_CLIPS = {"train": 60, "valid": 30, "test": 30}  # of a package and the same labels
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One file that may be listed."""
+
+    file: str  # from DATA
+    package: str  # or what made it
+    path: str  # in the package
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table."""
+
+    package: re.Pattern[str]
+    path: re.Pattern[str]
+    labels: tuple[str, ...] | None  # None: not certain
+
+    def matches(self, clip: Clip) -> bool:
+        """Whether the row speaks of a clip."""
+        return bool(self.package.fullmatch(clip.package) and self.path.search(clip.path))
+
+
+def read_rules(path: Path) -> list[Rule]:
+    """The table's rows, in their order.
+
+    Raises:
+        SystemExit: A label is no class of AudioSet's.
+    """
+    rules = []
+    with path.open(newline="", encoding="utf-8") as lines:
+        for row in csv.DictReader(lines):
+            labels = tuple(filter(None, row["labels"].split(";")))
+            if unknown := set(labels) - set(AUDIOSET_LABELS) - {"-"}:
+                raise SystemExit(f"{path}: {sorted(unknown)} are no classes of AudioSet.")
+            package = row["package"] if row["package"] != "*" else ".*"
+            rules.append(Rule(re.compile(package), re.compile(row["path"], re.IGNORECASE), labels or None))
+    return rules
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """Split of each package."""
+    with path.open(newline="", encoding="utf-8") as lines:
+        return {row["package"]: row["split"] for row in csv.DictReader(lines)}
+
+
+def package_clips(data: Path, folders: dict[str, str]) -> Iterator[Clip]:
+    """Files of packages, by folder of the manifest and where its packages are unpacked."""
+    for folder, unpacked in folders.items():
+        paths = original_paths(data / unpacked)
+        for row in read_manifest(data, folder):
+            package = row["label"]
+            inside = paths[package, Path(row["file"]).stem[-CHECKSUM_LENGTH:]].with_suffix("")
+            path = inside.as_posix().removeprefix(package)
+            yield Clip(row["file"], package, path, float(row["seconds"]))
+
+
+def made_clips(data: Path, folders: list[str]) -> Iterator[Clip]:
+    """Made audio: its package is the engine or the soundfont."""
+    for folder in folders:
+        for row in read_manifest(data, folder):
+            package, path = row["file"].removeprefix(f"{folder}/audio/").split("/", 1)
+            yield Clip(row["file"], package, f"/{path}", float(row["seconds"]))
+
+
+def with_parents(labels: tuple[str, ...]) -> tuple[str, ...]:
+    """Labels and what they are kinds of."""
+    if labels == ("-",):
+        return (NONE,)
+    found = list(labels)
+    for label in found:  # grows by the parents
+        if label in PARENTS and PARENTS[label] not in found:
+            found.append(PARENTS[label])
+    return tuple(found)
+
+
+def labelled(clips: Iterator[Clip], rules: list[Rule]) -> dict[tuple[str, tuple[str, ...]], list[Clip]]:
+    """Clips by package and labels, those of unknown content left out."""
+    found = defaultdict(list)
+    for clip in clips:
+        rule = next((rule for rule in rules if rule.matches(clip)), None)
+        if rule is not None and rule.labels and clip.seconds >= SHORTEST_S:
+            found[clip.package, with_parents(rule.labels)].append(clip)
+    return found
+
+
+def parts(clip: Clip) -> list[tuple[str, str]]:
+    """Start and end of a clip's parts; blanks for the whole of a short one."""
+    if clip.seconds < 1.5 * PART_S:
+        return [("", "")]
+    count = min(MOST_PARTS, int(clip.seconds / PART_S))
+    spare = clip.seconds - PART_S
+    starts = [spare * (index + 0.5) / count for index in range(count)]
+    return [(f"{start:.2f}", f"{start + PART_S:.2f}") for start in starts]
+
+
+def list_rows(
+    found: dict[tuple[str, tuple[str, ...]], list[Clip]], splits: dict[str, str]
+) -> list[dict[str, str]]:
+    """Rows of the list: of each package and labels some clips, drawn by their names' checksums."""
+    rows = []
+    for (package, labels), clips in found.items():
+        split = splits[package]
+        drawn = sorted(clips, key=lambda clip: hashlib.md5(clip.file.encode()).hexdigest())
+        own = [
+            {"file": clip.file, "label": ";".join(labels), "split": split, "package": package}
+            | {"start_s": start, "end_s": end}
+            for clip in drawn
+            for start, end in parts(clip)
+        ]
+        rows += own[: MOST_CLIPS[split]]
+    return rows
+
+
+def is_silent(path: Path, row: dict[str, str]) -> bool:
+    """Whether nothing is heard of a file, or of its part."""
+    with soundfile.SoundFile(path) as sound:
+        sound.seek(int(float(row["start_s"] or 0) * sound.samplerate))
+        waveform = sound.read(int(1.5 * PART_S * sound.samplerate), dtype="float32")
+    return bool(np.abs(waveform).max(initial=0.0) < SILENT)
+
+
+def without_silent(data: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Rows of which something is heard, and those of no class."""
+    return [row for row in rows if row["label"] == NONE or not is_silent(data / row["file"], row)]
+
+
+def without_alike(data: Path, rows: list[dict[str, str]], made: list[str]) -> list[dict[str, str]]:
+    """Rows of which no later split has the same recording; made audio and long files are not compared."""
+    compared = [row for row in rows if not row["start_s"] and row["file"].split("/")[0] not in made]
+    dropped = set()
+    for place, split in enumerate(SPLITS[:-1]):
+        files = [row["file"] for row in compared if row["split"] == split]
+        later = [row["file"] for row in compared if row["split"] in SPLITS[place + 1 :]]
+        found = alike([data / file for file in files], [data / file for file in later])
+        dropped |= {files[index] for index in found}
+    return [row for row in rows if row["file"] not in dropped]
+
+
+def counts_table(rows: list[dict[str, str]]) -> str:
+    """Markdown: clips and packages of each class, in each split."""
+    clips: Counter[tuple[str, str]] = Counter()
+    packages: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for row in rows:
+        for label in row["label"].split(";"):
+            clips[label, row["split"]] += 1
+            packages[label, row["split"]].add(row["package"])
+    lines = ["| class | " + " | ".join(f"{split} (packages)" for split in SPLITS) + " |", "|---|---|---|---|"]
+    for label in sorted({label for label, _ in clips}):
+        cells = [f"{clips[label, split]} ({len(packages[label, split])})" for split in SPLITS]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Writes the list and prints what it holds."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of all")
+    parser.add_argument("--packages", nargs="+", default=[], help="folder=where its packages are unpacked")
+    parser.add_argument("--made", nargs="*", default=[], help="folders of made audio")
+    parser.add_argument("--out", type=Path, required=True, help="CSV in DATA")
+    arguments = parser.parse_args()
+    folders = dict(pair.split("=", 1) for pair in arguments.packages)
+    clips = [*package_clips(arguments.data, folders), *made_clips(arguments.data, arguments.made)]
+    found = labelled(iter(clips), read_rules(HERE / "tags.csv"))
+    rows = list_rows(found, read_splits(HERE / "tag_packages.csv"))
+    rows = without_silent(arguments.data, rows)
+    rows = without_alike(arguments.data, rows, arguments.made)
+    with arguments.out.open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.DictWriter(lines, ["file", "label", "split", "package", "start_s", "end_s"])
+        writer.writeheader()
+        writer.writerows(rows)
+    print(f"{len(rows)} clips of {len({package for package, _ in found})} packages\n")
+    print(counts_table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Files embedded by the workers of a Ray cluster on this machine: the same output as without Ray."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+import m2d_hub
+from m2d_hub.cli import main as cli
+
+pytest.importorskip("ray", reason="needs m2d-hub[ray]")
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A cluster of two processors, as small as Ray makes them."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+        yield
+        ray.shutdown()
+
+
+def test_ray_writes_what_the_local_engine_writes_and_goes_on(cluster, tiny, clips, tmp_path):
+    tiny.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "broken.wav").write_text("no audio")
+    paths = [*sorted(clips.glob("*.wav")), tmp_path / "broken.wav"]
+
+    def embed(files, out, *options, status=3):
+        settings = ["--model", tmp_path / "tiny", "--batch-size", 2, "--device", "cpu", "--json"]
+        arguments = ["embed", *files, "--out", tmp_path / out, *settings, *options]
+        result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+        assert result.exit_code == status, result.output
+        answer = json.loads(result.stdout.splitlines()[-1])
+        return answer["embedded"], answer["already_there"], answer["failed"]
+
+    local = embed(paths, "local.npz")
+    assert local == (len(paths) - 1, 0, 1)
+    embed(paths[:1], "ray.npz", status=0)
+    assert embed(paths, "ray.npz", "--engine", "ray", "--workers", 2) == (len(paths) - 2, 1, 1)
+    with np.load(tmp_path / "local.npz") as expected, np.load(tmp_path / "ray.npz") as found:
+        assert found["file"].tolist() == expected["file"].tolist()
+        np.testing.assert_allclose(found["embedding"], expected["embedding"], atol=1e-5)
+    errors = [(tmp_path / f"{name}.npz.errors.csv").read_text() for name in ("local", "ray")]
+    assert errors[0] == errors[1]
+
+
+def test_a_wrong_model_is_told_before_a_worker_starts(tmp_path, clips):
+    from m2d_hub.corpus.ray_engine import RayEngine
+
+    with pytest.raises(m2d_hub.M2DError, match="nowhere"):
+        m2d_hub.embed_files(clips, tmp_path / "out.npz", model=tmp_path / "nowhere", engine=RayEngine())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_actor_embeds_rows_of_a_data_set(cluster, tiny, clips, tmp_path):
+    import ray
+
+    from m2d_hub.clients.ray import EmbedAudio
+
+    tiny.save_pretrained(tmp_path)
+    paths = [str(path) for path in sorted(clips.glob("*.flac"))]
+    rows = ray.data.from_items([{"path": path} for path in paths])
+    mapped = rows.map_batches(
+        EmbedAudio, fn_constructor_kwargs={"name": str(tmp_path), "device": "cpu"}, concurrency=1
+    )
+    found = {row["path"]: row["embedding"] for row in mapped.take_all()}
+    for path in paths:
+        np.testing.assert_allclose(found[path], tiny.encode_clip(path)[0].numpy(), atol=1e-5)

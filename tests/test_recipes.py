@@ -1,0 +1,117 @@
+"""The tables of recipes/m2d-mini: what users are told of the tags' training data holds."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import torchaudio
+
+from m2d_hub import load_model
+from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+
+RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "m2d-mini"
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """Scripts of the recipe import each other by their names, as when one of them is run."""
+    monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
+
+
+def read(name):
+    with (RECIPE / name).open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_tags_are_thirty_to_sixty_classes_of_audioset_and_hold_their_parents(recipe):
+    import tags
+
+    rules = [rule.labels for rule in tags.read_rules(RECIPE / "tags.csv") if rule.labels]
+    labels = {label for own in rules for label in tags.with_parents(own)} - {tags.NONE}
+    assert labels <= set(AUDIOSET_LABELS)
+    assert 30 <= len(labels) <= 60
+    assert tags.with_parents(("Helicopter",)) == ("Helicopter", "Aircraft", "Vehicle")
+
+
+def test_packages_of_tags_are_free_and_never_those_that_models_are_judged_on(recipe):
+    import package_table
+
+    packages = read("tag_packages.csv")
+    assert len({row["package"] for row in packages}) == len(packages)
+    assert {row["split"] for row in packages} == {"train", "valid", "test"}
+    assert all(row["licences"] for row in packages)
+    assert not {row["source"] for row in packages} & set(package_table.HELD_OUT)
+
+
+def test_a_clip_is_what_the_first_row_says_and_long_ones_are_listed_in_parts(recipe, tmp_path):
+    import tags
+
+    table = tmp_path / "tags.csv"
+    table.write_text("package,path,labels\ngame,/dog_house,\ngame,/dog,Dog\n*,.,-\n", encoding="utf-8")
+    clips = [
+        tags.Clip("a.flac", "game", "/DOG_1", 2.0),
+        tags.Clip("b.flac", "game", "/dog_house", 2.0),
+        tags.Clip("c.flac", "other", "/dog", 60.0),
+    ]
+    found = tags.labelled(iter(clips), tags.read_rules(table))
+    rows = tags.list_rows(found, {"game": "train", "other": "test"})
+    assert [(row["file"], row["label"], row["split"]) for row in rows[:2]] == [
+        ("a.flac", "Dog;Animal", "train"),
+        ("c.flac", tags.NONE, "test"),
+    ]
+    assert [(row["start_s"], row["end_s"]) for row in rows] == [
+        ("", ""),
+        ("8.33", "18.33"),
+        ("25.00", "35.00"),
+        ("41.67", "51.67"),
+    ]
+
+
+def test_a_recording_is_known_again_when_it_is_quieter_later_and_re_encoded(recipe, tmp_path):
+    from alike import SAMPLE_RATE, alike
+
+    data = RECIPE.parents[1] / "tests" / "data"
+    files = {}
+    for name in ("bang_explosion.ogg", "birds_1.ogg", "water_river.mp3"):
+        waveform, rate = soundfile.read(data / name, dtype="float32", always_2d=True)
+        resampled = torchaudio.functional.resample(torch.from_numpy(waveform[:, 0]), rate, SAMPLE_RATE)
+        files[name] = tmp_path / f"{name}.flac"
+        soundfile.write(files[name], resampled.numpy(), SAMPLE_RATE)
+    again = tmp_path / "again.ogg"
+    later = np.concatenate([np.zeros(1234), 0.3 * soundfile.read(files["bang_explosion.ogg"])[0]])
+    soundfile.write(again, later, SAMPLE_RATE)
+    assert alike(list(files.values()), [again]) == {0}
+
+
+def test_calibration_finds_what_the_scores_were_drawn_by_and_lends_it_to_classes_without_clips(recipe):
+    from tagger import fit_platt
+
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(4000, 3, generator=generator)
+    truth = (0.5 * logits - 1.0).sigmoid()
+    targets = torch.bernoulli(truth, generator=generator)
+    targets[:, 2] = 0.0
+    factor, offset = fit_platt(logits, targets)
+    assert factor.tolist() == pytest.approx([0.5] * 3, abs=0.05)
+    assert offset.tolist() == pytest.approx([-1.0] * 3, abs=0.1)
+
+
+def test_the_released_head_has_calibrated_logits_of_the_kept_classes(recipe, tmp_path):
+    from tagger import NAME, calibrated, save
+
+    model = load_model("m2d-mini", device="cpu")
+    model.set_head(3, activation="sigmoid", labels=("Dog", "none of these", "Bell"))
+    torch.nn.init.normal_(model.required_head().linear.weight, std=0.1)
+    audio = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0))
+    before = model.eval().classify_waveform(audio)[:, [0, 2]]
+    factor, offset = torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0])
+    save(calibrated(model, [0, 2], ["Dog", "Bell"], factor, offset), tmp_path / NAME)
+    released = load_model(tmp_path / NAME, device="cpu")
+    assert list(released.labels) == ["Dog", "Bell"]
+    torch.testing.assert_close(
+        released.classify_waveform(audio), before * factor + offset, atol=0.02, rtol=0.01
+    )

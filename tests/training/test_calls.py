@@ -1,0 +1,124 @@
+"""The commands as functions: called by keywords, answering with results; and what importing them loads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+from m2d_training import (
+    FinetuneOptions,
+    OfflineConfig,
+    PretrainConfig,
+    RunOptions,
+    finetune,
+    linear_eval,
+    load_finetune_preset,
+    load_preset,
+    prepare,
+    pretrain,
+)
+
+import m2d_hub
+
+SIZES = {
+    "input_size": (80, 64),
+    "patch_size": (16, 16),
+    "embed_dim": 64,
+    "depth": 1,
+    "predictor_dim": 64,
+    "predictor_depth": 1,
+    "batch_size": 4,
+    "warmup_epochs": 0,
+    "epochs": 1,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    monkeypatch.setattr("m2d_training.evaluation.charts._save", lambda *_: None)
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A list of 12 tones in splits."""
+    folder = tmp_path_factory.mktemp("sounds")
+    rows = ["file,label,split"]
+    for index in range(12):
+        soundfile.write(
+            folder / f"{index}.wav", 0.1 * np.sin(np.arange(9000) * 0.03 * (1 + index % 2)), 16_000
+        )
+        rows.append(f"{index}.wav,{'ab'[index % 2]},{('train', 'valid', 'test')[index // 4]}")
+    (folder / "list.csv").write_text("\n".join(rows) + "\n")
+    return folder / "list.csv"
+
+
+def test_each_command_is_a_function_of_keywords(labelled, tmp_path, tiny):
+    tiny.save_pretrained(tmp_path / "tiny")
+    shards = prepare(labelled, out=tmp_path / "shards", num_workers=0, progress=False)
+    assert (shards.clips, shards.out) == (12, tmp_path / "shards")
+    trained = pretrain("m2d-0.7", data=shards.out, out=tmp_path / "run", progress=False, **SIZES)
+    assert trained.steps == 3 and m2d_hub.load_model(trained.model, device="cpu").embed_dim == 64
+    tuned = finetune(
+        "small", model=tmp_path / "tiny", data=labelled, out=tmp_path / "tuned", epochs=1, min_steps=0,
+        batch_size=4, try_linear=False,
+    )  # fmt: skip
+    assert tuned.metric == "accuracy" and tuned.model == tmp_path / "tuned" / "export"
+    judged = linear_eval(model=tmp_path / "tiny", data=labelled, out=tmp_path / "eval", seeds=[1])
+    assert 0 <= judged.interval.low <= judged.interval.value <= judged.interval.high <= 1
+
+
+def test_a_preset_brings_its_own_start_unless_another_is_named(labelled, tmp_path):
+    with pytest.raises(m2d_hub.M2DError, match="no-such-model"):
+        pretrain("m2d-x-icbhi2017", data=labelled, out=tmp_path, start="no-such-model")
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_options_in_one_object_are_taken_too(labelled, tmp_path, tiny):
+    tiny.save_pretrained(tmp_path / "tiny")
+    config = PretrainConfig(**SIZES)
+    result = pretrain(config, RunOptions("mine", data=str(labelled), out=tmp_path / "run", progress=False))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["preset"] == "mine"
+    assert result.out == tmp_path / "run"
+    options = FinetuneOptions("small", str(tmp_path / "tiny"), str(labelled), tmp_path / "tuned")
+    quick = {"epochs": 1, "min_steps": 0, "batch_size": 4, "try_linear": False}
+    assert finetune(load_finetune_preset("small"), options, **quick).out == tmp_path / "tuned"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: pretrain("m2d-0.7", data="x", out="y", epoch=3), "Unknown field 'epoch'. Available: method"),
+        (lambda: finetune("small", model="m", data="x", out="y", epoch=3), "Unknown field 'epoch'"),
+        (lambda: pretrain("m2d-0.7", out="y"), "data must be given"),
+        (lambda: finetune("small"), "model and data and out must be given"),
+        (lambda: prepare("x"), "out must be given"),
+    ],
+)
+def test_calls_that_lack_something_are_refused(call, message):
+    with pytest.raises(m2d_hub.ConfigError, match=message):
+        call()
+
+
+@pytest.mark.parametrize("preset", ["m2d-0.7", "m2d-as", "m2d-clap", "m2d-mini"])
+def test_a_configuration_comes_back_from_json(preset):
+    config = load_preset(preset).config
+    assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_a_configuration_with_an_unknown_field_is_refused():
+    values = PretrainConfig(offline=OfflineConfig(kind="labels", dim=3)).to_dict()
+    with pytest.raises(m2d_hub.ConfigError, match="PretrainConfig has no epoch"):
+        PretrainConfig.from_dict({**values, "epoch": 3})
+
+
+@pytest.mark.parametrize(
+    "module", ["m2d_training", "m2d_training.cli.main", "m2d_hub.cli", "m2d_hub.cli.main"]
+)
+def test_importing_commands_loads_no_torch(module):
+    code = f"import sys, {module}; print('torch' in sys.modules)"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "False"
