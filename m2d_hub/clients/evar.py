@@ -94,18 +94,20 @@ class RuntimeM2D(nn.Module):
         Returns:
             Frames (B, T, N_F·D), or a list of them, one a block.
         """
+        layers = list(self._layers(log_mel).unbind(0))
+        return layers if return_layers else layers[-1]
+
+    def _layers(self, log_mel: Tensor) -> Tensor:
+        """Frames of all blocks (L, B, T, N_F·D)."""
         windows = Windows.of(self.backbone.config).cut([log_mel])
         encoded = [self.backbone.layer_frames(window) for _, window in windows]
         if self.flat_features:
             encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
-        layers = list(torch.cat(encoded, dim=2).unbind(0))
-        return layers if return_layers else layers[-1]
+        return torch.cat(encoded, dim=2)
 
     def encode(self, wave: Tensor) -> Tensor:
         """Maps waveforms (B, S) to frames (B, T, N_F·D)."""
-        frames = self.encode_lms(self.to_normalized_spec(wave))
-        assert isinstance(frames, Tensor), "layers were not asked for"
-        return frames
+        return self._layers(self.to_normalized_spec(wave))[-1]
 
     def forward(self, wave: Tensor) -> Tensor:
         """Logits of the head, or frames where there is none."""
