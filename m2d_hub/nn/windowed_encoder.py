@@ -7,6 +7,9 @@ lie behind the clip's end are hidden from attention by a mask, which gives the n
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -39,6 +42,16 @@ class WindowedEncoder(nn.Module):
         self.register_buffer("mel_filters", torch.zeros(frontend.n_mels, num_bins))
         self.encoder = Encoder(encoder)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowedEncoder:
+        """Moves or casts weights; filters are moved only: a spectrogram stays in float32."""
+        filters = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, exact in filters.items():
+            moved = self.get_buffer(name)
+            if moved.dtype is not exact.dtype:
+                setattr(self, name, exact.to(moved.device))
+        return self
+
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encodes a batch of waveforms.
 
@@ -54,7 +67,10 @@ class WindowedEncoder(nn.Module):
         window_frames = self.encoder.config.input_size[1]
         num_frames = lengths // self.frontend_config.hop_samples + 1  # (B,)
         num_windows = _as_size((num_frames.max() + window_frames - 1) // window_frames)
-        log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
+        device_type = waveform.device.type
+        is_cast = torch.is_autocast_enabled(device_type)  # spectrograms are in float32 everywhere
+        with torch.autocast(device_type, enabled=False) if is_cast else contextlib.nullcontext():
+            log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
         frames = torch.arange(num_windows * window_frames, device=waveform.device)
         log_mel = log_mel * (frames < num_frames[:, None])[:, None]
         windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
