@@ -16,7 +16,7 @@ from m2d_hub.pretrained.registry import MODELS, find_model
 from m2d_hub.pretrained.release import fetch
 from m2d_hub.pretrained.repository import PREFIX, fetch_repository
 
-_WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def locate(
