@@ -14,9 +14,10 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.plain_tensors import plain_tensors
-from m2d_hub.pretrained.folder import Checkpoint, load_checkpoint, model_files, read_safetensors
+from m2d_hub.pretrained.folder import Checkpoint, load_checkpoint, model_files
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.tensors import open_safetensors
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 
@@ -152,4 +153,5 @@ def _read(path: Path, sample_rate: int | None) -> Checkpoint:
 
 
 def _has_published_names(path: Path) -> bool:
-    return not any(name.startswith("encoder.") for name in read_safetensors(path)[0])
+    with open_safetensors(path) as file:
+        return not any(name.startswith("encoder.") for name in file.shapes)
