@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m2d_hub.pretrained.folder import Checkpoint, load_checkpoint, model_files, read_safetensors
+from m2d_hub.pretrained.folder import Checkpoint, load_checkpoint, model_files
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.tensors import open_safetensors
 
 
 def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
@@ -31,4 +32,5 @@ def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
 
 
 def _has_published_names(path: Path) -> bool:
-    return not any(name.startswith("encoder.") for name in read_safetensors(path)[0])
+    with open_safetensors(path) as file:
+        return not any(name.startswith("encoder.") for name in file.shapes)
