@@ -6,13 +6,9 @@ Shapes: D features, T frames, L layers.
 from __future__ import annotations
 
 import contextlib
-import csv
 import hashlib
 import json
 import os
-import struct
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -20,15 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import PARSER_ERRORS
 
-# What zipfile, numpy, json, safetensors and pyarrow raise for files that were damaged or made by others.
-_PARSERS = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError),
-    *(MemoryError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, csv.Error, SafetensorError),
-)
 SETTINGS_KEY = "m2d_hub"  # under which every format keeps the settings
 
 
@@ -150,7 +141,7 @@ def reading(path: Path) -> Iterator[None]:
     """Turns whatever a library makes of a file that is not this package's into :func:`foreign_file`."""
     try:
         yield
-    except _PARSERS as error:
+    except PARSER_ERRORS as error:
         raise foreign_file(path) from error
 
 
