@@ -4,6 +4,8 @@
 2. ``hf-hub:org/repo[@revision]`` is a Hugging Face repository.
 3. A string with a separator (``./m2d-0.7``, ``runs/mine/export``, ``~/weights``) is a path.
 4. Any other string is an alias of the table of models; where it is none, a file or folder of that name here.
+5. ``random:`` before any of these means a network of that model's sizes with untrained weights; sizes may
+   follow it too (``random:80x608p16x16``).
 """
 
 from __future__ import annotations
@@ -15,8 +17,10 @@ from m2d_hub.errors import ConfigError, UnknownModelError
 from m2d_hub.pretrained.registry import MODELS, find_model
 from m2d_hub.pretrained.release import fetch
 from m2d_hub.pretrained.repository import PREFIX, fetch_repository
+from m2d_hub.pretrained.untrained import UNTRAINED, told_config, untrained_folder
+from m2d_hub.pretrained.weights import read_weights
 
-_WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def locate(
@@ -45,6 +49,20 @@ def locate(
         CheckpointError: The repository or the release holds no model of this package.
         ConfigError: ``revision`` was given for something else than a repository, or ``name`` is no name.
     """
+    if (word := _untrained_word(name)) is not None:
+        config = told_config(word) if revision is None else None
+        if config is None:
+            config = read_weights(
+                locate(
+                    word,
+                    cache_dir=cache_dir,
+                    revision=revision,
+                    local_files_only=local_files_only,
+                    force_download=force_download,
+                    token=token,
+                )
+            ).config
+        return untrained_folder(canonical_name(name), config, cache_dir=cache_dir)
     if _is_repository(name):
         return fetch_repository(
             os.fspath(name),
@@ -76,7 +94,9 @@ def path_of(name: str | os.PathLike[str]) -> Path | None:
         raise ConfigError(
             f"{name!r} is no name of a model: give a string of list_models(), 'hf-hub:org/repo', or a path."
         )
-    if isinstance(name, str) and (_is_repository(name) or name in MODELS):
+    if isinstance(name, str) and (
+        _is_repository(name) or _untrained_word(name) is not None or name in MODELS
+    ):
         return None
     path = _expanded(Path(name))
     if not isinstance(name, str):
@@ -87,6 +107,8 @@ def path_of(name: str | os.PathLike[str]) -> Path | None:
 
 def canonical_name(name: str | os.PathLike[str]) -> str:
     """The name under which a model is recorded: the alias, the repository, or the absolute path."""
+    if (word := _untrained_word(name)) is not None:
+        return UNTRAINED + (word if told_config(word) else canonical_name(word))
     path = path_of(name)
     return os.fspath(name) if path is None else os.path.abspath(path)
 
@@ -114,3 +136,8 @@ def _exists(path: Path) -> bool:
 
 def _is_repository(name: str | os.PathLike[str]) -> bool:
     return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def _untrained_word(name: str | os.PathLike[str]) -> str | None:
+    """What follows ``random:``; None: the name does not begin so."""
+    return name.removeprefix(UNTRAINED) if isinstance(name, str) and name.startswith(UNTRAINED) else None

@@ -19,10 +19,10 @@ from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
-from m2d_hub.pretrained.folder import read_safetensors
 from m2d_hub.pretrained.published_names import part_of
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
-from m2d_hub.pretrained.tensors import check_finite, read_pickled, reading
+from m2d_hub.pretrained.tensor_file import read_tensors
+from m2d_hub.pretrained.tensors import check_finite, reading
 
 # What training wrappers put before the encoder's names, the longest first.
 _PREFIXES = (
@@ -69,7 +69,7 @@ def read_published(
     name: str | None = None,
     folder_name: str | None = None,
 ) -> Published:
-    """Reads a published ``.pth``, or a ``.safetensors`` file with the published tensor names.
+    """Reads a published ``.pth``, a kept checkpoint of a run, or ``.safetensors`` with the published names.
 
     Args:
         path: The file.
@@ -82,8 +82,7 @@ def read_published(
         ConfigError: Its sample rate is told nowhere, or contradicts ``sample_rate``.
     """
     path = Path(path)
-    is_safetensors = path.suffix == ".safetensors"
-    raw, args = (read_safetensors(path)[0], {}) if is_safetensors else read_pickled(path)
+    raw, args = read_tensors(path)
     sorted_tensors = _sort_tensors(raw, path)
     check_finite(sorted_tensors["encoder"] | sorted_tensors["head"] | sorted_tensors["clap"], path)
     folder_name = folder_name or path.parent.name
@@ -150,10 +149,10 @@ def _infer_config(
         encoder=encoder_config,
         head=head,
         labels=AUDIOSET_LABELS if head and head.num_classes == len(AUDIOSET_LABELS) else None,
-        clap=_clap_config(parts["clap"], folder_name),
-        name=name or folder_name,
-        license=NTT_LICENSE,
-        source=RELEASES,
+        clap=_clap_config(parts["clap"], args, folder_name),
+        name=name or args.get("run") or folder_name,
+        license=None if "run" in args else NTT_LICENSE,
+        source=None if "run" in args else RELEASES,
     )
 
 
@@ -203,6 +202,7 @@ def _encoder_config(
         in_channels=in_channels,
         embed_dim=embed_dim,
         depth=depth,
+        head_width=int(args.get("head_width") or EncoderConfig.head_width),
         mlp_ratio=encoder["blocks.0.mlp.fc1.weight"].shape[0] // embed_dim,
     )
 
@@ -234,12 +234,12 @@ def _head_config(head: Mapping[str, Tensor], encoder: EncoderConfig, path: Path)
     )
 
 
-def _clap_config(clap: Mapping[str, Tensor], folder_name: str) -> ClapConfig | None:
+def _clap_config(clap: Mapping[str, Tensor], args: Mapping[str, Any], folder_name: str) -> ClapConfig | None:
     if not clap:
         return None
     blocks = {key.split(".")[2] for key in clap if key.startswith("audio_proj.sem_blocks.")}
     letter = re.search(r"p\d+k?p([ABN])", folder_name)
-    text_encoder, pooling = _TEXT_ENCODERS[letter[1] if letter else "A"]
+    text_encoder, pooling = args.get("text") or _TEXT_ENCODERS[letter[1] if letter else "A"]
     values: dict[str, Any] = {"text_projection": "none"}
     if "text_proj.weight" in clap:
         values = {"text_projection": "linear", "text_dim": clap["text_proj.weight"].shape[1]}

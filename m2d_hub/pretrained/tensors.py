@@ -17,6 +17,8 @@ from torch import Tensor
 from m2d_hub.errors import CheckpointError
 from m2d_hub.files import PARSER_ERRORS
 
+RUN_STATE = {"step", "model", "optimizer"}  # what a run's kept checkpoint holds
+RUN_STEP = "step of a run"  # its step, among the settings
 MAX_TENSORS = 20_000  # in a file; the largest release has about 600
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COUNTERS = ("num_batches_tracked", "position_ids")  # ends of names of whole numbers
@@ -82,7 +84,8 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     args: Any = {}
     if isinstance(contents, Mapping) and isinstance(contents.get("model"), Mapping):
-        args = contents.get("args") or {}
+        is_run = contents.keys() == RUN_STATE
+        args = {RUN_STEP: contents["step"]} if is_run else contents.get("args") or {}
         contents = contents["model"]
     if not isinstance(contents, Mapping) or not contents:
         raise CheckpointError(f"{path} holds no tensors; a checkpoint maps tensor names to tensors.")

@@ -12,7 +12,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -51,6 +51,9 @@ from .member import (
 from .model import build_model
 from .presets import load_finetune_preset
 from .resolved import write_or_compare_run
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +227,12 @@ class FinetuneRun:
     """All trainings of a run."""
 
     def __init__(
-        self, config: FinetuneConfig, options: FinetuneOptions, task: Task, accelerator, stop: StopRequests
+        self,
+        config: FinetuneConfig,
+        options: FinetuneOptions,
+        task: Task,
+        accelerator: Accelerator,
+        stop: StopRequests,
     ):
         self.config, self.options, self.task, self.accelerator = config, options, task, accelerator
         self.stop = stop
