@@ -58,7 +58,10 @@ def frames_module(model: M2D) -> FramesModule:
 def windowed_encoder(model: M2D) -> WindowedEncoder:
     """A model's filters and a copy of its encoder in one module; arguments as for :func:`frames_module`."""
     if math.isinf(model.window_s):
-        raise ConfigError("a graph has windows of one length; load the model without window_s=inf.")
+        raise ConfigError(
+            "a graph has windows of one length, but this model takes each clip as one window: give it a "
+            "length in seconds by load_model(..., window_s=...) or model.set_window(...)."
+        )
     if model.is_int8:
         raise ConfigError("a model of dtype='int8' is not exported; load it with the default dtype.")
     with torch.device("meta"):
@@ -98,6 +101,7 @@ def export_onnx(model: M2D, path: str | os.PathLike[str]) -> None:
             dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH), 1: torch.export.Dim(SAMPLES)}},
             verbose=False,
         )
-    assert program is not None, "dynamo export gives a program"
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program, though dynamo=True was asked for.")
     with replacing(Path(path)) as partial:
         program.save(str(partial), external_data=False)

@@ -29,16 +29,17 @@ from m2d_hub.inference import (
     split_windows,
 )
 from m2d_hub.nn.clap import Clap
-from m2d_hub.nn.encoder import Encoder, tokens_to_frames
+from m2d_hub.nn.encoder import Encoder
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
+from m2d_hub.nn.int8_linear import Int8Linear
 from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.model_card import Metrics, check_right_to_publish, model_card
 from m2d_hub.pretrained.repository import PREFIX
 from m2d_hub.results import Frames, Tag
-from m2d_hub.windows import count_tokens, plan_windows, timestamps_s
+from m2d_hub.windows import Windows
 
 
 class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio", "audio-embeddings", "m2d"]):
@@ -86,12 +87,16 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     @property
     def frame_hop_s(self) -> float:
         """Seconds between the frames that ``encode_frames`` gives."""
-        return self.config.encoder.patch_size[1] * self._hop_s
+        return self.config.encoder.patch_size[1] * self.config.frontend.hop_s
 
     @property
     def window_s(self) -> float:
         """Seconds that the encoder sees at once; infinity where each clip is one window."""
-        return math.inf if self.config.own_length_windows else self.config.encoder.input_size[1] * self._hop_s
+        return (
+            math.inf
+            if self.config.own_length_windows
+            else self.config.encoder.input_size[1] * self.config.frontend.hop_s
+        )
 
     @property
     def labels(self) -> list[str] | None:
@@ -106,17 +111,13 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
     @property
     def is_int8(self) -> bool:
         """Whether the weights are rounded to 8 bits."""
-        return any(buffer.dtype is torch.int8 for buffer in self.encoder.buffers())
+        return any(isinstance(module, Int8Linear) for module in self.encoder.modules())
 
     @property
-    def _hop_s(self) -> float:
-        return self.config.frontend.hop_samples / self.config.frontend.sample_rate
-
-    @property
-    def _window(self) -> tuple[int | None, int]:
-        """Frames of a window (None: each clip's own length) and of a token."""
-        encoder = self.config.encoder
-        return None if self.config.own_length_windows else encoder.input_size[1], encoder.patch_size[1]
+    def windows(self) -> Windows:
+        """How a clip's spectrogram is cut into what the encoder sees at once."""
+        windows = Windows.of(self.config.encoder)
+        return replace(windows, window_frames=None) if self.config.own_length_windows else windows
 
     def set_window(self, window_s: float) -> None:
         """Changes how much the encoder sees at once (paper, section III-A2).
@@ -133,7 +134,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         if math.isinf(window_s):
             self.config = replace(self.config, own_length_windows=True)
             return
-        frames = round(window_s / self._hop_s)
+        frames = round(window_s / self.config.frontend.hop_s)
         if frames < self.config.encoder.patch_size[1]:
             raise ConfigError(
                 f"window_s={window_s} is shorter than one token of {self.frame_hop_s:g} s; give at least "
@@ -168,9 +169,9 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             AudioError: A shape, type or length is not as above.
         """
         samples = check_lengths(waveform, lengths)
-        windows = split_windows(waveform, samples, self.frontend, *self._window)
+        windows = split_windows(waveform, samples, self.frontend, self.windows)
         store = FrameStore(len(samples), self._expected_tokens(max(samples)))
-        for batch in encode_batched(windows, self._encode_frames, batch_size=len(windows)):
+        for batch in encode_batched(windows, self.encoder.frames, batch_size=len(windows)):
             store.put(batch)
         return self._frames(store)
 
@@ -208,7 +209,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         clips = self._open(audio, sample_rate, batch_size)
         means = ClipMeans(len(clips))
-        for batch in self._encode_clips(clips, self._encode_frames, batch_size, progress):
+        for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
             means.put(batch)
         return means.means()
 
@@ -221,7 +222,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Returns:
             Frames with features (B, T, N_F·D) float32.
         """
-        return self._encode_to_frames(audio, self._encode_frames, sample_rate, batch_size, progress)
+        return self._encode_to_frames(audio, self.encoder.frames, sample_rate, batch_size, progress)
 
     @torch.no_grad()
     def encode_layers(
@@ -232,7 +233,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Returns:
             Frames with features (L, B, T, N_F·D) float32.
         """
-        return self._encode_to_frames(audio, self._encode_layers, sample_rate, batch_size, progress)
+        return self._encode_to_frames(audio, self.encoder.layer_frames, sample_rate, batch_size, progress)
 
     @torch.no_grad()
     def encode_tokens(
@@ -246,11 +247,9 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
         num_freq = self.config.encoder.grid[0]
-        own_length = self.config.own_length_windows
-        window_tokens = frames.features.shape[1] if own_length else self.config.encoder.grid[1]
 
         def by_window(values: Tensor, pattern: str) -> Tensor:
-            parts = values.split(window_tokens, dim=1)
+            parts = values.split(self.windows.window_tokens, dim=1)
             return torch.cat([rearrange(part, pattern, f=num_freq) for part in parts], dim=1)
 
         per_token = frames.timestamps_s[None, :, None].expand(-1, -1, num_freq)
@@ -415,7 +414,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         with torch.inference_mode(mode=False), torch.device("meta"):
             model = cls(checkpoint.config)
-        text_encoder = None if model.clap is None else "clap.text_encoder."
+        text_encoder = None if model.clap is None else f"clap.{Clap.OPTIONAL_PREFIX}"
         assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
         return model.eval()
 
@@ -480,23 +479,17 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         self, clips: list[Clip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
         shown = tqdm(clips, unit="clip", disable=not progress)
-        windows = read_windows(shown, self.frontend, *self._window, self.device)
+        windows = read_windows(shown, self.frontend, self.windows, self.device)
         return encode_batched(windows, encode, batch_size)
 
-    def _encode_frames(self, log_mel: Tensor) -> Tensor:
-        tokens = self.encoder.encode(self.encoder.embed(log_mel))[:, 1:]
-        return tokens_to_frames(tokens, self.config.encoder.grid[0])
-
-    def _encode_layers(self, log_mel: Tensor) -> Tensor:
-        tokens = self.encoder.encode_layers(self.encoder.embed(log_mel))[:, :, 1:]
-        return tokens_to_frames(tokens, self.config.encoder.grid[0])
-
     def _expected_tokens(self, num_samples: int) -> int:
-        return count_tokens(plan_windows(self.frontend.num_frames(num_samples), *self._window))
+        return self.windows.count(self.frontend.num_frames(num_samples))
 
     def _frames(self, store: FrameStore) -> Frames:
         features, mask = store.features_and_mask()
-        return Frames(features, mask, timestamps_s(features.shape[-2], *self._window, self._hop_s))
+        return Frames(
+            features, mask, self.windows.timestamps_s(features.shape[-2], self.config.frontend.hop_s)
+        )
 
     def _head_input(self, clip: Tensor) -> Tensor:
         """Clip features (B, N_F·D) as the head takes them: unchanged, or the mean over all tokens (B, D)."""

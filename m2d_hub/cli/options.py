@@ -58,7 +58,9 @@ class Seconds(click.ParamType):
 
 def model_option(default: str | None = None) -> Any:
     """``--model`` with a default, or to be given."""
-    help_text = "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo."
+    help_text = (
+        "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo; random:NAME is untrained."
+    )
     given = {"required": True} if default is None else {"default": default, "show_default": True}
     return click.option("--model", metavar="NAME", help=help_text, **given)
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.nn.encoder import tokens_to_frames
+from m2d_hub.nn.encoder import frames_to_tokens
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
+from m2d_hub.windows import Windows
 
 
 class RuntimeM2D(nn.Module):
@@ -93,30 +94,22 @@ class RuntimeM2D(nn.Module):
         Returns:
             Frames (B, T, N_F·D), or a list of them, one a block.
         """
-        window_frames, patch_frames = self.backbone.config.input_size[1], self.backbone.config.patch_size[1]
-        encoded = []
-        for window in log_mel.split(window_frames, dim=-1):
-            rest = -window.shape[-1] % patch_frames
-            whole = window if window.shape[-1] == window_frames else nn.functional.pad(window, (0, rest))
-            encoded.append(self.backbone.encode_layers(self.backbone.embed(whole))[:, :, 1:])
-        layers = [
-            torch.cat([self._frames(part[index]) for part in encoded], dim=1)
-            for index in range(len(encoded[0]))
-        ]
+        layers = list(self._layers(log_mel).unbind(0))
         return layers if return_layers else layers[-1]
+
+    def _layers(self, log_mel: Tensor) -> Tensor:
+        """Frames of all blocks (L, B, T, N_F·D)."""
+        windows = Windows.of(self.backbone.config).cut([log_mel])
+        encoded = [self.backbone.layer_frames(window) for _, window in windows]
+        if self.flat_features:
+            encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
+        return torch.cat(encoded, dim=2)
 
     def encode(self, wave: Tensor) -> Tensor:
         """Maps waveforms (B, S) to frames (B, T, N_F·D)."""
-        frames = self.encode_lms(self.to_normalized_spec(wave))
-        assert isinstance(frames, Tensor), "layers were not asked for"
-        return frames
+        return self._layers(self.to_normalized_spec(wave))[-1]
 
     def forward(self, wave: Tensor) -> Tensor:
         """Logits of the head, or frames where there is none."""
         frames = self.encode(wave)
         return frames if self.head is None else self.head(frames.mean(dim=1))
-
-    def _frames(self, tokens: Tensor) -> Tensor:
-        if self.flat_features:
-            return tokens
-        return tokens_to_frames(tokens, self.backbone.config.grid[0])

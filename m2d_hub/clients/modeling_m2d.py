@@ -107,6 +107,7 @@ class M2DPreTrainedModel(PreTrainedModel):
     base_model_prefix = "m2d"
     main_input_name = "input_values"
     input_modalities = ("audio",)
+    _keep_in_fp32_modules_strict = {"stft_filters", "mel_filters"}  # noqa: RUF012
     _no_split_modules = ["Block"]  # noqa: RUF012
     _supports_sdpa = True
 

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from m2d_hub.config import ClapConfig
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.encoder import Block
-from m2d_hub.nn.packed_linear import Linear
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
 from m2d_hub.plain_tensors import plain_tensors
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
-_TEXT_PREFIX = "text_encoder."  # of a text encoder's weights inside a checkpoint
 
 
 class SemanticProjection(nn.Module):
@@ -48,6 +46,8 @@ class Clap(nn.Module):
     A text encoder inside a checkpoint is kept as it came (``text_encoder.…`` of the state dict) and is built
     when text is first encoded.
     """
+
+    OPTIONAL_PREFIX = "text_encoder."  # of a text encoder's weights, which a state dict may have or not
 
     def __init__(self, config: ClapConfig, embed_dim: int):
         """Builds the projections with fresh weights.
@@ -123,15 +123,18 @@ class Clap(nn.Module):
         return self._text_encoder
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        text_prefix = prefix + _TEXT_PREFIX
+        text_prefix = prefix + self.OPTIONAL_PREFIX
         text = {key: value for key, value in state_dict.items() if key.startswith(text_prefix)}
+        if text or self._text_tensors:
+            self._text_encoder = None  # made of other weights than those that are loaded
         self._text_tensors = {key.removeprefix(text_prefix): value.detach() for key, value in text.items()}
         own = {key: value for key, value in state_dict.items() if key not in text}
         super()._load_from_state_dict(own, prefix, *args)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update({prefix + _TEXT_PREFIX + key: value for key, value in self._text_tensors.items()})
+        text_prefix = prefix + self.OPTIONAL_PREFIX
+        destination.update({text_prefix + key: value for key, value in self._text_tensors.items()})
 
 
 def _audio_projection(config: ClapConfig, embed_dim: int) -> nn.Module:
@@ -147,7 +150,7 @@ def _audio_projection(config: ClapConfig, embed_dim: int) -> nn.Module:
 
 def _text_projection(config: ClapConfig) -> nn.Module:
     if config.text_projection == "linear":
-        return Linear(config.text_dim, config.dim)
+        return nn.Linear(config.text_dim, config.dim)
     if config.text_projection == "mlp":
         return _two_layers(config.text_dim, config.text_hidden_dim, config.dim)
     if config.dim != config.text_dim:
@@ -159,4 +162,4 @@ def _text_projection(config: ClapConfig) -> nn.Module:
 
 
 def _two_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(Linear(in_dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, out_dim))
+    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))

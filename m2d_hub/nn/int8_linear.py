@@ -7,24 +7,27 @@ its batch, as it would with one scale for the whole tensor.
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.encoder import Encoder
-from m2d_hub.nn.packed_linear import Linear
 
 # Products of a 7-bit and an 8-bit number can be added in pairs within 16 bits, as AVX2 adds them.
 TOKEN_LEVELS, TOKEN_ZERO_POINT = 63, 64
 WEIGHT_LEVELS = 127
+_STATE = ("weight", "weight_scale")
 
 
 class Int8Linear(nn.Module):
-    """A linear layer with 8-bit weights and 7-bit tokens, for inference."""
+    """A linear layer with 8-bit weights and 7-bit tokens, for inference.
 
-    weight: Tensor
-    weight_scale: Tensor
+    The weights are kept as the product takes them and nowhere else, so that no copy can be out of date; a
+    state dict holds them as ``weight`` and ``weight_scale``.
+    """
+
     bias: Tensor | None
 
     def __init__(self, linear: nn.Linear):
@@ -32,40 +35,67 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
-        self.register_buffer("weight", (weight / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("weight_scale", scale)
+        self._product = _arranged((weight / scale[:, None]).round().to(torch.int8), scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
-        self._packed: torch.ScriptObject | None = None
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps features (..., in_features) to (..., out_features)."""
+        """Maps features (..., in_features) to (..., out_features), of the features' type.
+
+        Raises:
+            ConfigError: The features are on another device than the CPU.
+        """
+        if features.device.type != "cpu":
+            raise ConfigError(
+                f"8-bit weights run on the CPU only, but the model's input is on {features.device}; load the "
+                "model with another dtype for that device."
+            )
         tokens = features.reshape(-1, self.in_features).float()
         peak = torch.maximum(tokens.amax(dim=1, keepdim=True), tokens.amin(dim=1, keepdim=True).neg())
         token_scale = peak.clamp_min(1e-12) / TOKEN_LEVELS
-        products = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
-            tokens / token_scale, 1.0, TOKEN_ZERO_POINT, self._pack()
+        projected = token_scale * torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32(
+            tokens / token_scale, 1.0, TOKEN_ZERO_POINT, self._product
         )
-        projected = (
-            products * token_scale if self.bias is None else torch.addcmul(self.bias, products, token_scale)
-        )
-        return projected.view(*features.shape[:-1], self.out_features)
+        if self.bias is not None:
+            projected += self.bias
+        return projected.to(features.dtype).view(*features.shape[:-1], self.out_features)
 
-    def _pack(self) -> torch.ScriptObject:
-        if self._packed is None:
-            with warnings.catch_warnings():
-                # torch announces that quantised tensors will go; pyproject bounds torch below that.
-                warnings.filterwarnings("ignore", category=UserWarning)
-                weight = torch._make_per_channel_quantized_tensor(
-                    self.weight,
-                    self.weight_scale.double(),
-                    torch.zeros(self.out_features, dtype=torch.int64),
-                    0,
-                )
-                self._packed = torch.ops.quantized.linear_prepack(weight, None)
-        return self._packed
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """Copies of the 8-bit weights (out_features, in_features) and of their scales (out_features,)."""
+        weight = torch.ops.quantized.linear_unpack(self._product)[0]
+        return weight.int_repr(), weight.q_per_channel_scales().float()
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update(zip((prefix + name for name in _STATE), self.weights(), strict=True))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        own = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE}
+        missing_keys, error_messages = args[2], args[4]
+        super()._load_from_state_dict(own, prefix, *args)
+        missing = [prefix + name for name in _STATE if prefix + name not in state_dict]
+        missing_keys += missing
+        if not missing:
+            weight, scale = (state_dict[prefix + name] for name in _STATE)
+            if weight.shape == (self.out_features, self.in_features) and weight.dtype is torch.int8:
+                self._product = _arranged(weight, scale)
+            else:
+                error_messages.append(f"{prefix}weight is {weight.dtype} of shape {tuple(weight.shape)}.")
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_packed": None}
+        return {**self.__dict__, "_product": self.weights()}
+
+    def __setstate__(self, state: dict) -> None:
+        super().__setstate__({**state, "_product": _arranged(*state["_product"])})
+
+
+def _arranged(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
+    """Weights (out_features, in_features) and scales (out_features,) as the product takes them."""
+    with warnings.catch_warnings(), torch.device("cpu"):
+        # torch announces that quantised tensors will go; pyproject bounds torch below that.
+        warnings.filterwarnings("ignore", category=UserWarning)
+        no_offset = torch.zeros(len(scale), dtype=torch.int64)
+        quantised = torch._make_per_channel_quantized_tensor(weight, scale.double(), no_offset, 0)
+        return torch.ops.quantized.linear_prepack(quantised, None)
 
 
 def quantize_encoder(encoder: Encoder) -> Encoder:
@@ -81,6 +111,6 @@ def quantize_encoder(encoder: Encoder) -> Encoder:
         )
     for parent in [module for block in encoder.blocks for module in block.modules()]:
         for name, child in list(parent.named_children()):
-            if isinstance(child, Linear):
+            if isinstance(child, nn.Linear):
                 setattr(parent, name, Int8Linear(child))
     return encoder

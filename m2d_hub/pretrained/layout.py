@@ -43,7 +43,7 @@ def check_published(published: Published, info: ModelInfo, origin: object) -> No
         raise CheckpointError(f"{origin} is not {info.name!r} as published: {'; '.join(wrong)}.")
     with torch.device("meta"):
         model, pretraining = _model(config), _pretraining(published.pretraining, config.encoder)
-    assign_tensors(model, published.tensors, origin, optional="clap.text_encoder.")
+    assign_tensors(model, published.tensors, origin, optional=f"clap.{Clap.OPTIONAL_PREFIX}")
     assign_tensors(pretraining, published.pretraining, origin)
 
 

@@ -135,7 +135,9 @@ def _facts(config: ModelConfig) -> dict[str, str]:
     encoder, hop_s = config.encoder, config.frontend.hop_s
     facts = {
         "Sample rate": f"{config.frontend.sample_rate} Hz",
-        "Window": f"{encoder.input_size[1] * hop_s:.2f} s",
+        "Window": "each clip's own length"
+        if config.own_length_windows
+        else f"{encoder.input_size[1] * hop_s:.2f} s",
         "Frames": f"one each {encoder.patch_size[1] * hop_s * 1000:g} ms, {encoder.frame_dim} features",
         "Encoder": f"{encoder.depth} blocks, {encoder.embed_dim} wide, patches of "
         f"{encoder.patch_size[0]}x{encoder.patch_size[1]} (mels x frames)",

@@ -283,20 +283,6 @@ def test_models_can_be_copied_and_pickled_after_use(tiny):
         assert torch.equal(copied.encode_clip(RAGGED[:2]), expected)
 
 
-def test_changed_weights_change_the_embedding(tiny):
-    before = tiny.encode_clip(RAGGED[0])
-    optimizer = torch.optim.SGD(tiny.parameters(), lr=1e-3)
-    tiny(torch.from_numpy(RAGGED[0])[None]).features.square().sum().backward()
-    optimizer.step()
-    torch.testing.assert_close(
-        tiny.encode_clip(RAGGED[0])[0],
-        tiny(torch.from_numpy(RAGGED[0])[None]).features[0].mean(0),
-        atol=1e-5,
-        rtol=0,
-    )
-    assert not torch.allclose(before, tiny.encode_clip(RAGGED[0]))
-
-
 def test_missing_and_misshapen_tensors_are_listed(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
     tensors, _ = read_safetensors(tmp_path / "model.safetensors")

@@ -18,6 +18,7 @@ from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import clips_to_score
 from m2d_training.finetuning.loop import TaskObjective, inverse_class_weights
 from m2d_training.finetuning.member import Score
+from m2d_training.finetuning.model import build_model
 from m2d_training.finetuning.optimizer import build_finetune_optimizer, finetune_rate, set_rate
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
@@ -318,6 +319,13 @@ def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
     rates = [set_rate(optimizer, config, step, steps_per_epoch=2) for step in (0, 5, 400)]
     assert rates == pytest.approx([0.0, 0.25, 0.0], abs=1e-9)
     assert type(optimizer).__name__.lower() == name
+
+
+def test_windows_of_each_clips_own_length_give_way_to_one_length(tiny, tmp_path):
+    tiny.set_window(float("inf"))
+    tiny.save_pretrained(tmp_path)
+    model = build_model(str(tmp_path), FinetuneConfig(adjust_positions=False), ("low", "high"), False)
+    assert model.window_s == pytest.approx(2.08)
 
 
 def test_the_cosine_runs_from_the_first_epoch_on():

@@ -47,8 +47,7 @@ def save_linear_model(
     weight, bias = _mean_layer(fits)  # on features as they come
     activation = "sigmoid" if labelled.is_multi_label else "softmax"
     model.set_head(len(labelled.labels), features="frames", activation=activation, labels=labelled.labels)
-    head = model.head
-    assert head is not None
+    head = model.required_head()
     head.norm.running_mean = mean.to(head.linear.weight)
     head.norm.running_var = var.to(head.linear.weight)
     with torch.no_grad():

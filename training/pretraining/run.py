@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.left_out import LeftOutLog, NamedLeftOut
-from ..data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
+from ..data.sampling import EpochPlan, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
 from ..runs.devices import build_accelerator
@@ -27,7 +26,7 @@ from ..runs.settings import require_given, with_fields
 from ..runs.state import gather_weights, require_finite
 from ..runs.stopping import StopRequests, stop_requests
 from .config import PretrainConfig
-from .dataset import Batch, PretrainDataset, build_loader, stack_samples
+from .dataset import Batch, PretrainDataset, build_loader
 from .export import build_model, export_run
 from .inputs import InputBuilder
 from .loop import StepResult, Trainer
@@ -36,11 +35,12 @@ from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
 from .run_data import ResolvedRun, RunOptions, resolve_run
+from .validation import Validation
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_CLIPS = 16  # of one forward pass
-VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _build(data: ResolvedRun) -> Pretrainer:
     return pretrainer
 
 
-def _plan(data: ResolvedRun, accelerator) -> EpochPlan:
+def _plan(data: ResolvedRun, accelerator: Accelerator) -> EpochPlan:
     config, entries = data.config, data.manifest.entries
     plan = EpochPlan(
         list_size=len(entries),
@@ -182,15 +182,14 @@ class Run:
     ):
         self.config, self.options, self.folder = data.config, options, folder
         self.data, self.trainer, self.stop = data, trainer, stop
-        self.valid = (
-            None if data.valid is None else PretrainDataset(data.config, data.valid, None, data.classes)
-        )
+        self.valid = None
+        if data.valid is not None:
+            self.valid = Validation(PretrainDataset(data.config, data.valid, None, data.classes), trainer)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
         self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
-        self._met_in_validation: list[NamedLeftOut] = []
 
     def train(self) -> None:
         """Trains to the last step and exports the model."""
@@ -222,7 +221,7 @@ class Run:
         if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
             metrics |= result.analysis()
         if self.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics |= self._validate(self.valid)
+            metrics |= self.valid.measure()
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
             metrics |= self._linear_eval(self.labelled)
         metrics["skipped"] = self._note_left_out(result.left_out)
@@ -230,8 +229,10 @@ class Run:
 
     def _note_left_out(self, met: list[NamedLeftOut]) -> int:
         """Names clips that could not be read, all processes' together; returns how many there are so far."""
-        new = self.left_out.add(self._gathered([*met, *self._met_in_validation]))
-        self._met_in_validation.clear()
+        if self.valid is not None:
+            met = [*met, *self.valid.left_out]
+            self.valid.left_out.clear()
+        new = self.left_out.add(self._gathered(met))
         for clip in new if self.accelerator.is_main_process else ():
             logger.warning("left out: %s", clip.error)
         return len(self.left_out)
@@ -259,29 +260,6 @@ class Run:
             num_processes=self.accelerator.num_processes,
         )
         return build_loader(dataset, sampler, self.config.num_workers)
-
-    def _validate(self, valid: PretrainDataset) -> dict[str, float]:
-        """Mean loss over the clips of a list of its own, whose crops and masks are always the same."""
-        sums = (math.nan, 0)
-        with beside_training("validation_loss"):
-            sums = self.trainer.sum_losses(self._validation_groups(valid))
-        device = self.accelerator.device
-        total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
-        return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
-
-    def _validation_groups(self, dataset: PretrainDataset) -> Iterator[tuple[Batch, int]]:
-        """Groups of clips of this process, each with how many count; all processes get as many groups.
-
-        Their size is fixed: a contrastive loss depends on it, and the figure must not on batch_size.
-        """
-        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
-        for group in range(rank, math.ceil(groups / processes) * processes, processes):
-            first = group % groups * VALIDATION_CLIPS
-            places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
-            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
-            self._met_in_validation += batch.left_out
-            yield batch, len(places) if group < groups else 0
 
     def _linear_eval(self, labelled: LabelledList) -> dict[str, float]:
         """Score of frozen features; the first process computes it."""
