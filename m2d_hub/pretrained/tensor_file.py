@@ -6,21 +6,17 @@ A run keeps ``RUN/checkpoints/step-….pt`` with the whole pre-training model un
 
 from __future__ import annotations
 
-import argparse
 import json
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError
 from m2d_hub.pretrained.folder import CONFIG_FILE, read_safetensors
 from m2d_hub.pretrained.published_names import published_state
-
-_RUN_STATE = {"step", "model", "optimizer"}  # what a run's checkpoint holds
+from m2d_hub.pretrained.tensors import RUN_STEP, read_pickled
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -29,44 +25,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: The file is not there, unsafe, damaged, or holds something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.")
     if path.suffix == ".safetensors":
         return read_safetensors(path)[0], {}
-    contents = _unpickle(path)
-    args: Any = {}
-    if isinstance(contents, Mapping) and isinstance(contents.get("model"), Mapping):
-        if contents.keys() == _RUN_STATE:
-            return _of_run(path, contents["step"], contents["model"])
-        args = contents.get("args") or {}
-        contents = contents["model"]
-    if not isinstance(contents, Mapping) or not contents:
-        raise CheckpointError(f"{path} holds no tensors; a checkpoint maps tensor names to tensors.")
-    not_tensors = [key for key, value in contents.items() if not isinstance(value, Tensor)]
-    if not_tensors:
-        raise CheckpointError(f"{path} is not a checkpoint: {not_tensors[:5]} are no tensors.")
-    return dict(contents), vars(args) if isinstance(args, argparse.Namespace) else dict(args)
-
-
-def _unpickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} was not loaded: it holds more than tensors and plain settings, and unpickling it could "
-            f"run code ({reason}). Fetch the file from its publisher again."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a PyTorch file ({error}); fetch it again."
-        ) from error
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
+    tensors, settings = read_pickled(path)
+    return _of_run(path, settings[RUN_STEP], tensors) if RUN_STEP in settings else (tensors, settings)
 
 
 def _of_run(path: Path, step: int, model: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:

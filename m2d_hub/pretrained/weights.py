@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from m2d_hub.errors import CheckpointError
-from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
+from m2d_hub.pretrained.folder import Checkpoint, load_checkpoint, model_files
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.tensors import open_safetensors
 
 
 def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
@@ -21,16 +21,10 @@ def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
         CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
         ConfigError: The sample rate is told nowhere.
     """
-    if path.is_dir():
-        if (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file():
-            return load_checkpoint(path)
-        files = sorted(path.glob("*.pth"))
-        if len(files) != 1:
-            raise CheckpointError(
-                f"{path} holds neither {WEIGHTS_FILE} with {CONFIG_FILE} nor exactly one .pth file, but "
-                f"{', '.join(file.name for file in files) or 'none of these'}; name the file to load."
-            )
-        path = files[0]
+    weights, *config = model_files(path)
+    if config and weights.parent == path:
+        return load_checkpoint(path)
+    path = weights
     if path.suffix == ".safetensors" and not _has_published_names(path):
         return load_checkpoint(path)
     published = read_published(path, sample_rate=sample_rate)
@@ -38,4 +32,5 @@ def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
 
 
 def _has_published_names(path: Path) -> bool:
-    return not any(name.startswith("encoder.") for name in read_safetensors(path)[0])
+    with open_safetensors(path) as file:
+        return not any(name.startswith("encoder.") for name in file.shapes)

@@ -85,6 +85,29 @@ def test_evar_finetunes_through_a_fresh_head(folder):
     assert runtime.backbone.patch_embed.proj.weight.grad is None
 
 
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("features", ["frames", "tokens"])
+def test_evar_gives_the_logits_of_the_model_whatever_its_head_takes(tiny, tmp_path, features, flat):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    tiny.set_head(3, features=features)
+    torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    tiny.eval().save_pretrained(tmp_path)
+    runtime = RuntimeM2D(weight_file=tmp_path, flat_features=flat).eval()
+    wave = noise(2, 50_000)
+    close(runtime(wave).detach(), tiny.classify_waveform(wave).detach())
+
+
+def test_s3prl_takes_each_clip_as_one_window_where_the_model_does(tiny, tmp_path):
+    from m2d_hub.clients.s3prl import UpstreamExpert
+
+    tiny.set_window(float("inf"))
+    tiny.save_pretrained(tmp_path)
+    wave = noise(1, 50_000)
+    states = UpstreamExpert(ckpt=tmp_path)([wave[0]])["hidden_states"]
+    close(torch.stack(states).detach(), tiny.encode_layers(wave).features)
+
+
 def test_evar_tokens_stay_flat_on_request(folder):
     from m2d_hub.clients.evar import RuntimeM2D
 

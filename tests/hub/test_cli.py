@@ -478,6 +478,44 @@ def test_tag_answers_programs_in_json_and_goes_past_unreadable_files(tagger, tmp
     assert "bad.wav cannot be read as audio" in result.stderr
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_names_beyond_the_encoding_of_a_pipe_are_escaped(as_json, tagger, tmp_path):
+    write_noise(tmp_path / "犬é.wav")
+    command = [CONSOLE_SCRIPT, "tag", tmp_path / "犬é.wav", "--model", tagger, "--device", "cpu", *as_json]
+    environment = {**ONE_THREAD, "PYTHONIOENCODING": "cp1252"}
+    answer = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode("cp1252")
+    if as_json:
+        assert json.loads(answer)[0]["file"].endswith("犬é.wav")
+    else:
+        assert "\\u72acé.wav" in answer
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("command", ["embed", "tag"])
+def test_a_closed_error_stream_stops_nothing(command, tagger, tmp_path):
+    write_noise(tmp_path / "a.wav")
+    out = f"--out {tmp_path}/x.npz" if command == "embed" else ""
+    line = f"{CONSOLE_SCRIPT} {command} {tmp_path}/a.wav --model {tagger} --device cpu {out} 2>&-"
+    subprocess.run(line, shell=True, check=True, env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    assert command == "tag" or (tmp_path / "x.npz").is_file()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_file_that_does_not_fit_memory_stops_itself_only(error, tiny, tmp_path, monkeypatch):
+    files = [write_noise(tmp_path / f"{name}.wav", index) for index, name in enumerate("abc")]
+    encode = embedding._encode
+
+    def limited(model, batch, *rest):
+        if any(source.path == files[1] for source in batch):
+            raise error
+        return encode(model, batch, *rest)
+
+    monkeypatch.setattr(embedding, "_encode", limited)
+    embed(*files, "--out", tmp_path / "out.npz", model=tiny, status=3)
+    assert len(read_clips(tmp_path / "out.npz")) == 2
+    assert "too long for this machine's memory" in (tmp_path / "out.npz.errors.csv").read_text()
+
+
 def test_tag_without_a_head_says_which_weights_have_one(tiny):
     result = run("tag", CLIPS[1], "--model", tiny, status=1)
     assert result.output.startswith("Error: ") and "has no classification head" in result.output

@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
-from m2d_training.finetuning.resolved import weights_sha256
 from m2d_training.pretraining.start import start_weights
 
 import m2d_hub
+from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 from m2d_hub.pretrained.registry import MODELS
 from m2d_hub.pretrained.untrained import told_config
@@ -50,7 +50,7 @@ def test_they_are_the_same_anywhere_and_the_callers_draws_go_on(own, tmp_path):
 
 def test_it_can_be_a_start_and_has_a_hash_as_any_model(own):
     assert start_weights(f"random:{own}")["cls_token"].shape == (1, 1, 64)
-    assert weights_sha256(f"random:{own}") == weights_sha256(locate(f"random:{own}")) != weights_sha256(own)
+    assert sha256_of_model(locate(f"random:{own}")) != sha256_of_model(own)
 
 
 def test_the_packaged_model_and_a_published_file_have_theirs(own, publish):

@@ -11,11 +11,12 @@ import soundfile
 import torch
 from click.testing import CliRunner
 from m2d_training import linear_eval, pretrain
-from m2d_training.finetuning.resolved import weights_sha256
 from m2d_training.pretraining.start import start_weights
 
 import m2d_hub
 from m2d_hub.cli.main import main as hub
+from m2d_hub.pretrained.folder import sha256_of_model
+from m2d_hub.pretrained.locate import locate
 
 RATE = 16_000
 SIZES = {
@@ -100,7 +101,7 @@ def test_commands_and_evaluations_take_it(run, tmp_path, monkeypatch):
         progress=False,
     )
     assert 0 <= result.interval.value <= 1
-    assert weights_sha256(name) != weights_sha256(checkpoint(run, 6))
+    assert sha256_of_model(locate(name)) != sha256_of_model(checkpoint(run, 6))
 
 
 def test_convert_makes_a_model_folder_of_it(run, tmp_path):

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from m2d_hub.errors import ConfigError, M2DError
-from m2d_hub.pretrained.locate import canonical_name
+from m2d_hub.pretrained.folder import sha256_of_model
+from m2d_hub.pretrained.locate import canonical_name, locate
 
 from ..evaluation.report import REPORT_FILE
-from ..finetuning.resolved import weights_sha256
 from ..finetuning.run import finetune
 from ..linear.options import SEEDS
 from ..linear.run import linear_eval
@@ -75,7 +75,7 @@ def run_suite(
 def _write_or_compare(
     folder: RunFolder, suite: Suite, model: str | os.PathLike[str], seeds: int, settings: dict[str, Any]
 ) -> None:
-    run = {"suite": suite.name, "model_sha256": weights_sha256(model), "seeds": seeds}
+    run = {"suite": suite.name, "model_sha256": sha256_of_model(locate(model)), "seeds": seeds}
     texts = {name: str(value) for name, value in settings.items()}
     write_or_compare(folder, {"model": canonical_name(model)}, run, {"settings": texts}, set())
 
