@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import re
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -106,4 +107,5 @@ def with_progress(sources: list[Source]) -> Any:
     """The files one by one, with a bar where somebody watches."""
     from tqdm import tqdm
 
-    return tqdm(sources, unit="file", disable=None)
+    # No stream at all, as in programs without a console, is nobody who watches.
+    return tqdm(sources, unit="file", disable=True if sys.stderr is None else None)

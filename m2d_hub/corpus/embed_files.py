@@ -219,8 +219,13 @@ def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) ->
     try:
         return EmbeddedBatch(_encode(model, batch, kind, batch_size), [])
     except (AudioError, OSError, UnicodeEncodeError) as error:  # the last: a file name that is no text
-        if len(batch) == 1:
-            return EmbeddedBatch([], [(batch[0], str(error))])
+        reason = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _is_memory(error):
+            raise
+        reason = f"{batch[0].path} is too long for this machine's memory, as kind={kind!r}"
+    if len(batch) == 1:
+        return EmbeddedBatch([], [(batch[0], reason)])
     records: list[Record] = []
     failed: list[tuple[Source, str]] = []
     for source in batch:
@@ -228,6 +233,11 @@ def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) ->
         records += alone.records
         failed += alone.failed
     return EmbeddedBatch(records, failed)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory of the CPU could not be had, which torch tells by its text alone."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _encode(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> list[Record]:

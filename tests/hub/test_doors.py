@@ -1,6 +1,7 @@
 """Files of weights and configurations that are damaged or hostile: an error that names them, soon."""
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -9,6 +10,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ import m2d_hub
 from m2d_hub import CheckpointError, ConfigError, M2DError
 from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.pretrained import tensors as tensors_module
+from m2d_hub.pretrained.archive import extract_checkpoint
 
 SMALL = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
 
@@ -312,3 +315,29 @@ def test_names_that_no_file_system_takes_are_unknown(name):
 def test_what_is_no_name_is_refused(name):
     with pytest.raises(ConfigError, match="is no name of a model"):
         load(name)
+
+
+# Zips
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".pth", "字" * 90 + ".pth", "a\tb.pth", "a\x01.pth"])
+def test_names_in_zips_that_no_file_should_have_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"weights")
+    with pytest.raises(CheckpointError, match="its name is longer than 200 bytes, or no text"):
+        extract_checkpoint(tmp_path / "a.zip", tmp_path)
+
+
+def test_a_zip_that_is_damaged_anywhere_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("checkpoint.pth", np.random.default_rng(0).bytes(2_000))
+    whole = (tmp_path / "a.zip").read_bytes()
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in rng.integers(len(broken), size=3):
+            broken[place] = rng.integers(256)
+        (tmp_path / "a.zip").write_bytes(broken)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with contextlib.suppress(CheckpointError):  # or it is read: some bytes mean nothing
+            extract_checkpoint(tmp_path / "a.zip", tmp_path / "out")
