@@ -11,17 +11,9 @@ import torch
 
 import m2d_hub
 
+from ..signals import noise
+
 M2D_D = 320  # features of a frame of the tiny model: 5 tokens along frequency of 64
-
-
-@pytest.fixture
-def folder(tiny, tmp_path) -> str:
-    tiny.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def close(got, expected, atol=1e-5):
