@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 from m2d_hub.errors import ConfigError
 
 Transform = Literal["convolution", "fft"]
+HeadFeatures = Literal["frames", "tokens"]
+Activation = Literal["sigmoid", "softmax"]
 EPSILON = 2.0**-23  # added to power before its logarithm: float32's distance from 1 to the next number
 
 
@@ -100,6 +102,39 @@ def require_size(config: object, name: str) -> None:
     object.__setattr__(config, name, tuple(value))
 
 
+MOST_INPUT = 1_024, 1_000_000  # mels and frames of a window
+_WIDTH = Numbers(1, 65_536, is_whole=True)
+_FRONTEND_LIMITS = {
+    "sample_rate": Numbers(100, 768_000, is_whole=True),
+    "window_samples": Numbers(1, 32_768, is_whole=True),
+    "hop_samples": Numbers(1, 1_000_000, is_whole=True),
+    "n_mels": Numbers(1, MOST_INPUT[0], is_whole=True),
+    "f_min_hz": FINITE,
+    "f_max_hz": FINITE,
+    "mean": Numbers(-1e6, 1e6),
+    "std": Numbers(1e-6, 1e6),
+}
+_ENCODER_LIMITS = {
+    "in_channels": _WIDTH,
+    "embed_dim": _WIDTH,
+    "depth": Numbers(1, 1_000, is_whole=True),
+    "head_width": _WIDTH,
+    "mlp_ratio": Numbers(1, 64, is_whole=True),
+    "norm_eps": Numbers(1e-12, 1.0),
+}
+
+
+def _require_types(config: object, allowed: Mapping[str, type | tuple[type, ...]]) -> None:
+    for name, types in allowed.items():
+        value = getattr(config, name)
+        require(isinstance(value, types), f"{name} must not be {_brief(value)}.")
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
 @dataclass(frozen=True)
 class FrontendConfig:
     """Log-mel spectrogram (paper, section IV-A); ``mean`` and ``std`` are AudioSet's."""
@@ -116,12 +151,12 @@ class FrontendConfig:
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "sample_rate", "window_samples", "hop_samples", "n_mels")
+        require_numbers(self, _FRONTEND_LIMITS)
         require(
             0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2,
             f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz (half "
             f"of sample_rate={self.sample_rate}).",
         )
-        require_numbers(self, {"mean": FINITE, "std": POSITIVE})
         require_choice("transform", self.transform, get_args(Transform))
 
     @property
@@ -157,7 +192,13 @@ class EncoderConfig:
         require_size(self, "input_size")
         require_size(self, "patch_size")
         require_positive_integers(self, "in_channels", "embed_dim", "depth", "head_width", "mlp_ratio")
-        require_numbers(self, {"norm_eps": POSITIVE})
+        require_numbers(self, _ENCODER_LIMITS)
+        for name in ("input_size", "patch_size"):
+            require(
+                all(number <= most for number, most in zip(getattr(self, name), MOST_INPUT, strict=True)),
+                f"{name} must be {MOST_INPUT[0]:,} mels and {MOST_INPUT[1]:,} frames at most, got "
+                f"{getattr(self, name)!r}.",
+            )
         (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
         require(
             mels % patch_mels == 0,
@@ -198,11 +239,12 @@ class HeadConfig:
     """Classifier over a clip feature: batch normalisation without affine parameters, then a linear layer."""
 
     num_classes: int
-    features: Literal["frames", "tokens"] = "frames"  # mean over time frames (N_F·D), or over all tokens (D)
-    activation: Literal["sigmoid", "softmax"] = "sigmoid"  # logits to scores: multi-label or one label a clip
+    features: HeadFeatures = "frames"  # mean over time frames (N_F·D), or over all tokens (D)
+    activation: Activation = "sigmoid"  # logits to scores: multi-label or one label a clip
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "num_classes")
+        require_numbers(self, {"num_classes": Numbers(1, 1_000_000, is_whole=True)})
         require(
             self.features in ("frames", "tokens"),
             f"head features must be 'frames' or 'tokens', got {self.features!r}.",
@@ -235,15 +277,25 @@ class ClapConfig:
             self.text_pooling in ("mean", "cls", "last", "own"),
             f"text_pooling must be 'mean', 'cls', 'last' or 'own', got {self.text_pooling!r}.",
         )
-        require(
-            0 <= self.audio_blocks <= 4,
-            f"audio_blocks must be 0 to 4, got {self.audio_blocks!r}.",
-        )
+        require_numbers(self, {"audio_blocks": Numbers(0, 4, is_whole=True)})
+        dims = ("dim", "audio_hidden_dim", "text_dim", "text_hidden_dim")
+        require_numbers(self, dict.fromkeys(dims, _WIDTH))
+        _require_types(self, {"text_encoder": str})
 
     @property
     def audio_mlp_ratio(self) -> int:
         """MLP ratio of the audio projection's blocks, as published: 1 for one or two blocks, 2 for more."""
         return 1 if self.audio_blocks <= 2 else 2
+
+
+_MODEL_TYPES: dict[str, type | tuple[type, ...]] = {
+    "frontend": FrontendConfig,
+    "encoder": EncoderConfig,
+    "head": (HeadConfig, type(None)),
+    "clap": (ClapConfig, type(None)),
+    "labels": (tuple, list, type(None)),
+    **dict.fromkeys(("name", "license", "source"), (str, type(None))),
+}
 
 
 @dataclass(frozen=True)
@@ -261,6 +313,7 @@ class ModelConfig:
     source: str | None = None  # where the weights were published
 
     def __post_init__(self) -> None:
+        _require_types(self, _MODEL_TYPES)
         require(
             self.frontend.n_mels == self.encoder.input_size[0],
             f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
@@ -272,6 +325,7 @@ class ModelConfig:
         )
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
+            require(all(isinstance(label, str) for label in self.labels), "labels must be texts.")
             expected = None if self.head is None else self.head.num_classes
             require(
                 len(self.labels) == expected,
@@ -296,11 +350,13 @@ class ModelConfig:
             ConfigError: A field is unknown or its value not allowed.
         """
         parts = {"frontend": FrontendConfig, "encoder": EncoderConfig, "head": HeadConfig, "clap": ClapConfig}
+        require(isinstance(values, Mapping), f"a configuration has fields by name, got {_brief(values)}.")
         own = {f.name for f in dataclasses.fields(cls)}
         built: dict[str, Any] = {}
         for key, value in values.items():
             require(key in own, f"unknown configuration field {key!r}; known: {', '.join(sorted(own))}.")
             if key in parts and value is not None:
+                require(isinstance(value, Mapping), f"{key} has fields by name, got {_brief(value)}.")
                 known = {f.name for f in dataclasses.fields(parts[key])}
                 unknown = sorted(set(value) - known)
                 require(not unknown, f"unknown {key} fields {unknown}; known: {', '.join(sorted(known))}.")

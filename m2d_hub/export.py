@@ -101,6 +101,7 @@ def export_onnx(model: M2D, path: str | os.PathLike[str]) -> None:
             dynamic_shapes={INPUT: {0: torch.export.Dim(BATCH), 1: torch.export.Dim(SAMPLES)}},
             verbose=False,
         )
-    assert program is not None, "dynamo export gives a program"
+    if program is None:
+        raise RuntimeError("torch.onnx.export gave no program, though dynamo=True was asked for.")
     with replacing(Path(path)) as partial:
         program.save(str(partial), external_data=False)

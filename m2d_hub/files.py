@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import hashlib
 import json
@@ -10,9 +11,14 @@ import logging
 import math
 import os
 import shutil
+import struct
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from m2d_hub.errors import DownloadError
 
@@ -21,6 +27,12 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 LEAST_FREE_BYTES = 1 << 16  # a disk with less is full
 PARTIAL_SUFFIX = ".partial"  # of a name under which something is in work
+# What zipfile, json, csv, numpy, torch, safetensors and pyarrow raise for damaged or foreign files.
+PARSER_ERRORS = (
+    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError),
+    *(MemoryError, SyntaxError, ImportError, zipfile.BadZipFile, zlib.error, struct.error, csv.Error),
+    SafetensorError,
+)
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -38,6 +50,8 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    if partial.is_symlink():  # it would be written through
+        partial.unlink()
     try:
         yield partial
         with partial.open("rb+") as file:

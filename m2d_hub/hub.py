@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 from typing import Literal
 
 import torch
 
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.plain_tensors import plain_tensors
-from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint, read_safetensors
+from m2d_hub.pretrained.folder import Checkpoint
 from m2d_hub.pretrained.locate import locate
-from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.weights import read_weights
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 
@@ -39,8 +38,10 @@ def load_model(
 
     Args:
         name: An alias of :func:`m2d_hub.list_models`; a folder or file on disk (this package's own,
-            ``.safetensors``, or a published ``.pth``); or ``"hf-hub:org/repo[@revision]"``. A path object, or
-            a string with a separator, is always a path: ``"./m2d-0.7"`` is a folder, ``"m2d-0.7"`` the alias.
+            ``.safetensors``, a published ``.pth``, a run's kept checkpoint); or
+            ``"hf-hub:org/repo[@revision]"``. A path object, or a string with a separator, is always a path:
+            ``"./m2d-0.7"`` is a folder, ``"m2d-0.7"`` the alias. ``"random:"`` before any of these, or before
+            sizes (``"random:80x608p16x16"``), means a network of its sizes with untrained weights.
         device: None takes CUDA, else MPS, else the CPU.
         dtype: torch.float32, torch.bfloat16, torch.float16, or ``"int8"`` (linear layers, on a CPU).
         window_s: Seconds that the encoder sees at once. None: as pre-trained; longer: positions are
@@ -71,7 +72,7 @@ def load_model(
     device = _choose_device(device, dtype)
     path = locate(name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)
     with plain_tensors():
-        model = M2D.from_checkpoint(_with_statistics(_read(path, sample_rate), mean, std), path)
+        model = M2D.from_checkpoint(_with_statistics(read_weights(path, sample_rate), mean, std), path)
         _fit(model, name, window_s, num_classes, sample_rate)
         if dtype == "int8":
             quantize_encoder(model.to(torch.float32).encoder)
@@ -137,25 +138,3 @@ def _checked_device(given: str | torch.device) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("device 'mps' is not there; leave device out to take what there is, or give 'cpu'.")
     return device
-
-
-def _read(path: Path, sample_rate: int | None) -> Checkpoint:
-    """Reads any layout from disk."""
-    if path.is_dir():
-        if (path / WEIGHTS_FILE).is_file() and (path / CONFIG_FILE).is_file():
-            return load_checkpoint(path)
-        files = sorted(path.glob("*.pth"))
-        if len(files) != 1:
-            raise CheckpointError(
-                f"{path} holds neither {WEIGHTS_FILE} with {CONFIG_FILE} nor exactly one .pth file, but "
-                f"{', '.join(file.name for file in files) or 'none of these'}; name the file to load."
-            )
-        path = files[0]
-    if path.suffix == ".safetensors" and not _has_published_names(path):
-        return load_checkpoint(path)
-    published = read_published(path, sample_rate=sample_rate)
-    return Checkpoint(published.tensors, published.config)
-
-
-def _has_published_names(path: Path) -> bool:
-    return not any(name.startswith("encoder.") for name in read_safetensors(path)[0])

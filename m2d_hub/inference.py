@@ -13,7 +13,9 @@ from torch import Tensor
 from m2d_hub.audio.clips import Clip
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.frontend import LogMelFrontend
-from m2d_hub.windows import Window, cut_windows
+from m2d_hub.windows import Window, Windows
+
+NO_CLIPS = "there are no clips to encode: give at least one."
 
 
 @dataclass(frozen=True)
@@ -36,15 +38,14 @@ class EncodedBatch:
 def read_windows(
     clips: Iterable[Clip],
     frontend: LogMelFrontend,
-    window_frames: int | None,
-    patch_frames: int,
+    windows: Windows,
     device: torch.device,
 ) -> Iterator[ClipWindow]:
     """Reads clip after clip in blocks and cuts each into windows; log-mel is computed on ``device``."""
     for index, clip in enumerate(clips):
         blocks = (block.to(device) for block in clip.blocks())
         log_mel = (frontend.normalise(block) for block in frontend.stream_log_mel(blocks))
-        for window, frames in cut_windows(log_mel, window_frames, patch_frames):
+        for window, frames in windows.cut(log_mel):
             yield ClipWindow(index, window, frames)
 
 
@@ -52,17 +53,15 @@ def split_windows(
     waveform: Tensor,
     lengths: list[int],
     frontend: LogMelFrontend,
-    window_frames: int | None,
-    patch_frames: int,
+    windows: Windows,
 ) -> list[ClipWindow]:
     """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
-    windows: list[ClipWindow] = []
+    found: list[ClipWindow] = []
     for length in sorted(set(lengths)):
         clips = [index for index, own in enumerate(lengths) if own == length]
         for clip, log_mel in zip(clips, frontend(waveform[clips, :length])[:, 0], strict=True):
-            cut = cut_windows([log_mel], window_frames, patch_frames)
-            windows += [ClipWindow(clip, window, frames) for window, frames in cut]
-    return windows
+            found += [ClipWindow(clip, window, frames) for window, frames in windows.cut([log_mel])]
+    return found
 
 
 def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:
@@ -141,7 +140,8 @@ class FrameStore:
 
     def features_and_mask(self) -> tuple[Tensor, Tensor]:
         """The features (..., B, T, N_F·D) and where they are audio, (B, T) bool."""
-        assert self._features is not None, "every clip has a window"
+        if self._features is None:
+            raise AudioError(NO_CLIPS)
         longest = max(self.num_tokens)
         positions = torch.arange(longest, device=self._features.device)
         mask = positions < torch.tensor(self.num_tokens, device=self._features.device)[:, None]
@@ -166,5 +166,6 @@ class ClipMeans:
 
     def means(self) -> Tensor:
         """(B, N_F·D) on the CPU."""
-        assert self._sums is not None, "every clip has a window"
+        if self._sums is None:
+            raise AudioError(NO_CLIPS)
         return self._sums / torch.tensor(self._num_tokens, device="cpu")[:, None]

@@ -175,7 +175,6 @@ def _draw_similarity(
 
 def _add_colour_bar(axes: Axes, image: Any, label: str) -> None:
     place = axes.inset_axes((1.02, 0.0, 0.025, 1.0))
-    assert axes.figure is not None
     axes.figure.colorbar(image, cax=place, label=label, extend="min")
 
 

@@ -2,16 +2,22 @@
 
 Windows stand one after another over a clip's spectrogram. The last one is zero-padded up to a whole patch; a
 window that is not a whole number of patches loses its odd frames (1001 frames of 16 give 62 tokens).
+
+Shapes: B clips, F mels, K windows, N_T tokens along time of a window, T of a clip.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from m2d_hub.config import EncoderConfig
+
+ENDLESS_TOKENS = 2**40  # of a window that ends where its clip does
 
 
 @dataclass(frozen=True)
@@ -24,79 +30,108 @@ class Window:
     num_tokens: int  # tokens along time, N_T
 
 
-def plan_windows(num_frames: int, window_frames: int | None, patch_frames: int) -> list[Window]:
-    """Cuts a clip of ``num_frames`` frames into windows.
+@dataclass(frozen=True)
+class Windows:
+    """How spectrograms are cut into windows, and windows into tokens along time."""
 
-    Args:
-        num_frames: Spectrogram frames of the clip, at least 1.
-        window_frames: Frames of a window; None for one window of the clip's own length.
-        patch_frames: Frames of a token.
-    """
-    window_frames = window_frames or num_frames + patch_frames
-    most_tokens = window_frames // patch_frames
-    return [
-        Window(
-            first_frame=first,
-            num_frames=min(window_frames, num_frames - first),
-            first_token=index * most_tokens,
-            num_tokens=min(-(-min(window_frames, num_frames - first) // patch_frames), most_tokens),
-        )
-        for index, first in enumerate(range(0, num_frames, window_frames))
-    ]
+    window_frames: int | None  # of a window; None: one window of the clip's own length
+    patch_frames: int  # of a token
 
+    @classmethod
+    def of(cls, config: EncoderConfig) -> Windows:
+        """Those that an encoder's positions are for."""
+        return cls(config.input_size[1], config.patch_size[1])
 
-def count_tokens(windows: Sequence[Window]) -> int:
-    """Tokens along time of a planned clip, T."""
-    return windows[-1].first_token + windows[-1].num_tokens
+    @property
+    def window_tokens(self) -> int:
+        """Tokens along time of a whole window, N_T."""
+        return self._length // self.patch_frames
 
+    @property
+    def _length(self) -> int:
+        return ENDLESS_TOKENS * self.patch_frames if self.window_frames is None else self.window_frames
 
-def timestamps_s(num_tokens: int, window_frames: int | None, patch_frames: int, hop_s: float) -> Tensor:
-    """Centres of the tokens' frames in seconds, (T,) float64.
+    def plan(self, num_frames: int) -> list[Window]:
+        """Windows of a clip of ``num_frames`` frames, at least 1."""
+        return [
+            self._window(first, min(self._length, num_frames - first), index * self.window_tokens)
+            for index, first in enumerate(range(0, num_frames, self._length))
+        ]
 
-    Token i of a window that starts at frame w covers frames w + i·p … w + (i + 1)·p − 1, each ``hop_s``
-    apart.
-    """
-    tokens = torch.arange(num_tokens, dtype=torch.float64, device="cpu")
-    if window_frames is None:
-        first_frames = tokens * patch_frames
-    else:
-        window_tokens = window_frames // patch_frames
-        first_frames = tokens // window_tokens * window_frames + tokens % window_tokens * patch_frames
-    return (first_frames + (patch_frames - 1) / 2) * hop_s
+    def _window(self, first_frame: int, num_frames: int, first_token: int) -> Window:
+        num_tokens = min(-(-num_frames // self.patch_frames), self.window_tokens)
+        return Window(first_frame, num_frames, first_token, num_tokens)
 
+    def count(self, num_frames: int) -> int:
+        """Tokens along time of a clip, all its windows together, T."""
+        last = self.plan(num_frames)[-1]
+        return last.first_token + last.num_tokens
 
-def cut_windows(
-    log_mel_blocks: Iterable[Tensor], window_frames: int | None, patch_frames: int
-) -> Iterator[tuple[Window, Tensor]]:
-    """Forms windows from a stream of spectrogram blocks, holding no more than one window and one block.
+    def fitted(self, most_frames: int) -> Windows:
+        """Windows of one length for clips of up to ``most_frames`` frames; short ones need no whole one."""
+        whole_patches = -(-most_frames // self.patch_frames) * self.patch_frames
+        return Windows(min(self._length, whole_patches), self.patch_frames)
 
-    A window of the clip's own length is the whole clip.
+    def heard(self, num_frames: Tensor, num_windows: int) -> Tensor:
+        """Which tokens of ``num_windows`` windows of one length begin before their clips end.
 
-    Args:
-        log_mel_blocks: Normalised blocks (F, t), in order.
-        window_frames: Frames of a window; None for one window of the clip's own length.
-        patch_frames: Frames of a token.
+        Args:
+            num_frames: Of each clip (B,).
+            num_windows: K, enough for the longest.
 
-    Yields:
-        Each window with its frames (F, N_T · patch frames), zero-padded where the clip ends.
-    """
-    pending: list[Tensor] = []
-    pending_frames = first_frame = first_token = 0
+        Returns:
+            (B, K, N_T) bool.
+        """
+        device = num_frames.device
+        starts = torch.arange(num_windows, device=device)[:, None] * self._length
+        starts = starts + torch.arange(self.window_tokens, device=device) * self.patch_frames
+        return starts < num_frames[:, None, None]
 
-    def take(num_frames: int) -> tuple[Window, Tensor]:
-        nonlocal pending, pending_frames, first_frame, first_token
-        joined = torch.cat(pending, dim=-1)
-        used = plan_windows(num_frames, window_frames, patch_frames)[0].num_tokens
-        window = Window(first_frame, num_frames, first_token, used)
-        kept = joined[:, : min(num_frames, used * patch_frames)]
-        pending, pending_frames = [joined[:, num_frames:]], pending_frames - num_frames
-        first_frame, first_token = first_frame + num_frames, first_token + used
-        return window, F.pad(kept, (0, used * patch_frames - kept.shape[-1]))
+    def stack(self, log_mel: Tensor) -> tuple[Tensor, int]:
+        """Spectrograms (B, F, T) as windows of one length (B·K, F, W), the last zero-padded, and K."""
+        num_windows = -(-log_mel.shape[-1] // self._length)
+        padded = F.pad(log_mel, (0, num_windows * self._length - log_mel.shape[-1]))
+        return padded.unflatten(-1, (num_windows, self._length)).transpose(1, 2).flatten(0, 1), num_windows
 
-    for block in log_mel_blocks:
-        pending.append(block)
-        pending_frames += block.shape[-1]
-        while window_frames is not None and pending_frames >= window_frames:
-            yield take(window_frames)
-    if pending_frames:
-        yield take(pending_frames)
+    def timestamps_s(self, num_tokens: int, hop_s: float) -> Tensor:
+        """Centres of the tokens' frames in seconds, (T,) float64.
+
+        Token i of a window that starts at frame w covers frames w + i·p … w + (i + 1)·p − 1, each ``hop_s``
+        apart.
+        """
+        tokens = torch.arange(num_tokens, dtype=torch.float64, device="cpu")
+        starts = tokens // self.window_tokens * self._length
+        first_frames = starts + tokens % self.window_tokens * self.patch_frames
+        return (first_frames + (self.patch_frames - 1) / 2) * hop_s
+
+    def cut(self, log_mel_blocks: Iterable[Tensor]) -> Iterator[tuple[Window, Tensor]]:
+        """Forms windows from a stream of spectrogram blocks.
+
+        It holds no more than one window and one block; a window of the clip's own length is the clip.
+
+        Args:
+            log_mel_blocks: Normalised blocks (..., F, t), in order.
+
+        Yields:
+            Each window with its frames (..., F, N_T · patch frames), zero-padded where the clip ends.
+        """
+        pending: list[Tensor] = []
+        pending_frames = first_frame = first_token = 0
+
+        def take(num_frames: int) -> tuple[Window, Tensor]:
+            nonlocal pending, pending_frames, first_frame, first_token
+            joined = torch.cat(pending, dim=-1)
+            window = self._window(first_frame, num_frames, first_token)
+            used_frames = window.num_tokens * self.patch_frames
+            kept = joined[..., : min(num_frames, used_frames)]
+            pending, pending_frames = [joined[..., num_frames:]], pending_frames - num_frames
+            first_frame, first_token = first_frame + num_frames, first_token + window.num_tokens
+            return window, F.pad(kept, (0, used_frames - kept.shape[-1]))
+
+        for block in log_mel_blocks:
+            pending.append(block)
+            pending_frames += block.shape[-1]
+            while pending_frames >= self._length:
+                yield take(self._length)
+        if pending_frames:
+            yield take(pending_frames)

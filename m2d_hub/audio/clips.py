@@ -178,6 +178,10 @@ def _check_path(path: Path) -> Path:
         problem = "does not exist" if missing else f"cannot be opened ({getattr(error, 'strerror', error)})"
         raise AudioError(f"{str(path)[:200]} {problem}.") from error
     if stat.S_ISDIR(status.st_mode):
+        try:
+            os.scandir(path).close()
+        except OSError as error:
+            raise AudioError(f"{path} cannot be entered ({error.strerror}).") from error
         raise AudioError(f"{path} is a folder, not an audio file.")
     if not stat.S_ISREG(status.st_mode):
         raise AudioError(

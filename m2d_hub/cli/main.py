@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sys
 
 import click
 
@@ -24,6 +26,9 @@ def main() -> None:
       m2d-hub embed recordings/ --out embeddings.parquet
       m2d-hub list 'm2d-as-*'
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may be beyond what a pipe's encoding can write
+            stream.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import math
 import re
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +59,9 @@ class Seconds(click.ParamType):
 
 def model_option(default: str | None = None) -> Any:
     """``--model`` with a default, or to be given."""
-    help_text = "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo."
+    help_text = (
+        "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo; random:NAME is untrained."
+    )
     given = {"required": True} if default is None else {"default": default, "show_default": True}
     return click.option("--model", metavar="NAME", help=help_text, **given)
 
@@ -104,4 +107,5 @@ def with_progress(sources: list[Source]) -> Any:
     """The files one by one, with a bar where somebody watches."""
     from tqdm import tqdm
 
-    return tqdm(sources, unit="file", disable=None)
+    # No stream at all, as in programs without a console, is nobody who watches.
+    return tqdm(sources, unit="file", disable=True if sys.stderr is None else None)

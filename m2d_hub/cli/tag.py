@@ -101,7 +101,7 @@ def tag(
         if not as_json:
             _print_tags(source.file, tags)
     if as_json:
-        click.echo(json.dumps(answers, indent=2, ensure_ascii=False))
+        click.echo(json.dumps(answers, indent=2))
     if failed:
         sys.exit(SOME_FAILED)
 

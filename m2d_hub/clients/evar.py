@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.nn.encoder import tokens_to_frames
+from m2d_hub.nn.encoder import frames_to_tokens
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
+from m2d_hub.windows import Windows
 
 
 class RuntimeM2D(nn.Module):
@@ -93,30 +94,28 @@ class RuntimeM2D(nn.Module):
         Returns:
             Frames (B, T, N_F·D), or a list of them, one a block.
         """
-        window_frames, patch_frames = self.backbone.config.input_size[1], self.backbone.config.patch_size[1]
-        encoded = []
-        for window in log_mel.split(window_frames, dim=-1):
-            rest = -window.shape[-1] % patch_frames
-            whole = window if window.shape[-1] == window_frames else nn.functional.pad(window, (0, rest))
-            encoded.append(self.backbone.encode_layers(self.backbone.embed(whole))[:, :, 1:])
-        layers = [
-            torch.cat([self._frames(part[index]) for part in encoded], dim=1)
-            for index in range(len(encoded[0]))
-        ]
+        layers = self._layers(log_mel)
         return layers if return_layers else layers[-1]
 
     def encode(self, wave: Tensor) -> Tensor:
         """Maps waveforms (B, S) to frames (B, T, N_F·D)."""
-        frames = self.encode_lms(self.to_normalized_spec(wave))
-        assert isinstance(frames, Tensor), "layers were not asked for"
-        return frames
+        return self._layers(self.to_normalized_spec(wave))[-1]
 
     def forward(self, wave: Tensor) -> Tensor:
         """Logits of the head, or frames where there is none."""
-        frames = self.encode(wave)
-        return frames if self.head is None else self.head(frames.mean(dim=1))
+        if self.head is None:
+            return self.encode(wave)
+        windows = self._encode_windows(self.to_normalized_spec(wave))
+        clip = torch.cat([layers[-1] for layers in windows], dim=1).mean(dim=1)
+        return self.head(self.head.clip_input(clip))
 
-    def _frames(self, tokens: Tensor) -> Tensor:
+    def _layers(self, log_mel: Tensor) -> list[Tensor]:
+        encoded = self._encode_windows(log_mel)
         if self.flat_features:
-            return tokens
-        return tokens_to_frames(tokens, self.backbone.config.grid[0])
+            encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
+        return list(torch.cat(encoded, dim=2).unbind(0))
+
+    def _encode_windows(self, log_mel: Tensor) -> list[Tensor]:
+        """Frames of all layers (L, B, N_T, N_F·D) of each window."""
+        windows = Windows.of(self.backbone.config).cut([log_mel])
+        return [self.backbone.layer_frames(window) for _, window in windows]

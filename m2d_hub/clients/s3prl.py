@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.inference import FrameStore, encode_batched, split_windows
-from m2d_hub.nn.encoder import tokens_to_frames
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
@@ -49,17 +48,12 @@ class UpstreamExpert(nn.Module):
         model = self.model
         lengths = [len(wav) for wav in wavs]
         waveform = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True).to(model.device)
-        window = model.config.encoder.input_size[1], model.config.encoder.patch_size[1]
-        windows = split_windows(waveform, lengths, model.frontend, *window)
+        windows = split_windows(waveform, lengths, model.frontend, model.windows)
         store = FrameStore(len(lengths), 1)
-        for batch in encode_batched(windows, self._encode_layers, batch_size=len(windows)):
+        for batch in encode_batched(windows, model.encoder.layer_frames, batch_size=len(windows)):
             store.put(batch)
         layers, _ = store.features_and_mask()
         return {"hidden_states": list(layers.unbind(0))}
-
-    def _encode_layers(self, log_mel: Tensor) -> Tensor:
-        tokens = self.model.encoder.encode_layers(self.model.encoder.embed(log_mel))[:, :, 1:]
-        return tokens_to_frames(tokens, self.model.config.encoder.grid[0])
 
 
 def register(name: str = "m2d_hub", model: str | os.PathLike[str] = DEFAULT_MODEL) -> None:

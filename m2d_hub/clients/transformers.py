@@ -22,15 +22,6 @@ from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
-CODE = (
-    "errors",
-    "config",
-    "nn/positional",
-    "nn/encoder",
-    "nn/head",
-    "nn/windowed_encoder",
-    "clients/modeling_m2d",
-)
 CODE_FILE = "modeling_m2d"
 PACKAGE = Path(__file__).parents[1]
 
@@ -101,21 +92,27 @@ def _settings(model: M2D) -> dict[str, Any]:
 
 
 def _bundled_code() -> str:
-    """One module made of this package's own, without their imports of each other."""
-    origin = f"# Made by m2d_hub {version('m2d-hub')} of its modules {', '.join(CODE)}."
-    parts = [f"{origin}\nfrom __future__ import annotations\n"]
-    for name in CODE:
-        text = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
-        lines = text.splitlines()
-        for node in ast.parse(text).body:
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in (
-                "m2d_hub",
-                "__future__",
-            ):
-                end = node.end_lineno or node.lineno
-                lines[node.lineno - 1 : end] = [""] * (end - node.lineno + 1)
-        parts.append("\n".join(lines).strip() + "\n")
-    return "\n\n".join(parts)
+    """One module made of ``modeling_m2d`` and all of this package that it uses."""
+    parts: dict[str, str] = {}
+    _collect(f"clients/{CODE_FILE}", parts)
+    origin = f"# Made by m2d_hub {version('m2d-hub')} of its modules {', '.join(parts)}."
+    return "\n\n".join([f"{origin}\nfrom __future__ import annotations\n", *parts.values()])
+
+
+def _collect(module: str, parts: dict[str, str]) -> None:
+    """Adds a module's text, and before it those of the modules that it imports."""
+    text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for node in ast.parse(text).body:
+        origin = (node.module or "") if isinstance(node, ast.ImportFrom) else ""
+        package, _, inside = origin.partition(".")
+        if package in ("m2d_hub", "__future__"):
+            end = node.end_lineno or node.lineno
+            lines[node.lineno - 1 : end] = [""] * (end - node.lineno + 1)
+        used = inside.replace(".", "/")
+        if package == "m2d_hub" and used not in parts:
+            _collect(used, parts)
+    parts[module] = "\n".join(lines).strip() + "\n"
 
 
 def _add_to_json(path: Path, values: dict[str, Any]) -> None:

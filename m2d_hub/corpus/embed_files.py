@@ -13,16 +13,18 @@ from typing import Any, Literal
 
 import torch
 
-from m2d_hub.corpus.outputs import Output, open_output
+from m2d_hub.corpus.outputs import Output, check_suffix, open_output
 from m2d_hub.corpus.records import Record
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.locate import canonical_name
+from m2d_hub.pretrained.folder import sha256_of_model
+from m2d_hub.pretrained.locate import canonical_name, locate
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 Kind = Literal["clip", "frames", "layers"]
+_ERRORS_HEAD = b"file,error\r\n"
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
 
 
@@ -93,21 +95,23 @@ def embed_files(
         engine: What runs batches through the model; None: this process.
 
     Raises:
-        ConfigError: ``out`` cannot be used, or was begun with another model, kind or window.
+        ConfigError: ``out`` cannot be used, was begun with other weights, another kind or window, or holds
+            embeddings of files that have changed since.
         M2DError: The model cannot be loaded, or the device's memory does not suffice.
     """
     out = Path(out)
     sources = _as_sources(paths)
+    check_suffix(out)
+    errors_path = _beside(out, ".errors.csv")
+    _refuse_foreign_errors(errors_path)
     output = open_output(out, _settings(model, kind, window_s), sources)
+    left = output.left
+    failed = 0
     try:
-        left = [source for source in sources if source.file not in output.done]
-        errors_path = out.with_name(out.name + ".errors.csv")
         errors_path.unlink(missing_ok=True)
-        failed = 0
         if left:
-            results = (engine or _run_here)(
-                _batches(left, batch_size), Job(model, kind, batch_size, device, window_s)
-            )
+            job = Job(model, kind, batch_size, device, window_s)
+            results = (engine or _run_here)(_batches(left, batch_size), job)
             failed = _keep(results, left, output, errors_path, len(sources), progress)
     except torch.OutOfMemoryError as error:
         output.release()
@@ -123,6 +127,23 @@ def embed_files(
     return Summary(str(out), len(left) - failed, len(sources) - len(left), failed, errors_file)
 
 
+def _beside(out: Path, suffix: str) -> Path:
+    """A file beside ``out``, named after it; ``.`` has the name of the folder that it is."""
+    named = out if out.name and out.name != ".." else Path(os.path.abspath(out))
+    return named.with_name((named.name or "root") + suffix)
+
+
+def _refuse_foreign_errors(path: Path) -> None:
+    if not os.path.lexists(path):
+        return
+    head = path.read_bytes()[: len(_ERRORS_HEAD)] if path.is_file() and not path.is_symlink() else b""
+    if head != _ERRORS_HEAD:
+        raise ConfigError(
+            f"{path}, where files that cannot be read are listed, was not written by m2d-hub embed; move it "
+            "away, or give another --out."
+        )
+
+
 def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
     if not isinstance(paths, (str, os.PathLike)):
         given: list[Any] = list(paths)
@@ -135,7 +156,12 @@ def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
 def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:
     """Settings that must be the same for embeddings to go into one output; JSON knows no infinity."""
     window = "inf" if window_s == math.inf else window_s
-    return {"model": canonical_name(model), "kind": kind, "window_s": window}
+    return {
+        "model": canonical_name(model),
+        "weights": sha256_of_model(locate(model)),
+        "kind": kind,
+        "window_s": window,
+    }
 
 
 def _run_here(batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
@@ -155,9 +181,13 @@ def _keep(
     from tqdm import tqdm
 
     failures = 0
-    pace_s = 0.1 if sys.stderr.isatty() else 30.0
+    is_watched = sys.stderr is not None and sys.stderr.isatty()  # it is None in programs without a console
     bar = tqdm(
-        total=total, initial=total - len(sources), unit="file", disable=not progress, mininterval=pace_s
+        total=total,
+        initial=total - len(sources),
+        unit="file",
+        disable=not progress or sys.stderr is None,
+        mininterval=0.1 if is_watched else 30.0,
     )
     with bar:
         for result in results:
@@ -189,8 +219,13 @@ def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) ->
     try:
         return EmbeddedBatch(_encode(model, batch, kind, batch_size), [])
     except (AudioError, OSError, UnicodeEncodeError) as error:  # the last: a file name that is no text
-        if len(batch) == 1:
-            return EmbeddedBatch([], [(batch[0], str(error))])
+        reason = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _is_memory(error):
+            raise
+        reason = f"{batch[0].path} is too long for this machine's memory, as kind={kind!r}"
+    if len(batch) == 1:
+        return EmbeddedBatch([], [(batch[0], reason)])
     records: list[Record] = []
     failed: list[tuple[Source, str]] = []
     for source in batch:
@@ -198,6 +233,11 @@ def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) ->
         records += alone.records
         failed += alone.failed
     return EmbeddedBatch(records, failed)
+
+
+def _is_memory(error: Exception) -> bool:
+    """Whether memory of the CPU could not be had, which torch tells by its text alone."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
 def _encode(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> list[Record]:

@@ -20,7 +20,11 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.corpus.parquet import Parquet
-from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, foreign_file
+from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, reading
+from m2d_hub.errors import ConfigError
+
+MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
+_ENTRY_BYTES = 180  # of a file's two arrays in the header, beside its name: no less
 
 
 class Safetensors(Format):
@@ -30,22 +34,19 @@ class Safetensors(Format):
         # The library writes only what is in memory as a whole, so the (simple) layout is written here.
         metadata = {SETTINGS_KEY: json.dumps(contents.settings), "file": json.dumps(contents.files)}
         header: dict[str, Any] = {"__metadata__": metadata}
+        origins = contents.origin_table
         body_path = path.with_name(path.name + ".body")
         try:
             with open(body_path, "w+b") as body:
+                body.write(origins.tobytes())
+                header["origin"] = {"dtype": "I64", "shape": origins.shape, "data_offsets": [0, body.tell()]}
                 for record in records:
                     for name, array in _named(record):
-                        start = body.tell()
+                        _extend(header, name, array, body.tell())
                         body.write(array.tobytes())
-                        entry = header.setdefault(
-                            name, {"dtype": "F64" if array.dtype == np.float64 else "F32", "start": start}
-                        )
-                        entry["end"], entry["row"] = body.tell(), list(array.shape)
-                for name, entry in header.items():
-                    if name != "__metadata__":
-                        header[name] = _safetensors_entry(name, entry, len(contents.files))
                 text = json.dumps(header).encode()
                 text += b" " * (-len(text) % 8)
+                _check_header(path, len(text), len(contents.files))
                 body.seek(0)
                 with open(path, "wb") as file:
                     file.write(len(text).to_bytes(8, "little") + text)
@@ -53,15 +54,19 @@ class Safetensors(Format):
         finally:
             body_path.unlink(missing_ok=True)
 
-    def contents(self, path: Path) -> Contents:
-        from safetensors import SafetensorError, safe_open
+    def require(self, path: Path, files: list[str], kind: str) -> None:
+        num_bytes = len(json.dumps(json.dumps(files)))
+        if kind != "clip":
+            num_bytes += sum(len(json.dumps(file)) for file in files) * 2 + len(files) * _ENTRY_BYTES
+        _check_header(path, num_bytes, len(files))
 
-        try:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata() or {}
-                return Contents(json.loads(metadata[SETTINGS_KEY]), json.loads(metadata["file"]))
-        except (SafetensorError, KeyError) as error:
-            raise foreign_file(path) from error
+    def contents(self, path: Path) -> Contents:
+        from safetensors import safe_open
+
+        with reading(path), safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            names = json.loads(metadata["file"])
+            return Contents.parse(metadata[SETTINGS_KEY], names, file.get_tensor("origin"))
 
     def records(self, path: Path) -> Iterator[Record]:
         from safetensors import safe_open
@@ -85,6 +90,7 @@ class Npz(Format):
         with zipfile.ZipFile(path, "w") as archive:
             _add_array(archive, "settings", np.array(json.dumps(contents.settings)))
             _add_array(archive, "file", np.array(contents.files, dtype=np.str_))
+            _add_array(archive, "origin", contents.origin_table)
             rows: Any = None
             for record in records:
                 for name, array in _named(record):
@@ -99,12 +105,8 @@ class Npz(Format):
                 rows.close()
 
     def contents(self, path: Path) -> Contents:
-        if not zipfile.is_zipfile(path):
-            raise foreign_file(path)
-        with np.load(path) as arrays:
-            if not {"settings", "file"} <= set(arrays.files):
-                raise foreign_file(path)
-            return Contents(json.loads(str(arrays["settings"])), arrays["file"].tolist())
+        with reading(path), np.load(path) as arrays:
+            return Contents.parse(str(arrays["settings"]), arrays["file"].tolist(), arrays["origin"])
 
     def records(self, path: Path) -> Iterator[Record]:
         with np.load(path) as arrays:
@@ -134,9 +136,26 @@ def _named(record: Record) -> list[tuple[str, np.ndarray]]:
     return [(f"embedding/{record.file}", embedding), (f"timestamps_s/{record.file}", times)]
 
 
-def _safetensors_entry(name: str, entry: dict[str, Any], num_files: int) -> dict[str, Any]:
-    shape = [num_files, *entry["row"]] if name == "embedding" else entry["row"]
-    return {"dtype": entry["dtype"], "shape": shape, "data_offsets": [entry["start"], entry["end"]]}
+def _extend(header: dict[str, Any], name: str, array: np.ndarray, start: int) -> None:
+    """Enters an array of a safetensors file; those of clips are the rows of one."""
+    dtype = "F64" if array.dtype == np.float64 else "F32"
+    if name != "embedding":
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, start + array.nbytes]}
+        return
+    rows = header.setdefault(
+        name, {"dtype": dtype, "shape": [0, *array.shape], "data_offsets": [start, start]}
+    )
+    rows["shape"][0] += 1
+    rows["data_offsets"][1] += array.nbytes
+
+
+def _check_header(path: Path, num_bytes: int, num_files: int) -> None:
+    if num_bytes > MAX_HEADER_BYTES:
+        raise ConfigError(
+            f"{path.name.removesuffix('.partial')} cannot hold {num_files:,} files: the header that names "
+            f"them would have {num_bytes / 1e6:.0f} MB, and safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} "
+            "MB. Give --out a name that ends in .parquet or .npz, or a folder."
+        )
 
 
 def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:

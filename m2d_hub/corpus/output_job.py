@@ -13,6 +13,8 @@ import filelock
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
+LOCK = ".lock"
+
 
 def write_settings(path: Path, settings: dict[str, Any]) -> None:
     """Writes the settings of a job as JSON."""
@@ -38,8 +40,9 @@ def check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
 @contextlib.contextmanager
 def lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
     """Takes the lock of an output, which is kept unless opening the output fails."""
+    is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock")
+    lock = filelock.FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
@@ -48,4 +51,8 @@ def lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
         yield lock
     except BaseException:
         lock.release()
+        if is_new:
+            (folder / LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is no longer empty
+                folder.rmdir()
         raise

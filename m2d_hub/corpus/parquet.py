@@ -1,11 +1,13 @@
 """Embeddings of many files as an Apache Parquet file, one row a file.
 
 Columns: ``file``; ``embedding``, a list of D numbers for a clip, nested lists (T, D) for frames and (L, T, D)
-for layers; for these two also ``num_frames`` and ``timestamps_s`` (T,).
+for layers; for these two also ``num_frames`` and ``timestamps_s`` (T,). ``origin_place``, ``origin_size`` and
+``origin_modified_ns`` tell the audio file from others of its name.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, foreign_file
+from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Origin, Record, reading
 from m2d_hub.errors import ConfigError
 
 ROW_GROUP_BYTES = 32 << 20
@@ -22,7 +24,7 @@ ROW_GROUP_BYTES = 32 << 20
 class Parquet(Format):
     """Apache Parquet, one row a file; settings are in the schema's metadata."""
 
-    def require(self) -> None:
+    def require(self, path: Path, files: list[str], kind: str) -> None:
         _pyarrow()
 
     def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
@@ -34,6 +36,10 @@ class Parquet(Format):
                     "file": pyarrow.array([record.file for record in group], pyarrow.string()),
                     "embedding": _nested(pyarrow, [record.embedding for record in group]),
                 }
+                origins = [contents.origins[record.file] for record in group]
+                for field in dataclasses.fields(Origin):
+                    values = [getattr(origin, field.name) for origin in origins]
+                    columns[f"origin_{field.name}"] = pyarrow.array(values, pyarrow.int64())
                 if group[0].timestamps_s is not None:
                     times = [record.timestamps_s for record in group if record.timestamps_s is not None]
                     columns["num_frames"] = pyarrow.array([len(t) for t in times], pyarrow.int32())
@@ -48,12 +54,13 @@ class Parquet(Format):
                 writer.close()
 
     def contents(self, path: Path) -> Contents:
-        pyarrow, parquet = _pyarrow()
-        try:
-            settings = json.loads((parquet.read_schema(path).metadata or {})[SETTINGS_KEY.encode()])
-            return Contents(settings, parquet.read_table(path, columns=["file"])["file"].to_pylist())
-        except (KeyError, pyarrow.ArrowInvalid) as error:
-            raise foreign_file(path) from error
+        _, parquet = _pyarrow()
+        columns = [f"origin_{field.name}" for field in dataclasses.fields(Origin)]
+        with reading(path):
+            settings = (parquet.read_schema(path).metadata or {})[SETTINGS_KEY.encode()]
+            table = parquet.read_table(path, columns=["file", *columns])
+            rows = np.stack([table[column].to_numpy() for column in columns], axis=1)
+            return Contents.parse(settings, table["file"].to_pylist(), rows)
 
     def records(self, path: Path) -> Iterator[Record]:
         _, parquet = _pyarrow()
@@ -80,6 +87,11 @@ def _grouped(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record
 
 def _nested(pyarrow: Any, arrays: list[np.ndarray]) -> Any:
     """Arrays of one rank as a column of nested lists; the innermost, of D features, has a fixed size."""
+    if sum(array.size for array in arrays) >= 1 << 31:
+        raise ConfigError(
+            "a recording is too long for a row of Parquet (2^31 numbers); give --out a name that ends in "
+            ".npz, or a folder."
+        )
     flat = np.concatenate([np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays])
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), arrays[0].shape[-1])
     for axis in range(arrays[0].ndim - 2, -1, -1):

@@ -5,15 +5,20 @@ Shapes: D features, T frames, L layers.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import PARSER_ERRORS
 
 SETTINGS_KEY = "m2d_hub"  # under which every format keeps the settings
 
@@ -33,21 +38,89 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Origin:
+    """The file that an embedding was made of."""
+
+    place: int  # 63 bits of the hash of its absolute path
+    size: int  # bytes
+    modified_ns: int  # since 1970
+
+    @classmethod
+    def of(cls, path: Path) -> Origin:
+        """Of a file as it is now; of a missing one, size and time are 0."""
+        digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()
+        place = int.from_bytes(digest[:8], "big") >> 1
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            return cls(place, 0, 0)
+        return cls(place, status.st_size, status.st_mtime_ns)
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether the file is not there any more; what was made of it stays good."""
+        return not self.modified_ns
+
+
+@dataclass(frozen=True)
 class Contents:
     """Settings and names in a file of embeddings; its records are read by :meth:`Format.records`."""
 
     settings: dict[str, Any]
-    files: list[str]
+    origins: dict[str, Origin]  # by name, in the order of the records
+
+    @property
+    def files(self) -> list[str]:
+        """The names."""
+        return list(self.origins)
+
+    @property
+    def origin_table(self) -> np.ndarray:
+        """The origins as int64 (N, 3): place, size, time of change."""
+        return np.array([astuple(origin) for origin in self.origins.values()], np.int64).reshape(-1, 3)
+
+    @classmethod
+    def parse(cls, settings: str | bytes, files: Any, table: Any) -> Contents:
+        """Contents from what a format keeps of them.
+
+        Raises:
+            ValueError: They are not what this package writes.
+        """
+        names, rows = list(files), np.asarray(table)
+        if rows.shape != (len(names), 3) or rows.dtype != np.int64:
+            raise ValueError(f"origins of shape {rows.shape} for {len(names)} files")
+        if not all(isinstance(name, str) for name in names):
+            raise ValueError("names that are no text")
+        return cls(
+            parse_settings(settings), dict(zip(names, (Origin(*row) for row in rows.tolist()), strict=True))
+        )
+
+
+def parse_settings(text: str | bytes) -> dict[str, Any]:
+    """The settings that an output was begun with.
+
+    Raises:
+        ValueError: They are not what this package writes.
+    """
+    settings = json.loads(text)
+    if not isinstance(settings, dict) or not set(settings) >= {"model", "kind", "window_s"}:
+        raise ValueError("no settings of an embedding")
+    return settings
 
 
 class Format(ABC):
     """How records are laid out in one file; each subclass is one suffix."""
 
-    def require(self) -> None:  # noqa: B027 - most need nothing
-        """Checks, before any work, that what writing needs is installed.
+    def require(self, path: Path, files: list[str], kind: str) -> None:  # noqa: B027 - most need nothing
+        """Checks, before any work, that what writing needs is installed, and that it will hold all files.
+
+        Args:
+            path: Where it is going to be written.
+            files: All names.
+            kind: Of embeddings: clip, frames or layers.
 
         Raises:
-            ConfigError: It is not; the message says how to install it.
+            ConfigError: It is not, or will not; the message says what to do.
         """
 
     @abstractmethod
@@ -61,6 +134,15 @@ class Format(ABC):
     @abstractmethod
     def records(self, path: Path) -> Iterator[Record]:
         """The records, in order, one at a time."""
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns whatever a library makes of a file that is not this package's into :func:`foreign_file`."""
+    try:
+        yield
+    except PARSER_ERRORS as error:
+        raise foreign_file(path) from error
 
 
 def foreign_file(path: Path) -> ConfigError:

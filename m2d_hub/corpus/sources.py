@@ -5,13 +5,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import os
+import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
 from m2d_hub.corpus.tables import read_table, refuse_empty
 from m2d_hub.errors import ConfigError
+
+_CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode, of what may break a line
 
 PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -38,71 +41,75 @@ def find_sources(paths: PathOrPaths) -> list[Source]:
         ConfigError: A folder or a pattern holds no audio, or a CSV has no usable ``file`` column.
     """
     found: dict[str, Source] = {}
-    names: dict[str, str] = {}
+    names: set[str] = set()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     for path in given:
         for source in _expand(os.fspath(path)):
             place = os.path.abspath(source.path)
             if place in found:
                 continue
-            if source.file in names:
-                source = Source(source.path, _text(place), source.relative)
-            names[source.file] = place
-            found[place] = source
+            name = next(name for name in possible_names(source) if name not in names)
+            names.add(name)
+            found[place] = replace(source, file=name)
     if not found:
         raise ConfigError("no audio files were given.")
     return list(found.values())
 
 
-def output_names(sources: Iterable[Source], taken: dict[str, str]) -> dict[str, str]:
-    """Relative output paths that keep the sources' own and never collide, whatever the letter case.
-
-    Args:
-        sources: The files.
-        taken: Output path by ``file`` of an earlier run; these are kept.
-
-    Returns:
-        Output path without suffix, by ``file``.
-    """
-    names = dict(taken)
-    used = {name.casefold() for name in taken.values()}
-    for source in sources:
-        if source.file in names:
-            continue
-        name = _text(source.relative.as_posix())
-        if name.casefold() in used:
-            name = f"{name}.{hashlib.sha256(source.file.encode()).hexdigest()[:12]}"
-        names[source.file] = name
-        used.add(name.casefold())
-    return names
-
-
 def _expand(path: str) -> Iterator[Source]:
     place = Path(path)
-    if place.is_dir():
+    if not path:
+        raise ConfigError("an empty path was given, perhaps by a variable that is not set; '.' means here.")
+    if _is_folder(place):
         yield from _walk(place)
     elif place.suffix.lower() == ".csv":
         yield from _listed(place)
-    elif not place.exists() and glob.has_magic(path):
+    elif glob.has_magic(path) and not os.path.lexists(place):
         yield from _match(path)
     else:
-        yield Source(place, _text(place.as_posix()), _inside(place))
+        yield Source(place, as_text(place.as_posix()), _inside(place))
+
+
+def _is_folder(place: Path) -> bool:
+    """Whether it is a folder; False, too, where that may not be known: reading it will tell."""
+    try:
+        return place.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _walk(folder: Path) -> Iterator[Source]:
-    audio = sorted(path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
-    if not audio:
+    closed: list[Path] = []
+    audio = [path for path in files_below(folder, closed) if path.suffix.lower() in AUDIO_SUFFIXES]
+    if not audio and not closed:
         raise ConfigError(
             f"folder {folder} holds no audio files, at any depth ({' '.join(sorted(AUDIO_SUFFIXES))})."
         )
-    for path in audio:
-        yield Source(path, _text(path.as_posix()), path.relative_to(folder))
+    for path in sorted(audio + closed):
+        yield Source(path, as_text(path.as_posix()), path.relative_to(folder))
 
 
-def files_below(folder: Path) -> Iterator[Path]:
-    """Files in a folder at any depth but hidden ones; links are followed, into each folder once."""
+def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
+    """Files in a folder at any depth but hidden ones; links are followed, into each folder once.
+
+    Args:
+        folder: Where to begin.
+        closed: Takes folders that may not be entered.
+
+    Raises:
+        ConfigError: A folder may not be entered, and ``closed`` is None.
+    """
+
+    def tell(error: OSError) -> None:
+        if closed is None:
+            raise ConfigError(
+                f"folder {error.filename} cannot be entered ({error.strerror}): change its permissions, or "
+                "move it away."
+            ) from error
+        closed.append(Path(error.filename))
+
     seen = set()
-    for root, folders, files in os.walk(folder, followlinks=True):
+    for root, folders, files in os.walk(folder, onerror=tell, followlinks=True):
         place = os.path.realpath(root)
         if place in seen:
             folders.clear()
@@ -124,7 +131,7 @@ def _match(pattern: str) -> Iterator[Source]:
     if not audio:
         raise ConfigError(f"pattern {pattern!r} matches no audio files.")
     for path in audio:
-        yield Source(path, _text(path.as_posix()), _inside(path))
+        yield Source(path, as_text(path.as_posix()), _inside(path))
 
 
 def _listed(table: Path) -> Iterator[Source]:
@@ -140,6 +147,22 @@ def _inside(path: PurePath) -> PurePath:
     return PurePath(path.name) if path.is_absolute() or ".." in path.parts else path
 
 
-def _text(path: str) -> str:
-    """The path as valid UTF-8, for outputs that hold nothing else."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+def possible_names(source: Source) -> Iterator[str]:
+    """Names that a file may have in an output, the shortest first; the last is no other file's."""
+    place = os.path.abspath(source.path)
+    yield from (as_text(source.file), as_text(place))
+    yield f"{as_text(place)}.{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"
+
+
+def as_text(path: str) -> str:
+    """A path as valid UTF-8 without line breaks or other control characters, which are escaped."""
+    try:
+        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        text = path.encode("utf-8", "backslashreplace").decode()
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _CONTROLS else letter
+        for letter in text
+    )

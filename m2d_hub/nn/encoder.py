@@ -163,6 +163,31 @@ class Encoder(nn.Module):
         positions = resample_positions(self.pos_embed, self.config.grid, log_mel.shape[3] // patch_frames)
         return tokens + positions[:, 1:].to(tokens.dtype)
 
+    def frames(self, log_mel: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Embeds and encodes a window, the tokens of each time frame stacked.
+
+        Args:
+            log_mel: As for :meth:`embed`.
+            mask: As for :meth:`encode`.
+
+        Returns:
+            Frames (B, N_T, N_F·D).
+        """
+        return tokens_to_frames(self.encode(self.embed(log_mel), mask)[:, 1:], self.config.grid[0])
+
+    def layer_frames(self, log_mel: Tensor) -> Tensor:
+        """As :meth:`frames` for every block; the last one is normalised.
+
+        Returns:
+            Frames of all layers (L, B, N_T, N_F·D).
+        """
+        return tokens_to_frames(self.encode_layers(self.embed(log_mel))[:, :, 1:], self.config.grid[0])
+
+    @property
+    def class_token(self) -> Tensor:
+        """The class token with its position (1, 1, D)."""
+        return self.cls_token + self.pos_embed[:, :1]
+
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Prepends the class token and runs the blocks and the final norm.
 
@@ -195,8 +220,13 @@ class Encoder(nn.Module):
         return torch.stack(layers)
 
     def _with_class_token(self, tokens: Tensor) -> Tensor:
-        class_token = (self.cls_token + self.pos_embed[:, :1]).to(tokens.dtype)
+        class_token = self.class_token.to(tokens.dtype)
         return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+
+
+def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
+    """Picks tokens (B, n, D) of (B, N, D) by ids (B, n)."""
+    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
@@ -210,3 +240,8 @@ def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
         Frames (..., N_T, N_F·D).
     """
     return rearrange(tokens, "... (f t) d -> ... t (f d)", f=num_freq)
+
+
+def frames_to_tokens(frames: Tensor, num_freq: int) -> Tensor:
+    """The inverse of :func:`tokens_to_frames`: frames (..., N_T, N_F·D) to tokens (..., N_F·N_T, D)."""
+    return rearrange(frames, "... t (f d) -> ... (f t) d", f=num_freq)

@@ -7,12 +7,16 @@ lie behind the clip's end are hidden from attention by a mask, which gives the n
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
-from m2d_hub.nn.encoder import Encoder, tokens_to_frames
+from m2d_hub.nn.encoder import Encoder
+from m2d_hub.windows import Windows
 
 
 class WindowedEncoder(nn.Module):
@@ -38,6 +42,16 @@ class WindowedEncoder(nn.Module):
         self.register_buffer("mel_filters", torch.zeros(frontend.n_mels, num_bins))
         self.encoder = Encoder(encoder)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowedEncoder:
+        """Moves or casts weights; filters are moved only: a spectrogram stays in float32."""
+        filters = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, exact in filters.items():
+            moved = self.get_buffer(name)
+            if moved.dtype is not exact.dtype:
+                setattr(self, name, exact.to(moved.device))
+        return self
+
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encodes a batch of waveforms.
 
@@ -53,11 +67,14 @@ class WindowedEncoder(nn.Module):
         window_frames = self.encoder.config.input_size[1]
         num_frames = lengths // self.frontend_config.hop_samples + 1  # (B,)
         num_windows = _as_size((num_frames.max() + window_frames - 1) // window_frames)
-        log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
+        device_type = waveform.device.type
+        is_cast = torch.is_autocast_enabled(device_type)  # spectrograms are in float32 everywhere
+        with torch.autocast(device_type, enabled=False) if is_cast else contextlib.nullcontext():
+            log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
         frames = torch.arange(num_windows * window_frames, device=waveform.device)
         log_mel = log_mel * (frames < num_frames[:, None])[:, None]
         windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
-        heard = self._heard_tokens(num_frames, num_windows)  # (B, K, N_T)
+        heard = Windows.of(self.encoder.config).heard(num_frames, num_windows)  # (B, K, N_T)
         features = self._encode(windows.flatten(0, 1), heard.flatten(0, 1))  # (B·K, N_T, N_F·D)
         heard = heard.flatten(1)  # (B, K·N_T)
         features = features.unflatten(0, (waveform.shape[0], num_windows)).flatten(1, 2) * heard[..., None]
@@ -67,10 +84,8 @@ class WindowedEncoder(nn.Module):
 
     def _encode(self, windows: Tensor, heard: Tensor) -> Tensor:
         """Maps windows (B, F, W), of which tokens (B, N_T) are heard, to features (B, N_T, N_F·D)."""
-        num_freq = self.encoder.config.grid[0]
-        mask = heard[:, None].expand(-1, num_freq, -1).flatten(1)
-        tokens = self.encoder.encode(self.encoder.embed(windows[:, None]), mask)[:, 1:]
-        return tokens_to_frames(tokens, num_freq)
+        mask = heard[:, None].expand(-1, self.encoder.config.grid[0], -1).flatten(1)
+        return self.encoder.frames(windows[:, None], mask)
 
     def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
         """Normalised log-mel frames (B, F, T), each clip's edges reflected; those beyond it mean nothing."""
@@ -88,13 +103,6 @@ class WindowedEncoder(nn.Module):
         power = projected.square().unflatten(1, (2, -1)).sum(dim=1)  # (B, bins, T)
         log_mel = (torch.matmul(self.mel_filters.float(), power) + EPSILON).log()
         return (log_mel - config.mean) / config.std
-
-    def _heard_tokens(self, num_frames: Tensor, num_windows: int) -> Tensor:
-        """Which tokens (B, K, N_T) begin before their clip ends."""
-        window_frames, patch_frames = self.encoder.config.input_size[1], self.encoder.config.patch_size[1]
-        starts = torch.arange(num_windows, device=num_frames.device)[:, None] * window_frames
-        starts = starts + torch.arange(window_frames // patch_frames, device=num_frames.device) * patch_frames
-        return starts < num_frames[:, None, None]
 
 
 def _as_size(value: Tensor) -> int:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import shutil
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import Path, PurePosixPath
 
 from m2d_hub.errors import CheckpointError
-from m2d_hub.files import CHUNK_BYTES
+from m2d_hub.files import CHUNK_BYTES, FORBIDDEN, FULL
 
 MAX_ENTRIES = 1_000
 MAX_BYTES = 8 << 30  # the largest release unpacks to about 1 GB
+MAX_NAME_BYTES = 200  # of a file that is unpacked
+_ZIP_ERRORS = (
+    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error),
+    *(EOFError, ValueError, LookupError, RuntimeError, OverflowError, MemoryError),
+)
 MAX_RATIO = 200  # unpacked to packed; weights hardly shrink
 
 
@@ -40,7 +46,9 @@ def extract_checkpoint(archive: Path, folder: Path, filename: str | None = None)
                 if not entry.is_dir():
                     _read_through(opened, entry, target if entry is wanted else None)
             return target
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, EOFError) as error:
+    except (*_ZIP_ERRORS, OSError) as error:
+        if isinstance(error, OSError) and error.errno in FULL | FORBIDDEN:
+            raise
         for left in folder.glob("*.pth"):
             left.unlink()
         raise CheckpointError(
@@ -64,6 +72,8 @@ def _check_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
             problem = "its path leads outside the folder"
         elif kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             problem = "it is a link or another special file"
+        elif len(path.name.encode(errors="replace")) > MAX_NAME_BYTES or not path.name.isprintable():
+            problem = f"its name is longer than {MAX_NAME_BYTES} bytes, or no text"
         elif entry.flag_bits & 1:
             problem = "it is encrypted"
         elif entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
@@ -71,7 +81,7 @@ def _check_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
         else:
             continue
         raise CheckpointError(
-            f"{archive} was not unpacked: it holds {entry.filename!r}, and {problem}. "
+            f"{archive} was not unpacked: it holds {entry.filename[:100]!r}, and {problem}. "
             "Delete it and fetch it from its publisher."
         )
 

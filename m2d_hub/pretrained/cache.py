@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from m2d_hub.config import ModelConfig
+from m2d_hub.errors import DownloadError
+from m2d_hub.pretrained.download import check_address
 from m2d_hub.pretrained.provenance import ORIGIN_FILE, read_origin, recorded_hash
 from m2d_hub.pretrained.registry import ModelInfo, find_model
 
@@ -16,12 +18,22 @@ PACKAGED = Path(__file__).parents[1] / "weights"
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Folder of the cache: ``cache_dir``, else ``$HF_HOME/m2d_hub``."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
+    """Folder of the cache: ``cache_dir``, else ``$HF_HOME/m2d_hub``.
+
+    Raises:
+        DownloadError: None is given, and this user has no home.
+    """
     from huggingface_hub import constants
 
-    return Path(os.environ.get("HF_HOME") or constants.HF_HOME).expanduser() / "m2d_hub"
+    try:
+        if cache_dir is not None:
+            return Path(cache_dir).expanduser()
+        return Path(os.environ.get("HF_HOME") or constants.HF_HOME).expanduser() / "m2d_hub"
+    except RuntimeError as error:
+        raise DownloadError(
+            "there is no home folder to keep weights in: give load_model(..., cache_dir=FOLDER), or set the "
+            "environment variable HF_HOME."
+        ) from error
 
 
 def is_offline() -> bool:
@@ -33,8 +45,13 @@ def is_offline() -> bool:
 
 
 def release_url(info: ModelInfo) -> str:
-    """Where the zip is fetched from: the authors' release, or the mirror named by ``M2D_HUB_MIRROR``."""
-    base = os.environ.get(MIRROR_VARIABLE) or f"{info.releases}/download"
+    """Where the zip is fetched from: the authors' release, or the mirror named by ``M2D_HUB_MIRROR``.
+
+    Raises:
+        DownloadError: That is no address.
+    """
+    mirror = os.environ.get(MIRROR_VARIABLE)
+    base = check_address(mirror, MIRROR_VARIABLE) if mirror else f"{info.releases}/download"
     return f"{base.rstrip('/')}/{info.url_path}"
 
 
@@ -52,9 +69,14 @@ def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) ->
     from huggingface_hub import constants
 
     info = find_model(name)
-    root = cache_root(cache_dir)
-    folder = PACKAGED / name if info.is_packaged else root / name
-    if not info.is_packaged:
+    if info.is_packaged:
+        folder = PACKAGED / name
+    else:
+        try:
+            root = cache_root(cache_dir)
+        except DownloadError:  # nowhere to keep anything, so nothing is there
+            return info
+        folder = root / name
         info = replace(info, sha256=info.sha256 or recorded_hash(info, root))
     last_written = constants.SAFETENSORS_SINGLE_FILE if info.is_packaged else ORIGIN_FILE
     if not (folder / last_written).is_file():

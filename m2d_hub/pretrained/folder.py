@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.files import hash_into, replacing
+from m2d_hub.pretrained.tensors import check_finite, listed, open_safetensors, reading
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
+MAX_CONFIG_BYTES = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,10 @@ def _sort_header(path: Path) -> None:
 def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """Reads a folder, or a lone ``.safetensors`` file, written by :func:`save_checkpoint`.
 
-    The tensors are mapped from the file, not copied.
+    The configuration is compared with the shapes in the file's header before anything of its sizes is made.
 
     Raises:
-        CheckpointError: A file is missing, damaged, or holds non-finite weights.
+        CheckpointError: A file is missing, damaged, does not fit the other, or holds non-finite weights.
     """
     path = Path(path)
     weights = path / WEIGHTS_FILE if path.is_dir() else path
@@ -75,9 +76,41 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{weights} does not exist; a model folder holds {WEIGHTS_FILE} and {CONFIG_FILE}."
         )
-    tensors, metadata = read_safetensors(weights)
+    with open_safetensors(weights) as file:
+        config = _read_config(weights, file.metadata)
+        _check_sizes(config, file.shapes, weights)
+        tensors = file.read()
     check_finite(tensors, weights)
-    return Checkpoint(tensors, _read_config(weights, metadata))
+    return Checkpoint(tensors, config)
+
+
+def model_files(path: Path) -> list[Path]:
+    """The files that a model is read from: those of this package's own folder, or the one that is meant.
+
+    Raises:
+        CheckpointError: A folder holds no model, or several.
+    """
+    if not path.is_dir():
+        config = path.with_name(CONFIG_FILE)
+        return [path, config] if path.suffix == ".safetensors" and config.is_file() else [path]
+    own = [path / WEIGHTS_FILE, path / CONFIG_FILE]
+    if all(file.is_file() for file in own):
+        return own
+    files = sorted(path.glob("*.pth"))
+    if len(files) != 1:
+        raise CheckpointError(
+            f"{path} holds neither {WEIGHTS_FILE} with {CONFIG_FILE} nor exactly one .pth file, but "
+            f"{', '.join(file.name for file in files) or 'none of these'}; name the file to load."
+        )
+    return files
+
+
+def sha256_of_model(path: Path) -> str:
+    """One sha256 of all files that a model is read from."""
+    digest = hashlib.sha256()
+    for file in model_files(path):
+        hash_into(digest, file)
+    return digest.hexdigest()
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -86,20 +119,14 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         CheckpointError: The file is damaged or not a safetensors file.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read as safetensors ({error}); fetch or save it again."
-        ) from error
+    with open_safetensors(path) as file:
+        return file.read(), file.metadata
 
 
 def _read_config(weights: Path, metadata: Mapping[str, str]) -> ModelConfig:
     beside = weights.with_name(CONFIG_FILE)
     if beside.is_file():
-        text, origin = beside.read_text(encoding="utf-8"), beside
+        text, origin = _read_text(beside), beside
     elif "m2d_hub_config" in metadata:
         text, origin = metadata["m2d_hub_config"], weights
     else:
@@ -108,22 +135,45 @@ def _read_config(weights: Path, metadata: Mapping[str, str]) -> ModelConfig:
         )
     try:
         return ModelConfig.from_dict(json.loads(text))
-    except (json.JSONDecodeError, ConfigError, TypeError) as error:
+    except (ValueError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{origin} is not a model configuration: {error}") from error
 
 
-def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
-    """Raises CheckpointError naming ``origin`` and the tensors that hold NaN or infinity."""
-    suspects = [
-        name
-        for name, tensor in tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor.sum(dtype=torch.float32))
+def _read_text(path: Path) -> str:
+    with reading(path, "is not a model configuration"):
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+        if len(text) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
+        return text.decode("utf-8")
+
+
+def _check_sizes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], origin: Path) -> None:
+    """Refuses a configuration whose sizes are not those of the tensors.
+
+    Raises:
+        CheckpointError: The message says which.
+    """
+    encoder = config.encoder
+    patches = encoder.grid[0] * encoder.grid[1]
+    expected: dict[str, tuple[int, ...]] = {
+        "encoder.pos_embed": (1, 1 + patches, encoder.embed_dim),
+        "encoder.patch_embed.proj.weight": (encoder.embed_dim, encoder.in_channels, *encoder.patch_size),
+        "encoder.blocks.0.mlp.fc1.weight": (encoder.mlp_ratio * encoder.embed_dim, encoder.embed_dim),
+    }
+    if config.head is not None:
+        expected["head.linear.weight"] = (config.head.num_classes, config.head_dim)
+    wrong = [
+        f"{name} is {shapes[name]} but must be {shape}"
+        for name, shape in expected.items()
+        if name in shapes and shapes[name] != shape
     ]
-    bad = [name for name in suspects if not torch.isfinite(tensors[name]).all()]
-    if bad:
-        raise CheckpointError(
-            f"{origin} holds non-finite weights in {_listed(bad)}; fetch or train it again."
-        )
+    wrong += [f"missing {name}" for name in expected if name not in shapes]
+    depth = len({name.split(".")[2] for name in shapes if name.startswith("encoder.blocks.")})
+    if depth != encoder.depth:
+        wrong.append(f"depth is {depth} but must be {encoder.depth}")
+    if wrong:
+        raise CheckpointError(f"{origin} does not fit its configuration: {'; '.join(wrong)}.")
 
 
 def assign_tensors(
@@ -143,10 +193,10 @@ def assign_tensors(
     expected = module.state_dict()
     problems = []
     if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"missing {_listed(missing)}")
+        problems.append(f"missing {listed(missing)}")
     extra = [name for name in tensors if name not in expected]
     if unexpected := [name for name in extra if optional is None or not name.startswith(optional)]:
-        problems.append(f"unexpected {_listed(unexpected)}")
+        problems.append(f"unexpected {listed(unexpected)}")
     problems += [
         f"{name} is {tuple(tensors[name].shape)} but must be {tuple(tensor.shape)}"
         for name, tensor in expected.items()
@@ -155,9 +205,3 @@ def assign_tensors(
     if problems:
         raise CheckpointError(f"{origin} does not fit its configuration: {'; '.join(problems)}.")
     module.load_state_dict(dict(tensors), strict=True, assign=True)
-
-
-def _listed(names: Iterable[str], most: int = 8) -> str:
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

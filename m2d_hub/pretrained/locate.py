@@ -4,19 +4,24 @@
 2. ``hf-hub:org/repo[@revision]`` is a Hugging Face repository.
 3. A string with a separator (``./m2d-0.7``, ``runs/mine/export``, ``~/weights``) is a path.
 4. Any other string is an alias of the table of models; where it is none, a file or folder of that name here.
+5. ``random:`` before any of these means a network of that model's sizes with untrained weights; sizes may
+   follow it too (``random:80x608p16x16``).
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from m2d_hub.errors import ConfigError, UnknownModelError
 from m2d_hub.pretrained.registry import MODELS, find_model
 from m2d_hub.pretrained.release import fetch
 from m2d_hub.pretrained.repository import PREFIX, fetch_repository
+from m2d_hub.pretrained.untrained import UNTRAINED, told_config, untrained_folder
+from m2d_hub.pretrained.weights import read_weights
 
-_WEIGHTS_SUFFIXES = (".pth", ".safetensors")
+_WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 
 
 def locate(
@@ -43,8 +48,22 @@ def locate(
         DownloadError: The weights could not be fetched.
         ChecksumError: The weights on disk are not those that were recorded.
         CheckpointError: The repository or the release holds no model of this package.
-        ConfigError: ``revision`` was given for something else than a repository.
+        ConfigError: ``revision`` was given for something else than a repository, or ``name`` is no name.
     """
+    if (word := _untrained_word(name)) is not None:
+        config = told_config(word) if revision is None else None
+        if config is None:
+            config = read_weights(
+                locate(
+                    word,
+                    cache_dir=cache_dir,
+                    revision=revision,
+                    local_files_only=local_files_only,
+                    force_download=force_download,
+                    token=token,
+                )
+            ).config
+        return untrained_folder(canonical_name(name), config, cache_dir=cache_dir)
     if _is_repository(name):
         return fetch_repository(
             os.fspath(name),
@@ -62,27 +81,47 @@ def locate(
     path = path_of(name)
     if path is None:
         return fetch(find_model(os.fspath(name)), cache_dir=cache_dir, local_files_only=local_files_only)
-    if not path.exists():
+    if not _exists(path):
         raise UnknownModelError(
-            f"{os.fspath(name)} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a name "
-            "of list_models()."
+            f"{os.fspath(name)[:200]} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a "
+            "name of list_models()."
         )
     return path
 
 
+def locate_pretrained(name: str | os.PathLike[str], **options: Any) -> Path:
+    """As :func:`locate` for ``from_pretrained`` of Hugging Face: what is not on disk is a repository.
+
+    Args:
+        name: A file or folder; else ``org/repo[@revision]``, with or without ``hf-hub:``.
+        **options: Of :func:`locate`.
+    """
+    text = os.fspath(name)
+    on_disk = Path(text).expanduser().exists()
+    return locate(Path(text) if on_disk else PREFIX + text.removeprefix(PREFIX), **options)
+
+
 def path_of(name: str | os.PathLike[str]) -> Path | None:
     """The path that a name means; None: it is an alias, an unknown name, or a repository."""
-    if not isinstance(name, str):
-        return Path(name).expanduser()
-    if _is_repository(name) or name in MODELS:
+    if not isinstance(name, (str, os.PathLike)) or not isinstance(os.fspath(name), str):
+        raise ConfigError(
+            f"{name!r} is no name of a model: give a string of list_models(), 'hf-hub:org/repo', or a path."
+        )
+    if isinstance(name, str) and (
+        _is_repository(name) or _untrained_word(name) is not None or name in MODELS
+    ):
         return None
-    path = Path(name).expanduser()
+    path = _expanded(Path(name))
+    if not isinstance(name, str):
+        return path
     has_separator = any(separator in name for separator in (os.sep, os.altsep) if separator)
-    return path if has_separator or path.suffix in _WEIGHTS_SUFFIXES or path.exists() else None
+    return path if has_separator or path.suffix in _WEIGHTS_SUFFIXES or _exists(path) else None
 
 
 def canonical_name(name: str | os.PathLike[str]) -> str:
     """The name under which a model is recorded: the alias, the repository, or the absolute path."""
+    if (word := _untrained_word(name)) is not None:
+        return UNTRAINED + (word if told_config(word) else canonical_name(word))
     path = path_of(name)
     return os.fspath(name) if path is None else os.path.abspath(path)
 
@@ -93,5 +132,25 @@ def as_argument(path: str | os.PathLike[str]) -> str:
     return text if path_of(text) is not None else os.path.join(os.curdir, text)
 
 
+def _expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # there is no such user, or no home
+        return path
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is something; False for names that the file system does not take."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _is_repository(name: str | os.PathLike[str]) -> bool:
     return isinstance(name, str) and name.startswith(PREFIX)
+
+
+def _untrained_word(name: str | os.PathLike[str]) -> str | None:
+    """What follows ``random:``; None: the name does not begin so."""
+    return name.removeprefix(UNTRAINED) if isinstance(name, str) and name.startswith(UNTRAINED) else None

@@ -33,8 +33,13 @@ def read_origin(folder: Path) -> dict[str, Any]:
     """
     path = folder / ORIGIN_FILE
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        origin = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(origin["zip_bytes"], int):
+            raise ValueError("no size of the zip")
+        for recorded in origin["files"].values():
+            recorded["stamp"], recorded["sha256"]
+        return origin
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ChecksumError(
             f"{path} is damaged ({error}). Delete {folder} and load the model again."
         ) from error
@@ -96,7 +101,8 @@ def record_hash(info: ModelInfo, root: Path, digest: str) -> None:
 def recorded_hash(info: ModelInfo, root: Path) -> str | None:
     """The zip's sha256 at its first download into this cache, or None."""
     path = _hash_path(info, root)
-    return path.read_text(encoding="utf-8").split()[0] if path.is_file() else None
+    words = path.read_text(encoding="utf-8", errors="replace").split() if path.is_file() else []
+    return words[0] if words else None
 
 
 def _hash_path(info: ModelInfo, root: Path) -> Path:

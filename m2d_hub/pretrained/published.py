@@ -6,8 +6,6 @@ none of them tells must be given. Loading never runs code from the file.
 
 from __future__ import annotations
 
-import argparse
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,9 +19,10 @@ from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
-from m2d_hub.pretrained.folder import check_finite, read_safetensors
 from m2d_hub.pretrained.published_names import part_of
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
+from m2d_hub.pretrained.tensor_file import read_tensors
+from m2d_hub.pretrained.tensors import check_finite, reading
 
 # What training wrappers put before the encoder's names, the longest first.
 _PREFIXES = (
@@ -70,7 +69,7 @@ def read_published(
     name: str | None = None,
     folder_name: str | None = None,
 ) -> Published:
-    """Reads a published ``.pth``, or a ``.safetensors`` file with the published tensor names.
+    """Reads a published ``.pth``, a kept checkpoint of a run, or ``.safetensors`` with the published names.
 
     Args:
         path: The file.
@@ -83,11 +82,12 @@ def read_published(
         ConfigError: Its sample rate is told nowhere, or contradicts ``sample_rate``.
     """
     path = Path(path)
-    raw, args = _read_tensors(path)
+    raw, args = read_tensors(path)
     sorted_tensors = _sort_tensors(raw, path)
     check_finite(sorted_tensors["encoder"] | sorted_tensors["head"] | sorted_tensors["clap"], path)
     folder_name = folder_name or path.parent.name
-    config = _infer_config(sorted_tensors, args, folder_name, path, sample_rate, name)
+    with reading(path, "holds tensors of no M2D model"):  # tensors of other shapes than its layers have
+        config = _infer_config(sorted_tensors, args, folder_name, path, sample_rate, name)
     norm_stats = "norm_stats"
     tensors = {
         f"encoder.{key}": value for key, value in sorted_tensors["encoder"].items() if key != norm_stats
@@ -98,41 +98,6 @@ def read_published(
         tensors["clap.logit_scale"] = torch.tensor(INITIAL_LOGIT_SCALE)  # some files leave it out
     tensors |= {f"clap.{key}": value for key, value in sorted_tensors["clap"].items()}
     return Published(tensors, sorted_tensors["pretraining"], config)
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist.")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0], {}
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{path} was not loaded: it holds more than tensors and plain settings, and unpickling it could "
-            f"run code ({reason}). Fetch the file from its publisher again."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is damaged or not a PyTorch file ({error}); fetch it again."
-        ) from error
-    args: Any = {}
-    if isinstance(contents, Mapping) and isinstance(contents.get("model"), Mapping):
-        args = contents.get("args") or {}
-        contents = contents["model"]
-    if not isinstance(contents, Mapping) or not contents:
-        raise CheckpointError(f"{path} holds no tensors; a checkpoint maps tensor names to tensors.")
-    not_tensors = [key for key, value in contents.items() if not isinstance(value, Tensor)]
-    if not_tensors:
-        raise CheckpointError(f"{path} is not a checkpoint: {not_tensors[:5]} are no tensors.")
-    return dict(contents), vars(args) if isinstance(args, argparse.Namespace) else dict(args)
-
-
-def _is_zip(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(2) == b"PK"
 
 
 def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
@@ -184,10 +149,10 @@ def _infer_config(
         encoder=encoder_config,
         head=head,
         labels=AUDIOSET_LABELS if head and head.num_classes == len(AUDIOSET_LABELS) else None,
-        clap=_clap_config(parts["clap"], folder_name),
-        name=name or folder_name,
-        license=NTT_LICENSE,
-        source=RELEASES,
+        clap=_clap_config(parts["clap"], args, folder_name),
+        name=name or args.get("run") or folder_name,
+        license=None if "run" in args else NTT_LICENSE,
+        source=None if "run" in args else RELEASES,
     )
 
 
@@ -237,6 +202,7 @@ def _encoder_config(
         in_channels=in_channels,
         embed_dim=embed_dim,
         depth=depth,
+        head_width=int(args.get("head_width") or EncoderConfig.head_width),
         mlp_ratio=encoder["blocks.0.mlp.fc1.weight"].shape[0] // embed_dim,
     )
 
@@ -268,12 +234,12 @@ def _head_config(head: Mapping[str, Tensor], encoder: EncoderConfig, path: Path)
     )
 
 
-def _clap_config(clap: Mapping[str, Tensor], folder_name: str) -> ClapConfig | None:
+def _clap_config(clap: Mapping[str, Tensor], args: Mapping[str, Any], folder_name: str) -> ClapConfig | None:
     if not clap:
         return None
     blocks = {key.split(".")[2] for key in clap if key.startswith("audio_proj.sem_blocks.")}
     letter = re.search(r"p\d+k?p([ABN])", folder_name)
-    text_encoder, pooling = _TEXT_ENCODERS[letter[1] if letter else "A"]
+    text_encoder, pooling = args.get("text") or _TEXT_ENCODERS[letter[1] if letter else "A"]
     values: dict[str, Any] = {"text_projection": "none"}
     if "text_proj.weight" in clap:
         values = {"text_projection": "linear", "text_dim": clap["text_proj.weight"].shape[1]}

@@ -51,7 +51,7 @@ PARENTS: dict[str, str] = {
 SHORTEST_S = 0.1
 PART_S = 10.0
 SILENT = 1e-3  # largest value of a clip that nothing is heard of
-MOST_PARTS = 3  # of a file
+MOST_PARTS = 3  # of a file, of music one
 MOST_CLIPS = {"train": 60, "valid": 30, "test": 30}  # of a package and the same labels
 
 
@@ -141,11 +141,11 @@ def labelled(clips: Iterator[Clip], rules: list[Rule]) -> dict[tuple[str, tuple[
     return found
 
 
-def parts(clip: Clip) -> list[tuple[str, str]]:
-    """Start and end of a clip's parts; blanks for the whole of a short one."""
+def parts(clip: Clip, most: int) -> list[tuple[str, str]]:
+    """Start and end of up to ``most`` parts of a clip; blanks for the whole of a short one."""
     if clip.seconds < 1.5 * PART_S:
         return [("", "")]
-    count = min(MOST_PARTS, int(clip.seconds / PART_S))
+    count = min(most, int(clip.seconds / PART_S))
     spare = clip.seconds - PART_S
     starts = [spare * (index + 0.5) / count for index in range(count)]
     return [(f"{start:.2f}", f"{start + PART_S:.2f}") for start in starts]
@@ -163,7 +163,7 @@ def list_rows(
             {"file": clip.file, "label": ";".join(labels), "split": split, "package": package}
             | {"start_s": start, "end_s": end}
             for clip in drawn
-            for start, end in parts(clip)
+            for start, end in parts(clip, 1 if labels == ("Music",) else MOST_PARTS)
         ]
         rows += own[: MOST_CLIPS[split]]
     return rows

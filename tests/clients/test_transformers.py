@@ -49,6 +49,25 @@ def test_ragged_batches_give_each_clips_own_embedding(folder, tagger):
     torch.testing.assert_close(output.pooler_output, tagger.encode_clip(RAGGED), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("way", ["loaded", "cast", "autocast"])
+def test_half_precision_is_of_the_weights_and_not_of_the_spectrogram(folder, tagger, dtype, way):
+    settings = {"dtype": dtype} if way == "loaded" else {}
+    model = transformers.AutoModel.from_pretrained(folder, **settings)
+    if way == "cast":
+        model.to(dtype)
+    seen = []
+    model.windowed.encoder.patch_embed.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    waveform = torch.from_numpy(RAGGED[2])[None]
+    with torch.no_grad(), torch.autocast("cpu", dtype=dtype, enabled=way == "autocast"):
+        frames = model(waveform).last_hidden_state
+        log_mel = tagger.frontend(waveform)
+    assert frames.dtype == dtype
+    expected = tagger.encode_frames(waveform).features
+    assert torch.cosine_similarity(frames.float(), expected, dim=-1).min() > 0.999
+    torch.testing.assert_close(seen[0][..., : log_mel.shape[-1]], log_mel, atol=1e-3, rtol=0)
+
+
 def test_the_extractor_refuses_another_sampling_rate(folder):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     with pytest.raises(ValueError, match="takes audio at 16000 Hz, but sampling_rate=8000 was given"):

@@ -25,6 +25,8 @@ from m2d_hub.cli import main as cli
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
 from m2d_hub.corpus import embed_files as embedding
 
+from ..processes import ONE_THREAD
+
 DATA = Path(__file__).parents[1] / "data"
 CLIPS = [
     DATA / "speech_en_1.wav",
@@ -33,16 +35,7 @@ CLIPS = [
     DATA / "tabla_loop.mp3",
 ]
 CONSOLE_SCRIPT = Path(sys.executable).parent / "m2d-hub"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny models gain nothing from more
 TOLERANCE = 1e-5  # the contract's, for a clip in other company
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_model(folder, **settings):
@@ -478,6 +471,44 @@ def test_tag_answers_programs_in_json_and_goes_past_unreadable_files(tagger, tmp
     assert "bad.wav cannot be read as audio" in result.stderr
 
 
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_names_beyond_the_encoding_of_a_pipe_are_escaped(as_json, tagger, tmp_path):
+    write_noise(tmp_path / "犬é.wav")
+    command = [CONSOLE_SCRIPT, "tag", tmp_path / "犬é.wav", "--model", tagger, "--device", "cpu", *as_json]
+    environment = {**ONE_THREAD, "PYTHONIOENCODING": "cp1252"}
+    answer = subprocess.run(command, capture_output=True, env=environment, check=True).stdout.decode("cp1252")
+    if as_json:
+        assert json.loads(answer)[0]["file"].endswith("犬é.wav")
+    else:
+        assert "\\u72acé.wav" in answer
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a shell")
+@pytest.mark.parametrize("command", ["embed", "tag"])
+def test_a_closed_error_stream_stops_nothing(command, tagger, tmp_path):
+    write_noise(tmp_path / "a.wav")
+    out = f"--out {tmp_path}/x.npz" if command == "embed" else ""
+    line = f"{CONSOLE_SCRIPT} {command} {tmp_path}/a.wav --model {tagger} --device cpu {out} 2>&-"
+    subprocess.run(line, shell=True, check=True, env=ONE_THREAD, stdout=subprocess.DEVNULL)
+    assert command == "tag" or (tmp_path / "x.npz").is_file()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_file_that_does_not_fit_memory_stops_itself_only(error, tiny, tmp_path, monkeypatch):
+    files = [write_noise(tmp_path / f"{name}.wav", index) for index, name in enumerate("abc")]
+    encode = embedding._encode
+
+    def limited(model, batch, *rest):
+        if any(source.path == files[1] for source in batch):
+            raise error
+        return encode(model, batch, *rest)
+
+    monkeypatch.setattr(embedding, "_encode", limited)
+    embed(*files, "--out", tmp_path / "out.npz", model=tiny, status=3)
+    assert len(read_clips(tmp_path / "out.npz")) == 2
+    assert "too long for this machine's memory" in (tmp_path / "out.npz.errors.csv").read_text()
+
+
 def test_tag_without_a_head_says_which_weights_have_one(tiny):
     result = run("tag", CLIPS[1], "--model", tiny, status=1)
     assert result.output.startswith("Error: ") and "has no classification head" in result.output
@@ -507,26 +538,16 @@ def test_info_of_an_unknown_name_lists_the_known_ones():
     assert "Error: Unknown model 'm2d-as-0.8'. Available: m2d-as-0.7" in result.output
 
 
-def test_convert_makes_a_folder_that_gives_the_same_embeddings(tmp_path, parity_weights):
-    published = tmp_path / "renamed.pth"
-    torch.save({name: torch.from_numpy(value) for name, value in parity_weights.items()}, published)
+def test_convert_makes_a_folder_that_gives_the_same_embeddings(tmp_path, publish):
+    published = publish("renamed", input_size=(80, 96), embed_dim=64, depth=1)
     run("convert", published, "--out", tmp_path / "own", "--sample-rate", 16_000)
     expected = m2d_hub.load_model(published, sample_rate=16_000, device="cpu").encode_clip(CLIPS[1])
     own = m2d_hub.load_model(tmp_path / "own", device="cpu").encode_clip(CLIPS[1])
     assert torch.equal(own, expected)
 
 
-@pytest.fixture
-def parity_weights(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "parity"))
-    import reference_weights
-
-    return reference_weights.state_dict(input_size=(80, 96), embed_dim=64, depth=1)
-
-
-def test_convert_asks_for_a_sample_rate_that_nothing_tells(tmp_path, parity_weights):
-    published = tmp_path / "renamed.pth"
-    torch.save({name: torch.from_numpy(value) for name, value in parity_weights.items()}, published)
+def test_convert_asks_for_a_sample_rate_that_nothing_tells(tmp_path, publish):
+    published = publish("renamed", input_size=(80, 96), embed_dim=64, depth=1)
     result = run("convert", published, "--out", tmp_path / "own", status=1)
     assert result.output.startswith("Error: ") and "sample_rate" in result.output
     assert not (tmp_path / "own").exists()

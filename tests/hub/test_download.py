@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -15,11 +16,14 @@ import pytest
 import m2d_hub.pretrained.download
 from m2d_hub.errors import DownloadError
 from m2d_hub.files import CHUNK_BYTES, locked
+from m2d_hub.pretrained.cache import release_url
 from m2d_hub.pretrained.download import download
+from m2d_hub.pretrained.registry import find_model
 
 from .release_server import Fault, ReleaseServer
 
 CONTENT = random.Random(0).randbytes(300_000)
+SLEEP = time.sleep  # the real one, where tests replace it
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 
@@ -229,6 +233,152 @@ def test_folder_without_permission_is_named(server, tmp_path):
     ):
         fetch(server, tmp_path)
     assert os.listdir(tmp_path) == []
+
+
+def answering(answers):
+    """Address of a server that gives ready answers, one a connection, the last one ever after."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        pending = list(answers)
+        while True:
+            try:
+                connection, _ = listening.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65_536)
+                for part in pending.pop(0) if len(pending) > 1 else pending[0]:
+                    connection.sendall(part)
+                connection.shutdown(socket.SHUT_RDWR)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return listening, f"http://127.0.0.1:{listening.getsockname()[1]}/model.zip"
+
+
+def head(status="200 OK", **headers):
+    lines = [f"HTTP/1.1 {status}", "Connection: close"]
+    lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1")
+
+
+@pytest.mark.parametrize("length", ["abc", "1e3", "", "-5", "²", "9" * 5_000])
+def test_a_length_that_is_no_number_is_passed_over(tmp_path, waits, length):
+    listening, url = answering([[head(Content_Length=length), CONTENT]])
+    with listening:
+        assert download(url, tmp_path / "model.zip").sha256 == DIGEST
+
+
+@pytest.mark.parametrize("wait", ["soon", "²", "1e9", "-1", "9" * 5_000, "Wed, 21 Oct 2037 07:28:00 GMT"])
+def test_a_pause_that_is_no_number_is_passed_over(tmp_path, waits, wait):
+    answers = [[head("503 Busy", Retry_After=wait)], [head(Content_Length=len(CONTENT)), CONTENT]]
+    listening, url = answering(answers)
+    with listening:
+        assert download(url, tmp_path / "model.zip").sha256 == DIGEST
+    assert waits == [1.0]
+
+
+def test_a_long_pause_is_cut(tmp_path, waits):
+    answers = [[head("503 Busy", Retry_After=10**8)], [head(Content_Length=len(CONTENT)), CONTENT]]
+    listening, url = answering(answers)
+    with listening:
+        download(url, tmp_path / "model.zip")
+    assert waits == [60.0]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "",
+            "model.zip",
+            "//host/model.zip",
+            "ftp://host/x",
+            "file:///etc/passwd",
+            "http://",
+            "http://[::1",
+        ),
+        *("http://h:x/", "http://host:99999/x", "https://höst/x", "https://host/a b", "https://host/\n"),
+        "mirror.example/m2d",
+    ],
+)
+def test_an_address_that_is_none_is_told_before_connecting(tmp_path, url, monkeypatch):
+    monkeypatch.setattr(m2d_hub.pretrained.download, "_attempt", lambda *_: pytest.fail("it was asked"))
+    with pytest.raises(DownloadError, match="it must look like https://host/path"):
+        download(url, tmp_path / "model.zip")
+    if url:
+        monkeypatch.setenv("M2D_HUB_MIRROR", url)
+        with pytest.raises(DownloadError, match=r"^M2D_HUB_MIRROR .*it must look like"):
+            release_url(find_model("m2d-0.7"))
+
+
+@pytest.mark.parametrize(
+    "place", ["http://[::1", "http://host:port/", "//", "http://h\xe4/", "ftp://host/x", ""]
+)
+def test_a_redirect_to_no_address_is_an_error_of_the_download(tmp_path, waits, place):
+    listening, url = answering([[head("302 Found", Location=place, Content_Length=0)]])
+    with listening, pytest.raises(DownloadError, match="could not be downloaded"):
+        download(url, tmp_path / "model.zip")
+
+
+@pytest.mark.parametrize("told", ["bytes 5-9/300000", "bytes 0-9/10", "bytes */9", "lines 1-2/3", ""])
+def test_another_part_than_was_asked_for_is_never_kept(tmp_path, waits, told):
+    (tmp_path / "model.zip.partial").write_bytes(CONTENT[:100_000])
+    (tmp_path / "model.zip.partial.etag").write_text('"same"')
+    part = [head("206 Partial Content", Content_Range=told, ETag='"same"', Content_Length=10), CONTENT[:10]]
+    listening, url = answering([part, [head(Content_Length=len(CONTENT)), CONTENT]])
+    with listening:
+        assert download(url, tmp_path / "model.zip").sha256 == DIGEST
+
+
+def test_a_part_that_nobody_asked_for_is_not_the_file(tmp_path, waits):
+    part = [head("206 Partial Content", Content_Range="bytes 5-9/300000", Content_Length=5), CONTENT[5:10]]
+    listening, url = answering([part])
+    with listening, pytest.raises(DownloadError, match="another part of the file"):
+        download(url, tmp_path / "model.zip")
+    assert os.listdir(tmp_path) == []
+
+
+def test_endless_data_is_given_up(tmp_path, waits, monkeypatch):
+    monkeypatch.setattr(m2d_hub.pretrained.download, "MAX_BYTES", 1 << 20)
+    listening, url = answering([[head(), *[bytes(1 << 16)] * 100_000]])
+    with listening, pytest.raises(DownloadError, match="more came than the 1,048,576 bytes"):
+        download(url, tmp_path / "model.zip")
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_connection_that_trickles_is_given_up(tmp_path, waits, monkeypatch):
+    monkeypatch.setattr(m2d_hub.pretrained.download, "PACE_S", 0.2)
+    listening, url = answering([Trickle(head(Content_Length=len(CONTENT)), CONTENT)])
+    with listening, pytest.raises(DownloadError, match=r"bytes a second are too slow, 5 times in a row"):
+        download(url, tmp_path / "model.zip")
+
+
+def test_headers_that_trickle_are_given_up(tmp_path, waits, monkeypatch):
+    monkeypatch.setattr(m2d_hub.pretrained.download, "ANSWER_S", 0.2)
+    listening, url = answering([Trickle(b"", head(X="x" * 5_000))])
+    with listening, pytest.raises(DownloadError, match=r"no whole answer within 0 s, 5 times in a row"):
+        download(url, tmp_path / "model.zip")
+
+
+class Trickle:
+    """Something at once, and the rest byte by byte."""
+
+    def __init__(self, at_once, slowly):
+        self.at_once, self.slowly = at_once, slowly
+
+    def __iter__(self):
+        yield self.at_once
+        for byte in self.slowly:
+            SLEEP(0.02)
+            yield bytes([byte])
+
+
+def test_a_mark_that_is_no_text_is_passed_over(server, tmp_path):
+    (tmp_path / "model.zip.partial").write_bytes(CONTENT[:9])
+    (tmp_path / "model.zip.partial.etag").write_bytes(b"\xff\nInjected: yes")
+    assert fetch(server, tmp_path).sha256 == DIGEST
+    assert "Injected" not in server.requests[-1][2]
 
 
 def test_progress_bar_obeys_the_hubs_switch(server, tmp_path, capsys, monkeypatch):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from m2d_training.pretraining.start import start_weights
 
 import m2d_hub
+from m2d_hub import DownloadError
 from m2d_hub.cli.main import main
 from m2d_hub.clients.sklearn import M2DEmbedder
 from m2d_hub.pretrained.locate import as_argument, canonical_name, locate
@@ -88,3 +89,12 @@ def test_from_pretrained_goes_the_same_way(here, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(m2d_hub.DownloadError, match="'org/missing' is not in the cache"):
         m2d_hub.M2D.from_pretrained("org/missing", cache_dir=here / "cache", local_files_only=True)
+
+
+def test_without_a_home_models_are_told_and_the_packaged_one_loads(monkeypatch):
+    monkeypatch.delenv("HF_HOME", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", "~nosuchuser/.cache/huggingface")
+    assert not m2d_hub.model_info("m2d-0.7").on_disk
+    assert m2d_hub.model_info("m2d-mini").on_disk
+    with pytest.raises(DownloadError, match=r"there is no home folder .* cache_dir=FOLDER"):
+        m2d_hub.load_model("m2d-0.7", local_files_only=True)

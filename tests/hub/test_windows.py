@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from m2d_hub.windows import Window, count_tokens, cut_windows, plan_windows, timestamps_s
+from m2d_hub.windows import Window, Windows
 
 
 def test_windows_follow_one_another_and_the_last_is_padded_to_a_whole_patch():
-    assert plan_windows(1371, 608, 16) == [
+    assert Windows(608, 16).plan(1371) == [
         Window(first_frame=0, num_frames=608, first_token=0, num_tokens=38),
         Window(first_frame=608, num_frames=608, first_token=38, num_tokens=38),
         Window(first_frame=1216, num_frames=155, first_token=76, num_tokens=10),
@@ -15,29 +15,29 @@ def test_windows_follow_one_another_and_the_last_is_padded_to_a_whole_patch():
 
 
 def test_a_window_that_is_no_whole_number_of_patches_loses_its_odd_frames():
-    assert plan_windows(1001, 1001, 16) == [Window(0, 1001, 0, 62)]
-    assert count_tokens(plan_windows(1002, 1001, 16)) == 63
-    assert count_tokens(plan_windows(995, 1001, 16)) == 62
+    assert Windows(1001, 16).plan(1001) == [Window(0, 1001, 0, 62)]
+    assert Windows(1001, 16).count(1002) == 63
+    assert Windows(1001, 16).count(995) == 62
 
 
 def test_own_length_windows_are_one_padded_window():
-    assert plan_windows(1001, None, 16) == [Window(0, 1001, 0, 63)]
+    assert Windows(None, 16).plan(1001) == [Window(0, 1001, 0, 63)]
 
 
 def test_timestamps_are_the_centres_of_the_tokens_frames():
-    times = timestamps_s(40, window_frames=608, patch_frames=16, hop_s=0.01)
+    times = Windows(608, 16).timestamps_s(40, hop_s=0.01)
     assert times[:2].tolist() == pytest.approx([0.075, 0.235])
     # The second window starts at frame 608.
     assert times[38:].tolist() == pytest.approx([6.08 + 0.075, 6.08 + 0.235])
 
 
 def test_own_length_windows_have_evenly_spaced_timestamps():
-    times = timestamps_s(1000, window_frames=None, patch_frames=4, hop_s=0.01)
+    times = Windows(None, 4).timestamps_s(1000, hop_s=0.01)
     assert times[[0, 999]].tolist() == pytest.approx([0.015, 999 * 0.04 + 0.015])
 
 
 def test_windows_of_odd_length_keep_true_timestamps():
-    times = timestamps_s(70, window_frames=1001, patch_frames=16, hop_s=0.01)
+    times = Windows(1001, 16).timestamps_s(70, hop_s=0.01)
     assert times[62].item() == pytest.approx(10.01 + 0.075)
 
 
@@ -46,8 +46,9 @@ def test_windows_of_odd_length_keep_true_timestamps():
 @pytest.mark.parametrize("num_frames", [1, 16, 17, 608, 609, 993, 2000])
 def test_streamed_windows_hold_the_planned_frames(num_frames, window_frames, patch_frames, block_frames):
     log_mel = torch.arange(1.0, 2 * num_frames + 1).view(2, num_frames)
-    cut = list(cut_windows(log_mel.split(block_frames, dim=1), window_frames, patch_frames))
-    assert [window for window, _ in cut] == plan_windows(num_frames, window_frames, patch_frames)
+    windows = Windows(window_frames, patch_frames)
+    cut = list(windows.cut(log_mel.split(block_frames, dim=1)))
+    assert [window for window, _ in cut] == windows.plan(num_frames)
     for window, frames in cut:
         used = min(window.num_frames, window.num_tokens * patch_frames)
         torch.testing.assert_close(
@@ -55,3 +56,35 @@ def test_streamed_windows_hold_the_planned_frames(num_frames, window_frames, pat
         )
         assert frames.shape[1] == window.num_tokens * patch_frames
         assert not frames[:, used:].any()
+
+
+@pytest.mark.parametrize(
+    ("windows", "most_frames", "expected", "num_windows"),
+    [
+        (Windows(608, 16), 100, Windows(112, 16), 1),  # seven patches
+        (Windows(608, 16), 608, Windows(608, 16), 1),
+        (Windows(608, 16), 609, Windows(608, 16), 2),
+        (Windows(1001, 16), 1001, Windows(1001, 16), 1),  # 62 × 16 + 9
+        (Windows(None, 16), 1001, Windows(1008, 16), 1),
+    ],
+)
+def test_a_batch_has_windows_no_longer_than_its_longest_clip_needs(
+    windows, most_frames, expected, num_windows
+):
+    assert windows.fitted(most_frames) == expected
+    log_mel = torch.arange(1.0, 6 * most_frames + 1).view(2, 3, most_frames)
+    stacked, found = expected.stack(log_mel)
+    assert stacked.shape == (2 * num_windows, 3, expected.window_frames) and found == num_windows
+    rows = stacked.unflatten(0, (2, num_windows)).transpose(1, 2).flatten(2)
+    assert torch.equal(rows[..., :most_frames], log_mel) and not rows[..., most_frames:].any()
+
+
+@pytest.mark.parametrize(("window_frames", "patch_frames"), [(608, 16), (1001, 16), (208, 4)])
+def test_heard_tokens_are_those_of_each_clips_plan(window_frames, patch_frames):
+    windows, num_frames = Windows(window_frames, patch_frames), [1, 17, 600, 992, 1001, 1002, 1500]
+    heard = windows.heard(torch.tensor(num_frames), len(windows.plan(max(num_frames))))
+    for clip, frames in zip(heard, num_frames, strict=True):
+        planned = [window.num_tokens for window in windows.plan(frames)]
+        assert clip.sum(dim=1).tolist() == planned + [0] * (len(clip) - len(planned))
+        assert all(row[:count].all() for row, count in zip(clip, planned, strict=False))
+        assert windows.count(frames) == int(clip.sum())

@@ -26,11 +26,12 @@ from m2d_training.finetuning.augment import KeptTokens
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import FinetuneBatch, FinetuneDataset, augmented
 from m2d_training.finetuning.loop import FinetuneTrainer, TaskObjective
-from m2d_training.finetuning.model import WindowLayout, build_model
+from m2d_training.finetuning.model import build_model
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
 from m2d_hub import M2D, ModelConfig
 from m2d_hub.config import EncoderConfig
+from m2d_hub.windows import Windows
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).parent / "results" / "finetune_presets.md"
@@ -85,7 +86,7 @@ def start(preset: str) -> Start:
     clean, _ = augmented(batch, model.frontend, without_augmentation(config))
     inputs, _ = augmented(batch, model.frontend, config)
     encoder = model.config.encoder
-    layout = WindowLayout.of(inputs.shape[-1], encoder.input_size[1], encoder.patch_size[1])
+    windows = Windows.of(encoder).fitted(inputs.shape[-1])
     objective = TaskObjective(config.loss == "bce")
     warm = dataclasses.replace(config, warmup_epochs=0)  # or the first step's rate is zero
     trainer = FinetuneTrainer(warm, model, objective, 100, Accelerator(cpu=True))
@@ -93,7 +94,7 @@ def start(preset: str) -> Start:
     step = trainer.train_step([batch], 0)
     mels = encoder.patch_size[0]
     if batch.kept is not None:
-        inputs = with_gaps(inputs, batch.kept, layout, mels)
+        inputs = with_gaps(inputs, batch.kept, windows, mels)
     return Start(
         preset,
         clean.numpy(),
@@ -101,28 +102,31 @@ def start(preset: str) -> Start:
         batch.mix_ratios.tolist(),
         step.loss,
         step.grad_norm,
-        seen(batch, layout, encoder.grid[0]),
+        seen(batch, windows, encoder.grid[0]),
         time.perf_counter() - started,
     )
 
 
-def with_gaps(log_mel: torch.Tensor, kept: KeptTokens, layout: WindowLayout, mels: int) -> torch.Tensor:
+def with_gaps(log_mel: torch.Tensor, kept: KeptTokens, windows: Windows, mels: int) -> torch.Tensor:
     """NaN in place of the patches that patchout drops."""
-    seen_tokens = torch.zeros(len(kept.ids), log_mel.shape[1] // mels * layout.num_time, dtype=torch.bool)
+    seen_tokens = torch.zeros(
+        len(kept.ids), log_mel.shape[1] // mels * windows.window_tokens, dtype=torch.bool
+    )
     seen_tokens[torch.arange(len(kept.ids))[:, None].expand_as(kept.ids)[kept.mask], kept.ids[kept.mask]] = (
         True
     )
-    grid = seen_tokens.unflatten(1, (-1, layout.num_time))
-    grid = grid.repeat_interleave(mels, dim=1).repeat_interleave(layout.patch_frames, dim=2)
-    grid = F.pad(grid, (0, layout.frames - grid.shape[2]))[..., : layout.frames]
-    grid = grid.unflatten(0, (-1, layout.num_windows)).transpose(1, 2).flatten(2)  # (B, F, K·W)
+    grid = seen_tokens.unflatten(1, (-1, windows.window_tokens))
+    grid = grid.repeat_interleave(mels, dim=1).repeat_interleave(windows.patch_frames, dim=2)
+    grid = F.pad(grid, (0, windows.window_frames - grid.shape[2]))[..., : windows.window_frames]
+    grid = grid.unflatten(0, (len(log_mel), -1)).transpose(1, 2).flatten(2)  # (B, F, K·W)
     grid = F.pad(grid, (0, max(0, log_mel.shape[2] - grid.shape[2])))[..., : log_mel.shape[2]]
     return log_mel.masked_fill(~grid, torch.nan)
 
 
-def seen(batch: FinetuneBatch, layout: WindowLayout, num_freq: int) -> str:
+def seen(batch: FinetuneBatch, windows: Windows, num_freq: int) -> str:
     """Patches of the batch that the encoder sees, of those that sound."""
-    whole = int(layout.heard(batch.num_frames).sum()) * num_freq
+    num_windows = len(windows.plan(int(batch.num_frames.max())))
+    whole = int(windows.heard(batch.num_frames, num_windows).sum()) * num_freq
     return f"{whole if batch.kept is None else int(batch.kept.mask.sum())} of {whole}"
 
 

@@ -16,7 +16,7 @@ from m2d_training.finetuning.augment import (
     spec_augment,
     stack_patchout,
 )
-from m2d_training.finetuning.model import FinetuneModel, WindowLayout
+from m2d_training.finetuning.model import FinetuneModel
 
 TABLE_II = AugmentRanges(0.5, 30, 192, resized_crop=True, patchout_ratio=0.5)  # the strongest of each column
 
@@ -166,25 +166,20 @@ def test_patchout_encodes_only_the_kept_patches(tiny):
     torch.nn.init.normal_(tiny.head.linear.weight)
     model, lengths = FinetuneModel(tiny.eval()), [8_000, 60_000]
     _, log_mel, num_frames = stacked(tiny, lengths)
-    layout = model.layout(log_mel.shape[-1])
+    windows = tiny.windows.fitted(log_mel.shape[-1])
+    num_windows, window_frames = len(windows.plan(log_mel.shape[-1])), windows.window_frames
     rng = np.random.default_rng(0)
     batch = BatchRandomness((0,), 2, 0)
-    kept = [draw_patchout(5, layout.count_heard(int(frames)), 0.5, rng, batch) for frames in num_frames]
+    kept = [draw_patchout(5, windows.count(int(frames)), 0.5, rng, batch) for frames in num_frames]
     with torch.no_grad():
-        found = model(log_mel, num_frames, stack_patchout(kept, layout.num_windows, layout.num_time))
+        found = model(log_mel, num_frames, stack_patchout(kept, num_windows, windows.window_tokens))
         for clip, own in enumerate(kept):
             encoded = []
-            for window in range(layout.num_windows):
-                start = window * layout.frames
-                part = F.pad(log_mel, (0, layout.frames))[clip : clip + 1, None, :, start : start + 208]
+            for window in range(num_windows):
+                start = window * window_frames
+                part = F.pad(log_mel, (0, window_frames))[clip : clip + 1, None, :, start : start + 208]
                 columns = own.columns[own.columns // 13 == window] % 13
                 ids = (torch.from_numpy(own.rows)[:, None] * 13 + torch.from_numpy(columns)).flatten()
                 encoded.append(tiny.encoder.encode(tiny.encoder.embed(part)[:, ids])[:, 1:])
             expected = tiny.head(torch.cat(encoded, dim=1).mean(dim=1))
             torch.testing.assert_close(found[clip : clip + 1], expected, atol=1e-4, rtol=0)
-
-
-def test_windows_need_not_be_whole_patches():
-    layout = WindowLayout.of(1001, window_frames=1001, patch_frames=16)  # 62 × 16 + 9
-    assert (layout.num_windows, layout.num_time, layout.count_heard(1001)) == (1, 62, 62)
-    assert layout.heard(torch.tensor([1001, 17])).sum(dim=(1, 2)).tolist() == [62, 2]

@@ -17,6 +17,7 @@ from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, FrontendConfig
 from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
+from m2d_hub.windows import Windows
 
 from ..data.crops import CropPlan, crop_waveform
 from ..data.entry import Entry
@@ -38,7 +39,6 @@ from .augment import (
     zero_beyond,
 )
 from .config import FinetuneConfig
-from .model import WindowLayout
 
 CLIPS_AT_ONCE = 128  # whole clips in memory in evaluation
 
@@ -108,6 +108,7 @@ class FinetuneDataset(Dataset):
         """
         self.part, self.config, self.encoder, self.seed = part, config, encoder, seed
         self.plan = crop_plan(config, frontend, encoder)
+        self.windows = Windows.of(encoder)
 
     def __len__(self) -> int:
         return len(self.part)
@@ -122,7 +123,7 @@ class FinetuneDataset(Dataset):
         draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)
         kept = None
         if self.config.patchout_ratio:
-            num_time = self._layout(num_frames).count_heard(num_frames)
+            num_time = self.windows.count(num_frames)
             kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng, batch)
         return FinetuneSample(crop.values, num_frames, self.part.targets[key.index], draw, kept)
 
@@ -132,7 +133,11 @@ class FinetuneDataset(Dataset):
         for row, sample in zip(waveform, samples, strict=True):
             row[: len(sample.waveform)] = torch.from_numpy(sample.waveform)
         draws = [sample.draw for sample in samples]
-        layout = self._layout(max(sample.num_frames for sample in samples))
+        most_frames = max(sample.num_frames for sample in samples)
+        num_windows, num_time = (
+            len(self.windows.plan(most_frames)),
+            self.windows.fitted(most_frames).window_tokens,
+        )
         kept = [sample.kept for sample in samples if sample.kept is not None]
         return FinetuneBatch(
             waveform,
@@ -143,11 +148,8 @@ class FinetuneDataset(Dataset):
             crop_boxes=torch.tensor([draw.crop_box for draw in draws], dtype=torch.float32),
             frequency_masks=torch.tensor([draw.frequency_masks for draw in draws]),
             time_masks=torch.tensor([draw.time_masks for draw in draws]),
-            kept=stack_patchout(kept, layout.num_windows, layout.num_time) if kept else None,
+            kept=stack_patchout(kept, num_windows, num_time) if kept else None,
         )
-
-    def _layout(self, num_frames: int) -> WindowLayout:
-        return WindowLayout.of(num_frames, self.encoder.input_size[1], self.encoder.patch_size[1])
 
 
 @torch.no_grad()

@@ -20,12 +20,7 @@ LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, 
 
 def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor:
     """Input of the head (N, K) from whole waveforms, on the CPU: all frames count, as in inference."""
-    head = backbone.head
-    assert head is not None, "build_model puts one on"
-    features = backbone.encode_clip(clips, batch_size=batch_size)
-    if head.config.features == "tokens":
-        features = features.unflatten(1, (-1, backbone.embed_dim)).mean(dim=1)
-    return features
+    return backbone.required_head().clip_input(backbone.encode_clip(clips, batch_size=batch_size))
 
 
 @torch.no_grad()
@@ -48,8 +43,7 @@ def fit_head(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> N
         )
         for part in (data.train, data.valid)
     ]
-    head = backbone.head
-    assert head is not None, "build_model puts one on"
+    head = backbone.required_head()
     standardise = Standardiser.of(features[0])
     train, valid = (
         Examples(standardise(own)[:, None], part.targets)
@@ -58,8 +52,7 @@ def fit_head(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> N
     settings = FitSettings(head.config.activation == "sigmoid", learning_rate=LEARNING_RATE)
     with torch.enable_grad():
         fit = fit_linear(train, valid, [seed], settings)
-    assert head.norm.running_mean is not None and head.norm.running_var is not None
-    head.norm.running_mean.copy_(standardise.mean)
-    head.norm.running_var.copy_(standardise.var)
+    head.norm.running_mean = standardise.mean.to(head.linear.weight)
+    head.norm.running_var = standardise.var.to(head.linear.weight)
     head.linear.weight.copy_(fit.weight[0])
     head.linear.bias.copy_(fit.bias[0])

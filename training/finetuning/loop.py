@@ -9,6 +9,7 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,9 @@ from .data import FinetuneBatch, augmented, clips_to_score
 from .head import head_features
 from .model import FinetuneModel
 from .optimizer import build_finetune_optimizer, set_rate
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -73,7 +77,7 @@ class FinetuneTrainer:
         backbone: M2D,
         objective: TaskObjective,
         steps_per_epoch: int,
-        accelerator,
+        accelerator: Accelerator,
     ):
         """Wraps model and optimizer.
 
@@ -150,8 +154,7 @@ class FinetuneTrainer:
         return answer
 
     def _classify(self, clips: list[Tensor]) -> Tensor:
-        head = self.backbone.head
-        assert head is not None, "build_model puts one on"
+        head = self.backbone.required_head()
         with self._autocast():
             features = head_features(self.backbone, clips, self.config.batch_size)
         return head(features.to(head.linear.weight)).float().cpu()

@@ -140,8 +140,7 @@ class Member:
         self.accelerator.wait_for_everyone()
         if known is not None:
             return known
-        head = self.trainer.backbone.head
-        assert head is not None, "build_model puts one on"
+        head = self.trainer.backbone.required_head()
         fresh = {name: tensor.clone() for name, tensor in head.state_dict().items()}
         fit_head(self.trainer.backbone, self.data, self.config, self.seed)
         linear = Best(self._validate(0), self._weights(0))
@@ -191,8 +190,7 @@ class Member:
         return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
     def _finish(self, done: int, linear: Best | None) -> MemberResult:
-        best = self.best
-        assert best is not None, "the last step is validated"
+        best = self.best or Best(self._validate(done), self._weights(done))
         if linear is not None and not linear.score.is_beaten_by(best.score):
             best = linear
         self.trainer.backbone.load_state_dict(best.weights)
@@ -218,9 +216,7 @@ class Member:
         return result
 
     def _probabilities(self, logits: Tensor) -> Tensor:
-        head = self.trainer.backbone.head
-        assert head is not None, "build_model puts one on"
-        return head.scores(logits)
+        return self.trainer.backbone.required_head().scores(logits)
 
 
 def save_result(folder: RunFolder, result: MemberResult) -> None:

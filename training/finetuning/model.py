@@ -7,55 +7,21 @@ along frequency and time, D width, C classes.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from m2d_hub.config import require
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
+from m2d_hub.nn.encoder import take_tokens
+from m2d_hub.windows import Windows
 
 from .augment import KeptTokens
 from .config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class WindowLayout:
-    """How a batch of clips is cut into windows of equal size."""
-
-    num_windows: int  # K
-    frames: int  # W
-    patch_frames: int
-
-    @classmethod
-    def of(cls, most_frames: int, window_frames: int, patch_frames: int) -> WindowLayout:
-        """The layout that holds clips of up to ``most_frames`` frames: short ones need no whole window."""
-        num_windows = -(-most_frames // window_frames)
-        whole_patches = -(-most_frames // patch_frames) * patch_frames
-        frames = window_frames if num_windows > 1 else min(window_frames, whole_patches)
-        return cls(num_windows, frames, patch_frames)
-
-    @property
-    def num_time(self) -> int:
-        """N_T of each window."""
-        return self.frames // self.patch_frames
-
-    def heard(self, num_frames: Tensor) -> Tensor:
-        """Which tokens (B, K, N_T) begin before their clips of ``num_frames`` (B,) end."""
-        device = num_frames.device
-        starts = torch.arange(self.num_windows, device=device)[:, None] * self.frames
-        starts = starts + torch.arange(self.num_time, device=device) * self.patch_frames
-        return starts < num_frames[:, None, None]
-
-    def count_heard(self, num_frames: int) -> int:
-        """Tokens along time that one clip reaches, all its windows together."""
-        whole, rest = divmod(num_frames, self.frames)
-        return whole * self.num_time + min(-(-rest // self.patch_frames), self.num_time)
 
 
 class FinetuneModel(nn.Module):
@@ -77,21 +43,18 @@ class FinetuneModel(nn.Module):
             num_frames: Frames of each clip (B,).
             kept: Tokens that structured patchout leaves, of each window; None: all.
         """
-        encoder, head = self.backbone.encoder, self.backbone.head
-        assert head is not None, "build_model puts one on"
-        layout = self.layout(log_mel.shape[-1])
-        log_mel = F.pad(log_mel, (0, layout.num_windows * layout.frames - log_mel.shape[-1]))
-        windows = rearrange(log_mel, "b f (k w) -> (b k) 1 f w", k=layout.num_windows)
-        tokens = encoder.embed(windows)  # (B·K, N, D)
-        heard = layout.heard(num_frames)  # (B, K, N_T)
+        encoder, head = self.backbone.encoder, self.backbone.required_head()
+        layout = Windows.of(encoder.config).fitted(log_mel.shape[-1])
+        log_mel, num_windows = layout.stack(log_mel)  # (B·K, F, W)
+        tokens = encoder.embed(log_mel[:, None])  # (B·K, N, D)
+        heard = layout.heard(num_frames, num_windows)  # (B, K, N_T)
         num_freq = encoder.config.grid[0]
         if kept is not None:
-            tokens = tokens.gather(1, kept.ids[..., None].expand(-1, -1, tokens.shape[-1]))
-            mask = kept.mask
+            tokens, mask = take_tokens(tokens, kept.ids), kept.mask
         else:
             mask = heard.flatten(0, 1)[:, None].expand(-1, num_freq, -1).flatten(1)  # (B·K, N)
         encoded = encoder.encode(tokens, None if bool(mask.all()) else mask)[:, 1:]
-        encoded = rearrange(encoded * mask[..., None], "(b k) n d -> b k n d", k=layout.num_windows)
+        encoded = rearrange(encoded * mask[..., None], "(b k) n d -> b k n d", k=num_windows)
         if head.config.features == "frames":
             total = rearrange(encoded, "b k (f t) d -> b (k t) (f d)", f=num_freq).sum(dim=1)
             count = heard.sum(dim=(1, 2))
@@ -99,11 +62,6 @@ class FinetuneModel(nn.Module):
             total = encoded.sum(dim=(1, 2))
             count = mask.unflatten(0, heard.shape[:2]).sum(dim=(1, 2))
         return head(total / count[:, None])
-
-    def layout(self, most_frames: int) -> WindowLayout:
-        """How clips of up to ``most_frames`` frames are cut."""
-        encoder = self.backbone.config.encoder
-        return WindowLayout.of(most_frames, encoder.input_size[1], encoder.patch_size[1])
 
 
 def build_model(name: str, config: FinetuneConfig, labels: tuple[str, ...], is_multi_label: bool) -> M2D:

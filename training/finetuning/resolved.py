@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import Any
 
-from m2d_hub.files import hash_into
+from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import locate
 
 from ..evaluation.labelled import LabelledList
@@ -16,7 +15,6 @@ from ..runs.resolved import write_or_compare
 from .config import FinetuneConfig
 
 MAY_CHANGE = {"num_workers", "save_every_steps"}
-WEIGHTS_SUFFIXES = (".safetensors", ".pth")
 
 
 def write_or_compare_run(
@@ -41,7 +39,7 @@ def write_or_compare_run(
         ConfigError: The folder holds another run.
     """
     run = {
-        "model_sha256": weights_sha256(model),
+        "model_sha256": sha256_of_model(locate(model)),
         "global_batch": config.batch_size * config.accumulate_steps * num_processes,
         "clips": len(labelled.clips),
         "labels": list(labelled.labels),
@@ -52,13 +50,3 @@ def write_or_compare_run(
         "split": [clip.split for clip in labelled.clips],
     }
     write_or_compare_lists(folder, {"data": ListedClips.of([clip.file for clip in labelled.clips], columns)})
-
-
-def weights_sha256(model: str | os.PathLike[str]) -> str:
-    """Hash of a model's weights, whatever their name and place."""
-    path = locate(model)
-    inside = sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS_SUFFIXES)
-    digest = hashlib.sha256()
-    for file in inside if path.is_dir() else [path]:
-        hash_into(digest, file)
-    return digest.hexdigest()

@@ -77,20 +77,22 @@ class Batch:
 def stack_samples(samples: list[Sample]) -> Batch:
     """Stacks samples to a batch."""
 
-    def stack(arrays: list[np.ndarray | None]) -> Tensor | None:
-        present = [torch.from_numpy(array) for array in arrays if array is not None]
-        return torch.stack(present) if present else None
+    def stack(arrays: list[np.ndarray]) -> Tensor:
+        return torch.stack([torch.from_numpy(array) for array in arrays])
+
+    def stack_present(arrays: list[np.ndarray | None]) -> Tensor | None:
+        present = [array for array in arrays if array is not None]
+        return stack(present) if present else None
 
     values = stack([sample.values for sample in samples])
     visible_ids = stack([sample.visible_ids for sample in samples])
     masked_ids = stack([sample.masked_ids for sample in samples])
-    assert values is not None and visible_ids is not None and masked_ids is not None
     return Batch(
         values,
         visible_ids,
         masked_ids,
-        noise=stack([sample.noise for sample in samples]),
-        signal=stack([sample.signal for sample in samples]),
+        noise=stack_present([sample.noise for sample in samples]),
+        signal=stack_present([sample.signal for sample in samples]),
         captions=[sample.caption for sample in samples],
         left_out=[clip for sample in samples for clip in sample.left_out],
     )

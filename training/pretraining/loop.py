@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from .dataset import Batch
 from .inputs import InputBuilder
 from .optimizer import rate_of_step
 from .pretrainer import LossTerms, Pretrainer
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
 
@@ -60,7 +64,7 @@ class Trainer:
         optimizer: torch.optim.Optimizer,
         inputs: InputBuilder,
         plan: EpochPlan,
-        accelerator,
+        accelerator: Accelerator,
     ):
         """Wraps model and optimizer for the devices at hand.
 

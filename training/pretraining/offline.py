@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from m2d_hub.config import ClapConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.clap import Clap
-from m2d_hub.nn.encoder import tokens_to_frames
+from m2d_hub.nn.encoder import take_tokens, tokens_to_frames
 
 from .config import OfflineConfig
 from .losses import class_loss, contrastive_loss, cosine_loss, label_loss, mse_loss, standardise
@@ -47,8 +47,7 @@ def merge_tokens(visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked
         Tokens (B, N, D) in frequency-major order.
     """
     places = torch.cat([visible_ids, masked_ids], dim=1).argsort(dim=1)
-    tokens = torch.cat([visible, predicted.to(visible.dtype)], dim=1)
-    return tokens.gather(1, places[..., None].expand(-1, -1, tokens.shape[-1]))
+    return take_tokens(torch.cat([visible, predicted.to(visible.dtype)], dim=1), places)
 
 
 def mean_visible_rows(visible: Tensor, visible_ids: Tensor, grid: tuple[int, int]) -> Tensor:

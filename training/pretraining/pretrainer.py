@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.encoder import Encoder, take_tokens
 from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
 from .config import PretrainConfig
@@ -141,7 +141,7 @@ class Pretrainer(nn.Module):
         if self.target_encoder is None:
             target = take_tokens(patchify(log_mel, self.config.patch_size), masked_ids)
         else:
-            class_token = self.encoder.cls_token + self.encoder.pos_embed[:, :1]
+            class_token = self.encoder.class_token
             if self.config.method == "m2d-all-patches":
                 target = take_tokens(self.target_encoder(tokens, class_token), masked_ids)
             else:
@@ -161,11 +161,6 @@ class Pretrainer(nn.Module):
 def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those of some weights under published names that belong to the encoder, or to nothing that is known."""
     return {name: tensor for name, tensor in tensors.items() if part_of(name) in ("encoder", None)}
-
-
-def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Picks tokens (B, n, D) of (B, N, D) by ids (B, n)."""
-    return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:

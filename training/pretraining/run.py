@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -36,6 +36,9 @@ from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
 from .run_data import ResolvedRun, RunOptions, resolve_run
 from .validation import Validation
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +149,7 @@ def _build(data: ResolvedRun) -> Pretrainer:
     return pretrainer
 
 
-def _plan(data: ResolvedRun, accelerator) -> EpochPlan:
+def _plan(data: ResolvedRun, accelerator: Accelerator) -> EpochPlan:
     config, entries = data.config, data.manifest.entries
     plan = EpochPlan(
         list_size=len(entries),

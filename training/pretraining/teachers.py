@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError, DownloadError
-from m2d_hub.nn.encoder import tokens_to_frames
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
 
 from ..data.stored_features import pool_to_tokens
@@ -92,8 +91,7 @@ class M2DTeacher:
     def encode_log_mel(self, log_mel: Tensor) -> Tensor:
         """Maps log-mel spectrograms (B, F, T), before normalisation, to features (B, N_T, K)."""
         model: Any = self.model
-        tokens = model.encoder.encode(model.encoder.embed(model.frontend.normalise(log_mel)[:, None]))
-        frames = tokens_to_frames(tokens[:, 1:].float(), model.config.encoder.grid[0])
+        frames = model.encoder.frames(model.frontend.normalise(log_mel)[:, None]).float()
         if frames.shape[1] != self.num_tokens:
             raise ConfigError(
                 f"the teacher makes {frames.shape[1]} time frames of a crop, this method {self.num_tokens}: "

@@ -1,0 +1,343 @@
+"""Files of weights and configurations that are damaged or hostile: an error that names them, soon."""
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import time
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import m2d_hub
+from m2d_hub import CheckpointError, ConfigError, M2DError
+from m2d_hub.config import EncoderConfig, ModelConfig
+from m2d_hub.pretrained import tensors as tensors_module
+from m2d_hub.pretrained.archive import extract_checkpoint
+
+SMALL = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    m2d_hub.M2D(ModelConfig(encoder=SMALL)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(saved, tmp_path):
+    """A model's folder, to spoil."""
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((saved / name).read_bytes())
+    return tmp_path
+
+
+def load(path):
+    return m2d_hub.load_model(path, device="cpu", sample_rate=16_000)
+
+
+def refused(path, match=None, error=CheckpointError, seconds=5):
+    start = time.monotonic()
+    with pytest.raises(error, match=match):
+        load(path)
+    assert time.monotonic() - start < seconds
+
+
+def published(**changed):
+    """Published tensors of a small model, some of them changed or, where None, left out."""
+    model = m2d_hub.M2D(ModelConfig(encoder=SMALL))
+    named = {
+        name.removeprefix("encoder."): tensor.contiguous()
+        for name, tensor in model.state_dict().items()
+        if name.startswith("encoder.")
+    }
+    return {name: tensor for name, tensor in (named | changed).items() if tensor is not None}
+
+
+# config.json
+
+FIELDS = [
+    *(
+        ("encoder", name)
+        for name in ("in_channels", "embed_dim", "depth", "head_width", "mlp_ratio", "norm_eps")
+    ),
+    *(
+        ("frontend", name)
+        for name in ("sample_rate", "window_samples", "hop_samples", "n_mels", "mean", "std")
+    ),
+    *(("frontend", name) for name in ("f_min_hz", "f_max_hz", "transform")),
+    *(("encoder", name) for name in ("input_size", "patch_size")),
+]
+WRONG = [
+    True,
+    "12",
+    None,
+    [],
+    {},
+    -1,
+    10**9,
+    10**30,
+    math.nan,
+    math.inf,
+    [10**9, 10**9],
+    [True, 16],
+    "x" * 10**6,
+]
+
+
+@pytest.mark.parametrize("part_and_field", FIELDS, ids="-".join)
+def test_a_field_of_another_type_or_range_is_refused(folder, part_and_field):
+    part, field = part_and_field
+    config = json.loads((folder / "config.json").read_text())
+    for value in WRONG:
+        if field in ("mean", "f_min_hz") and value == -1:
+            continue
+        config[part][field] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        refused(folder, field if part_and_field[1] not in ("f_min_hz", "f_max_hz") else "Hz|f_m")
+
+
+@pytest.mark.parametrize("field", ["mean", "std", "norm_eps"])
+@pytest.mark.parametrize("value", [1e-320, 1e308, -1e308, 0, math.nan, -math.inf])
+def test_numbers_that_make_features_infinite_are_refused(folder, field, value):
+    if (field, value) in (("mean", 1e-320), ("mean", 0)):
+        return
+    config = json.loads((folder / "config.json").read_text())
+    config["encoder" if field == "norm_eps" else "frontend"][field] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, field)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "null", "[]", "3", '"a"', "{", "[" * 200_000, "\x00", "{}" + " " * 11_000_000),
+        *(
+            '{"encoder": []}',
+            '{"encoder": null}',
+            '{"frontend": 3}',
+            '{"head": []}',
+            '{"x": 1}',
+            '{"name": 3}',
+        ),
+        *(
+            '{"labels": "abc"}',
+            '{"labels": [1]}',
+            '{"head": {"num_classes": true}}',
+            '{"clap": {"dim": "7"}}',
+        ),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_a_configuration_of_another_shape_is_refused(folder, text):
+    (folder / "config.json").write_text(text)
+    refused(folder)
+
+
+def test_a_configuration_in_another_encoding_is_refused(folder):
+    (folder / "config.json").write_bytes('{"name": "é"}'.encode("latin-1"))
+    refused(folder, r"config\.json is not a model configuration")
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"input_size": [80, 999_984]}, r"encoder\.pos_embed is"),
+        ({"embed_dim": 65_536}, r"encoder\.pos_embed is"),
+        ({"depth": 1_000}, "depth is 1 but must be 1000"),
+        ({"mlp_ratio": 64}, r"fc1\.weight is"),
+        ({"in_channels": 65_536}, r"patch_embed\.proj\.weight is"),
+    ],
+)
+def test_sizes_are_compared_with_the_weights_before_anything_of_them_is_made(
+    folder, changed, told, monkeypatch
+):
+    config = json.loads((folder / "config.json").read_text())
+    config["encoder"] |= changed
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(m2d_hub.M2D, "__init__", lambda *_: pytest.fail("a model was built"))
+    refused(folder, told)
+
+
+# safetensors
+
+
+def rewrite(folder, change):
+    tensors = safetensors.torch.load_file(folder / "model.safetensors")
+    safetensors.torch.save_file(change(tensors), folder / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn])
+def test_weights_of_another_type_are_refused_by_name(folder, dtype):
+    name = "encoder.norm.weight"
+    rewrite(folder, lambda tensors: tensors | {name: torch.ones(64).to(dtype)})
+    refused(folder, rf"no weights \({str(dtype)[6:]}\): encoder\.norm\.weight")
+
+
+@pytest.mark.parametrize(
+    "header", [b"[]", b"null", b"{", b"[" * 100_000, b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"\xff" * 8]
+)
+def test_a_header_of_another_shape_is_refused(folder, header):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    refused(folder, r"model\.safetensors cannot be read as safetensors")
+
+
+@pytest.mark.parametrize("claim", [2**63, 2**40, 0])
+def test_a_header_that_is_longer_than_the_file_is_refused(folder, claim):
+    path = folder / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", claim) + path.read_bytes()[8:])
+    refused(folder, "cannot be read as safetensors")
+
+
+def test_more_tensors_than_a_model_has_are_refused_soon(folder, monkeypatch):
+    monkeypatch.setattr(tensors_module, "MAX_TENSORS", 100)
+    rewrite(folder, lambda tensors: tensors | {f"extra.{index}": torch.zeros(1) for index in range(100)})
+    refused(folder, r"holds 1\d\d tensors; a model has 100 at most")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_a_pipe_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    refused(tmp_path / name, "no regular file")
+
+
+def test_another_program_may_write_the_file_while_a_model_of_it_is_used(folder):
+    code = (
+        "import sys, torch, m2d_hub; model = m2d_hub.load_model(sys.argv[1], device='cpu');"
+        "before = model.encode_clip(torch.ones(9_000)); "
+        "open(sys.argv[1] + '/model.safetensors', 'r+b').truncate(9);"
+        "assert torch.equal(model.encode_clip(torch.ones(9_000)), before)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+# .pth
+
+
+def save(tmp_path, contents):
+    path = tmp_path / "renamed.pth"
+    torch.save(contents, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(b"", b"PK", b"PK\x03\x04" * 9, b"\x80\x02", b"text\n", b"\x80\x02" + b"(" * 100_000),
+        *(b"\x80\x02]q\x00.", pickle.dumps({"a": 1})[:-4], b"cos\nsystem\n(S'true'\ntR."),
+        b"\x80\x04\x95" + b"\xff" * 8,
+    ],
+    ids=lambda data: data[:9].hex() or "empty",
+)
+def test_pickles_that_are_damaged_or_unsafe_are_refused(tmp_path, data):
+    path = tmp_path / "renamed.pth"
+    path.write_bytes(data)
+    refused(path, r"renamed\.pth")
+
+
+HUGE = torch.zeros(1).expand(10**12)
+ODD = {
+    "expanded": {"norm.weight": HUGE},
+    "expanded-more": {"blocks.0.mlp.fc1.weight": torch.zeros(1, 1).expand(10**9, 10**9)},
+    "sparse": {"norm.weight": torch.eye(8).to_sparse()},
+    "meta": {"norm.weight": torch.zeros(8, device="meta")},
+    "integers": {"norm.weight": torch.ones(64, dtype=torch.int32)},
+    "booleans": {"norm.weight": torch.ones(64, dtype=torch.bool)},
+    "complex": {"norm.weight": torch.ones(64, dtype=torch.complex64)},
+    "float8": {"norm.weight": torch.ones(64).to(torch.float8_e5m2)},
+    "scalar-patches": {"patch_embed.proj.weight": torch.ones(())},
+    "flat-patches": {"patch_embed.proj.weight": torch.ones(64, 256)},
+    "empty-patches": {"patch_embed.proj.weight": torch.ones(0, 1, 16, 16)},
+    "patches-of-nothing": {"patch_embed.proj.weight": torch.ones(64, 1, 0, 16)},
+    "flat-positions": {"pos_embed": torch.ones(11)},
+    "no-positions": {"pos_embed": torch.ones(1, 1, 64)},
+    "empty-positions": {"pos_embed": torch.ones(1, 0, 64)},
+    "flat-mlp": {"blocks.0.mlp.fc1.weight": torch.ones(64)},
+    "block-without-number": {"blocks.x.mlp.fc1.weight": torch.ones(64, 64)},
+    "statistics-of-one": {"norm_stats": torch.ones(1)},
+    "statistics-of-zero": {"norm_stats": torch.zeros(2)},
+    "flat-head": {"head.mlp.mlp.0.weight": torch.ones(64)},
+    "half-a-text-space": {"audio_proj.0.weight": torch.ones(8, 64)},
+    "flat-text-space": {"text_proj.weight": torch.ones(8), "audio_proj.norm.weight": torch.ones(8)},
+    "missing": {"norm.weight": None},
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_tensors_that_are_no_weights_of_a_model_are_refused(tmp_path, case):
+    refused(save(tmp_path, {"model": published(**ODD[case])}), error=(CheckpointError, ConfigError))
+
+
+@pytest.mark.parametrize(
+    "args",
+    [{"sr": "many"}, {"sr": 10**12}, {"sr": -1}, {"input_size": 7}, {"input_size": ["a", "b"]}, {"sr": [1]}],
+    ids=str,
+)
+def test_settings_of_another_kind_are_refused(tmp_path, args):
+    path = save(tmp_path, {"model": published(), "args": argparse.Namespace(**args)})
+    with pytest.raises(M2DError):
+        m2d_hub.load_model(path, device="cpu")
+
+
+def test_an_honest_file_is_read(tmp_path):
+    assert load(save(tmp_path, {"model": published()})).embed_dim == 64
+
+
+def test_a_million_small_tensors_are_refused_soon(tmp_path, monkeypatch):
+    monkeypatch.setattr(tensors_module, "MAX_TENSORS", 1_000)
+    tensor = torch.zeros(1)
+    path = save(tmp_path, {f"blocks.{index}": tensor for index in range(1_001)})
+    refused(path, "holds 1,001 tensors")
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 5_000, "~nosuchuser/model", "a\0b", "./" + "y" * 300, "~"])
+def test_names_that_no_file_system_takes_are_unknown(name):
+    with pytest.raises((m2d_hub.UnknownModelError, CheckpointError)):
+        load(name)
+
+
+@pytest.mark.parametrize("name", [None, b"m2d-mini", 3, ["m2d-mini"], np.zeros(3)])
+def test_what_is_no_name_is_refused(name):
+    with pytest.raises(ConfigError, match="is no name of a model"):
+        load(name)
+
+
+# Zips
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".pth", "字" * 90 + ".pth", "a\tb.pth", "a\x01.pth"])
+def test_names_in_zips_that_no_file_should_have_are_refused(tmp_path, name):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(name, b"weights")
+    with pytest.raises(CheckpointError, match="its name is longer than 200 bytes, or no text"):
+        extract_checkpoint(tmp_path / "a.zip", tmp_path)
+
+
+def test_a_zip_that_is_damaged_anywhere_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("checkpoint.pth", np.random.default_rng(0).bytes(2_000))
+    whole = (tmp_path / "a.zip").read_bytes()
+    rng = np.random.default_rng(1)
+    for _ in range(300):
+        broken = bytearray(whole)
+        for place in rng.integers(len(broken), size=3):
+            broken[place] = rng.integers(256)
+        (tmp_path / "a.zip").write_bytes(broken)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        with contextlib.suppress(CheckpointError):  # or it is read: some bytes mean nothing
+            extract_checkpoint(tmp_path / "a.zip", tmp_path / "out")

@@ -1,0 +1,156 @@
+"""A checkpoint that a run keeps is a model like any other: wherever a model is named."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from click.testing import CliRunner
+from m2d_training import linear_eval, pretrain
+from m2d_training.pretraining.start import start_weights
+
+import m2d_hub
+from m2d_hub.cli.main import main as hub
+from m2d_hub.pretrained.folder import sha256_of_model
+from m2d_hub.pretrained.locate import locate
+
+RATE = 16_000
+SIZES = {
+    "input_size": (80, 64),
+    "embed_dim": 64,
+    "depth": 2,
+    "head_width": 32,
+    "predictor_dim": 64,
+    "predictor_depth": 1,
+    "batch_size": 2,
+    "warmup_epochs": 1,
+    "epochs": 2,
+    "keep_every_epochs": 1,
+    "mean": -5.0,
+    "std": 3.0,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of two epochs, whose checkpoints of steps 3 and 6 are kept."""
+    folder = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    rows = ["file,label,split"]
+    for index in range(6):
+        soundfile.write(folder / f"{index}.wav", 0.1 * rng.standard_normal(RATE), RATE)
+        rows.append(f"{index}.wav,{'ab'[index % 2]},{('train', 'valid', 'test')[index // 2]}")
+    (folder / "list.csv").write_text("\n".join(rows))
+    pretrain("m2d-0.7", data=folder / "list.csv", out=folder / "run", progress=False, **SIZES)
+    return folder / "run"
+
+
+def checkpoint(run, step):
+    return run / "checkpoints" / f"step-{step:09d}.pt"
+
+
+def test_the_last_checkpoint_is_the_exported_model(run):
+    kept = m2d_hub.load_model(checkpoint(run, 6), device="cpu")
+    exported = m2d_hub.load_model(run / "export", device="cpu")
+    assert kept.config.frontend == exported.config.frontend  # statistics too
+    assert kept.config.encoder == exported.config.encoder  # of heads 32 channels wide
+    assert (kept.config.name, kept.config.license) == ("m2d-0.7, step 6", None)
+    clip = run.parent / "0.wav"
+    torch.testing.assert_close(kept.encode_clip(clip), exported.encode_clip(clip), rtol=0, atol=0)
+
+
+def test_an_earlier_checkpoint_has_other_weights(run):
+    models = [m2d_hub.load_model(str(checkpoint(run, step)), device="cpu") for step in (3, 6)]
+    first, last = (model.encode_clip(run.parent / "0.wav") for model in models)
+    assert not torch.allclose(first, last)
+
+
+def test_a_start_takes_predictor_and_target_encoder_too(run):
+    kept, exported = start_weights(str(checkpoint(run, 6))), start_weights(str(run / "export"))
+    assert kept.keys() == exported.keys()
+    assert any(name.startswith("target_blocks.") for name in kept)
+    assert all(torch.equal(kept[name], exported[name]) for name in kept)
+
+
+def test_a_run_starts_from_a_kept_checkpoint(run, tmp_path):
+    sizes = SIZES | {"epochs": 1}
+    options = {"data": run.parent / "list.csv", "start": checkpoint(run, 3), "progress": False}
+    result = pretrain("m2d-0.7", out=tmp_path, **options, **sizes)
+    assert m2d_hub.load_model(result.model, device="cpu").embed_dim == 64
+
+
+def test_commands_and_evaluations_take_it(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run / "checkpoints")
+    name = checkpoint(run, 3).name  # without a separator
+    answer = CliRunner().invoke(
+        hub, ["embed", str(run.parent / "0.wav"), "--model", name, "--out", str(tmp_path / "a.npz")]
+    )
+    assert answer.exit_code == 0, answer.output
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["embedding"].shape == (1, 5 * 64)
+    result = linear_eval(
+        model=name,
+        data=run.parent / "list.csv",
+        out=tmp_path / "eval",
+        seeds=(1,),
+        max_epochs=2,
+        progress=False,
+    )
+    assert 0 <= result.interval.value <= 1
+    assert sha256_of_model(locate(name)) != sha256_of_model(checkpoint(run, 6))
+
+
+def test_convert_makes_a_model_folder_of_it(run, tmp_path):
+    answer = CliRunner().invoke(hub, ["convert", str(checkpoint(run, 3)), "--out", str(tmp_path / "model")])
+    assert answer.exit_code == 0, answer.output
+    assert m2d_hub.load_model(tmp_path / "model", device="cpu").embed_dim == 64
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (None, "sizes .*config.json must say.*Leave the file in its run's folder"),
+        ("{}", "KeyError"),
+        ("[", "JSONDecodeError"),
+    ],
+)
+def test_without_its_runs_sizes_it_is_refused_with_the_way_out(run, tmp_path, config, message):
+    (tmp_path / "checkpoints").mkdir()
+    moved = Path(shutil.copy(checkpoint(run, 3), tmp_path / "checkpoints"))
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    with pytest.raises(m2d_hub.CheckpointError, match=message):
+        m2d_hub.load_model(moved, device="cpu")
+
+
+def test_sizes_that_are_not_its_own_are_refused(run, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    moved = Path(shutil.copy(checkpoint(run, 3), tmp_path / "checkpoints"))
+    told = json.loads((run / "config.json").read_text())
+    told["config"]["head_width"] = 48
+    (tmp_path / "config.json").write_text(json.dumps(told))
+    with pytest.raises(m2d_hub.M2DError, match="embed_dim 64 is not a multiple of head_width 48"):
+        m2d_hub.load_model(moved, device="cpu")
+
+
+def test_it_never_runs_code(run, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "run-by-the-file"),)
+
+    path = tmp_path / "step-000000003.pt"
+    torch.save({"step": 3, "model": {"encoder.cls_token": torch.zeros(1)}, "optimizer": Evil()}, path)
+    with pytest.raises(m2d_hub.CheckpointError, match="could run code"):
+        m2d_hub.load_model(path, device="cpu")
+    assert not (tmp_path / "run-by-the-file").exists()
+
+
+def test_a_checkpoint_of_a_fine_tuning_names_its_export(tmp_path):
+    path = tmp_path / "step-000000003.pt"
+    torch.save({"step": 3, "model": {"backbone.encoder.cls_token": torch.zeros(1)}, "optimizer": {}}, path)
+    with pytest.raises(m2d_hub.CheckpointError, match=r"of a fine-tuning that is not done.*export/"):
+        m2d_hub.load_model(path, device="cpu")
