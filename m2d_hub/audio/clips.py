@@ -24,9 +24,9 @@ from m2d_hub.audio.resampling import check_rate, resample, resampled_length, ste
 from m2d_hub.audio.waveforms import checked, is_numbers, to_waveform
 from m2d_hub.errors import AudioError
 
-# Kinds that libsndfile cannot read are looked for as well, so that they are reported, not passed over.
-_READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64"
-_OTHER_SUFFIXES = "m4a aac wma amr webm"
+# What cannot be read, or only with PyAV, is looked for as well, so that it is reported, not passed over.
+_READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64 sph voc gsm"
+_OTHER_SUFFIXES = "m4a m4b mp4 aac 3gp wma amr webm mka wv ape spx"
 AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_READABLE_SUFFIXES} {_OTHER_SUFFIXES}".split())
 
 

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from m2d_hub.audio import flac, mpeg, ogg, pcm
+from m2d_hub.audio import flac, foreign, mpeg, ogg, pcm
 from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
 from m2d_hub.audio.resampling import check_rate, resample
 from m2d_hub.errors import AudioError
@@ -53,11 +53,17 @@ def read_header(source: Path | BinaryIO, name: str, is_exact: bool = False) -> H
     Raises:
         AudioError: It cannot; the message names it.
     """
-    with _binary(source, name) as (file, size), _open_whole(source, file, size, name) as sound:
-        rate = check_rate(sound.samplerate, f"the sample rate of {name}")
-        frames = sound.frames if 0 <= sound.frames < _UNKNOWN_FRAMES else 0
-        if is_exact and _find_layout(sound.format, file, size) != Layout():
-            frames = 0
+    with _binary(source, name) as (file, size):
+        if (kind := foreign.kind_of(file)) is not None:
+            rate, seconds = foreign.describe(file, kind, name)
+            frames = 0 if is_exact else round(seconds * rate)
+        else:
+            with _open_whole(source, file, size, name) as sound:
+                rate, frames = sound.samplerate, sound.frames
+                is_unknown = not 0 <= frames < _UNKNOWN_FRAMES
+                if is_unknown or (is_exact and _find_layout(sound.format, file, size) != Layout()):
+                    frames = 0
+        rate = check_rate(rate, f"the sample rate of {name}")
         return Header(rate, min(frames, _SAMPLES_PER_BYTE * size))
 
 
@@ -75,24 +81,54 @@ def decode(source: Path | BinaryIO, name: str, first: int = 0, stop: int | None 
     Raises:
         AudioError: The file cannot be read; the message names it.
     """
+    with _binary(source, name) as (file, size):
+        kind = foreign.kind_of(file)
+        blocks = (
+            _decode(source, file, size, name, first, stop)
+            if kind is None
+            else _decode_foreign(file, size, kind, name, stop)
+        )
+        for place, block in blocks:
+            skipped = max(0, first - place)
+            wanted = block[skipped:] if stop is None else block[skipped : max(0, stop - place)]
+            if len(wanted):
+                yield wanted
+
+
+def _decode(
+    source: Path | BinaryIO, file: BinaryIO, size: int, name: str, first: int, stop: int | None
+) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of what libsndfile reads, with the place of each; those before ``first`` may be left out."""
     import soundfile
 
-    with _binary(source, name) as (file, size), _open_whole(source, file, size, name) as whole:
+    with _open_whole(source, file, size, name) as whole:
         layout = _find_layout(whole.format, file, size)
         place = 0
         try:
             if first and layout.stretches == (Stretch(),):
                 place = _seek(whole, first)
-            left = math.inf if stop is None else stop - place
+            left = math.inf if stop is None else max(0, stop - place)
             for block in _joined(whole, layout, file, size, name, left):
-                skipped = min(len(block), max(0, first - place))
+                yield place, block
                 place += len(block)
-                if skipped < len(block):
-                    yield block[skipped:]
         except (soundfile.LibsndfileError, OSError) as error:
             raise AudioError(unreadable(name, error)) from error
         if layout.is_cut and (stop is None or place < stop):
-            _warn_of_cut(name, place / whole.samplerate, layout.announced)
+            seconds = place / whole.samplerate
+            _warn_of_cut(name, seconds, layout.announced * seconds if layout.announced > 1 else None)
+
+
+def _decode_foreign(
+    file: BinaryIO, size: int, kind: str, name: str, stop: int | None
+) -> Iterator[tuple[int, Tensor]]:
+    place = 0
+    for block in foreign.decode(file, kind, name, size):
+        yield place, block.samples
+        place += len(block.samples)
+        if stop is not None and place >= stop:
+            return
+    if place and block.is_cut(place):
+        _warn_of_cut(name, place / block.sample_rate, block.announced_s)
 
 
 def _joined(
@@ -141,13 +177,14 @@ def _seek(sound: Any, place: int) -> int:
     return place
 
 
-def _warn_of_cut(name: str, seconds: float, announced: float) -> None:
-    promise = f"before the {announced * seconds:.2f} s that its header announces"
+def _warn_of_cut(name: str, seconds: float, announced_s: float | None) -> None:
     logger.warning(
         "%s ends at %.2f s, %s: it may have been cut off. What is there is read.",
         name,
         seconds,
-        promise if announced > 1 else "without a mark of its end",
+        "without a mark of its end"
+        if announced_s is None
+        else f"before the {announced_s:.2f} s that its header announces",
     )
 
 
@@ -209,5 +246,6 @@ def unreadable(name: str, error: Exception) -> str:
     reason = str(getattr(error, "error_string", error)).rstrip(".")
     return (
         f"{name} cannot be read as audio ({reason}). WAV, FLAC, Ogg, MP3 and what else libsndfile knows are "
-        "read; convert others first, for instance: ffmpeg -i INPUT OUTPUT.flac"
+        "read, and M4A, WebM, WMA and the like with pip install 'm2d-hub[formats]'; convert others first, "
+        "for instance: ffmpeg -i INPUT OUTPUT.flac"
     )

@@ -97,8 +97,9 @@ def locate_pretrained(name: str | os.PathLike[str], **options: Any) -> Path:
         **options: Of :func:`locate`.
     """
     text = os.fspath(name)
-    on_disk = Path(text).expanduser().exists()
-    return locate(Path(text) if on_disk else PREFIX + text.removeprefix(PREFIX), **options)
+    return locate(
+        Path(text) if _exists(_expanded(Path(text))) else PREFIX + text.removeprefix(PREFIX), **options
+    )
 
 
 def path_of(name: str | os.PathLike[str]) -> Path | None:

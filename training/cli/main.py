@@ -17,6 +17,7 @@ from .list import list_
 from .options import answer, exit_status, logging_to
 from .statistics import measure
 from .suite import suite
+from .summarise import summarise
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -116,3 +117,4 @@ main.add_command(linear_eval)
 main.add_command(list_)
 main.add_command(measure)
 main.add_command(suite)
+main.add_command(summarise)
