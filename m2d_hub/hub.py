@@ -115,7 +115,7 @@ def _fit(
 
 def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) -> torch.device:
     if dtype == "int8":
-        if device is not None and torch.device(device).type != "cpu":
+        if device is not None and _checked_device(device).type != "cpu":
             raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
         return torch.device("cpu")
     if device is not None:
@@ -128,9 +128,17 @@ def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) 
 def _checked_device(given: str | torch.device) -> torch.device:
     try:
         device = torch.device(given)
-    except RuntimeError as error:
-        raise ConfigError(f"device {given!r} is not known to torch: {str(error).splitlines()[0]}") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        if device.type == "meta":
+            raise RuntimeError("it holds no numbers")
+        if device.type not in ("cpu", "cuda", "mps"):
+            torch.empty(0, device=device)
+    except (RuntimeError, TypeError, AssertionError, ImportError) as error:  # the latter: not built for it
+        reason = (str(error).splitlines() or ["not in this build"])[0]
+        raise ConfigError(
+            f"device {given!r} is not known to torch, or not of use: {reason}. Leave device out to take what "
+            "there is, or give 'cpu'."
+        ) from error
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise ConfigError(
             f"device {str(given)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Leave "
             "device out to take what there is, or give 'cpu'."
