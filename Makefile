@@ -7,13 +7,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 SIZE := $(if $(CPU),0.5 GB to download and 2 GB on disk,3 GB to download and 6.5 GB on disk (with CPU=1: 0.5 and 2 GB))
 
-.PHONY: demo test lint types docs wheel clean
+.PHONY: demo test fuzz lint types docs wheel clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
 test: $(INSTALLED)
 	@$(BIN)/pytest
+
+# The readers on files that chance has damaged, for about an hour.
+fuzz: $(INSTALLED)
+	@FUZZ_ROUNDS=40000 $(BIN)/pytest tests/fuzz
 
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .

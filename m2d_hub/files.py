@@ -30,7 +30,16 @@ PARTIAL_SUFFIX = ".partial"  # of a name under which something is in work
 # What zipfile, json, csv, numpy, torch, safetensors and pyarrow raise for damaged or foreign files.
 PARSER_ERRORS = (
     *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError),
-    *(MemoryError, SyntaxError, ImportError, zipfile.BadZipFile, zlib.error, struct.error, csv.Error),
+    *(
+        MemoryError,
+        SyntaxError,
+        ImportError,
+        AssertionError,
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        csv.Error,
+    ),
     SafetensorError,
 )
 # What a disk answers, as against a network.

@@ -75,7 +75,9 @@ def number(data: bytes, place: int, num_bytes: int, order: str = "big") -> int:
 
 
 def read_at(file: BinaryIO, place: int, num_bytes: int) -> bytes:
-    """Bytes of a file from a place on; fewer at its end."""
+    """Bytes of a file from a place on; fewer at its end, and none beyond it, however far."""
+    if place.bit_length() > 62:  # more than a seek can take
+        return b""
     file.seek(place)
     return file.read(num_bytes)
 

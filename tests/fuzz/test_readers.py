@@ -1,0 +1,168 @@
+"""Each reader of files from outside, on files that chance has damaged: the package's errors only, and soon.
+
+The suite tries 200 mutations a reader, or as many as ``FUZZ_ROUNDS`` says (``make fuzz``); a failure names
+the seed that makes it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import m2d_hub
+from m2d_hub import M2DError
+from m2d_hub.audio.clips import open_audio
+from m2d_hub.config import EncoderConfig, ModelConfig
+from m2d_hub.corpus.outputs import FORMATS
+from m2d_hub.corpus.records import Contents, Origin, Record
+from m2d_hub.corpus.tables import read_table
+from m2d_hub.pretrained.archive import extract_checkpoint
+from m2d_hub.pretrained.folder import load_checkpoint
+from m2d_hub.pretrained.published import read_published
+
+ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "200"))
+MOST_SECONDS = 20.0  # for one file, on a busy machine
+MOST_SAMPLES = 50_000_000  # that a small file may give
+AUDIO = {
+    "wav": {"format": "WAV"},
+    "wav-float": {"format": "WAV", "subtype": "FLOAT"},
+    "wav-adpcm": {"format": "WAV", "subtype": "IMA_ADPCM"},
+    "aiff": {"format": "AIFF"},
+    "au": {"format": "AU"},
+    "caf": {"format": "CAF"},
+    "w64": {"format": "W64"},
+    "flac": {"format": "FLAC"},
+    "vorbis": {"format": "OGG", "subtype": "VORBIS"},
+    "opus": {"format": "OGG", "subtype": "OPUS"},
+    "mp3": {"format": "MP3"},
+}
+
+
+def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
+    """A file with some bytes changed, most of them in its head, and perhaps cut, doubled or padded."""
+    data = bytearray(whole)
+    for _ in range(rng.integers(1, 12)):
+        place = rng.integers(min(len(data), 64 if rng.random() < 0.6 else len(data)))
+        data[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)])
+    shape = rng.random()
+    if shape < 0.15:
+        return bytes(data[: rng.integers(len(data))])
+    if shape < 0.25:
+        return bytes(data + whole)
+    return bytes(data + bytes(int(rng.integers(1_000)))) if shape < 0.3 else bytes(data)
+
+
+def fuzz(whole: bytes, read) -> None:
+    """Reads mutations of a file; any error but the package's own is a failure."""
+    for seed in range(ROUNDS):
+        data = mutated(whole, np.random.default_rng(seed))
+        start = time.monotonic()
+        try:
+            with contextlib.suppress(M2DError):
+                read(data)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {error!r}") from error
+        assert time.monotonic() - start < MOST_SECONDS, f"seed {seed} took long"
+
+
+@pytest.mark.parametrize("kind", AUDIO)
+def test_audio(kind):
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 4_000).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, noise, 16_000, **AUDIO[kind])
+
+    def read(data):
+        [clip] = open_audio(io.BytesIO(data), 16_000)
+        total = 0
+        for block in clip.blocks():
+            assert block.isfinite().all()
+            total += len(block)
+            if total > MOST_SAMPLES:
+                return
+
+    fuzz(file.getvalue(), read)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    m2d_hub.M2D(
+        ModelConfig(encoder=EncoderConfig(input_size=(80, 16), embed_dim=4, head_width=4, depth=1))
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_models_folder(name, model, tmp_path):
+    for file in ("config.json", "model.safetensors"):
+        (tmp_path / file).write_bytes((model / file).read_bytes())
+
+    def read(data):
+        (tmp_path / name).write_bytes(data)
+        load_checkpoint(tmp_path)
+
+    fuzz((model / name).read_bytes(), read)
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("is_zip", [True, False], ids=["zip", "legacy"])
+def test_published_weights(is_zip, model, tmp_path):
+    tensors = {
+        name.removeprefix("encoder."): tensor.clone()
+        for name, tensor in load_checkpoint(model).tensors.items()
+    }
+    file = io.BytesIO()
+    torch.save({"model": tensors}, file, _use_new_zipfile_serialization=is_zip)
+
+    def read(data):
+        (tmp_path / "a.pth").write_bytes(data)
+        read_published(tmp_path / "a.pth", sample_rate=16_000)
+
+    fuzz(file.getvalue(), read)
+
+
+def test_a_releases_zip(tmp_path):
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("folder/checkpoint.pth", np.random.default_rng(0).bytes(500))
+
+    def read(data):
+        (tmp_path / "a.zip").write_bytes(data)
+        (tmp_path / "out").mkdir(exist_ok=True)
+        extract_checkpoint(tmp_path / "a.zip", tmp_path / "out")
+
+    fuzz(file.getvalue(), read)
+
+
+def test_a_table(tmp_path):
+    def read(data):
+        (tmp_path / "a.csv").write_bytes(data)
+        read_table(tmp_path / "a.csv", ["file"], ["label"])
+
+    fuzz('file,label\n"a, b.wav",dog;cat\ncafé.wav,\n'.encode(), read)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
+def test_an_output(suffix, tmp_path):
+    pytest.importorskip("pyarrow")
+    records = [Record(name, np.ones(8, np.float32)) for name in ("a.wav", "b.wav")]
+    settings = {"model": "m", "weights": "w", "kind": "clip", "window_s": None}
+    path = tmp_path / f"out{suffix}"
+    contents = Contents(settings, {record.file: Origin(1, 2, 3) for record in records})
+    FORMATS[suffix].write(path, contents, records)
+
+    def read(data):
+        path.write_bytes(data)
+        FORMATS[suffix].contents(path)
+
+    fuzz(path.read_bytes(), read)
