@@ -154,6 +154,13 @@ def test_rate_is_kept_where_it_converges(monkeypatch):
     assert fit.learning_rate == 1e-1 and fit.has_converged.all()
 
 
+def test_a_number_of_seeds_counts_up_as_in_fine_tuning():
+    options = LinearEvalOptions("m2d-mini", "list.csv", "out", seeds=3)
+    assert (
+        options.training_seeds == (42, 43, 44) and len(LinearEvalOptions("a", "b", "c").training_seeds) == 6
+    )
+
+
 def test_seeds_are_trained_side_by_side_as_each_alone():
     train, valid = blobs(100), blobs(50, seed=1)
     settings = FitSettings(learning_rate=1e-2, max_epochs=10)
@@ -391,7 +398,8 @@ def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, tin
         ({"pooling": "median"}, r"pooling must be one of mean, max, mean\+max, mean\+std, got 'median'"),
         ({"duration": -1.0}, "duration must be 'mean', 'none', or a positive number of seconds, got -1.0"),
         ({"learning_rate": 0.0}, "learning_rate must be a positive number, or None, got 0.0"),
-        ({"seeds": ()}, r"seeds must be one or more whole numbers, got \(\)"),
+        ({"seeds": ()}, r"seeds must be a number of trainings, or one or more whole numbers, got \(\)"),
+        ({"seeds": 0}, "seeds must be a number of trainings, or one or more whole numbers, got 0"),
         ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
     ],
 )

@@ -11,7 +11,6 @@ from m2d_hub.cli.options import batch_size_option, device_option, json_option, m
 
 from .options import answer, exit_status, logging_to
 
-FIRST_SEED = 42
 EXAMPLE = """\b
 Examples:
   m2d-train linear-eval --model m2d-mini --data labelled.csv --out runs/eval
@@ -131,7 +130,7 @@ def linear_eval(
             LinearEvalOptions(
                 out=out,
                 learning_rate=None if isinstance(learning_rate, str) else learning_rate,
-                seeds=range(FIRST_SEED, FIRST_SEED + seeds),
+                seeds=seeds,
                 max_epochs=epochs,
                 window_s=window,
                 **options,

@@ -14,7 +14,8 @@ from ..evaluation.clip_encoder import Pooling
 from ..evaluation.division import Division
 from ..evaluation.linear_layers import MAX_EPOCHS, PATIENCE
 
-SEEDS = tuple(range(42, 48))  # six, as the paper's tables average
+FIRST_SEED = 42
+SEEDS = 6  # as the paper's tables average
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class LinearEvalOptions:
     window_s: float | None = None  # that the encoder sees at once; None: as pre-trained
 
     learning_rate: float | None = None  # of Adam; None: 3e-5, or higher where that does not converge
-    seeds: Sequence[int] = SEEDS
+    seeds: Sequence[int] | int = SEEDS  # of the trainings; a number of them counts up from 42
     max_epochs: int = MAX_EPOCHS
     patience: int = PATIENCE  # epochs
     valid_share: float = 0.0  # of the training clips, held out to choose the epoch; 0: the list's valid split
@@ -45,14 +46,13 @@ class LinearEvalOptions:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", Path(self.out))
-        object.__setattr__(self, "seeds", tuple(self.seeds))
         Division(valid_share=self.valid_share)
         allowed = {
             "layer": self.layer in ("last", "all", "mix") or _is_count(self.layer),
             "duration": self.duration in ("mean", "none") or _is_positive(self.duration),
             "pooling": self.pooling in get_args(Pooling),
             "learning_rate": self.learning_rate is None or _is_positive(self.learning_rate),
-            "seeds": len(self.seeds) > 0 and all(isinstance(seed, int) for seed in self.seeds),
+            "seeds": _is_count(self.seeds) or _are_seeds(self.seeds),
         }
         allowed |= {
             name: _is_count(getattr(self, name))
@@ -65,6 +65,13 @@ class LinearEvalOptions:
                 )
 
     @property
+    def training_seeds(self) -> tuple[int, ...]:
+        """The seed of each training."""
+        if isinstance(self.seeds, int):
+            return tuple(range(FIRST_SEED, FIRST_SEED + self.seeds))
+        return tuple(self.seeds)
+
+    @property
     def features_folder(self) -> Path:
         """Where features are kept."""
         return self.cache or self.out / "features"
@@ -72,7 +79,12 @@ class LinearEvalOptions:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
         paths = {name: str(getattr(self, name)) for name in ("model", "data", "out")}
-        return {**asdict(self), **paths, "cache": str(self.features_folder), "seeds": list(self.seeds)}
+        return {
+            **asdict(self),
+            **paths,
+            "cache": str(self.features_folder),
+            "seeds": list(self.training_seeds),
+        }
 
 
 _COUNT = "a whole number of at least 1"
@@ -81,12 +93,18 @@ _ALLOWED = {
     "duration": "'mean', 'none', or a positive number of seconds",
     "pooling": f"one of {', '.join(get_args(Pooling))}",
     "learning_rate": "a positive number, or None",
-    "seeds": "one or more whole numbers",
+    "seeds": "a number of trainings, or one or more whole numbers",
 }
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and value >= 1
+
+
+def _are_seeds(value: object) -> bool:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return len(value) > 0 and all(isinstance(seed, int) for seed in value)
 
 
 def _is_positive(value: object) -> bool:

@@ -171,7 +171,7 @@ def _fit_outcomes(
         for name, indices in groups.items():
             values = torch.stack([features.layer(index)[readable] for index in indices], dim=1)  # (N, L, K)
             outcomes.append(
-                fit_rounds(name, values.to(device), labelled, options.seeds, settings, bar.update)
+                fit_rounds(name, values.to(device), labelled, options.training_seeds, settings, bar.update)
             )
     return outcomes
 

@@ -14,7 +14,6 @@ from m2d_hub.pretrained.locate import canonical_name, locate
 
 from ..evaluation.report import REPORT_FILE
 from ..finetuning.run import finetune
-from ..linear.options import SEEDS
 from ..linear.run import linear_eval
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.resolved import write_or_compare
@@ -148,7 +147,7 @@ class _Runner:
                 "learning_rate": LEARNING_RATE,
                 "duration": task.duration_s or "mean",
                 "valid_share": 0.0 if found.has_valid else VALID_SHARE,
-                "seeds": range(SEEDS[0], SEEDS[0] + self.seeds),
+                "seeds": self.seeds,
             }
             return linear_eval(**(linear | self.settings | common)).report
         own = {} if found.has_valid else {"select": "test"}
