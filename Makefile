@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 SIZE := $(if $(CPU),0.5 GB to download and 2 GB on disk,3 GB to download and 6.5 GB on disk (with CPU=1: 0.5 and 2 GB))
 
-.PHONY: demo test fuzz lint types wheel clean
+.PHONY: demo test fuzz lint types docs wheel clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
@@ -26,6 +26,10 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	@$(BIN)/mypy
 
+# Builds the site into site/, without a network; a link that leads nowhere is an error.
+docs: $(INSTALLED)
+	@$(BIN)/mkdocs build --strict
+
 # Builds dist/ as it would be published, and checks it.
 wheel: $(INSTALLED)
 	@rm -rf dist
@@ -34,7 +38,7 @@ wheel: $(INSTALLED)
 	@DIST=dist $(BIN)/pytest tests/test_packaging.py
 
 clean:
-	@rm -rf .venv demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf .venv demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
 # The file takes its name last, so that an installation that was cut short is begun again.
 $(INSTALLED): pyproject.toml

@@ -11,6 +11,8 @@ from typing import Any, Literal, get_args
 from m2d_hub.errors import ConfigError
 
 Transform = Literal["convolution", "fft"]
+HeadFeatures = Literal["frames", "tokens"]
+Activation = Literal["sigmoid", "softmax"]
 EPSILON = 2.0**-23  # added to power before its logarithm: float32's distance from 1 to the next number
 
 
@@ -237,8 +239,8 @@ class HeadConfig:
     """Classifier over a clip feature: batch normalisation without affine parameters, then a linear layer."""
 
     num_classes: int
-    features: Literal["frames", "tokens"] = "frames"  # mean over time frames (N_F·D), or over all tokens (D)
-    activation: Literal["sigmoid", "softmax"] = "sigmoid"  # logits to scores: multi-label or one label a clip
+    features: HeadFeatures = "frames"  # mean over time frames (N_F·D), or over all tokens (D)
+    activation: Activation = "sigmoid"  # logits to scores: multi-label or one label a clip
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "num_classes")

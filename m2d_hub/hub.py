@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -114,35 +114,37 @@ def _fit(
 
 
 def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) -> torch.device:
-    if dtype == "int8":
-        if device is not None and _checked_device(device).type != "cpu":
-            raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
-        return torch.device("cpu")
     if device is not None:
-        return _checked_device(device)
+        chosen = _parsed_device(device)
+        if dtype == "int8" and chosen.type != "cpu":
+            raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
+        _check_there(chosen)
+        return chosen
+    if dtype == "int8":
+        return torch.device("cpu")
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
-def _checked_device(given: str | torch.device) -> torch.device:
+def _parsed_device(given: str | torch.device) -> torch.device:
     try:
-        device = torch.device(given)
-        if device.type == "meta":
-            raise RuntimeError("it holds no numbers")
-        if device.type not in ("cpu", "cuda", "mps"):
-            torch.empty(0, device=device)
-    except (RuntimeError, TypeError, AssertionError, ImportError) as error:  # the latter: not built for it
-        reason = (str(error).splitlines() or ["not in this build"])[0]
-        raise ConfigError(
-            f"device {given!r} is not known to torch, or not of use: {reason}. Leave device out to take what "
-            "there is, or give 'cpu'."
-        ) from error
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"device {given!r} is not known to torch: {str(error).splitlines()[0]}") from error
+
+
+def _check_there(device: torch.device) -> None:
+    """Raises a ConfigError for a device that this machine's torch cannot compute on."""
+    if device.type == "cpu":
+        return
     if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise ConfigError(
-            f"device {str(given)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. Leave "
-            "device out to take what there is, or give 'cpu'."
+            f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. "
+            "Leave device out to take what there is, or give 'cpu'."
         )
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("device 'mps' is not there; leave device out to take what there is, or give 'cpu'.")
-    return device
+    backend: Any = torch.backends.mps if device.type == "mps" else getattr(torch, device.type, None)
+    if not hasattr(backend, "is_available") or not backend.is_available():
+        raise ConfigError(
+            f"device {str(device)!r} is not there; leave device out to take what there is, or give 'cpu'."
+        )

@@ -15,7 +15,7 @@ from m2d_hub.errors import AudioError
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.windows import Window, Windows
 
-NO_CLIP = "there is no clip to encode: give one or more."
+NO_CLIPS = "there are no clips to encode: give at least one."
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class FrameStore:
     def features_and_mask(self) -> tuple[Tensor, Tensor]:
         """The features (..., B, T, N_F·D) and where they are audio, (B, T) bool."""
         if self._features is None:
-            raise AudioError(NO_CLIP)
+            raise AudioError(NO_CLIPS)
         longest = max(self.num_tokens)
         positions = torch.arange(longest, device=self._features.device)
         mask = positions < torch.tensor(self.num_tokens, device=self._features.device)[:, None]
@@ -167,5 +167,5 @@ class ClipMeans:
     def means(self) -> Tensor:
         """(B, N_F·D) on the CPU."""
         if self._sums is None:
-            raise AudioError(NO_CLIP)
+            raise AudioError(NO_CLIPS)
         return self._sums / torch.tensor(self._num_tokens, device="cpu")[:, None]

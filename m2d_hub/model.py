@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from m2d_hub.audio.clips import Clip, open_audio
-from m2d_hub.config import HeadConfig, ModelConfig
+from m2d_hub.config import POSITIVE_INTEGER, Activation, HeadConfig, HeadFeatures, ModelConfig, require
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import export_onnx
 from m2d_hub.inference import (
@@ -29,20 +29,19 @@ from m2d_hub.inference import (
     split_windows,
 )
 from m2d_hub.nn.clap import Clap
-from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.encoder import Encoder, frames_to_tokens
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
 from m2d_hub.nn.int8_linear import Int8Linear
 from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
-from m2d_hub.pretrained.locate import locate
-from m2d_hub.pretrained.model_card import Metrics, check_right_to_publish, model_card
-from m2d_hub.pretrained.repository import PREFIX
-from m2d_hub.results import Frames, Tag
+from m2d_hub.pretrained.locate import locate_pretrained
+from m2d_hub.pretrained.model_card import Metrics, model_card, push_options
+from m2d_hub.results import Frames, Tag, require_top_k, top_tags
 from m2d_hub.windows import Windows
 
 
-class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio", "audio-embeddings", "m2d"]):
+class M2D(nn.Module, PyTorchModelHubMixin):
     """A frontend, an encoder and, where the weights have them, a head and projections to a text space.
 
     Methods that begin with ``encode`` or ``classify`` (but :meth:`classify_waveform`) take any audio, run
@@ -143,16 +142,27 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         self.encoder.set_input_frames(frames)
         self.config = replace(self.config, encoder=self.encoder.config, own_length_windows=False)
 
-    def set_head(self, num_classes: int, **settings: Any) -> None:
+    def set_head(
+        self,
+        num_classes: int,
+        *,
+        features: HeadFeatures = "frames",
+        activation: Activation = "sigmoid",
+        labels: Sequence[str] | None = None,
+    ) -> None:
         """Puts a fresh, untrained head in place of the present one.
 
         Args:
             num_classes: Classes to tell apart.
-            **settings: Other fields of :class:`m2d_hub.config.HeadConfig`, and ``labels``.
+            features: What it takes of a clip: the mean over time frames (N_F·D), or over all tokens (D).
+            activation: Of scores: ``"sigmoid"`` for several labels a clip, ``"softmax"`` for one.
+            labels: Names of the classes.
+
+        Raises:
+            ConfigError: An argument is none of these, or the labels are not as many as the classes.
         """
-        labels = settings.pop("labels", None)
-        head = HeadConfig(num_classes, **settings)
-        self.config = replace(self.config, head=head, labels=labels)
+        head = HeadConfig(num_classes, features, activation)
+        self.config = replace(self.config, head=head, labels=None if labels is None else tuple(labels))
         self.head = Head(head, self.config.head_dim).to(self.encoder.cls_token)
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Frames:
@@ -185,7 +195,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         frames = self(waveform, lengths)
         weights = frames.mask.to(frames.features.dtype)[..., None]
         clip = (frames.features * weights).sum(dim=1) / weights.sum(dim=1)
-        return head(self._head_input(clip))
+        return head(head.clip_input(clip))
 
     @torch.no_grad()
     def encode_clip(
@@ -275,18 +285,11 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
         head = self.required_head()
-        if not isinstance(top_k, int) or top_k < 1:
-            raise ConfigError(f"top_k must be a whole number of at least 1, got {top_k!r}.")
+        require_top_k(top_k)
         clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        logits = self._logits(head, self._head_input(clip))
-        # Ranked before the sigmoid, which rounds confident scores to the same 1.0.
-        best = logits.topk(min(top_k, logits.shape[1]), dim=1).indices
-        scores = head.scores(logits).gather(1, best)
+        logits = head.infer(clip)
         labels = self.labels or [str(index) for index in range(logits.shape[1])]
-        return [
-            [Tag(labels[index], score, index) for score, index in zip(*pair, strict=True)]
-            for pair in zip(scores.tolist(), best.tolist(), strict=True)
-        ]
+        return top_tags(logits, head.scores(logits), labels, top_k)
 
     @torch.no_grad()
     def classify_frames(
@@ -302,7 +305,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         """
         head = self.required_head()
         frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        logits = self._logits(head, self._head_input(frames.features.flatten(0, 1)))
+        logits = head.infer(frames.features.flatten(0, 1))
         scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
         return Frames(scores, frames.mask, frames.timestamps_s)
 
@@ -331,13 +334,20 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: The weights carry no projections.
         """
-        clap = self._required_clap()
-        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        projected = []
-        for features, mask in zip(frames.features, frames.mask, strict=True):
-            tokens = rearrange(features[mask], "t (f d) -> 1 (f t) d", f=self.config.encoder.grid[0])
-            projected.append(clap.project_audio(tokens.to(clap.logit_scale)))
-        embeddings = torch.cat(projected).float().cpu()
+        clap = self.required_clap()
+        options: dict[str, Any] = {
+            "sample_rate": sample_rate,
+            "batch_size": batch_size,
+            "progress": progress,
+        }
+        clips: Iterable[Tensor]  # frames (T, N_F·D) of each, or their mean (1, N_F·D) where that suffices
+        if clap.config.audio_blocks:
+            frames = self.encode_frames(audio, **options)
+            clips = (features[mask] for features, mask in zip(frames.features, frames.mask, strict=True))
+        else:
+            clips = self.encode_clip(audio, **options)[:, None]
+        tokens = (frames_to_tokens(clip[None], self.config.encoder.grid[0]) for clip in clips)
+        embeddings = torch.cat([clap.project_audio(own.to(clap.logit_scale)) for own in tokens]).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     @torch.no_grad()
@@ -354,7 +364,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: The weights carry no projections, or transformers is not installed.
         """
-        embeddings = self._required_clap().encode_text(texts).float().cpu()
+        embeddings = self.required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
@@ -392,9 +402,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
         Raises:
             ConfigError: The weights derive from the authors' and the right to publish them is not stated.
         """
-        check_right_to_publish(self.config, have_right_to_publish)
-        options.setdefault("commit_message", f"Push {self.config.name or 'an M2D model'} with m2d_hub")
-        options["model_card_kwargs"] = {"repo_id": repo_id, "metrics": metrics}
+        options = push_options(self.config, repo_id, metrics, have_right_to_publish, options)
         return super().push_to_hub(repo_id, **options)
 
     def _save_pretrained(self, save_directory: Path) -> None:
@@ -444,9 +452,8 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             DownloadError: The repository does not exist, or cannot be fetched or stored.
             CheckpointError: The weights are damaged, non-finite, or not this package's.
         """
-        name = os.fspath(pretrained_model_name_or_path)
-        path = locate(
-            Path(name) if Path(name).expanduser().exists() else PREFIX + name.removeprefix(PREFIX),
+        path = locate_pretrained(
+            pretrained_model_name_or_path,
             revision=revision,
             cache_dir=cache_dir,
             force_download=force_download,
@@ -457,8 +464,7 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             return cls.from_checkpoint(load_checkpoint(path), path)
 
     def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"batch_size must be a whole number of at least 1, got {batch_size!r}.")
+        require(batch_size in POSITIVE_INTEGER, f"batch_size must be {POSITIVE_INTEGER}, got {batch_size!r}.")
         return open_audio(audio, self.sample_rate, sample_rate)
 
     def _encode_to_frames(
@@ -491,20 +497,6 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             features, mask, self.windows.timestamps_s(features.shape[-2], self.config.frontend.hop_s)
         )
 
-    def _head_input(self, clip: Tensor) -> Tensor:
-        """Clip features (B, N_F·D) as the head takes them: unchanged, or the mean over all tokens (B, D)."""
-        if self.required_head().config.features == "frames":
-            return clip
-        return clip.unflatten(-1, (self.config.encoder.grid[0], self.embed_dim)).mean(dim=-2)
-
-    @staticmethod
-    def _logits(head: Head, features: Tensor) -> Tensor:
-        training = head.training
-        head.eval()
-        logits = head(features.to(head.linear.weight))
-        head.train(training)
-        return logits.float().cpu()
-
     def required_head(self) -> Head:
         """The head.
 
@@ -518,7 +510,12 @@ class M2D(nn.Module, PyTorchModelHubMixin, library_name="m2d_hub", tags=["audio"
             )
         return self.head
 
-    def _required_clap(self) -> Clap:
+    def required_clap(self) -> Clap:
+        """The projections into a space shared with text.
+
+        Raises:
+            ConfigError: The model has none.
+        """
         if self.clap is None:
             raise ConfigError(
                 f"model {self.config.name!r} has no projections into a text space. Load 'm2d-clap-2024'."

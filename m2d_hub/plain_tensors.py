@@ -15,9 +15,11 @@ def plain_tensors() -> Iterator[None]:
     They would not be inside ``torch.inference_mode()``, ``torch.device("meta")`` or another default type.
     """
     dtype = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float32)
+    if dtype is not torch.float32:  # of the whole process: left alone where it need not change
+        torch.set_default_dtype(torch.float32)
     try:
         with torch.inference_mode(mode=False), torch.device("cpu"):
             yield
     finally:
-        torch.set_default_dtype(dtype)
+        if dtype is not torch.float32:
+            torch.set_default_dtype(dtype)

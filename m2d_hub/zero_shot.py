@@ -6,9 +6,8 @@ from typing import Any
 
 import torch
 
-from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
-from m2d_hub.results import Tag
+from m2d_hub.results import Tag, require_top_k, top_tags
 
 
 @torch.no_grad()
@@ -40,18 +39,11 @@ def classify_by_text(
     Raises:
         ConfigError: The weights carry no text space, or ``top_k`` is less than 1.
     """
-    if not isinstance(top_k, int) or top_k < 1:
-        raise ConfigError(f"top_k must be a whole number of at least 1, got {top_k!r}.")
-    if model.clap is None:
-        raise ConfigError(f"model {model.config.name!r} has no text space. Load 'm2d-clap-2024'.")
+    require_top_k(top_k)
+    clap = model.required_clap()
     words = model.encode_text(texts, normalize=True)  # (C, E)
     clips = model.encode_audio_text_space(
         audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress, normalize=True
     )  # (B, E)
-    logits = model.clap.logit_scale.exp().float().cpu() * clips @ words.T  # (B, C)
-    best = logits.topk(min(top_k, len(texts)), dim=-1).indices
-    scores = logits.softmax(dim=-1).gather(1, best)
-    return [
-        [Tag(texts[index], score, index) for score, index in zip(*pair, strict=True)]
-        for pair in zip(scores.tolist(), best.tolist(), strict=True)
-    ]
+    logits = clap.logit_scale.exp().float().cpu() * clips @ words.T  # (B, C)
+    return top_tags(logits, logits.softmax(dim=-1), texts, top_k)

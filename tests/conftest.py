@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,6 +10,8 @@ import pytest
 import torch
 
 import m2d_hub
+
+from .parity import reference_weights
 
 # Small models gain nothing from threads, and lose much where other processes are busy.
 torch.set_num_threads(1)
@@ -22,12 +23,7 @@ PUBLISHED_NAME = "m2d_vit_base-80x608p16x16-000000-mr7"
 @pytest.fixture(scope="session")
 def reference() -> ModuleType:
     """tests/parity/reference_weights.py: weights in the published layout, and test signals."""
-    spec = importlib.util.spec_from_file_location(
-        "reference_weights", TESTS / "parity" / "reference_weights.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return reference_weights
 
 
 @pytest.fixture(scope="session")

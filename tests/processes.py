@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -28,16 +29,21 @@ def finish(command: Sequence[str | Path], status: int = 0) -> subprocess.Complet
     return answer
 
 
+def wait_for_lines(lines: int, file: Path, child: subprocess.Popen) -> None:
+    """Waits until ``file`` has so many lines, which a process writes that still runs."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (file.exists() and len(file.read_bytes().splitlines()) >= lines):
+        assert time.monotonic() < deadline and child.poll() is None
+        time.sleep(0.005)
+
+
 def kill_when(lines: int, file: Path, command: Sequence[str | Path]) -> None:
     """Starts a command, and kills it and all that it started once ``file`` has so many lines."""
     with subprocess.Popen(command, env=ONE_THREAD, stderr=subprocess.DEVNULL) as child:
-        deadline = time.monotonic() + DEADLINE_S
-        while not (file.exists() and len(file.read_bytes().splitlines()) >= lines):
-            assert time.monotonic() < deadline and child.poll() is None
-            time.sleep(0.005)
+        wait_for_lines(lines, file, child)
         process = psutil.Process(child.pid)
         started = process.children(recursive=True)
         for each in (process, *started):
             each.kill()
         psutil.wait_procs(started)
-    assert child.returncode < 0, "it had ended before it was killed"
+    assert child.returncode == -signal.SIGKILL, "it had ended before it was killed"

@@ -17,7 +17,9 @@ HUB_LAYERS = [
     *("errors", "config", "results", "files", "plain_tensors", "audio", "windows", "nn", "inference"),
     *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
 ]
-TRAINING_LAYERS = ["data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "cli"]
+TRAINING_LAYERS = [
+    *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
+]
 PACKAGES = [("m2d_hub", "m2d_hub", HUB_LAYERS), ("m2d_training", "training", TRAINING_LAYERS)]
 
 HEAVY = {

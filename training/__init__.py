@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .pretraining.run import PretrainResult, pretrain
     from .pretraining.run_data import RunOptions
     from .runs.schedules import ema_decay, learning_rate
+    from .suites.results import SuiteResult, TaskResult
+    from .suites.run import run_suite
 
 # Loaded when first asked for: the commands' help needs no torch.
 _HOMES = {
@@ -42,6 +44,8 @@ _HOMES = {
     "PretrainResult": "pretraining.run",
     "Pretrainer": "pretraining.pretrainer",
     "RunOptions": "pretraining.run_data",
+    "SuiteResult": "suites.results",
+    "TaskResult": "suites.results",
     "build_pretrainer": "pretraining.pretrainer",
     "ema_decay": "runs.schedules",
     "explained_variance_auc": "pretraining.analysis",
@@ -55,6 +59,7 @@ _HOMES = {
     "prepare": "pretraining.prepare",
     "pretrain": "pretraining.run",
     "rank_me": "pretraining.analysis",
+    "run_suite": "suites.run",
 }
 
 __all__ = [
@@ -73,6 +78,8 @@ __all__ = [
     "PretrainResult",
     "Pretrainer",
     "RunOptions",
+    "SuiteResult",
+    "TaskResult",
     "build_pretrainer",
     "ema_decay",
     "explained_variance_auc",
@@ -86,6 +93,7 @@ __all__ = [
     "prepare",
     "pretrain",
     "rank_me",
+    "run_suite",
 ]
 
 

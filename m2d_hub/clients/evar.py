@@ -94,16 +94,8 @@ class RuntimeM2D(nn.Module):
         Returns:
             Frames (B, T, N_F·D), or a list of them, one a block.
         """
-        layers = list(self._layers(log_mel).unbind(0))
+        layers = self._layers(log_mel)
         return layers if return_layers else layers[-1]
-
-    def _layers(self, log_mel: Tensor) -> Tensor:
-        """Frames of all blocks (L, B, T, N_F·D)."""
-        windows = Windows.of(self.backbone.config).cut([log_mel])
-        encoded = [self.backbone.layer_frames(window) for _, window in windows]
-        if self.flat_features:
-            encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
-        return torch.cat(encoded, dim=2)
 
     def encode(self, wave: Tensor) -> Tensor:
         """Maps waveforms (B, S) to frames (B, T, N_F·D)."""
@@ -111,5 +103,19 @@ class RuntimeM2D(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """Logits of the head, or frames where there is none."""
-        frames = self.encode(wave)
-        return frames if self.head is None else self.head(frames.mean(dim=1))
+        if self.head is None:
+            return self.encode(wave)
+        windows = self._encode_windows(self.to_normalized_spec(wave))
+        clip = torch.cat([layers[-1] for layers in windows], dim=1).mean(dim=1)
+        return self.head(self.head.clip_input(clip))
+
+    def _layers(self, log_mel: Tensor) -> list[Tensor]:
+        encoded = self._encode_windows(log_mel)
+        if self.flat_features:
+            encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
+        return list(torch.cat(encoded, dim=2).unbind(0))
+
+    def _encode_windows(self, log_mel: Tensor) -> list[Tensor]:
+        """Frames of all layers (L, B, N_T, N_F·D) of each window."""
+        windows = Windows.of(self.backbone.config).cut([log_mel])
+        return [self.backbone.layer_frames(window) for _, window in windows]

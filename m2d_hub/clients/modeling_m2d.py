@@ -180,9 +180,7 @@ class M2DForAudioClassification(M2DPreTrainedModel):
             ``logits`` (B, num_labels), and ``loss`` where labels are given.
         """
         clip = self.m2d(input_values, attention_mask).pooler_output
-        if self.config.head_features == "tokens":
-            clip = clip.unflatten(-1, (-1, self.config.encoder["embed_dim"])).mean(dim=-2)
-        logits = self.head(clip)
+        logits = self.head(self.head.clip_input(clip))
         loss = None
         if labels is not None and self.config.problem_type == "multi_label_classification":
             loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.config import HeadConfig
@@ -21,6 +22,30 @@ class Head(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Maps features (B, in_features) to logits (B, num_classes)."""
         return self.linear(self.norm(features))
+
+    def clip_input(self, frames: Tensor) -> Tensor:
+        """What the head takes of frames, or of their mean: themselves, or the mean of their tokens.
+
+        Args:
+            frames: (..., N_F·D).
+
+        Returns:
+            (..., in_features).
+        """
+        return frames.unflatten(-1, (-1, self.norm.num_features)).mean(dim=-2)
+
+    def infer(self, frames: Tensor) -> Tensor:
+        """Logits by the running statistics, whatever the head's mode is.
+
+        Args:
+            frames: Frames, or their means over time (B, N_F·D).
+
+        Returns:
+            (B, num_classes) float32 on the CPU.
+        """
+        features, norm = self.clip_input(frames).to(self.linear.weight), self.norm
+        features = F.batch_norm(features, norm.running_mean, norm.running_var, eps=norm.eps)
+        return self.linear(features).float().cpu()
 
     def scores(self, logits: Tensor) -> Tensor:
         """Maps logits (..., num_classes) to scores in 0-1: sigmoid for multi-label heads, else softmax."""

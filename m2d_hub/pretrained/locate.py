@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from m2d_hub.errors import ConfigError, UnknownModelError
 from m2d_hub.pretrained.registry import MODELS, find_model
@@ -86,6 +87,19 @@ def locate(
             "name of list_models()."
         )
     return path
+
+
+def locate_pretrained(name: str | os.PathLike[str], **options: Any) -> Path:
+    """As :func:`locate` for ``from_pretrained`` of Hugging Face: what is not on disk is a repository.
+
+    Args:
+        name: A file or folder; else ``org/repo[@revision]``, with or without ``hf-hub:``.
+        **options: Of :func:`locate`.
+    """
+    text = os.fspath(name)
+    return locate(
+        Path(text) if _exists(_expanded(Path(text))) else PREFIX + text.removeprefix(PREFIX), **options
+    )
 
 
 def path_of(name: str | os.PathLike[str]) -> Path | None:

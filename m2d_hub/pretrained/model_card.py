@@ -63,6 +63,20 @@ def check_right_to_publish(config: ModelConfig, have_right: bool) -> None:
         )
 
 
+def push_options(
+    config: ModelConfig, repo_id: str, metrics: Metrics | None, have_right: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments with which ``PyTorchModelHubMixin.push_to_hub`` uploads a model, its card among them.
+
+    Raises:
+        ConfigError: As :func:`check_right_to_publish`.
+    """
+    check_right_to_publish(config, have_right)
+    message = f"Push {config.name or 'an M2D model'} with m2d_hub"
+    card = {"repo_id": repo_id, "metrics": metrics}
+    return {"commit_message": message, **options, "model_card_kwargs": card}
+
+
 def is_authors(config: ModelConfig) -> bool:
     """Whether weights were published by the authors, or derive from such weights."""
     return config.license == NTT_LICENSE or (config.source or "").startswith(RELEASES)

@@ -29,11 +29,10 @@ def rows():
 
 
 @pytest.fixture
-def wrapper(tiny, tmp_path):
+def wrapper(folder):
     from m2d_hub.clients.mteb import M2DWrapper
 
-    tiny.save_pretrained(tmp_path / "tiny")
-    return M2DWrapper(tmp_path / "tiny", device="cpu")
+    return M2DWrapper(folder, device="cpu")
 
 
 def tones_task(rows):

@@ -11,17 +11,9 @@ import torch
 
 import m2d_hub
 
+from ..signals import noise
+
 M2D_D = 320  # features of a frame of the tiny model: 5 tokens along frequency of 64
-
-
-@pytest.fixture
-def folder(tiny, tmp_path) -> str:
-    tiny.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 def close(got, expected, atol=1e-5):
@@ -83,6 +75,29 @@ def test_evar_finetunes_through_a_fresh_head(folder):
     logits.sum().backward()
     assert runtime.backbone.blocks[0].attn.qkv.weight.grad is not None
     assert runtime.backbone.patch_embed.proj.weight.grad is None
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("features", ["frames", "tokens"])
+def test_evar_gives_the_logits_of_the_model_whatever_its_head_takes(tiny, tmp_path, features, flat):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    tiny.set_head(3, features=features)
+    torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    tiny.eval().save_pretrained(tmp_path)
+    runtime = RuntimeM2D(weight_file=tmp_path, flat_features=flat).eval()
+    wave = noise(2, 50_000)
+    close(runtime(wave).detach(), tiny.classify_waveform(wave).detach())
+
+
+def test_s3prl_takes_each_clip_as_one_window_where_the_model_does(tiny, tmp_path):
+    from m2d_hub.clients.s3prl import UpstreamExpert
+
+    tiny.set_window(float("inf"))
+    tiny.save_pretrained(tmp_path)
+    wave = noise(1, 50_000)
+    states = UpstreamExpert(ckpt=tmp_path)([wave[0]])["hidden_states"]
+    close(torch.stack(states).detach(), tiny.encode_layers(wave).features)
 
 
 def test_evar_tokens_stay_flat_on_request(folder):

@@ -18,12 +18,6 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 from m2d_hub.clients.sklearn import M2DEmbedder  # noqa: E402
 
 
-@pytest.fixture
-def folder(tiny, tmp_path) -> str:
-    tiny.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
-
-
 def tones(count: int) -> tuple[list[np.ndarray], list[str]]:
     """Low and high tones of 0.3 s to 0.6 s."""
     rng = np.random.default_rng(0)

@@ -14,6 +14,7 @@ from m2d_hub.cli.main import main
 from m2d_hub.config import ClapConfig, EncoderConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
 from m2d_hub.nn.clap import Clap
+from m2d_hub.nn.encoder import frames_to_tokens
 from m2d_hub.nn.text_encoder import load_text_encoder, pool
 from m2d_hub.zero_shot import classify_by_text
 
@@ -262,6 +263,21 @@ def test_audio_and_text_meet_in_one_space(clap_model):
     assert not torch.allclose(clap_model.encode_text(["rain"]).norm(dim=1), torch.ones(1), atol=1e-3)
 
 
+@pytest.mark.parametrize("projection", [{}, {"dim": 64, "text_dim": 64, "audio_blocks": 1}])
+def test_a_clip_is_projected_from_all_its_tokens(projection):
+    torch.manual_seed(0)
+    encoder = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
+    model = m2d_hub.M2D(ModelConfig(encoder=encoder, clap=clap_config(**projection))).eval()
+    waveforms = [torch.randn(20_000), torch.randn(3_000)]
+    found = model.encode_audio_text_space(waveforms, batch_size=3)
+    with torch.no_grad():
+        expected = [
+            model.clap.project_audio(frames_to_tokens(model.encode_frames(own).features, num_freq=5))
+            for own in waveforms
+        ]
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-5, rtol=0)
+
+
 def test_texts_are_ranked_by_their_scaled_cosine_with_each_clip(clap_model):
     waveform, texts = torch.randn(2, 16_000), ["a dog barks", "rain", "the roof"]
     audio = clap_model.encode_audio_text_space(waveform)
@@ -280,11 +296,11 @@ def test_ranking_texts_without_a_text_space_names_a_model_that_has_one():
     )
     with pytest.raises(ConfigError) as error:
         classify_by_text(model, torch.randn(1, 16_000), ["rain"])
-    assert str(error.value) == "model 'own' has no text space. Load 'm2d-clap-2024'."
+    assert str(error.value) == "model 'own' has no projections into a text space. Load 'm2d-clap-2024'."
 
 
 def test_ranking_texts_refuses_a_top_k_of_nothing(clap_model):
-    with pytest.raises(ConfigError, match="top_k must be a whole number of at least 1, got 0"):
+    with pytest.raises(ConfigError, match="top_k must be a positive integer, got 0"):
         classify_by_text(clap_model, torch.randn(1, 16_000), ["rain"], top_k=0)
 
 

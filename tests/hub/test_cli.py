@@ -25,6 +25,8 @@ from m2d_hub.cli import main as cli
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
 from m2d_hub.corpus import embed_files as embedding
 
+from ..processes import ONE_THREAD
+
 DATA = Path(__file__).parents[1] / "data"
 CLIPS = [
     DATA / "speech_en_1.wav",
@@ -33,16 +35,7 @@ CLIPS = [
     DATA / "tabla_loop.mp3",
 ]
 CONSOLE_SCRIPT = Path(sys.executable).parent / "m2d-hub"
-ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}  # tiny models gain nothing from more
 TOLERANCE = 1e-5  # the contract's, for a clip in other company
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def save_model(folder, **settings):
@@ -545,26 +538,16 @@ def test_info_of_an_unknown_name_lists_the_known_ones():
     assert "Error: Unknown model 'm2d-as-0.8'. Available: m2d-as-0.7" in result.output
 
 
-def test_convert_makes_a_folder_that_gives_the_same_embeddings(tmp_path, parity_weights):
-    published = tmp_path / "renamed.pth"
-    torch.save({name: torch.from_numpy(value) for name, value in parity_weights.items()}, published)
+def test_convert_makes_a_folder_that_gives_the_same_embeddings(tmp_path, publish):
+    published = publish("renamed", input_size=(80, 96), embed_dim=64, depth=1)
     run("convert", published, "--out", tmp_path / "own", "--sample-rate", 16_000)
     expected = m2d_hub.load_model(published, sample_rate=16_000, device="cpu").encode_clip(CLIPS[1])
     own = m2d_hub.load_model(tmp_path / "own", device="cpu").encode_clip(CLIPS[1])
     assert torch.equal(own, expected)
 
 
-@pytest.fixture
-def parity_weights(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "parity"))
-    import reference_weights
-
-    return reference_weights.state_dict(input_size=(80, 96), embed_dim=64, depth=1)
-
-
-def test_convert_asks_for_a_sample_rate_that_nothing_tells(tmp_path, parity_weights):
-    published = tmp_path / "renamed.pth"
-    torch.save({name: torch.from_numpy(value) for name, value in parity_weights.items()}, published)
+def test_convert_asks_for_a_sample_rate_that_nothing_tells(tmp_path, publish):
+    published = publish("renamed", input_size=(80, 96), embed_dim=64, depth=1)
     result = run("convert", published, "--out", tmp_path / "own", status=1)
     assert result.output.startswith("Error: ") and "sample_rate" in result.output
     assert not (tmp_path / "own").exists()

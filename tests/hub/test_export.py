@@ -11,12 +11,10 @@ import m2d_hub
 from m2d_hub.cli.main import main
 from m2d_hub.export import export_onnx, frames_module
 
+from ..signals import noise
+
 # Below one spectrogram window, below one model window (33,120 samples), one, a little more, several.
 SHAPES = [(1, 1), (3, 150), (2, 1_000), (1, 33_120), (2, 33_281), (4, 100_000)]
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return 0.1 * torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
 @pytest.fixture

@@ -219,6 +219,21 @@ def test_a_head_on_mean_tokens_gets_the_mean_over_all_tokens(tiny):
     torch.testing.assert_close(tiny.classify_waveform(waveform), expected, atol=1e-4, rtol=0)
 
 
+def test_a_misspelt_setting_of_a_head_is_refused(tiny):
+    with pytest.raises(TypeError, match="label"):
+        tiny.set_head(3, label=("dog", "rain", "bell"))
+    with pytest.raises(ConfigError, match="2 labels were given for a head of 3 classes"):
+        tiny.set_head(3, labels=("dog", "rain"))
+
+
+def test_a_head_that_fails_while_training_still_trains(tagger):
+    tagger.train()
+    tagger.head.linear.weight = torch.nn.Parameter(torch.zeros(3, 7))
+    with pytest.raises(RuntimeError):
+        tagger.classify(noise(0.5))
+    assert tagger.head.training
+
+
 def test_classify_frames_scores_every_frame(tagger):
     frames = tagger.classify_frames([noise(0.3), noise(5.0)])
     assert frames.features.shape == (2, 32, 3)
@@ -234,10 +249,10 @@ def test_classifying_while_training_leaves_the_head_alone(tagger):
     assert tagger.head.training and not tagger.head.norm.running_mean.any()
 
 
-@pytest.mark.parametrize("settings", [{"top_k": 0}, {"batch_size": 0}, {"batch_size": 1.5}])
+@pytest.mark.parametrize("settings", [{"top_k": 0}, {"top_k": True}, {"batch_size": 0}, {"batch_size": 1.5}])
 def test_impossible_counts_are_refused(tagger, settings):
     [(name, value)] = settings.items()
-    with pytest.raises(ConfigError, match=f"{name} must be a whole number of at least 1, got {value}"):
+    with pytest.raises(ConfigError, match=f"{name} must be a positive integer, got {value}"):
         tagger.classify(noise(0.1), **settings)
 
 
@@ -352,6 +367,10 @@ def test_a_new_head_is_put_on_only_where_none_of_that_size_is(tagger, tmp_path):
         ({"dtype": torch.float64}, "dtype must be .* got torch.float64"),
         ({"dtype": "int8", "device": "cuda"}, "dtype='int8' runs on the CPU only, but device='cuda'"),
         ({"device": "abacus"}, "device 'abacus' is not known"),
+        ({"dtype": "int8", "device": "abacus"}, "device 'abacus' is not known"),
+        ({"device": 1.5}, "device 1.5 is not known"),
+        ({"device": "meta"}, "device 'meta' is not there"),
+        ({"device": "hpu"}, "device 'hpu' is not there"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
         ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
     ],

@@ -18,7 +18,6 @@ from m2d_hub.pretrained.registry import MODELS, NTT_LICENSE
 
 from .release_server import (
     Fault,
-    ReleaseServer,
     checkpoint_bytes,
     clap_tensors,
     encoder_tensors,
@@ -39,24 +38,20 @@ TENSORS = {
 
 
 @pytest.fixture
-def server(monkeypatch, tmp_path):
+def server(release_host, monkeypatch, tmp_path):
     """The release host and the Hugging Face hub, with an empty cache in ``tmp_path / "home"``."""
-    with ReleaseServer() as running:
-        home = tmp_path / "home"
-        monkeypatch.setenv("M2D_HUB_MIRROR", running.url)
-        monkeypatch.setenv("HF_HOME", str(home))
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr(m2d_hub.pretrained.download, "FIRST_DELAY_S", 0.0)
-        constants = huggingface_hub.constants
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
-        monkeypatch.setattr(constants, "ENDPOINT", running.url)
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        for info in (TINY, TAGGER, CLAP):
-            monkeypatch.setitem(MODELS, info.name, info)
-            running.files[f"/{info.url_path}"] = release_zip(info, TENSORS[info.name]())
-        yield running
+    home = tmp_path / "home"
+    monkeypatch.setenv("HF_HOME", str(home))
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+    monkeypatch.setattr(constants, "ENDPOINT", release_host.url)
+    template = release_host.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for info in (TINY, TAGGER, CLAP):
+        monkeypatch.setitem(MODELS, info.name, info)
+        release_host.files[f"/{info.url_path}"] = release_zip(info, TENSORS[info.name]())
+    return release_host
 
 
 @pytest.fixture

@@ -29,7 +29,6 @@ from m2d_hub.pretrained.release import fetch, load_all_tensors
 
 from .release_server import (
     Fault,
-    ReleaseServer,
     checkpoint_bytes,
     clap_tensors,
     encoder_tensors,
@@ -44,15 +43,11 @@ TINY = tiny_info()
 
 
 @pytest.fixture
-def server(monkeypatch):
-    """The release host, named as the mirror, with one tiny encoder."""
-    with ReleaseServer() as running:
-        monkeypatch.setenv("M2D_HUB_MIRROR", running.url)
-        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr(m2d_hub.pretrained.download, "FIRST_DELAY_S", 0.0)
-        monkeypatch.setitem(MODELS, "tiny", TINY)
-        publish(running, TINY, encoder_tensors())
-        yield running
+def server(release_host, monkeypatch):
+    """The release host with one tiny encoder."""
+    monkeypatch.setitem(MODELS, "tiny", TINY)
+    publish(release_host, TINY, encoder_tensors())
+    return release_host
 
 
 def publish(server, info, tensors, **options):

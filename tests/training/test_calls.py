@@ -24,6 +24,8 @@ from m2d_training import (
 
 import m2d_hub
 
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 SIZES = {
     "input_size": (80, 64),
     "patch_size": (16, 16),
@@ -35,11 +37,6 @@ SIZES = {
     "warmup_epochs": 0,
     "epochs": 1,
 }
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    monkeypatch.setattr("m2d_training.evaluation.charts._save", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

@@ -5,11 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +24,8 @@ from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
 import m2d_hub
 from m2d_hub.cli.main import main as hub
+
+from ..processes import kill_when
 
 RATE = 16_000
 QUICK = ["epochs=1", "min_steps=0", "batch_size=4", "accumulate_steps=1", "try_linear=false"]
@@ -198,27 +196,13 @@ KILLED = [
 ]
 
 
-def kill_when(out, training, lines, command):
-    """Starts the console script, and kills it once a training has written so many lines."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    script = Path(sys.executable).with_name("m2d-train")
-    record, deadline = out / "trainings" / training / "metrics.jsonl", time.monotonic() + 120
-    with subprocess.Popen(
-        [script, *command], env=environment, start_new_session=True, stderr=subprocess.DEVNULL
-    ) as child:
-        while not (record.exists() and len(record.read_text().splitlines()) >= lines):
-            assert time.monotonic() < deadline and child.poll() is None
-            time.sleep(0.005)
-        os.killpg(child.pid, signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
-
-
 def test_a_run_killed_in_each_seed_ends_with_the_same_weights_and_report(model, labelled, tmp_path):
     whole = finished("small", model, labelled, tmp_path / "whole", KILLED, "--seeds", "2")
     out = tmp_path / "killed"
-    command = arguments("small", model, labelled, out, KILLED, "--seeds", "2")
-    kill_when(out, "test-seed-42", 7, command)
-    kill_when(out, "test-seed-43", 5, command)
+    script = Path(sys.executable).with_name("m2d-train")
+    command = [script, *arguments("small", model, labelled, out, KILLED, "--seeds", "2")]
+    for training, lines in (("test-seed-42", 7), ("test-seed-43", 5)):
+        kill_when(lines, out / "trainings" / training / "metrics.jsonl", command)
     killed = finished("small", model, labelled, out, KILLED, "--seeds", "2")
     expected, found = weights_of(tmp_path / "whole"), weights_of(out)
     assert expected.keys() == found.keys()

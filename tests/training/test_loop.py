@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -29,18 +28,16 @@ from torch import nn
 import m2d_hub
 from m2d_hub.files import replacing, replacing_folder
 
+from ..processes import ONE_THREAD, TRAIN, TRAIN_ON_TWO, finish, wait_for_lines
+
+pytestmark = pytest.mark.usefixtures("no_pictures")
+
 RATE = 16_000
 SMALL = (
     "input_size=80x64 embed_dim=64 depth=2 predictor_dim=64 predictor_depth=1 batch_size=4 warmup_epochs=0"
 )
 QUICK = "min_steps=0 batch_size=4 try_linear=false"
 KINDS = ["pretrain", "finetune"]
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """They take longest, and are tested elsewhere."""
-    monkeypatch.setattr("m2d_training.evaluation.charts._save", lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -195,23 +192,11 @@ def test_a_checkpoint_with_values_that_are_not_finite_is_refused(command, tmp_pa
     assert "is not finite: optimizer.state.encoder.norm.weight.exp_avg. Delete it" in result.output
 
 
-def start(arguments, **environment):
+def start(arguments):
     """The command in a process of its own, its output in a pipe."""
     return subprocess.Popen(
-        [sys.executable, "-m", "m2d_training", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        [*TRAIN, *arguments], env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
-
-
-def wait_for_lines(kind, out, lines, child):
-    """Waits until a run has recorded some steps."""
-    record, deadline = members_of(kind, out).metrics_file, time.monotonic() + 120
-    while not (record.exists() and len(record.read_text().splitlines()) >= lines):
-        assert time.monotonic() < deadline and child.poll() is None
-        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -219,7 +204,7 @@ def wait_for_lines(kind, out, lines, child):
 def test_a_signal_saves_and_stops_with_one_line(command, tmp_path, kind, number, status):
     settings = ["epochs=500", "save_every_steps=100000", "num_workers=2"]
     with start(command(kind, tmp_path, *settings)) as child:
-        wait_for_lines(kind, tmp_path, 3, child)
+        wait_for_lines(3, members_of(kind, tmp_path).metrics_file, child)
         os.killpg(child.pid, number)  # as a terminal or a scheduler does: loaders get it too
         _, told = child.communicate(timeout=60)
     assert child.returncode == status
@@ -232,7 +217,7 @@ def test_a_signal_saves_and_stops_with_one_line(command, tmp_path, kind, number,
 def test_a_stopped_run_ends_with_the_same_weights(command, tmp_path):
     settings = ["epochs=6", "save_every_steps=100000"]
     with start(command("pretrain", tmp_path / "stopped", *settings)) as child:
-        wait_for_lines("pretrain", tmp_path / "stopped", 3, child)
+        wait_for_lines(3, tmp_path / "stopped" / "metrics.jsonl", child)
         child.send_signal(signal.SIGTERM)
         child.communicate(timeout=60)
     for out in ("whole", "stopped"):
@@ -405,9 +390,7 @@ def test_what_cannot_be_measured_does_not_end_a_run(command, sounds, tmp_path, f
     assert f"{figure} could not be measured" in (tmp_path / "run" / "train.log").read_text()
 
 
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "m2d_training"]
-
-
+@pytest.mark.multi_process
 def test_two_processes_validate_lists_of_any_length_as_one_does(command, sounds, tmp_path):
     """An uneven last group, a contrastive loss, and a linear evaluation, which is the first one's alone."""
     rng = np.random.default_rng(0)
@@ -427,27 +410,19 @@ def test_two_processes_validate_lists_of_any_length_as_one_does(command, sounds,
             "pretrain", out, *settings, "epochs=1", "base_lr=0", f"accumulate_steps={2 // processes}",
             options=options, data=tmp_path / "train.csv",
         )  # fmt: skip
-        launcher = ["-m", "m2d_training"] if processes == 1 else TWO_PROCESSES
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *launcher, *arguments], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        assert done.returncode == 0, done.stderr
+        finish([*(TRAIN if processes == 1 else TRAIN_ON_TWO), *arguments])
         last = metrics_of("pretrain", out)[-1]
         assert 0 <= last["linear_eval"] <= 1
         losses.append(last["validation_loss"])
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.multi_process
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_stop_together(command, tmp_path, kind):
     arguments = command(kind, tmp_path, "epochs=500", "save_every_steps=100000")
-    with subprocess.Popen(
-        [sys.executable, *TWO_PROCESSES, *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    ) as child:
-        wait_for_lines(kind, tmp_path, 3, child)
+    with subprocess.Popen([*TRAIN_ON_TWO, *arguments], env=ONE_THREAD, stderr=subprocess.DEVNULL) as child:
+        wait_for_lines(3, members_of(kind, tmp_path).metrics_file, child)
         child.send_signal(signal.SIGTERM)  # the launcher passes it on
         child.wait(timeout=100)
     (checkpoint,) = list_checkpoints(members_of(kind, tmp_path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 
@@ -22,6 +21,8 @@ from m2d_training import (
 
 from m2d_hub.pretrained.published_names import published_name
 
+from ..parity.reference_weights import state_dict
+
 PARITY = Path(__file__).parents[1] / "parity"
 CASES = ["pretrain_m2d", "pretrain_m2d_as", "pretrain_m2dx", "pretrain_m2dx_shifted"]
 TOLERANCE = 1e-4
@@ -29,13 +30,6 @@ TOLERANCE = 1e-4
 
 def load_case(name):
     return json.loads((PARITY / f"{name}.json").read_text()), np.load(PARITY / f"{name}.npz")
-
-
-def reference_weights(**config):
-    spec = importlib.util.spec_from_file_location("reference_weights", PARITY / "reference_weights.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {name: torch.from_numpy(array) for name, array in module.state_dict(**config).items()}
 
 
 def build(case):
@@ -57,7 +51,7 @@ def build(case):
             offline=offline,
         )
     )
-    pretrainer.load_published(reference_weights(**sizes))
+    pretrainer.load_published({name: torch.from_numpy(array) for name, array in state_dict(**sizes).items()})
     return pretrainer
 
 

@@ -53,7 +53,8 @@ def test_shards_hold_the_same_audio_as_the_files(tmp_path):
     manifest = read_manifest(str(tmp_path / "shards"))
     assert (result.clips, result.left_out) == (3, 1)
     assert [entry.label for entry in manifest.entries] == ["x", "y", "x;y"]
-    (named,) = csv.DictReader((tmp_path / "shards" / "errors.csv").open(newline=""))
+    with (tmp_path / "shards" / "errors.csv").open(newline="") as errors:
+        (named,) = csv.DictReader(errors)
     assert (named["row"], named["file"]) == ("5", str(tmp_path / "broken.wav"))
     assert "cannot be read as audio" in named["error"]
     plan = CropPlan(FRONTEND.config, 64, repeat_short=False)

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +17,8 @@ from m2d_training.pretraining.start import start_weights
 import m2d_hub
 from m2d_hub.config import FrontendConfig
 from m2d_hub.nn.frontend import LogMelFrontend
+
+from ..processes import TRAIN, kill_when
 
 RATE = 16_000
 SIZES = [
@@ -333,34 +330,14 @@ def test_a_frozen_model_teaches_further_pretraining(sounds, tmp_path):
 KILLED = ["epochs=6", "save_every_steps=3", "noise_ratio=0.2", "accumulate_steps=2"]
 
 
-def kill_when(out, lines, args):
-    """Runs the command in a process group that is killed after some steps were recorded."""
-    command = [sys.executable, "-m", "m2d_training", *args]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen(
-        command, env=environment, start_new_session=True, stderr=subprocess.DEVNULL
-    ) as child:
-        record, deadline = out / "metrics.jsonl", time.monotonic() + 120
-        while not (record.exists() and len(record.read_text().splitlines()) >= lines):
-            assert time.monotonic() < deadline and child.poll() is None
-            time.sleep(0.005)
-        os.killpg(child.pid, signal.SIGKILL)
-    assert child.returncode == -signal.SIGKILL
-
-
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_run_killed_three_times_ends_with_the_same_weights(sounds, tmp_path, num_workers):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        settings, noise = [*KILLED, f"num_workers={num_workers}"], ("--noise", str(sounds))
-        assert run("m2d-as", sounds, tmp_path / "whole", settings, *noise).exit_code == 0
-        out = tmp_path / "killed"
-        for lines in (4, 7, 10):
-            kill_when(out, lines, arguments("m2d-as", sounds, out, settings, *noise))
-        assert run("m2d-as", sounds, out, settings, *noise).exit_code == 0
-    finally:
-        torch.set_num_threads(threads)
+    settings, noise = [*KILLED, f"num_workers={num_workers}"], ("--noise", str(sounds))
+    assert run("m2d-as", sounds, tmp_path / "whole", settings, *noise).exit_code == 0
+    out = tmp_path / "killed"
+    for lines in (4, 7, 10):
+        kill_when(lines, out / "metrics.jsonl", [*TRAIN, *arguments("m2d-as", sounds, out, settings, *noise)])
+    assert run("m2d-as", sounds, out, settings, *noise).exit_code == 0
     whole, killed = weights_of(tmp_path / "whole"), weights_of(out)
     assert whole.keys() == killed.keys()
     assert all(torch.equal(whole[name], killed[name]) for name in whole)

@@ -16,6 +16,8 @@ from .linear_eval import linear_eval
 from .list import list_
 from .options import answer, exit_status, logging_to
 from .statistics import measure
+from .suite import suite
+from .summarise import summarise
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -114,3 +116,5 @@ main.add_command(finetune)
 main.add_command(linear_eval)
 main.add_command(list_)
 main.add_command(measure)
+main.add_command(suite)
+main.add_command(summarise)

@@ -127,6 +127,20 @@ def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], me
     _save(figure, path)
 
 
+def draw_points(
+    path: Path, places: Sequence[Any], points: Sequence[tuple[float, float]], field: str, metric: str
+) -> None:
+    """Draws means with half of their 95 % intervals over the values of a field, numbers or names."""
+    figure, axes = _new_figure(8.0, 4.5)
+    means, halves = zip(*points, strict=True)
+    named = [literal(place) if isinstance(place, str) else place for place in places]
+    axes.errorbar(named, means, yerr=halves, marker="o", capsize=3)
+    axes.set_xlabel(literal(field))
+    axes.set_ylabel(metric)
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def draw_mix(path: Path, weights: Tensor) -> None:
     """Draws the weights (S, L) of the layers of each seed's mix, and their mean."""
     figure, axes = _new_figure(8.0, 4.0)

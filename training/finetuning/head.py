@@ -20,11 +20,7 @@ LEARNING_RATE = 1e-3  # of the linear layer: one that converges on small lists, 
 
 def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor:
     """Input of the head (N, K) from whole waveforms, on the CPU: all frames count, as in inference."""
-    head = backbone.required_head()
-    features = backbone.encode_clip(clips, batch_size=batch_size)
-    if head.config.features == "tokens":
-        features = features.unflatten(1, (-1, backbone.embed_dim)).mean(dim=1)
-    return features
+    return backbone.required_head().clip_input(backbone.encode_clip(clips, batch_size=batch_size))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,15 @@ import torch
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import json_text, replacing, replacing_folder
 
-from ..data.left_out import LeftOut
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
-from ..evaluation.labelled import LabelledList, Round, read_labelled
+from ..evaluation.labelled import Round
 from ..evaluation.metrics import (
     Interval,
-    Metric,
-    accuracy,
-    icbhi_score,
-    mean_average_precision,
     sensitivity_specificity,
 )
 from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
-from ..evaluation.unreadable import find_unreadable, leave_out, write_left_out
+from ..evaluation.unreadable import write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.schedules import warn_of_warmup
@@ -51,6 +46,7 @@ from .member import (
 from .model import build_model
 from .presets import load_finetune_preset
 from .resolved import write_or_compare_run
+from .task import Task, read_task, without_unreadable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -63,7 +59,6 @@ EPOCH_TOLD = {
     "last": "the last",
     "test": "best on test, as in the paper where a task has no validation split",
 }
-READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
 
 @dataclass(frozen=True)
@@ -132,7 +127,7 @@ def finetune(
 
 
 def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopRequests) -> FinetuneResult:
-    task, left_out = _without_unreadable(read_task(config, options.data), config)
+    task, left_out = without_unreadable(read_task(config, options.data))
     run = FinetuneRun(config, options, task, build_accelerator(), stop)
     if run.accelerator.is_main_process:
         write_left_out(options.out, left_out)
@@ -142,85 +137,6 @@ def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopReques
     report = json.loads((options.out / REPORT_FILE).read_text(encoding="utf-8"))
     interval = Interval(report["value"], report["low"], report["high"])
     return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export, len(left_out))
-
-
-@dataclass(frozen=True)
-class Task:
-    """A labelled list and how it is learnt and scored."""
-
-    labelled: LabelledList
-    rounds: list[Round]
-    metric: Metric
-    normal: int | None  # index of the class that ICBHI's score calls normal
-
-
-def read_task(config: FinetuneConfig, data: str) -> Task:
-    """Reads the list and checks that loss and metric suit it.
-
-    Raises:
-        ConfigError: They do not, or the list cannot be used.
-    """
-    labelled = read_labelled(data, True if config.loss == "bce" else None, config.division)
-    if labelled.is_multi_label:
-        _refuse_single_label_settings(config, labelled)
-        return Task(labelled, labelled.rounds(), mean_average_precision, None)
-    if config.metric == "icbhi":
-        names = [label.casefold() for label in labelled.labels]
-        if config.normal_class.casefold() not in names:
-            raise ConfigError(
-                f"metric 'icbhi' needs the normal class, but {config.normal_class!r} is none of "
-                f"{', '.join(labelled.labels)}: set normal_class."
-            )
-        normal = names.index(config.normal_class.casefold())
-        task = Task(labelled, labelled.rounds(), icbhi_score(normal), normal)
-        _check_normal_and_abnormal(task, normal)
-        return task
-    return Task(
-        labelled, labelled.rounds(), mean_average_precision if config.metric == "map" else accuracy, None
-    )
-
-
-def _without_unreadable(task: Task, config: FinetuneConfig) -> tuple[Task, list[LeftOut]]:
-    """The task without clips that cannot be read, which would end a training when their turn comes."""
-    reasons = find_unreadable(task.labelled, READ_AT_HZ)
-    labelled, left_out = leave_out(task.labelled, reasons)
-    if not left_out:
-        return task, []
-    task = replace(task, labelled=labelled, rounds=labelled.rounds())
-    if task.normal is not None:
-        _check_normal_and_abnormal(task, task.normal)
-    return task, left_out
-
-
-def _check_normal_and_abnormal(task: Task, normal: int) -> None:
-    """Sensitivity and specificity need clips of both kinds wherever they are computed."""
-    for one in task.rounds:
-        for use, part in (("valid", one.valid), ("test", one.test)):
-            is_normal = part.classes == normal
-            if is_normal.all() or not is_normal.any():
-                raise ConfigError(
-                    f"{task.labelled.name}: the {use} clips of the round {one.name!r} are "
-                    f"{'all' if is_normal.any() else 'never'} {task.labelled.labels[normal]!r}; metric "
-                    "'icbhi' needs normal and abnormal ones."
-                )
-
-
-def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList) -> None:
-    several = [clip.row for clip in labelled.clips if len(clip.labels) > 1]
-    wrong = [
-        f"{name} {value!r}"
-        for name, value, is_wrong in (
-            ("loss", config.loss, config.loss == "cross-entropy"),
-            ("metric", config.metric, config.metric not in (None, "map")),
-            ("class_weights", config.class_weights, config.class_weights),
-        )
-        if is_wrong
-    ]
-    if wrong:
-        raise ConfigError(
-            f"{labelled.name} has several labels a clip (row {several[0]} is the first of {len(several)}), "
-            f"which {' and '.join(wrong)} cannot take: leave them out, or give one label a clip."
-        )
 
 
 class FinetuneRun:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m2d_hub.config import Activation
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing_folder
 from m2d_hub.model import M2D
@@ -45,7 +46,7 @@ def save_linear_model(
     mean = torch.stack([own.mean.flatten() for own, _ in fits]).cpu().double().mean(dim=0)
     var = torch.stack([own.var.flatten() for own, _ in fits]).cpu().double().mean(dim=0)
     weight, bias = _mean_layer(fits)  # on features as they come
-    activation = "sigmoid" if labelled.is_multi_label else "softmax"
+    activation: Activation = "sigmoid" if labelled.is_multi_label else "softmax"
     model.set_head(len(labelled.labels), features="frames", activation=activation, labels=labelled.labels)
     head = model.required_head()
     head.norm.running_mean = mean.to(head.linear.weight)

@@ -1,0 +1,19 @@
+"""A host of releases for the tests of names and downloads."""
+
+from __future__ import annotations
+
+import pytest
+
+import m2d_hub.pretrained.download
+
+from .release_server import ReleaseServer
+
+
+@pytest.fixture
+def release_host(monkeypatch):
+    """An empty release host, named as the mirror, whose downloads are tried again at once."""
+    with ReleaseServer() as running:
+        monkeypatch.setenv("M2D_HUB_MIRROR", running.url)
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr(m2d_hub.pretrained.download, "FIRST_DELAY_S", 0.0)
+        yield running

@@ -1,0 +1,94 @@
+"""A labelled list as a task of fine-tuning: how it is learnt, how it is scored, and what suits it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from m2d_hub.errors import ConfigError
+
+from ..data.left_out import LeftOut
+from ..evaluation.labelled import LabelledList, Round, read_labelled
+from ..evaluation.metrics import Metric, accuracy, icbhi_score, mean_average_precision
+from ..evaluation.unreadable import find_unreadable, leave_out
+from .config import FinetuneConfig
+
+READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
+
+
+@dataclass(frozen=True)
+class Task:
+    """A labelled list and how it is learnt and scored."""
+
+    labelled: LabelledList
+    rounds: list[Round]
+    metric: Metric
+    normal: int | None  # index of the class that ICBHI's score calls normal
+
+
+def read_task(config: FinetuneConfig, data: str) -> Task:
+    """Reads the list and checks that loss and metric suit it.
+
+    Raises:
+        ConfigError: They do not, or the list cannot be used.
+    """
+    labelled = read_labelled(data, True if config.loss == "bce" else None, config.division)
+    if labelled.is_multi_label:
+        _refuse_single_label_settings(config, labelled)
+        return Task(labelled, labelled.rounds(), mean_average_precision, None)
+    if config.metric == "icbhi":
+        names = [label.casefold() for label in labelled.labels]
+        if config.normal_class.casefold() not in names:
+            raise ConfigError(
+                f"metric 'icbhi' needs the normal class, but {config.normal_class!r} is none of "
+                f"{', '.join(labelled.labels)}: set normal_class."
+            )
+        normal = names.index(config.normal_class.casefold())
+        task = Task(labelled, labelled.rounds(), icbhi_score(normal), normal)
+        _check_normal_and_abnormal(task, normal)
+        return task
+    return Task(
+        labelled, labelled.rounds(), mean_average_precision if config.metric == "map" else accuracy, None
+    )
+
+
+def without_unreadable(task: Task) -> tuple[Task, list[LeftOut]]:
+    """The task without clips that cannot be read, which would end a training when their turn comes."""
+    reasons = find_unreadable(task.labelled, READ_AT_HZ)
+    labelled, left_out = leave_out(task.labelled, reasons)
+    if not left_out:
+        return task, []
+    task = replace(task, labelled=labelled, rounds=labelled.rounds())
+    if task.normal is not None:
+        _check_normal_and_abnormal(task, task.normal)
+    return task, left_out
+
+
+def _check_normal_and_abnormal(task: Task, normal: int) -> None:
+    """Sensitivity and specificity need clips of both kinds wherever they are computed."""
+    for one in task.rounds:
+        for use, part in (("valid", one.valid), ("test", one.test)):
+            is_normal = part.classes == normal
+            if is_normal.all() or not is_normal.any():
+                raise ConfigError(
+                    f"{task.labelled.name}: the {use} clips of the round {one.name!r} are "
+                    f"{'all' if is_normal.any() else 'never'} {task.labelled.labels[normal]!r}; metric "
+                    "'icbhi' needs normal and abnormal ones."
+                )
+
+
+def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList) -> None:
+    several = [clip.row for clip in labelled.clips if len(clip.labels) > 1]
+    wrong = [
+        f"{name} {value!r}"
+        for name, value, is_wrong in (
+            ("loss", config.loss, config.loss == "cross-entropy"),
+            ("metric", config.metric, config.metric not in (None, "map")),
+            ("class_weights", config.class_weights, config.class_weights),
+        )
+        if is_wrong
+    ]
+    if wrong:
+        raise ConfigError(
+            f"{labelled.name} has several labels a clip (row {several[0]} is the first of {len(several)}), "
+            f"which {' and '.join(wrong)} cannot take: leave them out, or give one label a clip."
+        )
