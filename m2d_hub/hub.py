@@ -138,7 +138,7 @@ def _check_there(device: torch.device) -> None:
     """Raises a ConfigError for a device that this machine's torch cannot compute on."""
     if device.type == "cpu":
         return
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise ConfigError(
             f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. "
             "Leave device out to take what there is, or give 'cpu'."
