@@ -140,7 +140,7 @@ def _refuse_foreign_errors(path: Path) -> None:
     if head != _ERRORS_HEAD:
         raise ConfigError(
             f"{path}, where files that cannot be read are listed, was not written by m2d-hub embed; move it "
-            "away, or give another --out."
+            "away, or give another output."
         )
 
 

@@ -33,7 +33,7 @@ class FolderOutput:
     def __init__(self, out: Path, settings: dict[str, Any], sources: Iterable[Source]):
         if out.exists() and not out.is_dir():
             raise ConfigError(
-                f"--out {out} is a file; a folder of .npy files is written where --out has no suffix."
+                f"{out} is a file; a folder of .npy files is written where the output's name has no suffix."
             )
         self._out, self._index, self._is_new = out, out / INDEX, not out.exists()
         begun = self._begun_settings()

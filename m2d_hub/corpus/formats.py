@@ -154,7 +154,7 @@ def _check_header(path: Path, num_bytes: int, num_files: int) -> None:
         raise ConfigError(
             f"{path.name.removesuffix('.partial')} cannot hold {num_files:,} files: the header that names "
             f"them would have {num_bytes / 1e6:.0f} MB, and safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} "
-            "MB. Give --out a name that ends in .parquet or .npz, or a folder."
+            "MB. Give the output a name that ends in .parquet or .npz, or a folder."
         )
 
 

@@ -62,7 +62,7 @@ def plan(sources: Iterable[Source], done: Mapping[str, Origin], out: Path) -> Pl
         more = f" and {len(changed) - _MOST_NAMED:,} more" if len(changed) > _MOST_NAMED else ""
         raise ConfigError(
             f"{', '.join(changed[:_MOST_NAMED])}{more} changed since {out} got their embeddings (by size or "
-            "time of change). Give another --out, or delete what is there to embed all anew."
+            "time of change). Give another output, or delete what is there to embed all anew."
         )
     return Plan(left, {source.file: taken[source.file] for source in left})
 
@@ -94,7 +94,7 @@ class FolderNames:
                 return name
         raise ConfigError(
             f"{self._out} has no place for the embedding of {source.file}: {flat}.{digest}{ARRAY} is there "
-            "already, and not in its index. Move it away, or give another --out."
+            "already, and not in its index. Move it away, or give another output."
         )
 
     def _claim(self, name: str) -> None:

@@ -32,7 +32,7 @@ def check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
         differing = [key for key in wanted if begun.get(key) != wanted[key]]
         changes = "; ".join(f"{key} {begun.get(key)!r}, now {wanted[key]!r}" for key in differing)
         raise ConfigError(
-            f"{out} was begun with other settings ({changes}). Go on with the same ones, give another --out, "
+            f"{out} was begun with other settings ({changes}). Go on with them, give another output, "
             "or delete what is there to begin anew."
         )
 
@@ -46,7 +46,7 @@ def lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
     try:
         lock.acquire(blocking=False)
     except filelock.Timeout as error:
-        raise ConfigError(f"another run is writing {out}; wait for it, or give another --out.") from error
+        raise ConfigError(f"another run is writing {out}; wait for it, or give another output.") from error
     try:
         yield lock
     except BaseException:

@@ -68,7 +68,7 @@ def check_suffix(out: Path) -> None:
     means_format = out.suffix[1:2].isalpha() and not out.is_dir()
     if means_format and out.suffix.lower() not in FORMATS:
         allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
-        raise ConfigError(f"--out {out}: unknown suffix {out.suffix!r}. Use {allowed}.")
+        raise ConfigError(f"{out}: unknown suffix {out.suffix!r}. Use {allowed}.")
 
 
 class FileOutput:
@@ -131,13 +131,13 @@ class FileOutput:
         if self._parts.is_symlink() or (self._parts.exists() and not self._parts.is_dir()):
             raise ConfigError(
                 f"{self._parts}, where finished batches are kept, is a link or a file; move it away, or give "
-                "another --out."
+                "another output."
             )
         names = [path.name for path in self._parts.iterdir()] if self._parts.exists() else []
         if foreign := sorted(name for name in names if not _OWN_IN_PARTS.fullmatch(name)):
             raise ConfigError(
                 f"{self._parts}, where finished batches are kept, holds {foreign[0]!r}, which m2d-hub embed "
-                "did not write; move it away, or give another --out."
+                "did not write; move it away, or give another output."
             )
 
     def _begin(self) -> None:

@@ -89,7 +89,7 @@ def _nested(pyarrow: Any, arrays: list[np.ndarray]) -> Any:
     """Arrays of one rank as a column of nested lists; the innermost, of D features, has a fixed size."""
     if sum(array.size for array in arrays) >= 1 << 31:
         raise ConfigError(
-            "a recording is too long for a row of Parquet (2^31 numbers); give --out a name that ends in "
+            "a recording is too long for a row of Parquet (2^31 numbers); give the output a name ending in "
             ".npz, or a folder."
         )
     flat = np.concatenate([np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays])
@@ -116,6 +116,6 @@ def _pyarrow() -> tuple[Any, Any]:
     except ImportError as error:
         raise ConfigError(
             "writing .parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
-            "Or give --out a name that ends in .npz or .safetensors, or a folder."
+            "Or give the output a name that ends in .npz or .safetensors, or a folder."
         ) from error
     return pyarrow, pyarrow.parquet

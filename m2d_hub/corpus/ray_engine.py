@@ -31,7 +31,7 @@ class RayEngine:
         try:
             import ray.data
         except ImportError as error:
-            raise ConfigError("--engine ray needs Ray Data: pip install 'm2d-hub[ray]'.") from error
+            raise ConfigError("the engine ray needs Ray Data: pip install 'm2d-hub[ray]'.") from error
         self._ray, self._num_workers = ray, num_workers
 
     def __call__(self, batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:

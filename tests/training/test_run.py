@@ -144,7 +144,7 @@ def test_a_run_may_be_cut_short_until_its_rate_falls(sounds, tmp_path):
 
 def test_a_teacher_is_asked_for_where_features_are_learnt(sounds, tmp_path):
     result = run("m2d-0.7", sounds, tmp_path, ["offline.kind=features"])
-    assert result.exit_code == 1 and "no --teacher was given" in result.output
+    assert result.exit_code == 1 and "no teacher was given" in result.output
 
 
 def test_noise_without_a_ratio_is_refused(sounds, tmp_path):

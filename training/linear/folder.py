@@ -48,7 +48,7 @@ class LinearFolder:
         is_own = self._is_evaluation()
         if self.model.exists() and (not is_own or self.model.resolve() == Path(options.model).resolve()):
             what = "is the model to evaluate" if is_own else "is not of a linear evaluation"
-            raise ConfigError(f"{self.model} {what}, and would be replaced: give another --out.")
+            raise ConfigError(f"{self.model} {what}, and would be replaced: give another output.")
         if is_own:
             shutil.rmtree(self.model, ignore_errors=True)
             for name in (*PICTURES, WORST_FILE, self.errors_file.name, REPORT_FILE):

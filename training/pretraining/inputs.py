@@ -54,7 +54,7 @@ class InputBuilder:
         if self.teacher is None:
             raise ConfigError(
                 f"the offline network learns from {self.config.offline.kind}, but the data carries none and "
-                "no --teacher was given."
+                "no teacher was given."
             )
         if self.kind == "audio":
             return self.teacher.encode(batch.values)

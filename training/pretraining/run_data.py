@@ -31,7 +31,7 @@ from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
 logger = logging.getLogger(__name__)
 
 ASKED_WIDTHS = 50  # clips whose stored features are looked at before a run
-NOTHING = "none"  # --start none, --teacher none: without the preset's own
+NOTHING = "none"  # as start or teacher: without the preset's own
 
 
 @dataclass(frozen=True)
@@ -153,14 +153,12 @@ def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainCo
     if options.noise is None:
         if config.noise_ratio:
             logger.warning(
-                "noise_ratio is %g but no --noise was given: this run mixes none (noise_ratio 0).",
+                "noise_ratio is %g but no noise was given: this run mixes none (noise_ratio 0).",
                 config.noise_ratio,
             )
         return dataclasses.replace(config, noise_ratio=0.0), None
     if not config.noise_ratio:
-        raise ConfigError(
-            "--noise was given but noise_ratio is 0: set it, for instance --set noise_ratio=0.2."
-        )
+        raise ConfigError("noise was given but noise_ratio is 0: set it, for instance noise_ratio=0.2.")
     return config, _read_list(options.noise)
 
 
@@ -179,7 +177,7 @@ def _load_signal_teacher(
     if offline is None or offline.kind == "labels":
         if name is not None:
             raise ConfigError(
-                f"--teacher {name} was given, but this method learns from no teacher: set offline.kind."
+                f"the teacher {name} was given, but this method learns from no teacher: set offline.kind."
             )
         return None
     if read.manifest.entries[0].features_path:
@@ -205,7 +203,7 @@ def _with_offline_sizes(read: ResolvedRun) -> PretrainConfig:
     if not found:
         raise ConfigError(
             f"the offline network learns from {offline.kind}, but {read.manifest.name} has no such column"
-            + (" and no --teacher was given." if offline.kind == "features" else ".")
+            + (" and no teacher was given." if offline.kind == "features" else ".")
         )
     if offline.dim not in (None, found):
         raise ConfigError(f"offline.dim is {offline.dim}, but the data's {offline.kind} need {found}.")

@@ -61,5 +61,5 @@ def _require_same(old: dict[str, Any], new: dict[str, Any], folder: RunFolder) -
     if different:
         raise ConfigError(
             f"{folder.root} holds a run of another configuration: {'; '.join(different)}. "
-            "Give the same settings to resume it, or another --out."
+            "Give the same settings to resume it, or another output."
         )
