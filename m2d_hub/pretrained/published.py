@@ -22,7 +22,7 @@ from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 from m2d_hub.pretrained.published_names import part_of
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
 from m2d_hub.pretrained.tensor_file import read_tensors
-from m2d_hub.pretrained.tensors import check_finite, reading
+from m2d_hub.pretrained.tensors import check_finite, listed, reading
 
 # What training wrappers put before the encoder's names, the longest first.
 _PREFIXES = (
@@ -118,9 +118,8 @@ def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, 
             unknown.append(published)
     if unknown:
         raise CheckpointError(
-            f"{path} holds tensors of an unknown layout: "
-            f"{', '.join(unknown[:8])}{f' and {len(unknown) - 8} more' if len(unknown) > 8 else ''}. Known "
-            "are the published M2D encoder, head, CLAP and pre-training names."
+            f"{path} holds tensors of an unknown layout: {listed(unknown)}. Known are the published "
+            "M2D encoder, head, CLAP and pre-training names."
         )
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
     if missing := [key for key in needed if key not in parts["encoder"]]:

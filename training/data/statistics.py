@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.nn.frontend import LogMelFrontend
@@ -19,6 +22,34 @@ CROPS = 5000  # at most; one of each clip that is drawn
 LEAST_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over log-mel values, and what they come to."""
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    @classmethod
+    def of(cls, log_mel: Tensor) -> Moments:
+        """Those of some values, of any shape, added up in float64."""
+        values = log_mel.double()
+        return cls(values.numel(), float(values.sum()), float(values.square().sum()))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
+
+    @property
+    def mean(self) -> float:
+        """Of all values."""
+        return self.total / self.count
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of all values."""
+        return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0))
 
 
 def measure_statistics(manifest: Manifest, plan: CropPlan, crops: int = CROPS, seed: int = 0) -> Statistics:
@@ -36,38 +67,32 @@ def measure_statistics(manifest: Manifest, plan: CropPlan, crops: int = CROPS, s
     """
     rng = np.random.default_rng(seed)
     drawn = rng.permutation(len(manifest.entries))[:crops]
-    totals = np.zeros(3)  # values, their sum, the sum of their squares
+    moments = Moments()
     frontend = LogMelFrontend(plan.frontend)
     unread: list[LeftOut] = []  # left out where their turn comes
     for index in drawn:
         entry = manifest.entries[index]
         try:
-            totals += _sums(manifest, entry, plan, frontend, rng)
+            moments += Moments.of(_log_mel_crop(manifest, entry, plan, frontend, rng))
         except AudioError as error:
             unread.append(LeftOut(entry.row, str(entry), str(error)))
     if unread:
         refuse_too_many(manifest.name, len(unread), len(drawn), unread[0])
-    count, total, squares = totals
-    mean = total / count
-    std = float(np.sqrt(max(squares / count - mean**2, 0.0)))
+    mean, std = moments.mean, moments.std
     if std < LEAST_STD:
         raise ConfigError(
             f"{manifest.name}: all of {len(drawn):,} clips hold one value, such as silence: there is nothing "
             "to learn from."
         )
     logger.info("%s: log-mel mean %.3f, std %.3f, of %d crops", manifest.name, mean, std, len(drawn))
-    return Statistics(float(mean), std, plan.frontend.sample_rate)
+    return Statistics(mean, std, plan.frontend.sample_rate)
 
 
-def _sums(
+@torch.no_grad()
+def _log_mel_crop(
     manifest: Manifest, entry: Entry, plan: CropPlan, frontend: LogMelFrontend, rng: np.random.Generator
-) -> np.ndarray:
-    """Number, sum and sum of squares of one crop's log-mel values."""
+) -> Tensor:
     if manifest.kind == "spectrogram":
-        values = torch.from_numpy(crop_spectrogram(entry, plan, rng).values)
-    else:
-        waveform = torch.from_numpy(crop_waveform(entry, plan, rng).values)
-        with torch.no_grad():
-            values = frontend.log_mel_block(waveform[None])
-    values = values.double()
-    return np.array([values.numel(), values.sum().item(), values.square().sum().item()])
+        return torch.from_numpy(crop_spectrogram(entry, plan, rng).values)
+    waveform = torch.from_numpy(crop_waveform(entry, plan, rng).values)
+    return frontend.log_mel_block(waveform[None])

@@ -20,6 +20,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.entry import Entry
 from ..data.left_out import LeftOut
+from ..data.statistics import Moments
 
 
 @dataclass(frozen=True)
@@ -37,9 +38,7 @@ class Part:
 
     flac: bytes
     waveform: np.ndarray  # (S,) float32
-    log_mel_sum: float
-    log_mel_squares: float
-    log_mel_count: int
+    moments: Moments  # of its log-mel values
 
 
 @dataclass(frozen=True)
@@ -95,13 +94,10 @@ def _parts(entry: Entry, settings: PartSettings) -> Iterator[Part]:
     for waveform in _split(entry, settings):
         file = io.BytesIO()
         soundfile.write(file, waveform.numpy(), settings.sample_rate, format="FLAC", subtype="PCM_16")
-        log_mel = frontend.log_mel(waveform[None]).double()
         yield Part(
             flac=file.getvalue(),
             waveform=waveform.numpy(),
-            log_mel_sum=float(log_mel.sum()),
-            log_mel_squares=float(log_mel.square().sum()),
-            log_mel_count=log_mel.numel(),
+            moments=Moments.of(frontend.log_mel(waveform[None])),
         )
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
 from ..data.missing import tell_missing
 from ..data.shard_index import INDEX_NAME, write_index
 from ..data.shards import index_shards
-from ..data.statistics import LEAST_STD
+from ..data.statistics import LEAST_STD, Moments
 from ..runs.settings import require_given
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
@@ -77,27 +76,13 @@ class Totals:
 
     clips: int = 0
     samples: int = 0
-    values: int = 0
-    total: float = 0.0
-    squares: float = 0.0
+    moments: Moments = field(default_factory=Moments)  # of the log-mel values
 
     def add(self, part: Part) -> None:
         """Counts one part."""
         self.clips += 1
         self.samples += len(part.waveform)
-        self.values += part.log_mel_count
-        self.total += part.log_mel_sum
-        self.squares += part.log_mel_squares
-
-    @property
-    def mean(self) -> float:
-        """Of the log-mel values."""
-        return self.total / self.values
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of the log-mel values."""
-        return math.sqrt(max(self.squares / self.values - self.mean**2, 0.0))
+        self.moments += part.moments
 
 
 def prepare(
@@ -161,12 +146,12 @@ def _write_shards(
 
 def _describe(folder: Path, options: PrepareOptions, totals: Totals, left_out: int) -> PrepareResult:
     """Writes the index and the statistics of the shards in ``folder``."""
-    if totals.std < LEAST_STD:
+    if totals.moments.std < LEAST_STD:
         raise ConfigError(
             f"the clips of {options.data} are all silent: their log-mel values have no spread to train on."
         )
     hours = totals.samples / options.sample_rate / 3600
-    numbers = (totals.clips, hours, left_out, totals.mean, totals.std, options.sample_rate)
+    numbers = (totals.clips, hours, left_out, totals.moments.mean, totals.moments.std, options.sample_rate)
     result = PrepareResult(options.out, *numbers)
     write_index(folder / INDEX_NAME, index_shards(sorted(map(str, folder.glob("*.tar")))))
     statistics = {name: value for name, value in vars(result).items() if name != "out"}

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant, text_lines
 
-LAYOUT = "a folder of .wav files for each word, validation_list.txt and testing_list.txt"
-REFERENCE = "Warden, arXiv:1804.03209, and the data set's lists"
 LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
 
 
@@ -23,33 +21,16 @@ def _rows(request: Request) -> Iterator[ListRow]:
         yield ListRow(str(request.folder / name), word, splits.get(name, "train"))
 
 
-SPCV1 = PublicDataset(
-    title="Speech Commands V1",
-    source="http://download.tensorflow.org/data/speech_commands_v0.01.tar.gz",
-    licence="CC BY 4.0",
-    reference=REFERENCE,
-    layout=LAYOUT,
-    variants={
-        "words": Variant(
-            _rows,
-            "30 words",
-            clips={ALL: 64_721, "train": 51_088, "valid": 6_798, "test": 6_835},
-            labels=30,
-        )
-    },
-)
-SPCV2 = PublicDataset(
-    title="Speech Commands V2",
-    source="http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz",
-    licence="CC BY 4.0",
-    reference=REFERENCE,
-    layout=LAYOUT,
-    variants={
-        "words": Variant(
-            _rows,
-            "35 words",
-            clips={ALL: 105_829, "train": 84_843, "valid": 9_981, "test": 11_005},
-            labels=35,
-        )
-    },
-)
+def _version(number: int, words: int, clips: dict[str, int]) -> PublicDataset:
+    return PublicDataset(
+        title=f"Speech Commands V{number}",
+        source=f"http://download.tensorflow.org/data/speech_commands_v0.0{number}.tar.gz",
+        licence="CC BY 4.0",
+        reference="Warden, arXiv:1804.03209, and the data set's lists",
+        layout="a folder of .wav files for each word, validation_list.txt and testing_list.txt",
+        variants={"words": Variant(_rows, f"{words} words", clips=clips, labels=words)},
+    )
+
+
+SPCV1 = _version(1, 30, {ALL: 64_721, "train": 51_088, "valid": 6_798, "test": 6_835})
+SPCV2 = _version(2, 35, {ALL: 105_829, "train": 84_843, "valid": 9_981, "test": 11_005})
