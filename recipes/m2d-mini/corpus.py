@@ -172,17 +172,24 @@ def statistics(folder: Path, rows: list[dict[str, str]]) -> tuple[float, float]:
     return float(together.mean()), float(together.std())
 
 
-def main() -> None:
-    """Writes the list and prints what it holds."""
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """The folders of the corpus; ``packages`` as where they are unpacked, by folder."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of all")
     parser.add_argument("--packages", nargs="+", default=[], help="folder=where its packages are unpacked")
     parser.add_argument("--made", nargs="*", default=[], help="folders of made audio")
     parser.add_argument("--out", type=Path, required=True, help="CSV in DATA")
     arguments = parser.parse_args()
-    folders = dict(pair.split("=", 1) for pair in arguments.packages)
+    arguments.packages = dict(pair.split("=", 1) for pair in arguments.packages)
+    return arguments
+
+
+def main() -> None:
+    """Writes the list and prints what it holds."""
+    arguments = parse_arguments(__doc__)
+    folders = arguments.packages
     rows = package_rows(arguments.data, folders) + made_rows(arguments.data, arguments.made)
     hours = sum(float(row["seconds"]) for row, _ in rows) / 3600
     listed = list_rows(rows)

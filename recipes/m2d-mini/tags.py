@@ -14,7 +14,6 @@ no package is in two; a recording that a package of a later split has too, under
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import re
@@ -26,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 from alike import alike
-from corpus import CHECKSUM_LENGTH, original_paths, read_manifest
+from corpus import CHECKSUM_LENGTH, original_paths, parse_arguments, read_manifest
 
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 
@@ -211,15 +210,8 @@ def counts_table(rows: list[dict[str, str]]) -> str:
 
 def main() -> None:
     """Writes the list and prints what it holds."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path, help="folder of all")
-    parser.add_argument("--packages", nargs="+", default=[], help="folder=where its packages are unpacked")
-    parser.add_argument("--made", nargs="*", default=[], help="folders of made audio")
-    parser.add_argument("--out", type=Path, required=True, help="CSV in DATA")
-    arguments = parser.parse_args()
-    folders = dict(pair.split("=", 1) for pair in arguments.packages)
+    arguments = parse_arguments(__doc__)
+    folders = arguments.packages
     clips = [*package_clips(arguments.data, folders), *made_clips(arguments.data, arguments.made)]
     found = labelled(iter(clips), read_rules(HERE / "tags.csv"))
     rows = list_rows(found, read_splits(HERE / "tag_packages.csv"))

@@ -43,15 +43,6 @@ def few_pictures(request, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, tiny_config):
-    """Folder of a tiny model with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    m2d_hub.M2D(tiny_config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     """Tones of different lengths, from 0.3 to 3.3 s, low or high."""
     folder = tmp_path_factory.mktemp("sounds")

@@ -50,15 +50,6 @@ def sounds(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def tiny_folder(tmp_path_factory, tiny_config):
-    """A model folder with random weights."""
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    m2d_hub.M2D(tiny_config).eval().save_pretrained(folder)
-    return folder
-
-
 def write_list(path, rows):
     with path.open("w", newline="") as lines:
         csv.writer(lines).writerows([["file", "label", "split"], *rows])
@@ -81,12 +72,12 @@ def blobs(num_clips, num_classes=4, width=24, seed=0, spread=1.6):
     return Examples(features[:, None], torch.nn.functional.one_hot(classes, num_classes).float())
 
 
-def test_command_answers_reports_and_leaves_a_model_that_tags(sounds, tiny_folder, tmp_path):
+def test_command_answers_reports_and_leaves_a_model_that_tags(sounds, model, tmp_path):
     out = tmp_path / "run"
     arguments = [
         "linear-eval",
         "--model",
-        str(tiny_folder),
+        str(model),
         "--data",
         str(sounds / "list.csv"),
         "--out",
@@ -197,8 +188,8 @@ def test_mix_weighs_the_layer_that_knows_the_classes():
     assert (fit.mix[:, 1] > 0.6).all()
 
 
-def test_every_layer_is_compared_and_the_best_on_valid_reported(sounds, tiny_folder, tmp_path):
-    shared = {"model": tiny_folder, "data": sounds / "list.csv", "cache": tmp_path / "cache", **FAST}
+def test_every_layer_is_compared_and_the_best_on_valid_reported(sounds, model, tmp_path):
+    shared = {"model": model, "data": sounds / "list.csv", "cache": tmp_path / "cache", **FAST}
     result = linear_eval(LinearEvalOptions(out=tmp_path / "all", layer="all", **shared))
     layers = result.report["layers"]
     assert [row["layer"] for row in layers] == [1, 2]
@@ -221,14 +212,14 @@ def test_last_layer_by_number_is_the_last_layer(sounds, tiny):
     torch.testing.assert_close(every[:, -1], ClipEncoder(tiny).encode(clips)[:, 0], atol=1e-5, rtol=1e-5)
 
 
-def test_cross_validation_tests_every_clip_once(sounds, tiny_folder, tmp_path):
-    result = linear_eval(LinearEvalOptions(tiny_folder, sounds / "folds.csv", tmp_path, **FAST))
+def test_cross_validation_tests_every_clip_once(sounds, model, tmp_path):
+    result = linear_eval(LinearEvalOptions(model, sounds / "folds.csv", tmp_path, **FAST))
     assert list(result.report["per_round"]) == ["fold 0", "fold 1", "fold 2"]
     assert result.report["test_clips"] == 24
     assert result.interval.value == pytest.approx(np.mean(list(result.report["per_round"].values())))
 
 
-def test_multi_label_list_is_answered_by_mean_average_precision(sounds, tiny_folder, tmp_path):
+def test_multi_label_list_is_answered_by_mean_average_precision(sounds, model, tmp_path):
     with (sounds / "list.csv").open() as lines:
         rows = [[row["file"], row["label"], row["split"]] for row in csv.DictReader(lines)]
     rows = [
@@ -236,12 +227,12 @@ def test_multi_label_list_is_answered_by_mean_average_precision(sounds, tiny_fol
         for index, (file, label, split) in enumerate(rows)
     ]
     path = write_list(tmp_path / "multi.csv", rows)
-    result = linear_eval(LinearEvalOptions(tiny_folder, path, tmp_path / "run", **FAST))
+    result = linear_eval(LinearEvalOptions(model, path, tmp_path / "run", **FAST))
     assert result.metric == "mAP" and result.report["per_class"]["tone"]["average_precision"] == 1.0
     assert m2d_hub.load_model(result.model, device="cpu").config.head.activation == "sigmoid"
 
 
-def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, tiny_folder, tmp_path):
+def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, model, tmp_path):
     folder = copied(sounds, tmp_path)
     (folder / "3.wav").write_bytes(b"no audio")
     soundfile.write(folder / "20.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
@@ -249,7 +240,7 @@ def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, tiny_fol
     arguments = [
         "linear-eval",
         "--model",
-        str(tiny_folder),
+        str(model),
         "--data",
         str(folder / "list.csv"),
         "--out",
@@ -265,25 +256,25 @@ def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, tiny_fol
     assert json.loads((out / "report.json").read_text())["test_clips"] == 7
 
 
-def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, tiny_folder, tmp_path):
+def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, model, tmp_path):
     folder = copied(sounds, tmp_path)
     for index in range(12, 16):
         (folder / f"{index}.wav").write_bytes(b"no audio")
     with pytest.raises(ConfigError, match="no clip in the split valid"):
-        linear_eval(LinearEvalOptions(tiny_folder, folder / "list.csv", tmp_path / "run", **FAST))
+        linear_eval(LinearEvalOptions(model, folder / "list.csv", tmp_path / "run", **FAST))
 
 
-def test_training_cut_short_is_warned_of(sounds, tiny_folder, tmp_path, caplog):
+def test_training_cut_short_is_warned_of(sounds, model, tmp_path, caplog):
     slow = {**FAST, "learning_rate": 3e-5, "max_epochs": 3}
-    result = linear_eval(LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, **slow))
+    result = linear_eval(LinearEvalOptions(model, sounds / "list.csv", tmp_path, **slow))
     assert (
         "learning rate 3e-05" in caplog.text and "after 3 epochs, so the figure may be too low" in caplog.text
     )
     assert result.report["trainings"][0]["has_converged"] == [False, False]
 
 
-def test_run_replaces_what_an_earlier_one_left_and_nothing_else(sounds, tiny_folder, tmp_path):
-    shared = {"model": tiny_folder, "data": sounds / "list.csv", "out": tmp_path / "run", **FAST}
+def test_run_replaces_what_an_earlier_one_left_and_nothing_else(sounds, model, tmp_path):
+    shared = {"model": model, "data": sounds / "list.csv", "out": tmp_path / "run", **FAST}
     first = linear_eval(LinearEvalOptions(**shared))
     with pytest.raises(ConfigError, match="model is the model to evaluate, and would be replaced"):
         linear_eval(LinearEvalOptions(**{**shared, "model": first.model}))
@@ -365,12 +356,12 @@ def tone_of(file):
     return torch.from_numpy(soundfile.read(file, dtype="float32")[0])
 
 
-def test_mean_duration_is_that_of_the_training_clips(few, sounds, tiny_folder, tmp_path):
+def test_mean_duration_is_that_of_the_training_clips(few, sounds, model, tmp_path):
     expected = round(sum(len(waveform_of(sounds, index)) for index in range(12)) / 12)
     train = [str(sounds / f"{index}.wav") for index in range(12)]
     assert mean_samples(train, RATE, 2) == expected
     assert mean_samples(train, RATE // 2, 2) == pytest.approx(expected / 2, abs=1)
-    options = LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path / "run", **FAST)
+    options = LinearEvalOptions(model, sounds / "list.csv", tmp_path / "run", **FAST)
     assert linear_eval(options).report["clip_seconds"] == pytest.approx(expected / RATE)
 
 
@@ -382,8 +373,8 @@ def test_pooling_is_over_the_frames_of_the_clip_alone():
     assert pool(features, mask, "mean+std").tolist() == [[2.0, 3.0, 1.0, 2.0]]
 
 
-def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, tiny_folder, tmp_path):
-    options = LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, pooling="mean+max", **FAST)
+def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, model, tmp_path):
+    options = LinearEvalOptions(model, sounds / "list.csv", tmp_path, pooling="mean+max", **FAST)
     assert linear_eval(options).model is None
     (part,) = (tmp_path / "features").rglob("*.safetensors")
     assert load_file(part)["features"].shape == (24, 1, 2 * 5 * 64)
@@ -403,9 +394,9 @@ def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, tin
         ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
     ],
 )
-def test_options_that_are_wrong_are_refused(sounds, tiny_folder, tmp_path, options, message):
+def test_options_that_are_wrong_are_refused(sounds, model, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        linear_eval(LinearEvalOptions(tiny_folder, sounds / "list.csv", tmp_path, **{**FAST, **options}))
+        linear_eval(LinearEvalOptions(model, sounds / "list.csv", tmp_path, **{**FAST, **options}))
 
 
 def test_words_that_are_no_numbers_are_wrong_usage():

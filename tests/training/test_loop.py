@@ -41,15 +41,6 @@ KINDS = ["pretrain", "finetune"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory, tiny_config):
-    """Folder of a tiny model with random weights."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("model")
-    m2d_hub.M2D(tiny_config).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     """A list of 16 short tones: 8 to train on, 4 valid, 4 test."""
     folder = tmp_path_factory.mktemp("sounds")

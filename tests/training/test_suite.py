@@ -9,7 +9,6 @@ import shutil
 import numpy as np
 import pytest
 import soundfile
-import torch
 from click.testing import CliRunner
 from m2d_training import run_suite
 from m2d_training.cli.main import main
@@ -52,14 +51,6 @@ def data(tmp_path_factory):
         tone(folder / "music" / f"{index}.wav", index % 2, index)
         rows.append(f"music/{index}.wav,{'ab'[index % 2]},{('train', 'valid', 'test')[index // 2]}")
     (folder / "gtzan.csv").write_text("\n".join(rows))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory, tiny_config):
-    folder = tmp_path_factory.mktemp("tiny")
-    torch.manual_seed(0)
-    m2d_hub.M2D(tiny_config).eval().save_pretrained(folder)
     return folder
 
 
