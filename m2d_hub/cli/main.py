@@ -13,6 +13,7 @@ from m2d_hub.cli.export import export
 from m2d_hub.cli.models import convert, download, info, list_
 from m2d_hub.cli.options import Group
 from m2d_hub.cli.plot import plot
+from m2d_hub.cli.search import search
 from m2d_hub.cli.tag import tag
 
 
@@ -24,6 +25,7 @@ def main() -> None:
     \b
     Examples:
       m2d-hub embed recordings/ --out embeddings.parquet
+      m2d-hub search dog.wav embeddings.parquet
       m2d-hub list 'm2d-as-*'
     """
     for stream in (sys.stdout, sys.stderr):
@@ -32,5 +34,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-for command in (embed, tag, list_, info, download, convert, export, plot):
+for command in (embed, search, tag, list_, info, download, convert, export, plot):
     main.add_command(command)
