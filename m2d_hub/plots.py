@@ -68,7 +68,7 @@ def plot_clip(
 
     upper, lower = _two_panels(figure)
     _draw_spectrogram(upper, log_mel.numpy(), model.config.frontend)
-    _draw_similarity(lower, _similarity(features.float()), span_s, model.frame_hop_s)
+    _draw_similarity(lower, similarity(features), span_s, model.frame_hop_s)
     figure.suptitle(literal(title or _title(audio, clips[0].name)), y=0.965, fontsize=12)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
@@ -92,12 +92,33 @@ def _hz_to_mel(hz: float) -> float:
     return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000, 6.4)
 
 
-def _similarity(features: torch.Tensor) -> np.ndarray:
-    """Cosine similarity (T, T) of frames (T, D); of more than MAX_FRAMES, neighbours are averaged."""
+def similarity(features: torch.Tensor, others: torch.Tensor | None = None) -> np.ndarray:
+    """Cosine similarity (T, T') of frames (T, D) and ``others`` (T', D), by default themselves.
+
+    Of more than MAX_FRAMES, neighbours are averaged.
+    """
+    rows = _unit_frames(features)
+    columns = rows if others is None else _unit_frames(others)
+    return (rows @ columns.T).clamp(-1, 1).numpy()
+
+
+def _unit_frames(features: torch.Tensor) -> torch.Tensor:
     if len(features) > MAX_FRAMES:
         features = torch.nn.functional.adaptive_avg_pool1d(features.T, MAX_FRAMES).T
-    unit = torch.nn.functional.normalize(features, dim=-1)
-    return (unit @ unit.T).clamp(-1, 1).numpy()
+    return torch.nn.functional.normalize(features.float(), dim=-1)
+
+
+def spectrogram_db(log_mel: np.ndarray) -> np.ndarray:
+    """Levels (F, T) in decibels below the loudest; of more than MAX_COLUMNS, the loudest of neighbours."""
+    level_db = log_mel * (10 / math.log(10))
+    return _loudest_of_neighbours(level_db - level_db.max(), MAX_COLUMNS)
+
+
+def frequency_ticks(config: FrontendConfig) -> tuple[list[float], list[str]]:
+    """Mel bands, counted from 0, at which ticks stand, and their names in kHz."""
+    ticks = [hz for hz in _TICKS_HZ if config.f_min_hz <= hz <= config.f_max_hz]
+    bands = np.interp(ticks, mel_centres_hz(config), np.arange(config.n_mels), right=config.n_mels - 0.5)
+    return bands.tolist(), [f"{hz / 1000:g}" for hz in ticks]
 
 
 def _new_figure() -> Figure:
@@ -130,9 +151,8 @@ def _two_panels(figure: Figure) -> tuple[Axes, Axes]:
 
 def _draw_spectrogram(axes: Axes, log_mel: np.ndarray, config: FrontendConfig) -> None:
     hop_s = config.hop_s
-    level_db = log_mel * (10 / math.log(10))
-    duration_s = level_db.shape[1] * hop_s
-    level_db = _loudest_of_neighbours(level_db - level_db.max(), MAX_COLUMNS)
+    duration_s = log_mel.shape[1] * hop_s
+    level_db = spectrogram_db(log_mel)
     image = axes.imshow(
         level_db,
         origin="lower",
@@ -143,9 +163,7 @@ def _draw_spectrogram(axes: Axes, log_mel: np.ndarray, config: FrontendConfig) -
         # Frames are centred on their time: the first one, on zero, begins half a hop before.
         extent=(-hop_s / 2, duration_s - hop_s / 2, -0.5, len(level_db) - 0.5),
     )
-    ticks = [hz for hz in _TICKS_HZ if config.f_min_hz <= hz <= config.f_max_hz]
-    bands = np.interp(ticks, mel_centres_hz(config), np.arange(config.n_mels), right=config.n_mels - 0.5)
-    axes.set_yticks(bands, [f"{hz / 1000:g}" for hz in ticks])
+    axes.set_yticks(*frequency_ticks(config))
     axes.set_facecolor("0.85")  # of the last frame, what is padding
     axes.set_ylabel("frequency, kHz (mel scale)")
     axes.tick_params(labelbottom=False)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; rooms of one tuple are siblings, and none of them imports another.
 HUB_LAYERS = [
     *("errors", "config", "results", "files", "plain_tensors", "audio", "windows", "nn", "inference"),
-    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
+    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", ("clients", "demo"), "cli"),
 ]
 TRAINING_LAYERS = [
     *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
@@ -24,6 +24,7 @@ PACKAGES = [("m2d_hub", "m2d_hub", HUB_LAYERS), ("m2d_training", "training", TRA
 
 HEAVY = {
     "accelerate",
+    "gradio",
     "matplotlib",
     "nnAudio",
     "onnx",

@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from m2d_hub.cli.demo import demo
 from m2d_hub.cli.embed import embed
 from m2d_hub.cli.export import export
 from m2d_hub.cli.models import convert, download, info, list_
@@ -34,5 +35,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-for command in (embed, search, tag, list_, info, download, convert, export, plot):
+for command in (embed, search, tag, list_, info, download, convert, export, plot, demo):
     main.add_command(command)
