@@ -132,7 +132,8 @@ def _write_shards(
     totals, left_out = Totals(), list[LeftOut]()
     settings = PartSettings(options.sample_rate, options.split_s, options.n_mels)
     pattern = str(folder / "shard-%06d.tar")
-    with webdataset.ShardWriter(pattern, maxcount=SHARD_CLIPS, maxsize=SHARD_BYTES, verbose=0) as writer:
+    limits = {"maxcount": SHARD_CLIPS, "maxsize": SHARD_BYTES}
+    with webdataset.ShardWriter(pattern, **limits, mtime=0, verbose=0) as writer:  # the same bytes each time
         for prepared in read_parts(manifest.entries, settings, options.num_workers, options.progress):
             if prepared.problem:
                 left_out.append(prepared.left_out())
