@@ -225,7 +225,6 @@ def interruptions(command: Command, work: Path, times: int, whole: Any, seconds:
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
     """A disk of so many bytes at ``folder``."""
-    folder.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
     try:
         yield
@@ -235,7 +234,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
     """Runs a command on half the room that it needs, then goes on with enough."""
-    folder = work / "disk"
+    folder = Path(tempfile.mkdtemp(dir=work))
     try:
         with small_disk(folder, max(size // 2, 4096)):
             status, said = finish(command, folder)

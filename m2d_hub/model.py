@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from m2d_hub.audio.clips import Clip, open_audio
-from m2d_hub.config import POSITIVE_INTEGER, Activation, HeadConfig, HeadFeatures, ModelConfig, require
+from m2d_hub.checks import POSITIVE_INTEGER, require
+from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import export_onnx
 from m2d_hub.inference import (

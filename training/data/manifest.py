@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
-from m2d_hub.config import require
+from m2d_hub.checks import require
 from m2d_hub.corpus.sources import files_below
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError

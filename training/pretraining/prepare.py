@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from m2d_hub.config import COUNT, POSITIVE_INTEGER, FrontendConfig, Numbers, require_numbers
+from m2d_hub.checks import COUNT, POSITIVE_INTEGER, Numbers, require_numbers
+from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing_folder
 
