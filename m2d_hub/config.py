@@ -262,10 +262,12 @@ class ModelConfig:
         """
         parts = {"frontend": FrontendConfig, "encoder": EncoderConfig, "head": HeadConfig, "clap": ClapConfig}
         require(isinstance(values, Mapping), f"a configuration has fields by name, got {brief(values)}.")
-        own = {f.name for f in dataclasses.fields(cls)}
+        fields = {f.name for f in dataclasses.fields(cls)}
         built: dict[str, Any] = {}
         for key, value in values.items():
-            require(key in own, f"unknown configuration field {key!r}; known: {', '.join(sorted(own))}.")
+            require(
+                key in fields, f"unknown configuration field {key!r}; known: {', '.join(sorted(fields))}."
+            )
             if key in parts and value is not None:
                 require(isinstance(value, Mapping), f"{key} has fields by name, got {brief(value)}.")
                 known = {f.name for f in dataclasses.fields(parts[key])}
