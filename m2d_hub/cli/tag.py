@@ -97,7 +97,7 @@ def tag(
             failed += 1
             click.echo(f"Error: {error}", err=True)
             continue
-        answers.append({"file": source.file, "tags": [dataclasses.asdict(one) for one in tags]})
+        answers.append({"file": source.file, "tags": [dataclasses.asdict(scored) for scored in tags]})
         if not as_json:
             _print_tags(source.file, tags)
     if as_json:
@@ -108,5 +108,5 @@ def tag(
 
 def _print_tags(file: str, tags: list[Tag]) -> None:
     click.echo(file)
-    for one in tags:
-        click.echo(f"  {one.score:.3f}  {one.label}")
+    for scored in tags:
+        click.echo(f"  {scored.score:.3f}  {scored.label}")

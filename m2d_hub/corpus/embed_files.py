@@ -113,6 +113,7 @@ def embed_files(
             job = Job(model, kind, batch_size, device, window_s)
             results = (engine or _run_here)(_batches(left, batch_size), job)
             failed = _keep(results, left, output, errors_path, len(sources), progress)
+        output.finish()
     except torch.OutOfMemoryError as error:
         output.release()
         raise ConfigError(
@@ -122,7 +123,6 @@ def embed_files(
     except BaseException:
         output.release()
         raise
-    output.finish()
     errors_file = str(errors_path) if failed else None
     return Summary(str(out), len(left) - failed, len(sources) - len(left), failed, errors_file)
 

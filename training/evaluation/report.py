@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.config import FINITE
+from m2d_hub.checks import FINITE
 from m2d_hub.files import json_text, replacing
 
 from ..data.reading import reading_own

@@ -149,8 +149,8 @@ class _Runner:
                 "seeds": self.seeds,
             }
             return linear_eval(**(linear | self.settings | common)).report
-        own = {} if found.has_valid else {"select": "test"}
-        return finetune(task.preset, **common, seeds=self.seeds, **(own | self.settings)).report
+        chosen = {} if found.has_valid else {"select": "test"}
+        return finetune(task.preset, **common, seeds=self.seeds, **(chosen | self.settings)).report
 
 
 def _done(report: dict[str, Any], note: str, known: dict[str, Any]) -> TaskResult:

@@ -69,7 +69,8 @@ def summarise(
     if len(metrics) != 1:
         raise ConfigError(f"runs must be one or more, of one metric; got {', '.join(metrics) or 'none'}.")
     values = [
-        ALL if by is None else _value(Path(run), own, by) for run, own in zip(runs, reports, strict=True)
+        ALL if by is None else _value(Path(run), report, by)
+        for run, report in zip(runs, reports, strict=True)
     ]
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for value, report in zip(values, reports, strict=True):
