@@ -19,6 +19,8 @@ HUB_LAYERS = [
         "checks",
         "config",
         "results",
+        "look",
+        "look",
         "files",
         "plain_tensors",
         "audio",

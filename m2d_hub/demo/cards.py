@@ -15,11 +15,11 @@ from m2d_hub.config import FrontendConfig
 from m2d_hub.corpus.search import Match
 from m2d_hub.demo.listening import MOST_S, Heard, read_beginning
 from m2d_hub.errors import AudioError
+from m2d_hub.look import LEVELS, LIKENESS
 from m2d_hub.plots import RANGE_DB, frequency_ticks, similarity, spectrogram_db
 from m2d_hub.results import Tag
 
 EXCERPT_S = 10  # of a similar sound, to play
-_SPECTROGRAM, _LIKENESS = "magma", "viridis"
 
 
 def sound_card(heard: Heard, config: FrontendConfig) -> str:
@@ -85,7 +85,7 @@ def comparison(one: Heard, other: Heard) -> str:
     """How similar two sounds are as a whole, and each moment of one to each of the other."""
     clips = torch.stack([one.frames.mean(dim=0), other.frames.mean(dim=0)])
     score = float(torch.nn.functional.cosine_similarity(clips[:1], clips[1:])[0])
-    picture = _picture(similarity(other.frames, one.frames), _LIKENESS, "m2d-square", "similarity over time")
+    picture = _picture(similarity(other.frames, one.frames), LIKENESS, "m2d-square", "similarity over time")
     return (
         f'<p><span class="m2d-big">{score:.3f}</span> cosine similarity of the two sounds as a whole</p>'
         f"{picture}{_axis(one.duration_s)}"
@@ -114,7 +114,7 @@ def player(waveform: torch.Tensor, sample_rate: int, name: str) -> str:
 
 def _spectrogram(heard: Heard, config: FrontendConfig) -> str:
     level_db = spectrogram_db(heard.log_mel)
-    picture = _picture(level_db, _SPECTROGRAM, "m2d-spectrogram", "spectrogram", limits=(-RANGE_DB, 0))
+    picture = _picture(level_db, LEVELS, "m2d-spectrogram", "spectrogram", limits=(-RANGE_DB, 0))
     bands, names = frequency_ticks(config)
     labels = "".join(
         f'<span class="m2d-hz" style="top:{100 - 100 * (band + 0.5) / len(level_db):.1f}%">{name}k</span>'
@@ -129,13 +129,13 @@ def _tag_strips(heard: Heard) -> str:
     for tag, scores in zip(heard.tags, heard.tag_scores, strict=True):
         strips.append(_scored(tag.label, tag.score))
         label = f"{tag.label} over time"
-        strips.append(_picture(scores[None], _LIKENESS, "m2d-strip", label, heard.frames_span, (0, 1)))
+        strips.append(_picture(scores[None], LIKENESS, "m2d-strip", label, heard.frames_span, (0, 1)))
     return "".join(strips)
 
 
 def _likeness(heard: Heard) -> str:
     return _picture(
-        similarity(heard.frames), _LIKENESS, "m2d-square", "likeness of moments", heard.frames_span
+        similarity(heard.frames), LIKENESS, "m2d-square", "likeness of moments", heard.frames_span
     )
 
 

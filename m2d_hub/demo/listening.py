@@ -11,10 +11,10 @@ import torch
 
 from m2d_hub.audio.clips import open_audio, read_part
 from m2d_hub.model import M2D
+from m2d_hub.plots import MOST_TAGS, tags_over_time
 from m2d_hub.results import Tag
 
 MOST_S = 60  # of a sound; of longer ones the beginning is shown
-MOST_TAGS = 6
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ def listen(model: M2D, path: str | os.PathLike[str]) -> Heard:
     tags: list[Tag] = []
     scores = np.zeros((0, len(frames)), np.float32)
     if model.head is not None:
-        tags = model.classify(waveform, top_k=MOST_TAGS)[0]
-        over_time = model.classify_frames(waveform).features[0]  # (T, classes)
-        scores = over_time[:, [tag.index for tag in tags]].T.numpy()
+        tags, scores = tags_over_time(model, frames, MOST_TAGS)
     return Heard(
         name=Path(path).name,
         waveform=waveform,
