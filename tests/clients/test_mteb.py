@@ -83,6 +83,14 @@ def test_a_loader_of_mtebs_rows_gives_the_embeddings_of_encode_clip(wrapper, tin
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
+def test_integers_channels_and_other_rates_are_taken(wrapper, tiny):
+    wave = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 4_000))
+    integers = (wave * 32_768).astype(np.int16)
+    loader = torch.utils.data.DataLoader([{"audio": {"array": integers, "sampling_rate": 8_000}}])
+    expected = tiny.encode_clip((wave, 8_000))
+    np.testing.assert_allclose(wrapper.encode(loader, show_progress_bar=False), expected, atol=5e-3)
+
+
 def test_a_task_without_audio_is_refused(wrapper):
     loader = torch.utils.data.DataLoader([{"text": "a dog"}])
     with pytest.raises(m2d_hub.ConfigError, match="embeds audio, but this task gives text"):

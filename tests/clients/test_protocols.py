@@ -181,14 +181,103 @@ def test_datasets_map_adds_embeddings(folder, tiny):
     close(np.float32(mapped["embedding"]), tiny.encode_clip(waves, sample_rate=8_000))
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.int32])
-def test_channels_of_integers_are_scaled_before_they_are_averaged(dtype, folder, tiny):
+@pytest.mark.filterwarnings("error:an array of two rows")
+def test_datasets_embed_takes_a_column_as_it_comes(folder, tiny):
+    datasets = pytest.importorskip("datasets", reason="needs m2d-hub[datasets]")
     from m2d_hub.clients.datasets import embed
 
-    channels = np.stack([noise(9_000).numpy() * 0.3, noise(9_000).numpy() * 0.1])
-    integers = (channels * np.iinfo(dtype).max).astype(dtype)
-    expected = tiny.encode_clip(torch.from_numpy(channels.mean(axis=0)))
-    np.testing.assert_allclose(embed([integers], 16_000, folder), expected, atol=2e-3)
+    stereo = noise(2, 8_000).numpy()
+    audio = [{"array": stereo, "sampling_rate": 8_000}, {"array": stereo[:, :500], "sampling_rate": 32_000}]
+    rows = datasets.Dataset.from_dict({"audio": audio})
+    expected = torch.cat(
+        [
+            tiny.encode_clip(stereo.mean(axis=0), sample_rate=8_000),
+            tiny.encode_clip(stereo[:, :500].mean(axis=0), sample_rate=32_000),
+        ]
+    )
+    close(embed(rows["audio"], name=folder), expected)
+    close(embed(rows[:]["audio"], name=folder), expected)
+
+
+# Integers: every client gives what encode_clip gives of them, or refuses them
+
+
+def of_hear(folder, wave):
+    from m2d_hub.clients import hear
+
+    return hear.get_scene_embeddings(torch.from_numpy(wave)[None], hear.load_model(folder))
+
+
+def of_evar(folder, wave):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    return RuntimeM2D(weight_file=folder).encode(torch.from_numpy(wave)[None]).mean(dim=1).detach()
+
+
+def of_s3prl(folder, wave):
+    from m2d_hub.clients.s3prl import UpstreamExpert
+
+    return UpstreamExpert(ckpt=folder)([torch.from_numpy(wave)])["hidden_states"][-1].mean(dim=1).detach()
+
+
+def of_xares(folder, wave):
+    from m2d_hub.clients.xares import M2DEncoder
+
+    return M2DEncoder(folder)(torch.from_numpy(wave)).mean(dim=1)
+
+
+def of_datasets(folder, wave):
+    from m2d_hub.clients.datasets import embed
+
+    return embed([wave], 16_000, folder)
+
+
+def of_datasets_in_stereo(folder, wave):
+    return of_datasets(folder, np.stack([wave, wave]))
+
+
+def of_ray(folder, wave):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    return EmbedAudio(folder)({"audio": wave[None]})["embedding"]
+
+
+def of_ray_in_stereo(folder, wave):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    return EmbedAudio(folder)({"audio": np.stack([wave, wave])[None]})["embedding"]
+
+
+def of_sklearn(folder, wave):
+    pytest.importorskip("sklearn", reason="needs m2d-hub[sklearn]")
+    from m2d_hub.clients.sklearn import M2DEmbedder
+
+    return M2DEmbedder(folder).transform(wave[None])
+
+
+SCALING = [
+    of_evar,
+    of_s3prl,
+    of_xares,
+    of_datasets,
+    of_datasets_in_stereo,
+    of_ray,
+    of_ray_in_stereo,
+    of_sklearn,
+]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+@pytest.mark.parametrize("embed", SCALING, ids=[embed.__name__ for embed in SCALING])
+def test_integers_are_scaled_by_every_client(embed, dtype, folder, tiny):
+    wave = noise(9_000).numpy().clip(-0.9, 0.9)
+    integers = (wave * 2.0 ** (8 * np.dtype(dtype).itemsize - 1)).astype(dtype)
+    close(embed(folder, integers), tiny.encode_clip(torch.from_numpy(wave)), atol=5e-3)
+
+
+def test_integers_that_hear_does_not_know_are_refused(folder):
+    with pytest.raises(m2d_hub.AudioError, match=r"takes a float waveform \(B, S\).*got torch.int16"):
+        of_hear(folder, np.zeros(9_000, np.int16))
 
 
 # Ray Data: the actor is an ordinary class; Ray itself is in benchmarks/clients
