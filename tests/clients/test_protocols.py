@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,133 @@ def test_evar_gives_the_logits_of_the_model_whatever_its_head_takes(tiny, tmp_pa
     runtime = RuntimeM2D(weight_file=tmp_path, flat_features=flat).eval()
     wave = noise(2, 50_000)
     close(runtime(wave).detach(), tiny.classify_waveform(wave).detach())
+
+
+class EasyDict(dict):
+    """EVAR's settings: a dictionary whose keys are attributes too, as easydict has them."""
+
+    def __init__(self, values):
+        super().__init__()
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        super().__setitem__(name, value)
+
+
+# Of EVAR's config/m2d.yaml, what concerns the model
+EVAR_YAML = {
+    "audio_repr": "ar_m2d.AR_M2D",
+    "feature_d": 3840,
+    **{"sample_rate": 16_000, "n_fft": 400, "window_size": 400, "hop_size": 160},
+    **{"n_mels": 80, "f_min": 50, "f_max": 8000, "window": "hanning", "mean": -7.1, "std": 4.2},
+    **{"output_layers": [-1], "encoder_only": True, "dur_frames": None, "freeze_embed": None},
+    **{"flat_features": False, "batch_size": 128, "training_mask": 0.0},
+}
+
+
+def evar(folder, **settings):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    cfg = EasyDict(EVAR_YAML | {"weight_file": folder} | settings)
+    return RuntimeM2D(cfg=cfg, weight_file=cfg.weight_file), cfg
+
+
+def test_evars_own_settings_are_filled_in_for_evar_to_read(folder):
+    runtime, cfg = evar(folder)
+    assert runtime.cfg is cfg
+    assert cfg["feature_d"] == cfg.feature_d == M2D_D
+    assert (cfg.input_size, cfg.patch_size, cfg.batch_size) == ((80, 208), (16, 16), 128)
+
+
+@pytest.mark.parametrize(
+    ("settings", "feature_d"),
+    [
+        ({"flat_features": True}, 64),
+        ({"output_layers": [0, 1]}, 2 * M2D_D),
+        ({"output_layers": None}, 2 * M2D_D),
+        ({"output_layers": [0, 1], "flat_features": True}, 2 * 64),
+    ],
+)
+def test_evars_settings_of_features_are_obeyed(folder, settings, feature_d):
+    runtime, cfg = evar(folder, **settings)
+    layers = runtime.encode_lms(runtime.to_normalized_spec(noise(1, 16_000)), return_layers=True)
+    stacked = torch.cat([layers[index] for index in cfg.output_layers or range(len(layers))], dim=-1)
+    assert cfg.feature_d == stacked.shape[-1] == feature_d
+
+
+def test_evars_settings_of_the_model_are_obeyed(tiny, tmp_path):
+    tiny.set_head(5)
+    tiny.save_pretrained(tmp_path)
+    settings = {"freeze_embed": True, "dur_frames": 101, "mean": -3.0, "std": 2.0}
+    runtime, cfg = evar(tmp_path, **settings)
+    assert not any(weight.requires_grad for weight in runtime.backbone.patch_embed.parameters())
+    assert cfg.input_size == runtime.backbone.config.input_size == (80, 101)
+    close(runtime.normalize_batch(torch.tensor([-3.0, -1.0])), [0.0, 1.0])
+    assert (cfg.mean, cfg.std) == (-3.0, 2.0)
+    assert runtime.head is None
+    assert evar(tmp_path, encoder_only=False)[0](noise(1, 16_000)).shape == (1, 5)
+    assert evar(tmp_path, encoder_only=False, num_classes=7)[0](noise(1, 16_000)).shape == (1, 7)
+
+
+def test_an_argument_outweighs_evars_settings(folder):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    cfg = EasyDict(EVAR_YAML | {"weight_file": "gone", "flat_features": True})
+    runtime = RuntimeM2D(cfg=cfg, weight_file=folder, flat_features=False)
+    assert runtime.encode(noise(1, 16_000)).shape[-1] == cfg.feature_d == M2D_D
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training_mask": 0.5}, "training_mask must be 0, got 0.5"),
+        ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* takes 16000"),
+        ({"n_mels": 128}, r"cfg\.n_mels is 128, but .* takes 80"),
+        ({"hop_size": 320}, r"cfg\.hop_size is 320, but .* takes 160"),
+        ({"f_max": 7_600}, r"cfg\.f_max is 7600, but .* takes 8000"),
+        ({"std": float("nan")}, "std must be a finite number"),
+    ],
+)
+def test_evars_settings_that_cannot_be_obeyed_are_refused_by_name(folder, settings, message):
+    with pytest.raises(m2d_hub.ConfigError, match=message):
+        evar(folder, **settings)
+
+
+def test_settings_without_attributes_are_refused(folder):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    with pytest.raises(m2d_hub.ConfigError, match="as attributes, as EVAR's EasyDict has, got a dict"):
+        RuntimeM2D(cfg={"weight_file": folder})
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("audio_blocks", [0, 1])
+def test_evar_projects_clips_and_texts_into_one_space(tmp_path, flat, audio_blocks):
+    torch.manual_seed(0)
+    encoder = m2d_hub.EncoderConfig(input_size=(80, 208), embed_dim=64, depth=2)
+    clap = m2d_hub.ClapConfig(dim=64, audio_blocks=audio_blocks, audio_hidden_dim=8, text_dim=64)
+    model = m2d_hub.M2D(m2d_hub.ModelConfig(encoder=encoder, clap=clap)).eval()
+    model.save_pretrained(tmp_path)
+    runtime, _ = evar(tmp_path, flat_features=flat, mean=None, std=None)
+    wave = noise(2, 16_000)
+    expected = model.encode_audio_text_space(wave)
+    close(runtime.encode_clap_audio(wave).detach(), expected)
+    close(runtime.project_audio(runtime.encode_lms(runtime.to_normalized_spec(wave))).detach(), expected)
+    words = torch.ones(2, 64)
+    runtime.clap._text_encoder = SimpleNamespace(encode=lambda texts, device: words[: len(texts)])
+    close(runtime.encode_clap_text(("a dog", "rain")).detach(), model.clap.text_proj(words).detach())
+
+
+def test_evar_tells_weights_without_a_text_space(folder):
+    runtime, _ = evar(folder)
+    for call in (
+        lambda: runtime.encode_clap_audio(noise(1, 16_000)),
+        lambda: runtime.encode_clap_text(["a"]),
+    ):
+        with pytest.raises(m2d_hub.ConfigError, match=r"has no projections into a text space"):
+            call()
 
 
 def test_s3prl_takes_each_clip_as_one_window_where_the_model_does(tiny, tmp_path):
