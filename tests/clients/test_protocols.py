@@ -252,24 +252,59 @@ def test_s3prl_hidden_states_are_every_blocks_frames_whatever_the_neighbours(fol
     assert expert.model.encoder.blocks[0].mlp.fc1.weight.grad is not None
 
 
-def test_s3prl_register_puts_the_upstream_into_its_hub(folder, monkeypatch):
-    from types import ModuleType
+@pytest.fixture
+def s3prl(monkeypatch, tmp_path):
+    """A stand-in for s3prl 0.4.18 that imports from torchaudio what that imports; its text may be changed."""
+    package = tmp_path / "s3prl"
+    package.mkdir()
+    for name in ("__init__", "nn"):
+        (package / f"{name}.py").write_text("")
+    hub = package / "hub.py"
+    hub.write_text(
+        "import torchaudio\n"
+        "from torchaudio.sox_effects import apply_effects_file\n"
+        "torchaudio.set_audio_backend('sox_io')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield hub
+    for name in [name for name in sys.modules if name.split(".")[0] == "s3prl"]:
+        del sys.modules[name]
+
+
+def test_s3prl_register_puts_the_upstream_into_its_hub_and_leaves_torchaudio_alone(folder, s3prl):
+    import torchaudio
 
     from m2d_hub.clients.s3prl import UpstreamExpert, register
 
-    package, hub = ModuleType("s3prl"), ModuleType("s3prl.hub")
-    package.hub = hub
-    monkeypatch.setitem(sys.modules, "s3prl", package)
-    monkeypatch.setitem(sys.modules, "s3prl.hub", hub)
+    before = dict(vars(torchaudio))
     register("mine", folder)
-    assert isinstance(hub.mine(refresh=False), UpstreamExpert)
+    import s3prl.hub
+
+    assert isinstance(s3prl.hub.mine(refresh=False), UpstreamExpert)
+    assert vars(torchaudio) == before
+    assert "torchaudio.sox_effects" not in sys.modules
+    with pytest.raises(m2d_hub.ConfigError, match=r"torchaudio\.sox_effects, which torchaudio \d+\.\d+"):
+        s3prl.hub.apply_effects_file("a.wav")
 
 
-def test_s3prl_that_does_not_load_is_told(monkeypatch):
+@pytest.mark.parametrize("fault", ["import gone_library", "import torchaudio; torchaudio.another_name"])
+def test_s3prl_that_is_there_but_does_not_load_is_told(s3prl, fault):
+    import torchaudio
+
+    from m2d_hub.clients.s3prl import register
+
+    before = dict(vars(torchaudio))
+    s3prl.write_text(fault)
+    with pytest.raises(m2d_hub.ConfigError, match=r"is installed, but cannot be imported \(.*0\.4\.18"):
+        register()
+    assert vars(torchaudio) == before
+
+
+def test_s3prl_that_is_missing_is_told(monkeypatch):
     from m2d_hub.clients.s3prl import register
 
     monkeypatch.setitem(sys.modules, "s3prl", None)
-    with pytest.raises(m2d_hub.ConfigError, match="pip install s3prl"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"s3prl, which cannot be imported .*: pip install s3prl\."):
         register()
 
 
