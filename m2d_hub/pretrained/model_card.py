@@ -28,7 +28,7 @@ import m2d_hub
 model = m2d_hub.load_model("{name}")
 clip = model.encode_clip("dog.wav")  # Tensor (1, {frame_dim})""",
     "transformers": """\
-# pip install torch 'transformers>=5.0'; nothing else is needed
+# pip install torch transformers; nothing else is needed
 from transformers import AutoFeatureExtractor, AutoModel
 
 extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=True)

@@ -443,7 +443,7 @@ def test_integers_that_hear_does_not_know_are_refused(folder):
         of_hear(folder, np.zeros(9_000, np.int16))
 
 
-# Ray Data: the actor is an ordinary class; Ray itself is in benchmarks/clients
+# Ray Data: the actor is an ordinary class; Ray itself runs in tests/integration/client_programs.py
 
 
 def test_ray_actor_embeds_paths_bytes_and_waveforms(folder, tiny, clips):
