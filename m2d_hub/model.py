@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from m2d_hub.audio.clips import Clip, open_audio
+from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.config import POSITIVE_INTEGER, Activation, HeadConfig, HeadFeatures, ModelConfig, require
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import export_onnx
@@ -217,11 +219,11 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             AudioError: A clip is empty, non-finite or unreadable; the message names it.
         """
-        clips = self._open(audio, sample_rate, batch_size)
-        means = ClipMeans(len(clips))
-        for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
-            means.put(batch)
-        return means.means()
+        with self._reading(audio, sample_rate, batch_size) as clips:
+            means = ClipMeans(len(clips))
+            for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
+                means.put(batch)
+            return means.means()
 
     @torch.no_grad()
     def encode_frames(
@@ -463,9 +465,17 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         with plain_tensors():
             return cls.from_checkpoint(load_checkpoint(path), path)
 
-    def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
+    @contextlib.contextmanager
+    def _reading(self, audio: Any, sample_rate: int | None, batch_size: int) -> Iterator[list[AudioClip]]:
+        """The clips of a call, whose files are read ahead until the end of the ``with``."""
         require(batch_size in POSITIVE_INTEGER, f"batch_size must be {POSITIVE_INTEGER}, got {batch_size!r}.")
-        return open_audio(audio, self.sample_rate, sample_rate)
+        given = audio if isinstance(audio, list) else [audio]
+        if given and all(isinstance(clip, AudioClip) for clip in given):  # opened by a job of many calls
+            yield given
+            return
+        clips = open_audio(audio, self.sample_rate, sample_rate)
+        with ReadAhead(device=self.device) as reader:
+            yield [reader.add(clip) for clip in clips]
 
     def _encode_to_frames(
         self,
@@ -475,14 +485,14 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         batch_size: int,
         progress: bool,
     ) -> Frames:
-        clips = self._open(audio, sample_rate, batch_size)
-        store = FrameStore(len(clips), self._expected_tokens(max(clip.expected_samples for clip in clips)))
-        for batch in self._encode_clips(clips, encode, batch_size, progress):
-            store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
-        return self._frames(store)
+        with self._reading(audio, sample_rate, batch_size) as clips:
+            store = FrameStore(len(clips), self._expected_tokens(max(c.expected_samples for c in clips)))
+            for batch in self._encode_clips(clips, encode, batch_size, progress):
+                store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
+            return self._frames(store)
 
     def _encode_clips(
-        self, clips: list[Clip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
+        self, clips: list[AudioClip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
         shown = tqdm(clips, unit="clip", disable=not progress)
         windows = read_windows(shown, self.frontend, self.windows, self.device)

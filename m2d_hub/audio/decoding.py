@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,7 +167,16 @@ def _blocks(sound: Any, left: float, is_cut: bool) -> Iterator[Tensor]:
         if not len(block):
             return
         left -= len(block)
-        yield torch.from_numpy(block if block.shape[1] == 1 else block.mean(axis=1, keepdims=True))[:, 0]
+        yield torch.from_numpy(_mono(block))
+
+
+def _mono(block: np.ndarray) -> np.ndarray:
+    """The mean (s,) of channels (s, C)."""
+    if block.shape[1] == 1:
+        return block[:, 0]
+    if block.shape[1] == 2:  # as mean() gives it, in a quarter of the time
+        return (block[:, 0] + block[:, 1]) / 2
+    return block.mean(axis=1)
 
 
 def _seek(sound: Any, place: int) -> int:
