@@ -40,6 +40,7 @@ from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoin
 from m2d_hub.pretrained.locate import locate_pretrained
 from m2d_hub.pretrained.model_card import Metrics, model_card, push_options
 from m2d_hub.results import Frames, Tag, require_top_k, top_tags
+from m2d_hub.stream import Stream
 from m2d_hub.windows import Windows
 
 
@@ -286,10 +287,25 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
-        head = self.required_head()
+        self.required_head()  # told before any work
         require_top_k(top_k)
         clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        logits = head.infer(clip)
+        return self.classify_embeddings(clip, top_k=top_k)
+
+    @torch.no_grad()
+    def classify_embeddings(self, clips: Tensor, *, top_k: int = 5) -> list[list[Tag]]:
+        """The ``top_k`` classes of clips that :meth:`encode_clip` embedded, the best first.
+
+        Args:
+            clips: (B, N_F·D), of this model.
+            top_k: Most tags of a clip.
+
+        Raises:
+            ConfigError: The model has no head, or ``top_k`` is less than 1.
+        """
+        head = self.required_head()
+        require_top_k(top_k)
+        logits = head.infer(clips)
         labels = self.labels or [str(index) for index in range(logits.shape[1])]
         return top_tags(logits, head.scores(logits), labels, top_k)
 
@@ -368,6 +384,20 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         """
         embeddings = self.required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def stream(self, sample_rate: int | None = None, hop_s: float | None = None) -> Stream:
+        """Begins to listen to audio that arrives block by block.
+
+        Args:
+            sample_rate: Hz of the blocks; None means the model's own.
+            hop_s: Seconds from one window to the next, rounded to whole frames; None: windows stand one after
+                another, as in :meth:`encode_frames`. A shorter hop gives answers sooner and costs more.
+
+        Raises:
+            AudioError: The rate cannot be resampled.
+            ConfigError: ``hop_s`` is not above 0, or longer than the window, or there is no fixed window.
+        """
+        return Stream(self, sample_rate, hop_s)
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Writes an ONNX file: waveform in, frames out, the frontend included, any batch size and length.

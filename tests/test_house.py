@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; rooms of one tuple are siblings, and none of them imports another.
 HUB_LAYERS = [
     *("errors", "config", "results", "files", "plain_tensors", "audio", "windows", "nn", "inference"),
-    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
+    *("pretrained", ("export", "stream"), "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
 ]
 TRAINING_LAYERS = [
     *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
@@ -33,6 +33,7 @@ HEAVY = {
     "ray",
     "scipy",
     "sklearn",
+    "sounddevice",
     "soundfile",
     "tensorboard",
     "timm",

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from m2d_hub.audio import flac, foreign, mpeg, ogg, pcm
 from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
 from m2d_hub.audio.resampling import check_rate, resample
+from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import AudioError
 
 logger = logging.getLogger(__name__)
@@ -167,16 +167,7 @@ def _blocks(sound: Any, left: float, is_cut: bool) -> Iterator[Tensor]:
         if not len(block):
             return
         left -= len(block)
-        yield torch.from_numpy(_mono(block))
-
-
-def _mono(block: np.ndarray) -> np.ndarray:
-    """The mean (s,) of channels (s, C)."""
-    if block.shape[1] == 1:
-        return block[:, 0]
-    if block.shape[1] == 2:  # as mean() gives it, in a quarter of the time
-        return (block[:, 0] + block[:, 1]) / 2
-    return block.mean(axis=1)
+        yield torch.from_numpy(mixed(block))
 
 
 def _seek(sound: Any, place: int) -> int:
