@@ -3,104 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.checks import (
+    FINITE,
+    Numbers,
+    brief,
+    require,
+    require_choice,
+    require_numbers,
+    require_positive_integers,
+    require_size,
+    require_types,
+)
 
 Transform = Literal["convolution", "fft"]
 HeadFeatures = Literal["frames", "tokens"]
 Activation = Literal["sigmoid", "softmax"]
 EPSILON = 2.0**-23  # added to power before its logarithm: float32's distance from 1 to the next number
-
-
-def require(condition: bool, message: str) -> None:
-    """Raises a ConfigError with ``message`` unless ``condition`` holds."""
-    if not condition:
-        raise ConfigError(message)
-
-
-def require_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises a ConfigError unless ``value`` is among ``choices``."""
-    require(value in choices, f"{name} must be one of {', '.join(choices)}, got {value!r}.")
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """The numbers that a field may have, in words too."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    is_whole: bool = False
-    without_ends: Literal["", "least", "most"] = ""  # an end that is not allowed itself
-    or_none: str = ""  # what None means, where it is allowed
-    or_inf: str = ""  # what infinity means, where it is allowed
-
-    def __contains__(self, value: object) -> bool:
-        if value is None:
-            return bool(self.or_none)
-        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else (int, float)):
-            return False
-        if isinstance(value, float) and not math.isfinite(value):
-            return value == math.inf and bool(self.or_inf)
-        is_at_end = value == {"least": self.least, "most": self.most}.get(self.without_ends)
-        return self.least <= value <= self.most and not is_at_end
-
-    def __str__(self) -> str:
-        words = self._range() + (f" (inf: {self.or_inf})" if self.or_inf else "")
-        return f"{words}, or None for {self.or_none}" if self.or_none else words
-
-    def _range(self) -> str:
-        least, most = (f"{end:,}" if isinstance(end, int) else f"{end:g}" for end in (self.least, self.most))
-        if math.isfinite(self.most):
-            prefix = "an integer " if self.is_whole else ""
-            if self.without_ends == "least":
-                return f"{prefix}above {least} and at most {most}"
-            return f"{prefix}from {least} to {'below ' if self.without_ends else ''}{most}"
-        if self.without_ends == "least" and not self.least:
-            return "positive"
-        if self.is_whole:
-            return "a positive integer" if self.least == 1 else f"an integer of at least {least}"
-        return f"a finite number of at least {least}" if math.isfinite(self.least) else "a finite number"
-
-
-POSITIVE_INTEGER = Numbers(least=1, is_whole=True)
-COUNT = Numbers(least=0, is_whole=True)
-POSITIVE = Numbers(least=0, without_ends="least")
-NOT_NEGATIVE = Numbers(least=0)
-SHARE = Numbers(least=0, most=1)
-FINITE = Numbers()
-
-
-def require_numbers(config: object, allowed: Mapping[str, Numbers], prefix: str = "") -> None:
-    """Raises a ConfigError for the first of a configuration's fields that is none of the numbers it may be.
-
-    Args:
-        config: The configuration.
-        allowed: By the field's name.
-        prefix: Of the names in the message, for a part of a configuration.
-    """
-    for name, numbers in allowed.items():
-        value = getattr(config, name)
-        require(value in numbers, f"{prefix}{name} must be {numbers}, got {value!r}.")
-
-
-def require_positive_integers(config: object, *names: str) -> None:
-    """Raises a ConfigError for the first of a configuration's fields that is no positive integer."""
-    require_numbers(config, dict.fromkeys(names, POSITIVE_INTEGER))
-
-
-def require_size(config: object, name: str) -> None:
-    """Raises a ConfigError unless a field is two positive integers; makes them a tuple."""
-    value = getattr(config, name)
-    require(
-        isinstance(value, (tuple, list)) and len(value) == 2 and all(n in POSITIVE_INTEGER for n in value),
-        f"{name} must be two positive integers (mels, frames), got {value!r}.",
-    )
-    object.__setattr__(config, name, tuple(value))
-
 
 MOST_INPUT = 1_024, 1_000_000  # mels and frames of a window
 _WIDTH = Numbers(1, 65_536, is_whole=True)
@@ -122,17 +44,6 @@ _ENCODER_LIMITS = {
     "mlp_ratio": Numbers(1, 64, is_whole=True),
     "norm_eps": Numbers(1e-12, 1.0),
 }
-
-
-def _require_types(config: object, allowed: Mapping[str, type | tuple[type, ...]]) -> None:
-    for name, types in allowed.items():
-        value = getattr(config, name)
-        require(isinstance(value, types), f"{name} must not be {_brief(value)}.")
-
-
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 @dataclass(frozen=True)
@@ -280,7 +191,7 @@ class ClapConfig:
         require_numbers(self, {"audio_blocks": Numbers(0, 4, is_whole=True)})
         dims = ("dim", "audio_hidden_dim", "text_dim", "text_hidden_dim")
         require_numbers(self, dict.fromkeys(dims, _WIDTH))
-        _require_types(self, {"text_encoder": str})
+        require_types(self, {"text_encoder": str})
 
     @property
     def audio_mlp_ratio(self) -> int:
@@ -313,7 +224,7 @@ class ModelConfig:
     source: str | None = None  # where the weights were published
 
     def __post_init__(self) -> None:
-        _require_types(self, _MODEL_TYPES)
+        require_types(self, _MODEL_TYPES)
         require(
             self.frontend.n_mels == self.encoder.input_size[0],
             f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
@@ -350,13 +261,15 @@ class ModelConfig:
             ConfigError: A field is unknown or its value not allowed.
         """
         parts = {"frontend": FrontendConfig, "encoder": EncoderConfig, "head": HeadConfig, "clap": ClapConfig}
-        require(isinstance(values, Mapping), f"a configuration has fields by name, got {_brief(values)}.")
-        own = {f.name for f in dataclasses.fields(cls)}
+        require(isinstance(values, Mapping), f"a configuration has fields by name, got {brief(values)}.")
+        fields = {f.name for f in dataclasses.fields(cls)}
         built: dict[str, Any] = {}
         for key, value in values.items():
-            require(key in own, f"unknown configuration field {key!r}; known: {', '.join(sorted(own))}.")
+            require(
+                key in fields, f"unknown configuration field {key!r}; known: {', '.join(sorted(fields))}."
+            )
             if key in parts and value is not None:
-                require(isinstance(value, Mapping), f"{key} has fields by name, got {_brief(value)}.")
+                require(isinstance(value, Mapping), f"{key} has fields by name, got {brief(value)}.")
                 known = {f.name for f in dataclasses.fields(parts[key])}
                 unknown = sorted(set(value) - known)
                 require(not unknown, f"unknown {key} fields {unknown}; known: {', '.join(sorted(known))}.")

@@ -77,11 +77,13 @@ def replacing(path: Path) -> Iterator[Path]:
 def _full_disk(error: BaseException, partial: Path) -> OSError | None:
     """The error that a full disk is, whatever a library made of it; None: it is something else.
 
-    torch and safetensors tell of a failed write in errors of their own, torch without saying why.
+    The system names no disk; torch, safetensors and numpy tell of a failed write in errors of their own,
+    torch and numpy without saying why.
     """
-    if isinstance(error, OSError) or not isinstance(error, Exception):
+    number = error.errno if isinstance(error, OSError) else None
+    if not isinstance(error, Exception) or (number is not None and number not in FULL):
         return None
-    is_full = "No space left" in str(error)
+    is_full = number is not None or "No space left" in str(error)
     with contextlib.suppress(OSError):
         is_full = is_full or shutil.disk_usage(partial.parent).free < LEAST_FREE_BYTES
     text = f"no space left on the disk of {partial.parent}"

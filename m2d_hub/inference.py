@@ -58,7 +58,7 @@ def split_windows(
     """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
     found: list[ClipWindow] = []
     for length in sorted(set(lengths)):
-        clips = [index for index, own in enumerate(lengths) if own == length]
+        clips = [index for index, clip_length in enumerate(lengths) if clip_length == length]
         for clip, log_mel in zip(clips, frontend(waveform[clips, :length])[:, 0], strict=True):
             found += [ClipWindow(clip, window, frames) for window, frames in windows.cut([log_mel])]
     return found

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from m2d_hub.audio.ahead import ReadAhead
 from m2d_hub.audio.clips import AudioClip, open_audio
-from m2d_hub.config import POSITIVE_INTEGER, Activation, HeadConfig, HeadFeatures, ModelConfig, require
+from m2d_hub.checks import POSITIVE_INTEGER, require
+from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import export_onnx
 from m2d_hub.inference import (
@@ -365,7 +366,11 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         else:
             clips = self.encode_clip(audio, **options)[:, None]
         tokens = (frames_to_tokens(clip[None], self.config.encoder.grid[0]) for clip in clips)
-        embeddings = torch.cat([clap.project_audio(own.to(clap.logit_scale)) for own in tokens]).float().cpu()
+        embeddings = (
+            torch.cat([clap.project_audio(clip_tokens.to(clap.logit_scale)) for clip_tokens in tokens])
+            .float()
+            .cpu()
+        )
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from m2d_hub.config import POSITIVE_INTEGER, require
+from m2d_hub.checks import POSITIVE_INTEGER, require
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,18 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; rooms of one tuple are siblings, and none of them imports another.
 HUB_LAYERS = [
-    *("errors", "config", "results", "files", "plain_tensors", "audio", "windows", "nn", "inference"),
+    *(
+        "errors",
+        "checks",
+        "config",
+        "results",
+        "files",
+        "plain_tensors",
+        "audio",
+        "windows",
+        "nn",
+        "inference",
+    ),
     *("pretrained", ("export", "stream"), "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
 ]
 TRAINING_LAYERS = [

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.clips import AudioClip, Clip
-from m2d_hub.config import POSITIVE_INTEGER, require
+from m2d_hub.checks import POSITIVE_INTEGER, require
 
 CLIPS_AHEAD = 32  # begun, at most, and not yet taken
 BYTES_AHEAD = 32 << 20  # of waveform, at most; the clip whose turn it is may always have one block more

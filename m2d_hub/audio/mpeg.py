@@ -41,9 +41,9 @@ class _Song:
 def find_layout(file: BinaryIO, size: int) -> Layout:
     """Tells joined files apart, and looks behind headers that count too few frames."""
     first = _find_frame(file, 0, size)
-    if first is None:
+    songs = [] if first is None else _walk(file, first, size)
+    if not songs:
         return Layout()
-    songs = _walk(file, first, size)
     ends = [*(song.start for song in songs[1:]), None]
     stretches = tuple(_stretch(song, end) for song, end in zip(songs, ends, strict=True))
     last = songs[-1]

@@ -17,7 +17,7 @@ def find_layout(file: BinaryIO, size: int) -> Layout:
     place: int | None = 0
     while place is not None and place < size:
         head = read_at(file, place, 27 + 255)
-        if head[:4] != b"OggS" or len(head) < 27 + head[26]:
+        if head[:4] != b"OggS" or len(head) < 27 or len(head) < 27 + head[26]:
             place = _next_page(file, place + 1, size)
             continue
         is_begin = bool(head[5] & _BEGIN)

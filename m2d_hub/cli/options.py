@@ -31,7 +31,7 @@ class Group(click.Group):
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(re.sub(r"^\[Errno \d+\] ", "", str(error))) from error
 
     def _in_options(self, ctx: click.Context, message: str) -> str:
         """A message of the package, which names arguments (batch_size), in the command's own words."""

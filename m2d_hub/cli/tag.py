@@ -105,7 +105,7 @@ def tag(
                 failed += 1
                 click.echo(f"Error: {error}", err=True)
                 continue
-            answers.append({"file": source.file, "tags": [dataclasses.asdict(one) for one in found[0]]})
+            answers.append({"file": source.file, "tags": [dataclasses.asdict(scored) for scored in found[0]]})
             if not as_json:
                 _print_tags(source.file, found[0])
     if as_json:
@@ -116,5 +116,5 @@ def tag(
 
 def _print_tags(file: str, tags: list[Tag]) -> None:
     click.echo(file)
-    for one in tags:
-        click.echo(f"  {one.score:.3f}  {one.label}")
+    for scored in tags:
+        click.echo(f"  {scored.score:.3f}  {scored.label}")

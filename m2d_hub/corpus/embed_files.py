@@ -91,6 +91,7 @@ def embed_files(
             job = Job(model, kind, batch_size, device, window_s, num_workers)
             with contextlib.closing((engine or _run_here)(_batches(left, batch_size), job)) as results:
                 failed = _keep(results, left, output, errors_path, len(sources), progress)
+        output.finish()
     except torch.OutOfMemoryError as error:
         output.release()
         raise ConfigError(
@@ -100,7 +101,6 @@ def embed_files(
     except BaseException:
         output.release()
         raise
-    output.finish()
     errors_file = str(errors_path) if failed else None
     return Summary(str(out), len(left) - failed, len(sources) - len(left), failed, errors_file)
 

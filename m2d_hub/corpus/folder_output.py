@@ -56,6 +56,15 @@ class FolderOutput:
         names = [self._names[record.file] for record in records]
         with replacing(self._out / PENDING) as partial:
             partial.write_text(json.dumps(names), encoding="utf-8")
+        indexed = self._index.stat().st_size
+        try:
+            self._write(records, names)
+        except BaseException:  # as by a full disk
+            self._withdraw(names, indexed)
+            raise
+        self._has_records = True
+
+    def _write(self, records: list[Record], names: list[str]) -> None:
         for record, name in zip(records, names, strict=True):
             if record.timestamps_s is not None:
                 _save_array(self._out / (name + TIMES), record.timestamps_s)
@@ -64,7 +73,13 @@ class FolderOutput:
             file.write(_lines(self._row(record.file) for record in records))
             file.flush()
             os.fsync(file.fileno())
-        self._has_records = True
+
+    def _withdraw(self, names: list[str], indexed: int) -> None:
+        """Removes arrays that were begun, and what the index says of them after so many bytes."""
+        os.truncate(self._index, indexed)
+        for name in names:
+            for suffix in (ARRAY, TIMES):
+                (self._out / (name + suffix)).unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Lets the folder go; it has its final form at any time."""

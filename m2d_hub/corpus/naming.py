@@ -78,18 +78,18 @@ class FolderNames:
         for name in taken:
             self._claim(name)
 
-    def name(self, source: Source, own: frozenset[str] | set[str]) -> str:
+    def name(self, source: Source, left: frozenset[str] | set[str]) -> str:
         """A relative path, without suffix, that the array of ``source`` takes from now on.
 
         Args:
             source: Named as in the output.
-            own: Names whose arrays a killed run may have left there.
+            left: Names whose arrays a killed run may have left there.
         """
         relative = PurePosixPath(as_text(source.relative.as_posix()))
         digest = hashlib.sha256(source.file.encode()).hexdigest()[:12]
         flat = relative.name.encode()[: _MOST_BYTES - len(digest) - 1].decode(errors="ignore")
         for name in (str(relative), f"{relative}.{digest}", f"{flat}.{digest}"):
-            if self._fits(name) and self._is_free(name, own):
+            if self._fits(name) and self._is_free(name, left):
                 self._claim(name)
                 return name
         raise ConfigError(
@@ -106,7 +106,7 @@ class FolderNames:
         longest = max(map(len, folders), default=0)
         return len(last) <= _MOST_BYTES and longest <= 255 and len(name.encode()) <= _MOST_PATH_BYTES
 
-    def _is_free(self, name: str, own: frozenset[str] | set[str]) -> bool:
+    def _is_free(self, name: str, left: frozenset[str] | set[str]) -> bool:
         files = [_folded(name + suffix) for suffix in (ARRAY, TIMES)]
         parents = [parent for parent in PurePosixPath(name).parents if parent.name]
         if any(file in self._files or file in self._folders for file in files):
@@ -118,7 +118,7 @@ class FolderNames:
         ):  # none is a link out of the folder, or a file
             if os.path.lexists(parent) and (parent.is_symlink() or not parent.is_dir()):
                 return False
-        return name in own or not any(
+        return name in left or not any(
             os.path.lexists(self._out / (name + suffix)) for suffix in (ARRAY, TIMES)
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -11,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
-from m2d_hub.corpus.tables import read_table, refuse_empty
+from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 _CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode, of what may break a line
 
@@ -135,8 +138,14 @@ def _match(pattern: str) -> Iterator[Source]:
 
 
 def _listed(table: Path) -> Iterator[Source]:
-    rows = read_table(table, ["file"])
+    rows = read_table(table, ["file"], PART_COLUMNS)
     refuse_empty(table, rows, "file")
+    if parts := [row for row in rows if any(row.cells[column] for column in PART_COLUMNS)]:
+        logger.warning(
+            "%s names parts of files in %d rows (start_s, end_s); each file is taken once, as a whole.",
+            table,
+            len(parts),
+        )
     for row in rows:
         path = PurePath(row.cells["file"])
         yield Source(table.parent / path, row.cells["file"], _inside(path))

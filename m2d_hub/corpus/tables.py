@@ -9,6 +9,7 @@ from pathlib import Path
 
 from m2d_hub.errors import ConfigError
 
+PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
 SHOWN_ROWS = 5  # that a message names
 
 

@@ -128,8 +128,8 @@ class Clap(nn.Module):
         if text or self._text_tensors:
             self._text_encoder = None  # made of other weights than those that are loaded
         self._text_tensors = {key.removeprefix(text_prefix): value.detach() for key, value in text.items()}
-        own = {key: value for key, value in state_dict.items() if key not in text}
-        super()._load_from_state_dict(own, prefix, *args)
+        projections = {key: value for key, value in state_dict.items() if key not in text}
+        super()._load_from_state_dict(projections, prefix, *args)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)

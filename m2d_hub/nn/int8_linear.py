@@ -69,9 +69,9 @@ class Int8Linear(nn.Module):
         destination.update(zip((prefix + name for name in _STATE), self.weights(), strict=True))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        own = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE}
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE}
         missing_keys, error_messages = args[2], args[4]
-        super()._load_from_state_dict(own, prefix, *args)
+        super()._load_from_state_dict(rest, prefix, *args)
         missing = [prefix + name for name in _STATE if prefix + name not in state_dict]
         missing_keys += missing
         if not missing:

@@ -115,12 +115,12 @@ def _first_line(error: Exception) -> str:
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    own = model.state_dict()
+    expected = model.state_dict()
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    if not tensors.keys() & own.keys():  # saved from a wrapper, which puts one name in front
+    if not tensors.keys() & expected.keys():  # saved from a wrapper, which puts one name in front
         tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    misshapen = [n for n in sorted(own.keys() & tensors.keys()) if own[n].shape != tensors[n].shape]
+    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
+    misshapen = [n for n in sorted(expected.keys() & tensors.keys()) if expected[n].shape != tensors[n].shape]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             f"The text encoder's weights inside the checkpoint do not fit {source!r}: "

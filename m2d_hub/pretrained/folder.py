@@ -93,9 +93,9 @@ def model_files(path: Path) -> list[Path]:
     if not path.is_dir():
         config = path.with_name(CONFIG_FILE)
         return [path, config] if path.suffix == ".safetensors" and config.is_file() else [path]
-    own = [path / WEIGHTS_FILE, path / CONFIG_FILE]
-    if all(file.is_file() for file in own):
-        return own
+    saved = [path / WEIGHTS_FILE, path / CONFIG_FILE]
+    if all(file.is_file() for file in saved):
+        return saved
     files = sorted(path.glob("*.pth"))
     if len(files) != 1:
         raise CheckpointError(

@@ -46,9 +46,9 @@ def part_of(name: str) -> str | None:
 
 def published_name(name: str) -> str:
     """Published name of a tensor of a pre-training model."""
-    for own, published in _PRETRAINER.items():
-        if name.startswith(own):
-            return published + name.removeprefix(own)
+    for ours, published in _PRETRAINER.items():
+        if name.startswith(ours):
+            return published + name.removeprefix(ours)
     return name
 
 

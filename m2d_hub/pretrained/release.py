@@ -32,9 +32,9 @@ from m2d_hub.pretrained.folder import (
     read_safetensors,
     save_checkpoint,
 )
-from m2d_hub.pretrained.layout import check_published
 from m2d_hub.pretrained.provenance import ORIGIN_FILE, check_release_hash, record_hash, verify, write_origin
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.published_check import check_published
 from m2d_hub.pretrained.published_names import published_tensors
 from m2d_hub.pretrained.registry import ModelInfo
 

@@ -221,3 +221,15 @@ def test_a_rate_out_of_bounds_is_refused_by_name(rate, tmp_path):
 def test_the_rates_at_both_bounds_are_read(rate):
     [clip] = open_audio(np.zeros(1_000, np.float32), RATE, rate)
     assert len(torch.cat(list(clip.blocks()))) == max(1, 1_000 * RATE // rate) + (rate > RATE)
+
+
+@pytest.mark.parametrize("kept", range(1, 27))
+def test_a_page_of_ogg_that_breaks_off_within_its_header_is_none(kept, caplog):
+    whole = encoded(tones(0.5), "vorbis")
+    assert torch.equal(read(whole + whole[:kept]), read(whole))
+
+
+@pytest.mark.parametrize("size", range(2, 8))
+def test_a_file_of_two_or_three_bytes_of_mp3_is_refused(size):
+    with pytest.raises(AudioError):
+        read(encoded(tones(0.1), "mp3")[:size])

@@ -175,6 +175,14 @@ def test_csv_names_files_relative_to_itself_and_outputs_keep_its_names(tiny, tmp
     assert list(read_clips(tmp_path / "out.npz")) == ["audio/x.wav"]
 
 
+def test_a_list_of_parts_is_taken_as_files_and_says_so(tiny, tmp_path, caplog):
+    write_noise(tmp_path / "a.wav")
+    (tmp_path / "list.csv").write_text("file,start_s,end_s\na.wav,0,0.02\na.wav,0.02,\n")
+    embed(tmp_path / "list.csv", "--out", tmp_path / "out.npz", model=tiny)
+    assert list(read_clips(tmp_path / "out.npz")) == ["a.wav"]
+    assert "names parts of files in 2 rows" in caplog.text
+
+
 def test_file_that_is_meant_twice_is_embedded_once(tiny, tmp_path, monkeypatch):
     write_noise(tmp_path / "a.wav")
     write_noise(tmp_path / "b.wav")

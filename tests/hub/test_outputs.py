@@ -1,6 +1,8 @@
 """Outputs go on with the same content, take nothing that is not theirs, and have a name for every file."""
 
+import contextlib
 import csv
+import errno
 import os
 import shutil
 import sys
@@ -61,6 +63,29 @@ def contents(folder):
 
 
 # The same content
+
+
+@pytest.mark.parametrize("name", OUTS)
+@pytest.mark.parametrize("place", range(1, 7))
+def test_a_disk_that_is_full_at_any_write_loses_and_leaves_nothing(name, place, tiny, tmp_path, monkeypatch):
+    for seed in range(3):
+        write_noise(tmp_path / "in" / f"{seed}.wav", seed)
+    embed(tmp_path / "in", tmp_path / "whole" / name, tiny, kind="frames")
+    writes = iter(range(1, 1_000))
+
+    def fsync(number, real=os.fsync):
+        if next(writes) == place:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(number)
+
+    with monkeypatch.context() as patch, contextlib.suppress(OSError):
+        patch.setattr(os, "fsync", fsync)
+        embed(tmp_path / "in", tmp_path / "again" / name, tiny, kind="frames")
+    embed(tmp_path / "in", tmp_path / "again" / name, tiny, kind="frames")
+    whole, again = contents(tmp_path / "whole"), contents(tmp_path / "again")
+    assert list(again) == list(whole) and sorted(again) == sorted(whole)
+    if not Path(name).suffix:
+        assert again == whole
 
 
 @pytest.mark.parametrize("name", OUTS)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -53,6 +55,13 @@ def esc50(clips, tmp_path):
             rows.append(f"{file},{fold},0,{category},False,0,A")
     (audio.parent / "meta" / "esc50.csv").write_text("\n".join(rows) + "\n")
     return audio.parent
+
+
+def test_python_runs_the_package_as_a_command():
+    answer = subprocess.run(
+        [sys.executable, "-m", "m2d_hub", "--version"], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.split()[-1] == m2d_hub.__version__
 
 
 def test_info_tells_of_every_name_that_list_gives():

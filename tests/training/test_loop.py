@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -17,6 +19,7 @@ import soundfile
 import torch
 from click.testing import CliRunner
 from m2d_training.cli.main import main
+from m2d_training.cli.options import logging_to
 from m2d_training.finetuning.loop import FinetuneTrainer
 from m2d_training.pretraining.loop import Trainer
 from m2d_training.runs.devices import build_accelerator
@@ -282,11 +285,21 @@ def test_a_damaged_config_is_named_with_the_way_out(command, tmp_path, text):
 
 
 @pytest.mark.parametrize("write", [replacing, replacing_folder])
-def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch, write):
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        OSError("16896 requested and 2016 written"),
+    ],
+    ids=["torch", "system", "quota", "numpy"],
+)
+def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch, write, error):
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr("m2d_hub.files.shutil.disk_usage", lambda folder: usage(3 << 20, 3 << 20, 0))
-    with pytest.raises(OSError, match="no space left on the disk"), write(tmp_path / "file"):
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")
+    with pytest.raises(OSError, match=f"no space left on the disk of {tmp_path}"), write(tmp_path / "file"):
+        raise error
     assert not list(tmp_path.iterdir())
 
 
@@ -419,3 +432,14 @@ def test_two_processes_stop_together(command, tmp_path, kind):
     (checkpoint,) = list_checkpoints(members_of(kind, tmp_path))
     assert read_state(checkpoint).step == metrics_of(kind, tmp_path)[-1]["step"]
     assert "Stopped by SIGTERM after step" in (tmp_path / "train.log").read_text()
+
+
+def test_a_log_on_a_full_disk_neither_hides_the_error_nor_adds_to_it(tmp_path, monkeypatch, capsys):
+    def write(self, *_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(m2d_hub.ConfigError, match="the real one"), logging_to(tmp_path / "train.log"):
+        monkeypatch.setattr(logging.FileHandler, "flush", write)
+        raise m2d_hub.ConfigError("the real one")
+    monkeypatch.undo()
+    assert "Traceback" not in capsys.readouterr().err

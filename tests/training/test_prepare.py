@@ -64,6 +64,18 @@ def test_shards_hold_the_same_audio_as_the_files(tmp_path):
         np.testing.assert_allclose(stored.values, direct.values, atol=1e-3)
 
 
+def test_the_same_audio_gives_the_same_bytes(tmp_path, monkeypatch):
+    write_tone(tmp_path / "a.wav")
+    data = write_list(tmp_path, ["a.wav"], label=["x"])
+    prepare(PrepareOptions(data, tmp_path / "one", progress=False))
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    prepare(PrepareOptions(data, tmp_path / "two", progress=False))
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")
+    )
+    assert one == two
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
     write_tone(tmp_path / "a.wav", seconds=2.0)

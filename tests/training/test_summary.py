@@ -16,6 +16,7 @@ def evaluated(folder, figures, model="m2d-mini", metric="accuracy", **settings):
     folder.mkdir(parents=True)
     per_seed = {str(42 + seed): figure for seed, figure in enumerate(figures)}
     report = {"metric": metric, "per_seed": per_seed, "model": str(model), "settings": settings}
+    report |= {"value": 0.5, "low": 0.4, "high": 0.6, "over_seeds": {"plus_minus": None}}
     (folder / "report.json").write_text(json.dumps(report))
     return folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -95,6 +96,19 @@ def test_distillation_runs_with_hubert_on_the_fly(hubert, sounds, tmp_path):
     assert result.exit_code == 0, result.output
     offline = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["offline"]
     assert (offline["dim"], offline["weight"]) == (32, 0.5)
+
+
+def test_a_run_does_not_go_on_with_a_teacher_of_other_weights(hubert, sounds, tmp_path):
+    teacher = shutil.copytree(hubert, tmp_path / "teacher")
+    assert pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(teacher)).exit_code == 0
+    moved = teacher.rename(tmp_path / "moved")
+    assert pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(moved)).exit_code == 0
+    model = transformers.HubertModel.from_pretrained(moved)
+    with torch.no_grad():
+        next(model.parameters()).add_(1)
+    model.save_pretrained(moved)
+    result = pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(moved))
+    assert result.exit_code == 1 and "teacher_weights" in result.output
 
 
 def test_distillation_runs_with_features_computed_beforehand(hubert, sounds, tmp_path):

@@ -16,6 +16,20 @@ from ..runs.devices import is_first_process
 from ..runs.folder import make_folder
 
 
+class LogFile(logging.FileHandler):
+    """A file that a full disk makes incomplete; it neither ends the run nor hides the error that does."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Tells of what went wrong, unless it is the disk."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Closes the file, even if what is left cannot be written."""
+        with contextlib.suppress(OSError):
+            super().close()
+
+
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Logs to the terminal, and of the first process to a file too; the others only tell of warnings.
@@ -26,7 +40,7 @@ def logging_to(path: Path) -> Iterator[None]:
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if is_first:
         make_folder(path.parent)
-        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers.append(LogFile(path, encoding="utf-8"))
     loggers = [logging.getLogger(package) for package in ("m2d_training", "m2d_hub")]
     try:
         for handler in handlers:

@@ -12,16 +12,16 @@ from pathlib import Path
 from typing import Literal
 
 from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
-from m2d_hub.config import require
+from m2d_hub.checks import require
 from m2d_hub.corpus.sources import files_below
-from m2d_hub.corpus.tables import read_table, refuse_empty
+from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import PARTIAL_SUFFIX
 
 from .entries import PackedEntries
 from .entry import Entry
 from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
-from .parts import PART_COLUMNS, audio_files
+from .parts import audio_files
 from .reading import reading
 from .shard_index import INDEX_NAME, read_index
 from .shards import ShardMember, expand_pattern, index_shards

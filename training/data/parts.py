@@ -7,10 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from m2d_hub.audio import AudioPart
-from m2d_hub.corpus.tables import Row
+from m2d_hub.corpus.tables import PART_COLUMNS, Row
 from m2d_hub.errors import ConfigError
-
-PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
 
 AudioFile = str | AudioPart  # a path, or a part of what is there
 
@@ -21,7 +19,7 @@ def audio_files(path: Path, files: Sequence[str], rows: Sequence[Row]) -> list[A
     Args:
         path: The list, for messages.
         files: Paths of the rows' files.
-        rows: With the columns :data:`PART_COLUMNS`.
+        rows: With the columns ``start_s`` and ``end_s``.
 
     Raises:
         ConfigError: A cell is no number of seconds, or a part ends before it starts.

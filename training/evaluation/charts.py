@@ -146,8 +146,8 @@ def draw_mix(path: Path, weights: Tensor) -> None:
     figure, axes = _new_figure(8.0, 4.0)
     layers = range(1, weights.shape[1] + 1)
     axes.bar(layers, weights.mean(dim=0).numpy(), alpha=0.6)
-    for own in weights:
-        axes.plot(layers, own.numpy(), marker=".", linestyle="", color="black")
+    for mixture in weights:
+        axes.plot(layers, mixture.numpy(), marker=".", linestyle="", color="black")
     axes.set_xticks(layers)
     axes.set_xlabel("layer")
     axes.set_ylabel("weight in the mix")

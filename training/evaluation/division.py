@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from m2d_hub.config import require, require_choice
+from m2d_hub.checks import require, require_choice
 from m2d_hub.errors import ConfigError
 
 from .labelled_rows import LabelledClip, counted, listed

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from m2d_hub.corpus.tables import read_table, refuse_empty
+from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
 from ..data.entry import LABEL_SEPARATOR
 from ..data.listing import FolderListing
-from ..data.parts import PART_COLUMNS, AudioFile, audio_files
+from ..data.parts import AudioFile, audio_files
 
 logger = logging.getLogger(__name__)
 

@@ -41,23 +41,23 @@ class Outcome:
     @cached_property
     def evaluation(self) -> Evaluation:
         """The test clips' scores and figures."""
-        scored = [ScoredRound(own.round.name, own.round.test, own.scores) for own in self.rounds]
+        scored = [ScoredRound(fitted.round.name, fitted.round.test, fitted.scores) for fitted in self.rounds]
         return Evaluation(self.labelled, self.settings.metric, self.seeds, scored)
 
     @property
     def valid_score(self) -> float:
         """Mean of the metric on the valid clips over rounds and seeds."""
-        return float(torch.stack([own.fit.score for own in self.rounds]).mean())
+        return float(torch.stack([fitted.fit.score for fitted in self.rounds]).mean())
 
     @property
     def valid_loss(self) -> float:
         """Mean of the loss on the valid clips over rounds and seeds."""
-        return float(torch.stack([own.fit.loss for own in self.rounds]).mean())
+        return float(torch.stack([fitted.fit.loss for fitted in self.rounds]).mean())
 
     @property
     def has_converged(self) -> bool:
         """Whether every training stopped for want of a better epoch, none by the limit."""
-        return all(bool(own.fit.has_converged.all()) for own in self.rounds)
+        return all(bool(fitted.fit.has_converged.all()) for fitted in self.rounds)
 
 
 def fit_rounds(
@@ -81,8 +81,8 @@ def fit_rounds(
     places = {clip.row: place for place, clip in enumerate(labelled.clips)}
 
     def examples(part: Part, standardise: Callable[[Tensor], Tensor]) -> Examples:
-        own = features[[places[row] for row in part.rows]]
-        return Examples(standardise(own), part.targets.to(features.device))
+        part_features = features[[places[row] for row in part.rows]]
+        return Examples(standardise(part_features), part.targets.to(features.device))
 
     fitted = []
     for data in labelled.rounds():

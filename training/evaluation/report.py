@@ -19,8 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from m2d_hub.checks import FINITE
 from m2d_hub.files import json_text, replacing
 
+from ..data.reading import reading_own
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
 from .metrics import Interval, Metric, average_precisions, bootstrap_interval, over_seeds
@@ -140,6 +142,25 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
     else:
         draw_confusion(folder / CONFUSION_FILE, evaluation.confusion, labelled.labels, title)
     return json.loads(text)
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """What :func:`write_report` wrote.
+
+    Raises:
+        CheckpointError: The file is missing or damaged.
+    """
+    path = folder / REPORT_FILE
+    with reading_own(path, "Delete it and evaluate again."):
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        figures = [report["value"], report["low"], report["high"], *report["per_seed"].values()]
+        spread = report["over_seeds"]["plus_minus"]
+        figures += [] if spread is None else [spread]
+        if wrong := [figure for figure in figures if figure not in FINITE]:
+            raise TypeError(f"it has {wrong[0]!r} for a figure")
+        if not isinstance(report["metric"], str) or not report["per_seed"]:
+            raise TypeError("it names no metric or has no figures")
+    return report
 
 
 def _summary(evaluation: Evaluation) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from m2d_hub.config import (
+from m2d_hub.checks import (
     COUNT,
     NOT_NEGATIVE,
     POSITIVE,

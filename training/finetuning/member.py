@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 from collections.abc import Iterable
@@ -12,11 +11,12 @@ from typing import Any
 
 from torch import Tensor
 
+from ..data.reading import reading_own
 from ..data.sampling import EpochPlan, StepSampler
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import Metric
 from ..runs.folder import RunFolder
-from ..runs.log import RunLog
+from ..runs.log import RunLog, read_metrics
 from ..runs.loop import Loop, LoopPlan
 from ..runs.state import read_tensors, require_finite, write_tensors
 from ..runs.stopping import StopRequests
@@ -62,7 +62,8 @@ class Best:
         if not path.exists():
             return None
         values = read_tensors(path, DO_AGAIN)
-        return cls(Score(**values["score"]), values["weights"])
+        with reading_own(path, DO_AGAIN):
+            return cls(Score(**values["score"]), dict(values["weights"]))
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ class Member:
             valid_score=best.score.score,
             valid_loss=best.score.loss,
             linear_valid_score=None if linear is None else linear.score.score,
-            seconds=sum(line["seconds"] for line in read_metrics(self.folder)),
+            seconds=sum(line["seconds"] for line in read_metrics(self.folder.metrics_file)),
             test_scores=self._probabilities(self.trainer.logits(self.data.test)),
         )
         logger.info(
@@ -230,9 +231,8 @@ def save_result(folder: RunFolder, result: MemberResult) -> None:
 def read_result(folder: RunFolder) -> MemberResult | None:
     """The result of a finished training, or None."""
     path = folder.root / RESULT_FILE
-    return MemberResult(**read_tensors(path, DO_AGAIN)) if path.exists() else None
-
-
-def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
-    """One dictionary for each optimizer step of a training."""
-    return [json.loads(line) for line in folder.metrics_file.read_text(encoding="utf-8").splitlines()]
+    if not path.exists():
+        return None
+    values = read_tensors(path, DO_AGAIN)
+    with reading_own(path, DO_AGAIN):
+        return MemberResult(**values)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from einops import rearrange
 from torch import Tensor, nn
 
-from m2d_hub.config import require
+from m2d_hub.checks import require
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.nn.encoder import take_tokens

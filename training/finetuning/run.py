@@ -5,7 +5,6 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -27,10 +26,11 @@ from ..evaluation.metrics import (
     Interval,
     sensitivity_specificity,
 )
-from ..evaluation.report import REPORT_FILE, Evaluation, ScoredRound, write_report
+from ..evaluation.report import Evaluation, ScoredRound, read_report, write_report
 from ..evaluation.unreadable import write_left_out
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
+from ..runs.log import read_metrics
 from ..runs.schedules import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
@@ -39,7 +39,6 @@ from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .member import (
     Member,
     MemberResult,
-    read_metrics,
     read_result,
     save_result,
 )
@@ -134,7 +133,7 @@ def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopReques
     run.train()
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
-    report = json.loads((options.out / REPORT_FILE).read_text(encoding="utf-8"))
+    report = read_report(options.out)
     interval = Interval(report["value"], report["low"], report["high"])
     return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export, len(left_out))
 
@@ -234,7 +233,7 @@ class FinetuneRun:
         with replacing(self.folder.metrics_file) as partial, partial.open("w", encoding="utf-8") as lines:
             for seed in self.seeds:
                 for data in self.task.rounds:
-                    steps = read_metrics(self._member_folder(data, seed))
+                    steps = read_metrics(self._member_folder(data, seed).metrics_file)
                     for values in steps:
                         lines.write(json_text({"round": data.name, "seed": seed, **values}) + "\n")
                     name = f"{data.name}, seed {seed}" if len(self.task.rounds) > 1 else f"seed {seed}"

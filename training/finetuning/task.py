@@ -65,12 +65,12 @@ def without_unreadable(task: Task) -> tuple[Task, list[LeftOut]]:
 
 def _check_normal_and_abnormal(task: Task, normal: int) -> None:
     """Sensitivity and specificity need clips of both kinds wherever they are computed."""
-    for one in task.rounds:
-        for use, part in (("valid", one.valid), ("test", one.test)):
+    for round_ in task.rounds:
+        for use, part in (("valid", round_.valid), ("test", round_.test)):
             is_normal = part.classes == normal
             if is_normal.all() or not is_normal.any():
                 raise ConfigError(
-                    f"{task.labelled.name}: the {use} clips of the round {one.name!r} are "
+                    f"{task.labelled.name}: the {use} clips of the round {round_.name!r} are "
                     f"{'all' if is_normal.any() else 'never'} {task.labelled.labels[normal]!r}; metric "
                     "'icbhi' needs normal and abnormal ones."
                 )

@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from m2d_hub.audio import AudioPart
-from m2d_hub.errors import CheckpointError
 from m2d_hub.files import replacing
 
 from ..data.parts import AudioFile
+from ..data.reading import reading_own
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 
 PARTS = "*.safetensors"
@@ -124,11 +124,8 @@ def _file_keys(files: Sequence[AudioFile]) -> tuple[dict[int, str], dict[int, in
 def _read_index(folder: Path) -> dict[str, tuple[Path, int]]:
     found: dict[str, tuple[Path, int]] = {}
     for path in sorted(folder.glob(PARTS)):
-        try:
-            with safe_open(path, framework="pt") as file:
-                keys = json.loads(file.metadata()["clips"])
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); delete it and run again.") from error
+        with reading_own(path, "Delete it and run again."), safe_open(path, framework="pt") as file:
+            keys = json.loads(file.metadata()["clips"])
         found |= {key: (path, row) for row, key in enumerate(keys)}
     return found
 

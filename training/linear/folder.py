@@ -7,10 +7,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import CheckpointError, ConfigError
 
 from ..data.left_out import ERRORS_FILE
-from ..evaluation.report import CONFUSION_FILE, PRECISION_FILE, REPORT_FILE, WORST_FILE
+from ..evaluation.report import CONFUSION_FILE, PRECISION_FILE, REPORT_FILE, WORST_FILE, read_report
 from .options import LinearEvalOptions
 from .report import CURVES_FILE, LAYERS_FILE, METHOD, MIX_FILE
 
@@ -58,8 +58,7 @@ class LinearFolder:
         (self.root / CONFIG_FILE).write_text(text, encoding="utf-8")
 
     def _is_evaluation(self) -> bool:
-        path = self.root / REPORT_FILE
         try:
-            return bool(json.loads(path.read_text(encoding="utf-8")).get("method") == METHOD)
-        except (OSError, ValueError, AttributeError):
+            return bool(read_report(self.root).get("method") == METHOD)
+        except CheckpointError:
             return False

@@ -43,8 +43,8 @@ def save_linear_model(
     width = fits[0][1].weight.shape[2]
     if width != model.frame_dim:
         raise ConfigError(f"the layers take {width} features, the model's clips have {model.frame_dim}.")
-    mean = torch.stack([own.mean.flatten() for own, _ in fits]).cpu().double().mean(dim=0)
-    var = torch.stack([own.var.flatten() for own, _ in fits]).cpu().double().mean(dim=0)
+    mean = torch.stack([standardiser.mean.flatten() for standardiser, _ in fits]).cpu().double().mean(dim=0)
+    var = torch.stack([standardiser.var.flatten() for standardiser, _ in fits]).cpu().double().mean(dim=0)
     weight, bias = _mean_layer(fits)  # on features as they come
     activation: Activation = "sigmoid" if labelled.is_multi_label else "softmax"
     model.set_head(len(labelled.labels), features="frames", activation=activation, labels=labelled.labels)

@@ -35,11 +35,11 @@ def report_outcomes(
     details = {
         "method": METHOD,
         "layer": best.layer,
-        "trainings": [_training(best, own) for own in best.rounds],
+        "trainings": [_training(best, fitted) for fitted in best.rounds],
         **details,
     }
     if best.layer == "mix":
-        weights = torch.cat([own.fit.mix.cpu() for own in best.rounds])  # (rounds · S, L)
+        weights = torch.cat([fitted.fit.mix.cpu() for fitted in best.rounds])  # (rounds · S, L)
         details["mix_weights"] = weights.mean(dim=0).tolist()
         draw_mix(folder / MIX_FILE, weights)
     if len(outcomes) > 1:
@@ -51,11 +51,15 @@ def report_outcomes(
     return write_report(folder, best.evaluation, details)
 
 
-def _training(outcome: Outcome, own: RoundFit) -> dict[str, Any]:
-    fit = own.fit
+def _training(outcome: Outcome, fitted: RoundFit) -> dict[str, Any]:
+    fit = fitted.fit
     return {
-        "round": own.round.name,
-        "clips": {"train": len(own.round.train), "valid": len(own.round.valid), "test": len(own.round.test)},
+        "round": fitted.round.name,
+        "clips": {
+            "train": len(fitted.round.train),
+            "valid": len(fitted.round.valid),
+            "test": len(fitted.round.test),
+        },
         "seeds": list(outcome.seeds),
         "learning_rate": fit.learning_rate,
         "best_epoch": fit.best_epoch.tolist(),

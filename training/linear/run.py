@@ -177,7 +177,7 @@ def _fit_outcomes(
 
 
 def _warn_of_limit(options: LinearEvalOptions, outcome: Outcome) -> None:
-    rates = sorted({own.fit.learning_rate for own in outcome.rounds})
+    rates = sorted({fitted.fit.learning_rate for fitted in outcome.rounds})
     advice = "more epochs" if options.learning_rate is None else "a higher learning rate, or more epochs"
     logger.warning(
         "With the learning rate %s the linear layer was still getting better on the valid clips after %d "
@@ -194,6 +194,6 @@ def _save_model(folder: LinearFolder, options: LinearEvalOptions, model: M2D, be
     if not is_last or options.pooling != "mean":
         logger.info("No model is saved: a head takes the mean over the frames of the last layer only.")
         return False
-    fits = [(own.standardiser, own.fit) for own in best.rounds]
+    fits = [(fitted.standardiser, fitted.fit) for fitted in best.rounds]
     save_linear_model(folder.model, model, best.labelled, fits)
     return True

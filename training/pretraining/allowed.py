@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from m2d_hub.config import COUNT, NOT_NEGATIVE, POSITIVE_INTEGER, SHARE, Numbers
+from m2d_hub.checks import COUNT, NOT_NEGATIVE, POSITIVE_INTEGER, SHARE, Numbers
 
 from ..data.sampling import SEED
 

@@ -7,15 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from m2d_hub.config import (
-    EncoderConfig,
-    FrontendConfig,
-    Transform,
-    require,
-    require_choice,
-    require_numbers,
-    require_size,
-)
+from m2d_hub.checks import require, require_choice, require_numbers, require_size
+from m2d_hub.config import EncoderConfig, FrontendConfig, Transform
 
 from ..data.masking import count_visible
 from ..runs.devices import Precision

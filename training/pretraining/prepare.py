@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from m2d_hub.config import COUNT, POSITIVE_INTEGER, FrontendConfig, Numbers, require_numbers
+from m2d_hub.checks import COUNT, POSITIVE_INTEGER, Numbers, require_numbers
+from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing_folder
 
@@ -132,7 +133,8 @@ def _write_shards(
     totals, left_out = Totals(), list[LeftOut]()
     settings = PartSettings(options.sample_rate, options.split_s, options.n_mels)
     pattern = str(folder / "shard-%06d.tar")
-    with webdataset.ShardWriter(pattern, maxcount=SHARD_CLIPS, maxsize=SHARD_BYTES, verbose=0) as writer:
+    limits = {"maxcount": SHARD_CLIPS, "maxsize": SHARD_BYTES}
+    with webdataset.ShardWriter(pattern, **limits, mtime=0, verbose=0) as writer:  # the same bytes each time
         for prepared in read_parts(manifest.entries, settings, options.num_workers, options.progress):
             if prepared.problem:
                 left_out.append(prepared.left_out())

@@ -102,13 +102,13 @@ class Pretrainer(nn.Module):
         Raises:
             CheckpointError: Tensors are missing, unknown, or of another shape.
         """
-        own = published_state(self.state_dict())
+        present = published_state(self.state_dict())
         tensors = {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
-        expected, given = set(own), set(tensors)
+        expected, given = set(present), set(tensors)
         for part in PARTS:
             if part == "encoder":
                 continue
-            own_part = {name for name in own if part_of(name) == part}
+            own_part = {name for name in present if part_of(name) == part}
             given_part = {name for name in tensors if part_of(name) == part}
             if own_part and not given_part:
                 logger.warning("The weights hold no %s: it keeps its own initial weights.", part)
@@ -117,9 +117,9 @@ class Pretrainer(nn.Module):
                 logger.warning("This method has no %s: the one of the weights is left out.", part)
                 given -= given_part
         wrong = [
-            f"{name} {tuple(tensors[name].shape)} (expected {tuple(own[name].shape)})"
+            f"{name} {tuple(tensors[name].shape)} (expected {tuple(present[name].shape)})"
             for name in sorted(expected & given)
-            if own[name].shape != tensors[name].shape
+            if present[name].shape != tensors[name].shape
         ]
         missing, unknown = sorted(expected - given), sorted(given - expected)
         if missing or unknown or wrong:
@@ -130,7 +130,7 @@ class Pretrainer(nn.Module):
             )
         with torch.no_grad():
             for name in expected:
-                own[name].copy_(tensors[name])
+                present[name].copy_(tensors[name])
 
     def export_published(self) -> dict[str, Tensor]:
         """All weights under their published names, copied to the CPU."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan
@@ -12,6 +13,7 @@ from ..runs.resolved import read_config, write_or_compare
 from ..runs.state import list_checkpoints, step_of
 from .config import PretrainConfig
 from .run_data import ResolvedRun, RunOptions
+from .teachers import weights_digest
 
 # Fields that change no weights; batch and accumulation may change as long as the global batch does not.
 MAY_CHANGE = {
@@ -38,7 +40,13 @@ def write_or_compare_config(
         ConfigError: The folder holds a run of another configuration.
     """
     config, clips = data.config, len(data.manifest.entries)
-    run = {"global_batch": plan.global_batch, "steps_per_epoch": plan.steps_per_epoch, "clips": clips}
+    run: dict[str, Any] = {
+        "global_batch": plan.global_batch,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "clips": clips,
+    }
+    if data.teacher is not None:
+        run["teacher_weights"] = weights_digest(data.teacher.model)
     options_text = {key: None if value is None else str(value) for key, value in vars(options).items()}
     may_change = MAY_CHANGE | (LENGTH if _length_is_open(folder, config, plan.steps_per_epoch) else set())
     write_or_compare(

@@ -5,6 +5,7 @@ Shapes: B batch, S samples, N_T time frames of tokens, K features.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ HUBERT_LAYER = 9  # of a HuBERT model given by folder or repository (paper, sect
 
 class Teacher(Protocol):
     """A frozen model that makes the training signal of the offline network."""
+
+    model: nn.Module
 
     @property
     def dim(self) -> int:
@@ -109,6 +112,12 @@ class TextTeacher:
     device: torch.device
 
     @property
+    def model(self) -> nn.Module:
+        """The text encoder's network."""
+        network: nn.Module = self.encoder.model
+        return network
+
+    @property
     def dim(self) -> int:
         """Features of one caption."""
         return self.encode_captions([""]).shape[1]
@@ -116,6 +125,15 @@ class TextTeacher:
     def encode_captions(self, captions: list[str]) -> Tensor:
         """Features (B, K) of captions."""
         return self.encoder.encode(captions, self.device)
+
+
+def weights_digest(model: nn.Module) -> str:
+    """What tells a teacher's weights from others, whatever they are called and wherever they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
 
 
 def load_text_teacher(config: OfflineConfig, name: str | None, device: torch.device) -> TextTeacher:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2d_hub.audio import AudioPart
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
+from ..data.reading import reading_own
 from .folder import RunFolder
 
 LISTS_FILE = "lists.json.gz"
@@ -43,6 +44,21 @@ class ListedClips:
         rows = [list(row) for row in zip(names, *columns.values(), strict=True)]
         return cls(("file", *columns), rows)
 
+    @classmethod
+    def read(cls, values: dict[str, Any]) -> ListedClips:
+        """The inverse of ``vars``.
+
+        Raises:
+            ValueError: These are no columns and rows of texts.
+        """
+        columns, rows = tuple(values["columns"]), values["rows"]
+        if not columns or any(
+            len(row) != len(columns) or not all(isinstance(cell, str) for cell in row)
+            for row in (columns, *rows)
+        ):
+            raise ValueError("its rows are not as its columns")
+        return cls(columns, rows)
+
     def difference(self, old: ListedClips) -> str:
         """What is not as it was; empty: nothing."""
         names, old_names = ([row[0] for row in listed.rows] for listed in (self, old))
@@ -56,12 +72,11 @@ class ListedClips:
             return " and ".join(told)
         if names != old_names:
             return "its clips are in another order"
-        for column in self.columns[1:]:
-            place, old_place = self.columns.index(column), old.columns.index(column)
+        if self.columns != old.columns:
+            return f"it told {', '.join(old.columns)} of each clip, now {', '.join(self.columns)}"
+        for place, column in enumerate(self.columns[1:], start=1):
             pairs = zip(self.rows, old.rows, strict=True)
-            changed = [
-                (row[0], was[old_place], row[place]) for row, was in pairs if row[place] != was[old_place]
-            ]
+            changed = [(row[0], was[place], row[place]) for row, was in pairs if row[place] != was[place]]
             if changed:
                 name, before, now = changed[0]
                 return (
@@ -109,14 +124,7 @@ def _difference(new: ListedClips | None, old: ListedClips | None) -> str:
 
 
 def _read(path: os.PathLike[str]) -> dict[str, ListedClips | None]:
-    try:
+    with reading_own(path, "Delete it, if the clips are the same as before."):
         with gzip.open(path, "rt", encoding="utf-8") as text:
             values: dict[str, Any] = json.load(text)
-        return {
-            use: None if listed is None else ListedClips(tuple(listed["columns"]), listed["rows"])
-            for use, listed in values.items()
-        }
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is damaged ({error}). Delete it, if the clips are the same as before."
-        ) from error
+        return {use: None if listed is None else ListedClips.read(listed) for use, listed in values.items()}

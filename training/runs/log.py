@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -56,26 +57,35 @@ class RunLog:
         self._board.close()
 
 
-def _keep_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
-    """Drops lines of later steps, and one that was cut off; returns the others."""
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """One dictionary a step; a line that was cut off, or is none of a step's numbers, is left out."""
     if not path.exists():
         return []
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            values = json.loads(line)
-            if values["step"] <= last_step:
-                kept.append(values)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            continue
-    with replacing(path) as partial:
-        partial.write_text("".join(json_text(values) + "\n" for values in kept), encoding="utf-8")
+    lines = []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append({name: value for name, value in line.items() if _is_figure(value)})
+    return lines
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or isinstance(value, (int, float, bool))
+
+
+def _keep_lines(path: Path, last_step: int) -> list[dict[str, Any]]:
+    """Drops lines of later steps, and what is none; returns the others."""
+    kept = [line for line in read_metrics(path) if line["step"] <= last_step]
+    if path.exists():
+        with replacing(path) as partial:
+            partial.write_text("".join(json_text(values) + "\n" for values in kept), encoding="utf-8")
     return kept
 
 
 def plot_metrics(metrics_file: Path, plots: Path) -> None:
     """Draws each group of curves that the metrics hold into ``plots``; what was not finite leaves a gap."""
-    lines = [json.loads(line) for line in metrics_file.read_text(encoding="utf-8").splitlines()]
+    lines = read_metrics(metrics_file)
     for title, names in CURVES.items():
         points = {
             name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]

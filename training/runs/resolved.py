@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
+from ..data.reading import reading_own
 from .folder import RunFolder
 
 
@@ -44,16 +45,12 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
     Raises:
         CheckpointError: The file is damaged.
     """
-    try:
-        values = json.loads(folder.config_file.read_text(encoding="utf-8"))
-        if isinstance(values["config"], dict):
-            return values
-        raise ValueError("its 'config' is no object")
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder.config_file} is damaged ({error}). Delete it: it is then written anew, from "
-            "the settings that you give."
-        ) from error
+    way_out = "Delete it: it is then written anew, from the settings that you give."
+    with reading_own(folder.config_file, way_out):
+        values: dict[str, Any] = json.loads(folder.config_file.read_text(encoding="utf-8"))
+        if not isinstance(values["config"], dict):
+            raise TypeError("its 'config' is no object")
+    return values
 
 
 def _require_same(old: dict[str, Any], new: dict[str, Any], folder: RunFolder) -> None:

@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
 from m2d_hub.errors import CheckpointError, M2DError
 from m2d_hub.files import replacing
 
+from ..data.reading import reading_own
 from .folder import RunFolder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
@@ -101,10 +101,8 @@ def read_state(path: Path) -> TrainingState:
     """
     way_out = "Delete it: the run then goes on from the checkpoint before it."
     values = read_tensors(path, way_out)
-    try:
+    with reading_own(path, way_out):
         state = TrainingState(values["step"], values["model"], values["optimizer"])
-    except KeyError as error:
-        raise CheckpointError(f"{path} is no checkpoint of a run, it lacks {error}. {way_out}") from error
     try:
         require_finite({"weights": state.model, "optimizer": state.optimizer}, str(path))
     except NotFiniteError as error:
@@ -128,13 +126,10 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is.
     """
-    try:
+    with reading_own(path, way_out):
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path} is damaged ({reason}). {way_out}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is damaged (it holds a {type(values).__name__}). {way_out}")
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}")
     return values
 
 

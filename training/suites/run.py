@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from pathlib import Path
@@ -12,7 +11,7 @@ from m2d_hub.errors import ConfigError, M2DError
 from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 
-from ..evaluation.report import REPORT_FILE
+from ..evaluation.report import REPORT_FILE, read_report
 from ..finetuning.run import finetune
 from ..linear.run import linear_eval
 from ..runs.folder import RunFolder, one_run_in
@@ -124,7 +123,7 @@ class _Runner:
             report_file = self.out / task.name / REPORT_FILE
             if report_file.is_file():
                 logger.info("%s is done, see %s", task.name, report_file.parent)
-                report = json.loads(report_file.read_text(encoding="utf-8"))
+                report = read_report(report_file.parent)
             else:
                 logger.info("%s begins, with %s", task.name, found.path)
                 report = self._evaluate(task, found)
@@ -150,8 +149,8 @@ class _Runner:
                 "seeds": self.seeds,
             }
             return linear_eval(**(linear | self.settings | common)).report
-        own = {} if found.has_valid else {"select": "test"}
-        return finetune(task.preset, **common, seeds=self.seeds, **(own | self.settings)).report
+        chosen = {} if found.has_valid else {"select": "test"}
+        return finetune(task.preset, **common, seeds=self.seeds, **(chosen | self.settings)).report
 
 
 def _done(report: dict[str, Any], note: str, known: dict[str, Any]) -> TaskResult:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 from collections import defaultdict
 from collections.abc import Sequence
@@ -19,7 +18,7 @@ from m2d_hub.files import replacing
 
 from ..evaluation.charts import draw_points
 from ..evaluation.metrics import over_seeds
-from ..evaluation.report import REPORT_FILE
+from ..evaluation.report import REPORT_FILE, read_report
 from ..runs.folder import RunFolder, make_folder
 from ..runs.resolved import read_config
 from ..runs.state import CHECKPOINT_NAME, step_of
@@ -70,7 +69,8 @@ def summarise(
     if len(metrics) != 1:
         raise ConfigError(f"runs must be one or more, of one metric; got {', '.join(metrics) or 'none'}.")
     values = [
-        ALL if by is None else _value(Path(run), own, by) for run, own in zip(runs, reports, strict=True)
+        ALL if by is None else _value(Path(run), report, by)
+        for run, report in zip(runs, reports, strict=True)
     ]
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
     for value, report in zip(values, reports, strict=True):
@@ -88,13 +88,12 @@ def summarise(
 
 
 def _report(run: Path) -> dict[str, Any]:
-    try:
-        return json.loads((run / REPORT_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    if not (run / REPORT_FILE).is_file():
         raise ConfigError(
-            f"{run} holds no {REPORT_FILE} to read ({error}): runs are folders of linear evaluations "
-            "or fine-tunings that are done."
-        ) from error
+            f"{run} holds no {REPORT_FILE}: runs are folders of linear evaluations or fine-tunings that are "
+            "done."
+        )
+    return read_report(run)
 
 
 def _row(value: object, reports: list[dict[str, Any]]) -> SummaryRow:

@@ -18,6 +18,7 @@ from m2d_hub.files import replacing
 
 from ..data.lists.catalogue import find_dataset
 from ..data.lists.make import make_list
+from ..data.reading import reading_own
 from ..runs.folder import make_folder
 
 # Names that the data sets' folders have as published, beside those of make_list; spelt by _key.
@@ -69,7 +70,9 @@ def task_list(dataset: str, folder: Path, out: Path) -> TaskList:
         note = _make(dataset, folder, path)
         with replacing(notes) as partial:
             partial.write_text(json.dumps({"note": note}) + "\n", encoding="utf-8")
-    return _read(path, json.loads(notes.read_text(encoding="utf-8"))["note"])
+    with reading_own(notes, "Delete it: the list is then made again."):
+        note = json.loads(notes.read_text(encoding="utf-8"))["note"]
+    return _read(path, str(note))
 
 
 def _make(dataset: str, folder: Path, path: Path) -> str:

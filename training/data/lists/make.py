@@ -10,12 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2d_hub.corpus.tables import PART_COLUMNS
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
 from ..entry import LABEL_SEPARATOR
 from ..listing import FolderListing
-from ..parts import PART_COLUMNS
 from .catalogue import find_dataset, find_variant
 from .dataset import ALL, ListRow, Request, Variant
 

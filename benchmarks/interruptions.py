@@ -1,0 +1,293 @@
+"""Commands that are killed, stopped, or run out of disk: nothing lost, and an end as if unbroken.
+
+    python benchmarks/interruptions.py WORK [--times 20] [--only embed-npz finetune]
+
+Each command is run once unbroken. Then it is interrupted ``--times`` times at random moments (seeded), by
+SIGKILL and SIGTERM in turn, and started again each time; whenever it comes to its end, that is compared with
+the unbroken end, and it begins anew. Where the machine lets a small tmpfs be mounted (as root), it is last
+run on a disk that is too small, which must be told, and goes on with room. The table goes to
+benchmarks/results/interruptions.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import math
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from safetensors.numpy import load_file
+
+RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
+NUM_CLIPS = 48
+RATE = 16_000
+PER_RUN = 5  # interruptions, before it may come to its end
+HEAD = """\
+# Interruptions
+
+`python benchmarks/interruptions.py WORK`: commands on {clips} clips with m2d-mini, interrupted at random
+moments between their start and their end, started again each time. "Equal": runs that came to their end and
+are as the unbroken one, byte for byte, but for the seconds they took. "Disk full": what was said on a disk of
+half the room, and whether the run went on with more to the same end.
+
+| command | interruptions | SIGKILL | SIGTERM, exit status | ends equal | disk full |
+|---|---:|---:|---|---:|---|
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What is run, into which output, and what counts of it."""
+
+    arguments: list[str]
+    out: str  # name within the working folder
+    contents: Callable[[Path], Any]
+    is_at_once: bool = False  # the output is there once it is whole, and is then not written again
+
+
+@dataclass
+class Found:
+    """What became of a command's interruptions."""
+
+    signals: Counter[str] = field(default_factory=Counter)
+    statuses: Counter[int] = field(default_factory=Counter)  # after SIGTERM
+    ends: list[bool] = field(default_factory=list)  # whether each was equal
+    disk: str = "not tried"
+
+
+def make_clips(folder: Path) -> Path:
+    """Tones of four classes in noise, 1 to 4 s, and their list."""
+    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number in range(NUM_CLIPS):
+        time_s = np.arange(int(RATE * rng.uniform(1, 4))) / RATE
+        wave = 0.2 * np.sin(2 * np.pi * 220 * 2 ** (number % 4) * time_s) + rng.normal(0, 0.02, len(time_s))
+        soundfile.write(folder / f"{number:02}.wav", wave, RATE)
+        split = ("train", "train", "valid", "test")[number // 4 % 4]
+        rows.append([f"{number:02}.wav", f"tone {number % 4}", split])
+    with (folder / "list.csv").open("w", newline="", encoding="utf-8") as lines:
+        csv.writer(lines).writerows([["file", "label", "split"], *rows])
+    return folder / "list.csv"
+
+
+def without_times(value: Any) -> Any:
+    """JSON without what is never the same twice: seconds, and the place of the run."""
+    if isinstance(value, dict):
+        return {key: without_times(part) for key, part in value.items() if "second" not in key}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
+
+
+def embedded(path: Path) -> Any:
+    """Embeddings by file, of any format."""
+    if path.is_dir():
+        return {each.name: each.read_bytes() for each in path.glob("*.npy")}
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return {name: arrays[name].tobytes() for name in arrays}
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pydict()
+    return {name: array.tobytes() for name, array in load_file(path).items()}
+
+
+def files(*patterns: str) -> Callable[[Path], Any]:
+    """Files of a folder, JSON without times."""
+
+    def contents(folder: Path) -> Any:
+        found: dict[str, Any] = {}
+        for path in sorted(each for pattern in patterns for each in folder.glob(pattern)):
+            name = str(path.relative_to(folder))
+            if path.suffix == ".json":
+                found[name] = without_times(json.loads(path.read_text(encoding="utf-8")))
+            elif path.suffix == ".jsonl":
+                lines = path.read_text(encoding="utf-8").splitlines()
+                found[name] = [without_times(json.loads(line)) for line in lines]
+            else:
+                found[name] = path.read_bytes()
+        return found
+
+    return contents
+
+
+def commands(clips: Path) -> dict[str, Command]:
+    """All commands by name."""
+    hub, train = [sys.executable, "-m", "m2d_hub"], [sys.executable, "-m", "m2d_training"]
+    found = {
+        f"embed-{suffix.lstrip('.') or 'folder'}": Command(
+            [*hub, "embed", str(clips), "--batch-size", "1", "--kind", "frames"], f"out{suffix}", embedded
+        )
+        for suffix in (".npz", ".safetensors", ".parquet", "")
+    }
+    quick = ["--set", "save_every_steps=1", "--set", "batch_size=4"]
+    found["prepare"] = Command([*train, "prepare", str(clips)], "shards", files("*"), is_at_once=True)
+    found["pretrain"] = Command(
+        [*train, "pretrain", "m2d-mini", "--data", str(clips), "--set", "epochs=3", *quick],
+        "run",
+        files("export/*", "metrics.jsonl"),
+    )
+    labelled = ["--model", "m2d-mini", "--data", str(clips)]
+    found["finetune"] = Command(
+        [*train, "finetune", "small", *labelled, "--set", "epochs=3", "--set", "min_steps=0", *quick],
+        "tuned",
+        files("export/*", "report.json", "metrics.jsonl"),
+    )
+    found["linear-eval"] = Command(
+        [*train, "linear-eval", *labelled, "--epochs", "40", "--seeds", "3"],
+        "linear",
+        files("model/*", "report.json"),
+    )
+    return found
+
+
+def start(command: Command, folder: Path) -> subprocess.Popen[str]:
+    """Starts a command on one thread, so that sums are added in one order."""
+    return subprocess.Popen(
+        [*command.arguments, "--out", str(folder / command.out)],
+        env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(command: Command, folder: Path) -> tuple[int, str]:
+    """Runs a command to its end; its exit status and what it said."""
+    child = start(command, folder)
+    said = child.communicate()[1]
+    return child.returncode, said
+
+
+def unbroken(command: Command, folder: Path) -> tuple[Any, float, int]:
+    """The end, the seconds until it, and the bytes that it takes."""
+    begun = time.monotonic()
+    status, said = finish(command, folder)
+    if status:
+        sys.exit(f"{' '.join(command.arguments)} ended with {status}:\n{said}")
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    return command.contents(folder / command.out), time.monotonic() - begun, size
+
+
+def interrupt(command: Command, folder: Path, moment_s: float, number: int) -> tuple[str, int] | None:
+    """Signals a command at a moment; the signal and the exit status, None: it had come to its end."""
+    child = start(command, folder)
+    try:
+        said = child.communicate(timeout=None if math.isinf(moment_s) else moment_s)[1]
+    except subprocess.TimeoutExpired:
+        which = signal.SIGKILL if number % 2 else signal.SIGTERM
+        child.send_signal(which)
+        said = child.communicate()[1]
+        if child.returncode not in (0, -which, 128 + which):
+            sys.exit(f"{which.name} made {' '.join(command.arguments)} end with {child.returncode}:\n{said}")
+        return which.name, child.returncode
+    if child.returncode:
+        sys.exit(f"{' '.join(command.arguments)} did not go on:\n{said}")
+    return None
+
+
+def interruptions(command: Command, work: Path, times: int, whole: Any, seconds: float) -> Found:
+    """Interrupts a command so many times, and compares each of its ends."""
+    found, moments = Found(), random.Random(0)
+    while found.signals.total() < times:
+        folder = Path(tempfile.mkdtemp(dir=work))
+        for tried in itertools.count():
+            moment_s = moments.uniform(0.1, 1.0) * seconds if tried < PER_RUN else math.inf
+            told = interrupt(command, folder, moment_s, found.signals.total())
+            if told is None:
+                break
+            found.signals[told[0]] += 1
+            if told[0] == "SIGTERM":
+                found.statuses[told[1]] += 1
+            if command.is_at_once and (folder / command.out).exists():
+                break
+        found.ends.append(command.contents(folder / command.out) == whole)
+        shutil.rmtree(folder)
+    return found
+
+
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A disk of so many bytes at ``folder``."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
+    """Runs a command on half the room that it needs, then goes on with enough."""
+    folder = Path(tempfile.mkdtemp(dir=work))
+    try:
+        with small_disk(folder, max(size // 2, 4096)):
+            status, said = finish(command, folder)
+            told = said.strip().splitlines()[-1] if said.strip() else ""
+            if not status or "no space left" not in told.lower() or "Traceback" in said:
+                sys.exit(f"{' '.join(command.arguments)} on a full disk ended with {status}:\n{said}")
+            subprocess.run(["mount", "-o", f"remount,size={8 * size + 10**8}", str(folder)], check=True)
+            status, said = finish(command, folder)
+            if status:
+                sys.exit(f"{' '.join(command.arguments)} did not go on after a full disk:\n{said}")
+            is_equal = command.contents(folder / command.out) == whole
+    except subprocess.CalledProcessError:
+        return "not tried"
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return f'"no space left", then {"equal" if is_equal else "NOT EQUAL"}'
+
+
+def row(name: str, found: Found) -> str:
+    """A line of the table."""
+    statuses = ", ".join(f"{status}: {count}" for status, count in sorted(found.statuses.items()))
+    return (
+        f"| {name} | {found.signals.total()} | {found.signals['SIGKILL']} "
+        f"| {found.signals['SIGTERM']} ({statuses}) | {sum(found.ends)} of {len(found.ends)} "
+        f"| {found.disk} |\n"
+    )
+
+
+def main() -> None:
+    """Runs all, and writes the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--only", nargs="*")
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    clips = make_clips(arguments.work / "clips")
+    lines = []
+    for name, command in commands(clips).items():
+        if arguments.only and name not in arguments.only:
+            continue
+        folder = Path(tempfile.mkdtemp(dir=arguments.work))
+        whole, seconds, size = unbroken(command, folder)
+        shutil.rmtree(folder)
+        found = interruptions(command, arguments.work, arguments.times, whole, seconds)
+        found.disk = on_a_full_disk(command, arguments.work, whole, size)
+        lines.append(row(name, found))
+        print(lines[-1], end="", flush=True)
+    if not arguments.only:
+        RESULTS.write_text(HEAD.format(clips=NUM_CLIPS) + "".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
