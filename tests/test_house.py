@@ -26,7 +26,7 @@ HUB_LAYERS = [
         "nn",
         "inference",
     ),
-    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
+    *("pretrained", ("export", "stream"), "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
 ]
 TRAINING_LAYERS = [
     *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
@@ -44,6 +44,7 @@ HEAVY = {
     "ray",
     "scipy",
     "sklearn",
+    "sounddevice",
     "soundfile",
     "tensorboard",
     "timm",
