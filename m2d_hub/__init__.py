@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from m2d_hub.pretrained.cache import model_info
     from m2d_hub.pretrained.registry import ModelInfo, list_models
     from m2d_hub.results import Frames, Tag
+    from m2d_hub.stream import Stream, StreamWindow
     from m2d_hub.zero_shot import classify_by_text
 
 # Loaded when first asked for: the model needs huggingface_hub, which takes 0.2 s to import.
@@ -47,6 +48,8 @@ _HOMES = {
     "ModelConfig": "config",
     "ModelInfo": "pretrained.registry",
     "Source": "corpus.sources",
+    "Stream": "stream",
+    "StreamWindow": "stream",
     "Summary": "corpus.embed_files",
     "Tag": "results",
     "UnknownModelError": "errors",
@@ -76,6 +79,8 @@ __all__ = [
     "ModelConfig",
     "ModelInfo",
     "Source",
+    "Stream",
+    "StreamWindow",
     "Summary",
     "Tag",
     "UnknownModelError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,9 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from m2d_hub.audio.clips import Clip, open_audio
+from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.audio.clips import AudioClip, open_audio
+from m2d_hub.audio.given import Channels
 from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.errors import ConfigError
@@ -39,6 +42,7 @@ from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoin
 from m2d_hub.pretrained.locate import locate_pretrained
 from m2d_hub.pretrained.model_card import Metrics, model_card, push_options
 from m2d_hub.results import Frames, Tag, require_top_k, top_tags
+from m2d_hub.stream import Stream
 from m2d_hub.windows import Windows
 
 
@@ -200,15 +204,26 @@ class M2D(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def encode_clip(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Tensor:
         """Embeds each clip as the mean of its frames (paper, section III-A2).
 
         Args:
             audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of
-                clips), or a list of any of these, of different lengths. Files of any rate and channel count,
-                read in blocks.
-            sample_rate: Hz of arrays; None means the model's own.
+                clips); one recording with its rate: ``(waveform, rate)``, a mapping with ``array`` and
+                ``sampling_rate`` as in Hugging Face datasets, an ``AudioDecoder`` or ``AudioSamples`` of
+                torchcodec; or a list, a data frame's column or an array of any of these, of different
+                lengths. Files of any rate and channel count, read in blocks.
+            sample_rate: Hz of arrays that come without; None means the model's own.
+            channels: What the rows of a 2-D array are: ``"clips"``; ``"mix"``: the channels of one clip,
+                averaged; None: clips, with a warning where they are two. Where the rate comes with the
+                array, they are channels.
             batch_size: Most windows encoded at once.
             progress: Show a progress bar over the clips.
 
@@ -218,37 +233,57 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             AudioError: A clip is empty, non-finite or unreadable; the message names it.
         """
-        clips = self._open(audio, sample_rate, batch_size)
-        means = ClipMeans(len(clips))
-        for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
-            means.put(batch)
-        return means.means()
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            means = ClipMeans(len(clips))
+            for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
+                means.put(batch)
+            return means.means()
 
     @torch.no_grad()
     def encode_frames(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """Embeds each time frame; arguments as for :meth:`encode_clip`.
 
         Returns:
             Frames with features (B, T, N_F·D) float32.
         """
-        return self._encode_to_frames(audio, self.encoder.frames, sample_rate, batch_size, progress)
+        return self._encode_to_frames(audio, self.encoder.frames, sample_rate, channels, batch_size, progress)
 
     @torch.no_grad()
     def encode_layers(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """As :meth:`encode_frames` for every block; the last one is normalised.
 
         Returns:
             Frames with features (L, B, T, N_F·D) float32.
         """
-        return self._encode_to_frames(audio, self.encoder.layer_frames, sample_rate, batch_size, progress)
+        return self._encode_to_frames(
+            audio, self.encoder.layer_frames, sample_rate, channels, batch_size, progress
+        )
 
     @torch.no_grad()
     def encode_tokens(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """Embeds each patch; arguments as for :meth:`encode_clip`.
 
@@ -256,7 +291,9 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             Frames with features (B, N_F·T, D) float32: window after window, frequency-major within each; mask
             (B, N_F·T) and timestamps (N_F·T,) likewise.
         """
-        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        frames = self.encode_frames(
+            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
+        )
         num_freq = self.config.encoder.grid[0]
 
         def by_window(values: Tensor, pattern: str) -> Tensor:
@@ -276,6 +313,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         audio: Any,
         *,
         sample_rate: int | None = None,
+        channels: Channels | None = None,
         top_k: int = 5,
         batch_size: int = 16,
         progress: bool = False,
@@ -285,16 +323,39 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
+        self.required_head()  # told before any work
+        require_top_k(top_k)
+        clip = self.encode_clip(
+            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
+        )
+        return self.classify_embeddings(clip, top_k=top_k)
+
+    @torch.no_grad()
+    def classify_embeddings(self, clips: Tensor, *, top_k: int = 5) -> list[list[Tag]]:
+        """The ``top_k`` classes of clips that :meth:`encode_clip` embedded, the best first.
+
+        Args:
+            clips: (B, N_F·D), of this model.
+            top_k: Most tags of a clip.
+
+        Raises:
+            ConfigError: The model has no head, or ``top_k`` is less than 1.
+        """
         head = self.required_head()
         require_top_k(top_k)
-        clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
-        logits = head.infer(clip)
+        logits = head.infer(clips)
         labels = self.labels or [str(index) for index in range(logits.shape[1])]
         return top_tags(logits, head.scores(logits), labels, top_k)
 
     @torch.no_grad()
     def classify_frames(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """Scores of all classes over time, for detection; arguments as for :meth:`encode_clip`.
 
@@ -305,7 +366,9 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             ConfigError: The model has no head.
         """
         head = self.required_head()
-        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        frames = self.encode_frames(
+            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
+        )
         logits = head.infer(frames.features.flatten(0, 1))
         scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
         return Frames(scores, frames.mask, frames.timestamps_s)
@@ -316,6 +379,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         audio: Any,
         *,
         sample_rate: int | None = None,
+        channels: Channels | None = None,
         batch_size: int = 16,
         progress: bool = False,
         normalize: bool = False,
@@ -325,6 +389,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Args:
             audio: Clips, as for :meth:`encode_clip`.
             sample_rate: Of arrays and tensors, in Hz; None: the model's.
+            channels: As for :meth:`encode_clip`.
             batch_size: Windows that are encoded at a time.
             progress: Show a bar.
             normalize: Scale each embedding to unit length.
@@ -338,6 +403,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         clap = self.required_clap()
         options: dict[str, Any] = {
             "sample_rate": sample_rate,
+            "channels": channels,
             "batch_size": batch_size,
             "progress": progress,
         }
@@ -371,6 +437,20 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         """
         embeddings = self.required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
+
+    def stream(self, sample_rate: int | None = None, hop_s: float | None = None) -> Stream:
+        """Begins to listen to audio that arrives block by block.
+
+        Args:
+            sample_rate: Hz of the blocks; None means the model's own.
+            hop_s: Seconds from one window to the next, rounded to whole frames; None: windows stand one after
+                another, as in :meth:`encode_frames`. A shorter hop gives answers sooner and costs more.
+
+        Raises:
+            AudioError: The rate cannot be resampled.
+            ConfigError: ``hop_s`` is not above 0, or longer than the window, or there is no fixed window.
+        """
+        return Stream(self, sample_rate, hop_s)
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Writes an ONNX file: waveform in, frames out, the frontend included, any batch size and length.
@@ -468,26 +548,37 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         with plain_tensors():
             return cls.from_checkpoint(load_checkpoint(path), path)
 
-    def _open(self, audio: Any, sample_rate: int | None, batch_size: int) -> list[Clip]:
+    @contextlib.contextmanager
+    def _reading(
+        self, audio: Any, sample_rate: int | None, channels: Channels | None, batch_size: int
+    ) -> Iterator[list[AudioClip]]:
+        """The clips of a call, whose files are read ahead until the end of the ``with``."""
         require(batch_size in POSITIVE_INTEGER, f"batch_size must be {POSITIVE_INTEGER}, got {batch_size!r}.")
-        return open_audio(audio, self.sample_rate, sample_rate)
+        given = audio if isinstance(audio, list) else [audio]
+        if given and all(isinstance(clip, AudioClip) for clip in given):  # opened by a job of many calls
+            yield given
+            return
+        clips = open_audio(audio, self.sample_rate, sample_rate, channels)
+        with ReadAhead(device=self.device) as reader:
+            yield [reader.add(clip) for clip in clips]
 
     def _encode_to_frames(
         self,
         audio: Any,
         encode: Callable[[Tensor], Tensor],
         sample_rate: int | None,
+        channels: Channels | None,
         batch_size: int,
         progress: bool,
     ) -> Frames:
-        clips = self._open(audio, sample_rate, batch_size)
-        store = FrameStore(len(clips), self._expected_tokens(max(clip.expected_samples for clip in clips)))
-        for batch in self._encode_clips(clips, encode, batch_size, progress):
-            store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
-        return self._frames(store)
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            store = FrameStore(len(clips), self._expected_tokens(max(c.expected_samples for c in clips)))
+            for batch in self._encode_clips(clips, encode, batch_size, progress):
+                store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
+            return self._frames(store)
 
     def _encode_clips(
-        self, clips: list[Clip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
+        self, clips: list[AudioClip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
         shown = tqdm(clips, unit="clip", disable=not progress)
         windows = read_windows(shown, self.frontend, self.windows, self.device)

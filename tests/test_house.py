@@ -28,7 +28,16 @@ HUB_LAYERS = [
         "nn",
         "inference",
     ),
-    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", ("clients", "demo"), "cli"),
+    *(
+        "pretrained",
+        ("export", "stream"),
+        "model",
+        "hub",
+        ("plots", "zero_shot"),
+        "corpus",
+        ("clients", "demo"),
+        "cli",
+    ),
 ]
 TRAINING_LAYERS = [
     *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
@@ -47,6 +56,7 @@ HEAVY = {
     "ray",
     "scipy",
     "sklearn",
+    "sounddevice",
     "soundfile",
     "tensorboard",
     "timm",
