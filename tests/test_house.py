@@ -28,16 +28,8 @@ HUB_LAYERS = [
         "nn",
         "inference",
     ),
-    *(
-        "pretrained",
-        ("export", "stream"),
-        "model",
-        "hub",
-        ("plots", "zero_shot"),
-        "corpus",
-        ("clients", "demo"),
-        "cli",
-    ),
+    *("pretrained", ("export", "stream"), "model", "hub", ("plots", "zero_shot"), "corpus"),
+    *(("clients", "demo"), "cli"),
 ]
 TRAINING_LAYERS = [
     *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
