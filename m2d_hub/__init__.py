@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
     from m2d_hub.corpus.embed_files import Summary, embed_files
+    from m2d_hub.corpus.search import Match, search
     from m2d_hub.corpus.sources import Source, find_sources
     from m2d_hub.errors import (
         AudioError,
@@ -43,6 +44,7 @@ _HOMES = {
     "FrontendConfig": "config",
     "HeadConfig": "config",
     "M2DError": "errors",
+    "Match": "corpus.search",
     "ModelConfig": "config",
     "ModelInfo": "pretrained.registry",
     "Source": "corpus.sources",
@@ -57,6 +59,7 @@ _HOMES = {
     "list_models": "pretrained.registry",
     "load_model": "hub",
     "model_info": "pretrained.cache",
+    "search": "corpus.search",
 }
 
 __all__ = [
@@ -72,6 +75,7 @@ __all__ = [
     "FrontendConfig",
     "HeadConfig",
     "M2DError",
+    "Match",
     "ModelConfig",
     "ModelInfo",
     "Source",
@@ -87,6 +91,7 @@ __all__ = [
     "list_models",
     "load_model",
     "model_info",
+    "search",
 ]
 
 _SUBMODULES = ("clients", "export", "plots")  # public ones; the rest is internal

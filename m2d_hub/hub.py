@@ -33,6 +33,7 @@ def load_model(
     cache_dir: str | os.PathLike[str] | None = None,
     revision: str | None = None,
     local_files_only: bool = False,
+    token: str | bool | None = None,
 ) -> M2D:
     """Loads a pre-trained model, in eval mode.
 
@@ -54,6 +55,7 @@ def load_model(
         cache_dir: Where downloads and converted weights are kept.
         revision: Branch, tag or commit of a Hugging Face repository.
         local_files_only: Use what is on disk; never the network.
+        token: For private Hugging Face repositories; None: the one that ``hf auth login`` kept.
 
     Returns:
         The model on ``device``, in eval mode.
@@ -70,7 +72,9 @@ def load_model(
             f"dtype must be torch.float32, torch.bfloat16, torch.float16 or 'int8', got {dtype!r}."
         )
     device = _choose_device(device, dtype)
-    path = locate(name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only)
+    path = locate(
+        name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only, token=token
+    )
     with plain_tensors():
         model = M2D.from_checkpoint(_with_statistics(read_weights(path, sample_rate), mean, std), path)
         _fit(model, name, window_s, num_classes, sample_rate)

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from m2d_hub.audio.ahead import ReadAhead
 from m2d_hub.audio.clips import AudioClip, open_audio
+from m2d_hub.audio.given import Channels
 from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.errors import ConfigError
@@ -203,15 +204,26 @@ class M2D(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def encode_clip(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Tensor:
         """Embeds each clip as the mean of its frames (paper, section III-A2).
 
         Args:
             audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of
-                clips), or a list of any of these, of different lengths. Files of any rate and channel count,
-                read in blocks.
-            sample_rate: Hz of arrays; None means the model's own.
+                clips); one recording with its rate: ``(waveform, rate)``, a mapping with ``array`` and
+                ``sampling_rate`` as in Hugging Face datasets, an ``AudioDecoder`` or ``AudioSamples`` of
+                torchcodec; or a list, a data frame's column or an array of any of these, of different
+                lengths. Files of any rate and channel count, read in blocks.
+            sample_rate: Hz of arrays that come without; None means the model's own.
+            channels: What the rows of a 2-D array are: ``"clips"``; ``"mix"``: the channels of one clip,
+                averaged; None: clips, with a warning where they are two. Where the rate comes with the
+                array, they are channels.
             batch_size: Most windows encoded at once.
             progress: Show a progress bar over the clips.
 
@@ -221,7 +233,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             AudioError: A clip is empty, non-finite or unreadable; the message names it.
         """
-        with self._reading(audio, sample_rate, batch_size) as clips:
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
             means = ClipMeans(len(clips))
             for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
                 means.put(batch)
@@ -229,29 +241,49 @@ class M2D(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def encode_frames(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """Embeds each time frame; arguments as for :meth:`encode_clip`.
 
         Returns:
             Frames with features (B, T, N_F·D) float32.
         """
-        return self._encode_to_frames(audio, self.encoder.frames, sample_rate, batch_size, progress)
+        return self._encode_to_frames(audio, self.encoder.frames, sample_rate, channels, batch_size, progress)
 
     @torch.no_grad()
     def encode_layers(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """As :meth:`encode_frames` for every block; the last one is normalised.
 
         Returns:
             Frames with features (L, B, T, N_F·D) float32.
         """
-        return self._encode_to_frames(audio, self.encoder.layer_frames, sample_rate, batch_size, progress)
+        return self._encode_to_frames(
+            audio, self.encoder.layer_frames, sample_rate, channels, batch_size, progress
+        )
 
     @torch.no_grad()
     def encode_tokens(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """Embeds each patch; arguments as for :meth:`encode_clip`.
 
@@ -259,7 +291,9 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             Frames with features (B, N_F·T, D) float32: window after window, frequency-major within each; mask
             (B, N_F·T) and timestamps (N_F·T,) likewise.
         """
-        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        frames = self.encode_frames(
+            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
+        )
         num_freq = self.config.encoder.grid[0]
 
         def by_window(values: Tensor, pattern: str) -> Tensor:
@@ -279,6 +313,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         audio: Any,
         *,
         sample_rate: int | None = None,
+        channels: Channels | None = None,
         top_k: int = 5,
         batch_size: int = 16,
         progress: bool = False,
@@ -290,7 +325,9 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         """
         self.required_head()  # told before any work
         require_top_k(top_k)
-        clip = self.encode_clip(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        clip = self.encode_clip(
+            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
+        )
         return self.classify_embeddings(clip, top_k=top_k)
 
     @torch.no_grad()
@@ -312,7 +349,13 @@ class M2D(nn.Module, PyTorchModelHubMixin):
 
     @torch.no_grad()
     def classify_frames(
-        self, audio: Any, *, sample_rate: int | None = None, batch_size: int = 16, progress: bool = False
+        self,
+        audio: Any,
+        *,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
     ) -> Frames:
         """Scores of all classes over time, for detection; arguments as for :meth:`encode_clip`.
 
@@ -323,7 +366,9 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             ConfigError: The model has no head.
         """
         head = self.required_head()
-        frames = self.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress)
+        frames = self.encode_frames(
+            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
+        )
         logits = head.infer(frames.features.flatten(0, 1))
         scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
         return Frames(scores, frames.mask, frames.timestamps_s)
@@ -334,6 +379,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         audio: Any,
         *,
         sample_rate: int | None = None,
+        channels: Channels | None = None,
         batch_size: int = 16,
         progress: bool = False,
         normalize: bool = False,
@@ -343,6 +389,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Args:
             audio: Clips, as for :meth:`encode_clip`.
             sample_rate: Of arrays and tensors, in Hz; None: the model's.
+            channels: As for :meth:`encode_clip`.
             batch_size: Windows that are encoded at a time.
             progress: Show a bar.
             normalize: Scale each embedding to unit length.
@@ -356,6 +403,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         clap = self.required_clap()
         options: dict[str, Any] = {
             "sample_rate": sample_rate,
+            "channels": channels,
             "batch_size": batch_size,
             "progress": progress,
         }
@@ -501,14 +549,16 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             return cls.from_checkpoint(load_checkpoint(path), path)
 
     @contextlib.contextmanager
-    def _reading(self, audio: Any, sample_rate: int | None, batch_size: int) -> Iterator[list[AudioClip]]:
+    def _reading(
+        self, audio: Any, sample_rate: int | None, channels: Channels | None, batch_size: int
+    ) -> Iterator[list[AudioClip]]:
         """The clips of a call, whose files are read ahead until the end of the ``with``."""
         require(batch_size in POSITIVE_INTEGER, f"batch_size must be {POSITIVE_INTEGER}, got {batch_size!r}.")
         given = audio if isinstance(audio, list) else [audio]
         if given and all(isinstance(clip, AudioClip) for clip in given):  # opened by a job of many calls
             yield given
             return
-        clips = open_audio(audio, self.sample_rate, sample_rate)
+        clips = open_audio(audio, self.sample_rate, sample_rate, channels)
         with ReadAhead(device=self.device) as reader:
             yield [reader.add(clip) for clip in clips]
 
@@ -517,10 +567,11 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         audio: Any,
         encode: Callable[[Tensor], Tensor],
         sample_rate: int | None,
+        channels: Channels | None,
         batch_size: int,
         progress: bool,
     ) -> Frames:
-        with self._reading(audio, sample_rate, batch_size) as clips:
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
             store = FrameStore(len(clips), self._expected_tokens(max(c.expected_samples for c in clips)))
             for batch in self._encode_clips(clips, encode, batch_size, progress):
                 store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from m2d_hub.audio.given import Channels
 from m2d_hub.model import M2D
 from m2d_hub.results import Tag, require_top_k, top_tags
 
@@ -17,6 +18,7 @@ def classify_by_text(
     texts: list[str],
     *,
     sample_rate: int | None = None,
+    channels: Channels | None = None,
     top_k: int = 5,
     batch_size: int = 16,
     progress: bool = False,
@@ -28,6 +30,7 @@ def classify_by_text(
         audio: As for :meth:`m2d_hub.M2D.encode_clip`.
         texts: Descriptions, such as ``"the sound of a dog barking"``.
         sample_rate: Hz of arrays; None means the model's own.
+        channels: As for :meth:`m2d_hub.M2D.encode_clip`.
         top_k: Most texts per clip.
         batch_size: Most windows encoded at once.
         progress: Show a progress bar over the clips.
@@ -43,7 +46,12 @@ def classify_by_text(
     clap = model.required_clap()
     words = model.encode_text(texts, normalize=True)  # (C, E)
     clips = model.encode_audio_text_space(
-        audio, sample_rate=sample_rate, batch_size=batch_size, progress=progress, normalize=True
+        audio,
+        sample_rate=sample_rate,
+        channels=channels,
+        batch_size=batch_size,
+        progress=progress,
+        normalize=True,
     )  # (B, E)
     logits = clap.logit_scale.exp().float().cpu() * clips @ words.T  # (B, C)
     return top_tags(logits, logits.softmax(dim=-1), texts, top_k)

@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import tempfile
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decoding import BLOCK_VALUES, decode, read_header
+from m2d_hub.audio.given import Channels, Given, unpack
 from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
-from m2d_hub.audio.waveforms import checked, is_numbers, to_waveform
+from m2d_hub.audio.waveforms import checked, to_clips, to_mono
 from m2d_hub.errors import AudioError
 
 # What cannot be read, or only with PyAV, is looked for as well, so that it is reported, not passed over.
@@ -69,24 +71,28 @@ class Clip(AudioClip):
     """One piece of audio, not yet read: a file, or a waveform in memory."""
 
     name: str  # for messages: the path, or the place in the caller's list
-    source: Any  # path, file object, or mono float32 waveform (S,)
+    source: Any  # path, file object, decoder of torchcodec, or mono float32 waveform (S,)
     source_rate: int  # Hz
     sample_rate: int  # Hz wanted
     expected_samples: int  # at sample_rate, as announced by the source
     frames: tuple[int, int | None] = (0, None)  # of the file: the first, and the one after the last
 
     def blocks(self) -> Iterator[Tensor]:
-        raw = (
-            _split(self.source)
-            if isinstance(self.source, Tensor)
-            else decode(self.source, self.name, *self.frames)
-        )
         empty = True
-        for block in resample(checked(raw, self.name), self.source_rate, self.sample_rate):
+        raw = checked(self._raw(*self.frames), self.name)
+        for block in resample(raw, self.source_rate, self.sample_rate):
             empty = empty and not len(block)
             yield block
         if empty:
             raise AudioError(f"{self.name} is empty: it holds no samples.")
+
+    def _raw(self, first: int, stop: int | None) -> Iterator[Tensor]:
+        """Blocks (s,) of the source's samples ``first`` to ``stop``, at its rate."""
+        if isinstance(self.source, Tensor):
+            return _split(self.source[first:stop])
+        if isinstance(self.source, Path) or hasattr(self.source, "read"):
+            return decode(self.source, self.name, first, stop)
+        return _split(_decoded(self.source, self.name)[first:stop])
 
 
 def read_part(clip: Clip, start: int, stop: int) -> Tensor:
@@ -108,42 +114,40 @@ def read_part(clip: Clip, start: int, stop: int) -> Tensor:
     step_in, step_out, context = steps(clip.source_rate, clip.sample_rate)
     margin = -(-context // step_in)
     first, last = max(0, start // step_out - margin), -(-stop // step_out) + margin
-    if isinstance(clip.source, Tensor):
-        raw = _split(clip.source[first * step_in : last * step_in])
-    else:
-        begin, end = clip.frames
-        until = begin + last * step_in
-        raw = decode(
-            clip.source, clip.name, begin + first * step_in, until if end is None else min(until, end)
-        )
+    begin, end = clip.frames
+    until = begin + last * step_in
+    raw = clip._raw(begin + first * step_in, until if end is None else min(until, end))
     blocks = list(resample(checked(raw, clip.name), clip.source_rate, clip.sample_rate))
     part = torch.cat(blocks) if blocks else torch.zeros(0)
     return part[start - first * step_out : stop - first * step_out]
 
 
-def open_audio(audio: Any, sample_rate: int, array_rate: int | None = None) -> list[Clip]:
+def open_audio(
+    audio: Any, sample_rate: int, array_rate: int | None = None, channels: Channels | None = None
+) -> list[Clip]:
     """Sorts out what a caller handed over.
 
     Args:
-        audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of clips), or
-            a list of any of these. Integer arrays are scaled to [-1, 1).
+        audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of clips);
+            one recording with its rate: a pair ``(waveform, rate)``, a mapping with ``array`` and
+            ``sampling_rate``, a decoder or samples of torchcodec; or a list, a data frame's column or an
+            array of any of these. Integers are scaled to [-1, 1).
         sample_rate: Hz wanted.
-        array_rate: Hz of arrays; None means ``sample_rate``. Files carry theirs.
+        array_rate: Hz of arrays that come without; None means ``sample_rate``. Files carry theirs.
+        channels: What the rows of a 2-D array that comes without a rate are: ``"clips"``; ``"mix"``: the
+            channels of one clip, averaged; None: clips, with a warning where they are two. Of what carries
+            its rate they are channels.
 
     Raises:
         AudioError: Something is missing, unreadable, empty, or of a shape, type or rate that cannot be used.
+        ConfigError: ``channels`` is none of these.
     """
     array_rate = sample_rate if array_rate is None else check_rate(array_rate, "sample_rate")
-    if isinstance(audio, (list, tuple)) and not is_numbers(audio):
-        if not audio:
-            raise AudioError("an empty list was given; give at least one path or waveform.")
-        parts = [(item, f"input {index}") for index, item in enumerate(audio)]
-    else:
-        parts = [(audio, "the audio")]
-    return [clip for item, name in parts for clip in _open_one(item, name, sample_rate, array_rate)]
+    return [clip for given in unpack(audio, channels) for clip in _open_one(given, sample_rate, array_rate)]
 
 
-def _open_one(item: Any, name: str, sample_rate: int, array_rate: int) -> list[Clip]:
+def _open_one(given: Given, sample_rate: int, array_rate: int) -> list[Clip]:
+    item, name = given.source, given.name
     if isinstance(item, (str, os.PathLike)):
         part = item if isinstance(item, AudioPart) else None
         return [_open_file(_check_path(Path(item)), str(item), sample_rate, part)]
@@ -154,16 +158,32 @@ def _open_one(item: Any, name: str, sample_rate: int, array_rate: int) -> list[C
         raise AudioError(
             f"{name} is raw bytes; wrap an encoded file as io.BytesIO(data), or give a path or an array."
         )
-    waveform = to_waveform(item, name)
-    rows = [waveform] if waveform.ndim == 1 else list(waveform)
-    clips = []
-    for index, row in enumerate(rows):
-        row_name = name if waveform.ndim == 1 else f"row {index} of {name}"
-        if not len(row):
-            raise AudioError(f"{row_name} is empty: it holds no samples.")
-        expected = resampled_length(len(row), array_rate, sample_rate)
-        clips.append(Clip(row_name, row, array_rate, sample_rate, expected))
-    return clips
+    rate = given.rate or array_rate
+    if hasattr(item, "get_all_samples"):
+        seconds = getattr(getattr(item, "metadata", None), "duration_seconds", None) or 0.0
+        return [
+            Clip(name, item, rate, sample_rate, resampled_length(round(seconds * rate), rate, sample_rate))
+        ]
+    return [
+        Clip(row_name, row, rate, sample_rate, resampled_length(len(row), rate, sample_rate))
+        for row_name, row in _rows(given)
+    ]
+
+
+def _rows(given: Given) -> list[tuple[str, Tensor]]:
+    """The clips of an array, with their names."""
+    if given.rows == "mix":
+        return [(given.name, to_mono(given.source, given.name))]
+    waveform = to_clips(given.source, given.name)
+    if waveform.ndim == 1:
+        return [(given.name, waveform)]
+    if given.rows is None and len(waveform) == 2:
+        warnings.warn(
+            "an array of two rows is taken for two clips. Where its rows are the two channels of one "
+            "recording, as torchaudio.load gives it, say channels='mix'; where not, channels='clips'.",
+            stacklevel=2,
+        )
+    return [(f"row {index} of {given.name}", row) for index, row in enumerate(waveform)]
 
 
 def _open_file(source: Path | BinaryIO, name: str, sample_rate: int, part: AudioPart | None = None) -> Clip:
@@ -228,3 +248,16 @@ def _seekable(file: Any, name: str) -> BinaryIO:
 
 def _split(waveform: Tensor) -> Iterator[Tensor]:
     yield from waveform.split(BLOCK_VALUES)
+
+
+def _decoded(decoder: Any, name: str) -> Tensor:
+    """All samples of a decoder of torchcodec, mono.
+
+    Raises:
+        AudioError: It cannot decode them, or there are none.
+    """
+    try:
+        samples = decoder.get_all_samples().data
+    except (RuntimeError, ValueError) as error:
+        raise AudioError(f"{name} cannot be decoded by its decoder ({error}).") from error
+    return to_mono(samples, name)

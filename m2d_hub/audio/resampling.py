@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Iterator
 from fractions import Fraction
 from functools import lru_cache
+from importlib.metadata import requires
 from typing import Any
 
 import numpy as np
@@ -58,11 +61,18 @@ def _resampler(numerator: int, denominator: int) -> Any:
     except (ImportError, OSError, RuntimeError) as error:
         raise M2DError(
             f"torchaudio, which resamples audio, does not load with torch {torch.__version__} ({error}). "
-            "Install a pair that belongs together, for instance: pip install 'torch>=2.11,<2.15' "
-            "'torchaudio>=2.11,<2.12'"
+            f"Install a pair of one kind: {_install_a_pair()}"
         ) from error
     with plain_tensors():
         return torchaudio.transforms.Resample(orig_freq=denominator, new_freq=numerator)
+
+
+def _install_a_pair() -> str:
+    """The command for torch and torchaudio within this package's bounds, of the kind that torch is now."""
+    pair = [need for need in requires("m2d-hub") or () if re.match(r"torch(audio)?\b(?!.*;)", need)]
+    is_for_cpu = torch.version.cuda is None and torch.version.hip is None
+    index = " --index-url https://download.pytorch.org/whl/cpu" if is_for_cpu else ""
+    return f"pip install --force-reinstall {' '.join(map(shlex.quote, pair))}{index}"
 
 
 def steps(source_rate: int, sample_rate: int) -> tuple[int, int, int]:

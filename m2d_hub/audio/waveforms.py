@@ -33,29 +33,78 @@ def checked(blocks: Iterator[Tensor], name: str) -> Iterator[Tensor]:
         yield block
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is one number of Python or numpy."""
+    return isinstance(value, (int, float, np.number))
+
+
 def is_numbers(values: Sequence[Any]) -> bool:
     """Whether a list is one waveform, sample by sample."""
-    return bool(values) and all(isinstance(value, (int, float, np.number)) for value in values)
+    return len(values) > 0 and all(map(is_number, values))
+
+
+def to_clips(item: Any, name: str) -> Tensor:
+    """A waveform (S,), or a batch of them (B, S), float32, from an array, a tensor or numbers.
+
+    Raises:
+        AudioError: The shape or the type is none of audio, or it is empty; the message has ``name``.
+    """
+    waveform = _with_samples(to_waveform(item, name), name)
+    if _is_samples_first(waveform):
+        raise AudioError(
+            f"{name} has shape {tuple(waveform.shape)}, which looks like (samples, channels); a 2-D array is "
+            "a batch (clips, samples): say channels='mix' to average the channels."
+        )
+    return waveform
+
+
+def to_mono(item: Any, name: str) -> Tensor:
+    """A float32 waveform (S,) from one, or from (channels, S) or (S, channels), which are averaged.
+
+    Samples are taken to come first where there are more than 1,000 rows, of at most 8 numbers.
+
+    Raises:
+        AudioError: As for :func:`to_clips`.
+    """
+    waveform = _with_samples(to_waveform(item, name), name)
+    return waveform if waveform.ndim == 1 else waveform.mean(dim=1 if _is_samples_first(waveform) else 0)
+
+
+def scaled(waveform: Tensor, name: str) -> Tensor:
+    """Samples of any type as float32, where they are; integers are scaled to [-1, 1).
+
+    Raises:
+        AudioError: The type is none of audio; the message has ``name``.
+    """
+    if waveform.dtype in _INTEGER_SCALE:
+        floats = waveform.float() / _INTEGER_SCALE[waveform.dtype]
+        return floats - 1 if waveform.dtype is torch.uint8 else floats
+    if not waveform.is_floating_point():
+        raise AudioError(
+            f"{name} has type {waveform.dtype}; give floats in [-1, 1], or int16, int32 or uint8 samples."
+        )
+    return waveform.float()
 
 
 def to_waveform(item: Any, name: str) -> Tensor:
-    """A float32 tensor (S,) or (B, S) from an array, a tensor or numbers; integers are scaled to [-1, 1).
-
-    Raises:
-        AudioError: The shape or the type is none of audio; the message has ``name``.
-    """
+    """As :func:`to_clips`, but it may be empty, as a block of a stream may."""
     waveform = _to_tensor(item, name)
     if waveform.ndim not in (1, 2):
         raise AudioError(
             f"{name} has shape {tuple(waveform.shape)}; give a waveform (samples,) or a batch (clips, "
             "samples)."
         )
-    if waveform.ndim == 2 and waveform.shape[1] <= 8 and waveform.shape[0] > 1_000:
-        raise AudioError(
-            f"{name} has shape {tuple(waveform.shape)}, which looks like (samples, channels); a 2-D array is "
-            "a batch (clips, samples): average the channels first, x.mean(axis=1)."
-        )
-    return _scaled(waveform, name)
+    return scaled(waveform, name)
+
+
+def _with_samples(waveform: Tensor, name: str) -> Tensor:
+    if not waveform.numel():
+        raise AudioError(f"{name} is empty: it holds no samples.")
+    return waveform
+
+
+def _is_samples_first(waveform: Tensor) -> bool:
+    return waveform.ndim == 2 and waveform.shape[1] <= 8 and waveform.shape[0] > 1_000
 
 
 def mixed(block: np.ndarray) -> np.ndarray:
@@ -65,16 +114,6 @@ def mixed(block: np.ndarray) -> np.ndarray:
     if block.shape[1] == 2:  # as mean() gives it, in a quarter of the time
         return (block[:, 0] + block[:, 1]) / 2
     return block.mean(axis=1)
-
-
-def to_mono(item: Any, name: str) -> Tensor:
-    """A float32 waveform (S,) from one, or from (channels, S), which are averaged.
-
-    Raises:
-        AudioError: As for :func:`to_waveform`.
-    """
-    waveform = to_waveform(item, name)
-    return waveform if waveform.ndim == 1 else waveform.mean(dim=0)
 
 
 def _to_tensor(item: Any, name: str) -> Tensor:
@@ -114,14 +153,3 @@ def _of_16_bits(array: np.ndarray, name: str) -> np.ndarray:
             "int32, or floats in [-1, 1]."
         )
     return array.astype(np.int16)
-
-
-def _scaled(waveform: Tensor, name: str) -> Tensor:
-    if waveform.dtype in _INTEGER_SCALE:
-        scaled = waveform.float() / _INTEGER_SCALE[waveform.dtype]
-        return scaled - 1 if waveform.dtype is torch.uint8 else scaled
-    if not waveform.is_floating_point():
-        raise AudioError(
-            f"{name} has type {waveform.dtype}; give floats in [-1, 1], or int16, int32 or uint8 samples."
-        )
-    return waveform.float()

@@ -1,8 +1,7 @@
 """Hugging Face datasets: embeddings for ``Dataset.map``, batch by batch.
 
 >>> from m2d_hub.clients.datasets import embed
->>> def add(rows): return {"embedding": embed([audio["array"] for audio in rows["audio"]], 16_000)}
->>> dataset = dataset.cast_column("audio", Audio(sampling_rate=16_000)).map(add, batched=True)
+>>> dataset.map(lambda rows: {"embedding": embed(rows["audio"])}, batched=True)
 
 With ``num_proc``, start processes by spawn (``multiprocess.set_start_method("spawn")``), as torch
 has threads.
@@ -17,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.audio.waveforms import to_mono
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
@@ -25,7 +23,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 def embed(
     waves: Sequence[Any],
-    sampling_rate: int,
+    sampling_rate: int | None = None,
     name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     batch_size: int = 16,
@@ -34,8 +32,9 @@ def embed(
     """Embeds clips; the model is loaded once a process.
 
     Args:
-        waves: Mono clips (S,), of different lengths; ``(channels, S)`` are mixed down.
-        sampling_rate: Hz of all of them.
+        waves: A column of audio, as it comes, or clips (S,) of different lengths; ``(channels, S)`` are
+            mixed down.
+        sampling_rate: Hz of arrays that come without; None means the model's own.
         name: What :func:`m2d_hub.load_model` takes.
         batch_size: Most windows encoded at once.
         device: As for :func:`m2d_hub.load_model`.
@@ -44,8 +43,8 @@ def embed(
         (B, N_F·D) float32.
     """
     model = _model(name, device)  # type: ignore[arg-type]  # paths can be hashed
-    mono = [to_mono(wave, f"clip {index}") for index, wave in enumerate(waves)]
-    return model.encode_clip(mono, sample_rate=sampling_rate, batch_size=batch_size).numpy()
+    clips = model.encode_clip(waves, sample_rate=sampling_rate, channels="mix", batch_size=batch_size)
+    return clips.numpy()
 
 
 @functools.lru_cache(maxsize=2)

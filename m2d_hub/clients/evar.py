@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,16 +17,28 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
+from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import frames_to_tokens
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 from m2d_hub.windows import Windows
+
+# EVAR's names of what the weights fix, and the frontend's
+_SPECTROGRAM = {
+    "sample_rate": "sample_rate",
+    "n_fft": "window_samples",
+    "window_size": "window_samples",
+    "hop_size": "hop_samples",
+    "n_mels": "n_mels",
+    "f_min": "f_min_hz",
+    "f_max": "f_max_hz",
+}
 
 
 class RuntimeM2D(nn.Module):
     """An M2D model behind EVAR's names, differentiable.
 
     Attributes:
-        cfg: What was given, with the sizes and statistics of the model.
+        cfg: The settings that were given, filled in: with ``feature_d``, sizes and statistics of the model.
         backbone: The encoder; its names in checkpoints follow ``backbone.``.
     """
 
@@ -33,8 +46,8 @@ class RuntimeM2D(nn.Module):
         self,
         cfg: Any = None,
         weight_file: str | os.PathLike[str] | None = None,
-        training_mask: float = 0.0,
-        encoder_only: bool = False,
+        training_mask: float | None = None,
+        encoder_only: bool | None = None,
         dur_frames: int | None = None,
         num_classes: int | None = None,
         freeze_embed: bool | None = None,
@@ -43,7 +56,8 @@ class RuntimeM2D(nn.Module):
         """Loads a model on the CPU; EVAR moves it.
 
         Args:
-            cfg: EVAR's settings; ``weight_file`` is taken from there where it is not given.
+            cfg: EVAR's settings, an object with attributes. Each of the arguments below, and ``mean`` and
+                ``std``, is taken from there where it is not given.
             weight_file: What :func:`m2d_hub.load_model` takes; None for ``m2d-mini``.
             training_mask: Share of patches dropped while training; only 0 is known here.
             encoder_only: Drop the head.
@@ -53,28 +67,51 @@ class RuntimeM2D(nn.Module):
             flat_features: Give tokens (B, N_F·T, D) rather than frames (B, T, N_F·D).
 
         Raises:
-            ConfigError: ``training_mask`` is not 0.
+            ConfigError: ``cfg`` has no attributes, ``training_mask`` is not 0, or ``cfg`` has a spectrogram
+                that the weights were not trained with.
         """
         super().__init__()
-        if training_mask:
-            raise ConfigError(
-                f"training_mask must be 0, got {training_mask}; m2d-train finetune drops patches."
-            )
-        name = weight_file or getattr(cfg, "weight_file", None) or DEFAULT_MODEL
-        model = load_model(name, device="cpu", num_classes=num_classes)
-        if dur_frames is not None:
-            model.set_window(dur_frames * model.config.frontend.hop_samples / model.sample_rate)
-        self.frontend, self.backbone = model.frontend, model.encoder
-        self.head = None if encoder_only else model.head
-        self.flat_features = bool(flat_features)
-        if freeze_embed:
+        self.cfg = _checked(cfg)
+
+        def setting(given: Any, name: str) -> Any:
+            return getattr(self.cfg, name, None) if given is None else given
+
+        if masked := setting(training_mask, "training_mask"):
+            raise ConfigError(f"training_mask must be 0, got {masked}; m2d-train finetune drops patches.")
+        name = setting(weight_file, "weight_file") or DEFAULT_MODEL
+        model = load_model(
+            name,
+            device="cpu",
+            num_classes=setting(num_classes, "num_classes"),
+            mean=setting(None, "mean"),
+            std=setting(None, "std"),
+        )
+        if frames := setting(dur_frames, "dur_frames"):
+            model.set_window(frames * model.config.frontend.hop_s)
+        self.frontend, self.backbone, self.clap = model.frontend, model.encoder, model.clap
+        self.head = None if setting(encoder_only, "encoder_only") else model.head
+        self.flat_features = bool(setting(flat_features, "flat_features"))
+        if setting(freeze_embed, "freeze_embed"):
             self.backbone.patch_embed.requires_grad_(False)
-        config = model.config
-        width = config.encoder.embed_dim if self.flat_features else config.encoder.frame_dim
-        known = {"sample_rate": model.sample_rate, "feature_d": width, "weight_file": str(name)}
-        known |= {"input_size": config.encoder.input_size, "patch_size": config.encoder.patch_size}
-        known |= {"mean": config.frontend.mean, "std": config.frontend.std, "n_mels": config.frontend.n_mels}
-        self.cfg = SimpleNamespace(**{**(vars(cfg) if hasattr(cfg, "__dict__") else {}), **known})
+        self._fill_in(str(name))
+
+    def _fill_in(self, name: str) -> None:
+        """Puts what the model fixes into ``cfg``, which EVAR reads again."""
+        frontend, encoder = self.frontend.config, self.backbone.config
+        for theirs, ours in _SPECTROGRAM.items():
+            given, own = getattr(self.cfg, theirs, None), getattr(frontend, ours)
+            if given not in (None, own):
+                raise ConfigError(
+                    f"cfg.{theirs} is {given}, but {name} takes {own}: its spectrogram is that which it was "
+                    "trained with. Set it so, or give weights that were trained with yours."
+                )
+            setattr(self.cfg, theirs, own)
+        layers = getattr(self.cfg, "output_layers", [-1])  # which EVAR stacks; None: all
+        width = encoder.embed_dim if self.flat_features else encoder.frame_dim
+        self.cfg.feature_d = width * (encoder.depth if layers is None else len(layers))
+        self.cfg.weight_file = name
+        self.cfg.input_size, self.cfg.patch_size = encoder.input_size, encoder.patch_size
+        self.cfg.mean, self.cfg.std = frontend.mean, frontend.std
 
     def to_feature(self, wave: Tensor) -> Tensor:
         """Maps waveforms (B, S) to log-mel spectrograms (B, 1, F, T), not normalised."""
@@ -109,6 +146,36 @@ class RuntimeM2D(nn.Module):
         clip = torch.cat([layers[-1] for layers in windows], dim=1).mean(dim=1)
         return self.head(self.head.clip_input(clip))
 
+    def encode_clap_audio(self, wave: Tensor) -> Tensor:
+        """Maps waveforms (B, S) into the space shared with text (B, E)."""
+        return self.project_audio(self.encode(wave))
+
+    def project_audio(self, features: Tensor) -> Tensor:
+        """Maps what :meth:`encode` gives of clips into the space shared with text (B, E).
+
+        Raises:
+            ConfigError: The weights carry no projections.
+        """
+        tokens = features
+        if not self.flat_features:
+            tokens = frames_to_tokens(features, self.backbone.config.grid[0])
+        return self._required_clap().project_audio(tokens)
+
+    def encode_clap_text(self, batch_text: Sequence[str]) -> Tensor:
+        """Maps texts into the space shared with audio (B, E).
+
+        Raises:
+            ConfigError: The weights carry no projections, or transformers is not installed.
+        """
+        return self._required_clap().encode_text(list(batch_text))
+
+    def _required_clap(self) -> Clap:
+        if self.clap is None:
+            raise ConfigError(
+                f"{self.cfg.weight_file} has no projections into a text space. Give 'm2d-clap-2024'."
+            )
+        return self.clap
+
     def _layers(self, log_mel: Tensor) -> list[Tensor]:
         encoded = self._encode_windows(log_mel)
         if self.flat_features:
@@ -119,3 +186,18 @@ class RuntimeM2D(nn.Module):
         """Frames of all layers (L, B, N_T, N_F·D) of each window."""
         windows = Windows.of(self.backbone.config).cut([log_mel])
         return [self.backbone.layer_frames(window) for _, window in windows]
+
+
+def _checked(cfg: Any) -> Any:
+    """Settings with attributes; None: empty ones.
+
+    Raises:
+        ConfigError: They have none.
+    """
+    if cfg is None:
+        return SimpleNamespace()
+    if not hasattr(cfg, "__dict__"):
+        raise ConfigError(
+            f"cfg must have its settings as attributes, as EVAR's EasyDict has, got a {type(cfg).__name__}."
+        )
+    return cfg

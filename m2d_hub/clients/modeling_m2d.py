@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,6 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtra
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
+from m2d_hub.audio.waveforms import is_numbers, to_clips, to_mono
 from m2d_hub.config import EncoderConfig, FrontendConfig, HeadConfig
 from m2d_hub.nn.encoder import initialise_weights
 from m2d_hub.nn.head import Head
@@ -70,7 +70,8 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
         """Makes a batch of one mono clip, or of several of different lengths.
 
         Args:
-            raw_speech: A 1-D array, a 2-D one (a batch of clips), or a list of 1-D arrays.
+            raw_speech: A 1-D array, a 2-D one (a batch of clips), or a list of 1-D arrays. Integers are
+                scaled to [-1, 1).
             sampling_rate: Hz of the clips; another than the model's is refused.
             padding: As for other feature extractors.
             max_length: Samples, with ``truncation`` or ``padding="max_length"``.
@@ -80,16 +81,18 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
 
         Raises:
             ValueError: The rate is not the model's.
+            AudioError: A clip is empty, or no waveform.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(
                 f"this model takes audio at {self.sampling_rate} Hz, but sampling_rate={sampling_rate} was "
                 "given; resample it first."
             )
-        first = raw_speech if isinstance(raw_speech, (np.ndarray, Tensor)) else np.asarray(raw_speech[0])
-        is_batch = first.ndim == 2 or (isinstance(raw_speech, (list, tuple)) and first.ndim == 1)
-        clips = list(raw_speech) if is_batch else [raw_speech]
-        values = {"input_values": [np.asarray(clip, dtype=np.float32) for clip in clips]}
+        if isinstance(raw_speech, (list, tuple)) and raw_speech and not is_numbers(raw_speech):
+            clips = [to_mono(clip, f"clip {index}") for index, clip in enumerate(raw_speech)]
+        else:
+            clips = list(torch.atleast_2d(to_clips(raw_speech, "raw_speech")))
+        values = {"input_values": [clip.numpy() for clip in clips]}
         return self.pad(
             BatchFeature(values),
             padding=padding,
@@ -120,6 +123,10 @@ class M2DPreTrainedModel(PreTrainedModel):
         else:
             initialise_weights(module)
 
+    def _asked(self, given: bool | None, name: str) -> bool:
+        """What a call says of its output, or else the configuration."""
+        return bool(getattr(self.config, name) if given is None else given)
+
 
 class M2DModel(M2DPreTrainedModel):
     """Waveforms to frames."""
@@ -133,20 +140,41 @@ class M2DModel(M2DPreTrainedModel):
         self,
         input_values: Tensor,
         attention_mask: Tensor | None = None,
-        return_dict: bool = True,
-        **_: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Any:
-        """Encodes waveforms (B, S); ``attention_mask`` (B, S) is 1 where they are audio.
+        """Encodes waveforms.
+
+        Args:
+            input_values: Waveforms (B, S).
+            attention_mask: 1 where they are audio (B, S); None: everywhere.
+            output_hidden_states: Give every layer's frames; None: as the configuration says.
+            output_attentions: Not given by this model.
+            return_dict: False: a tuple; None: as the configuration says.
 
         Returns:
             ``last_hidden_state`` (B, T, N_F·D), zero beyond a clip's end, and ``pooler_output`` (B, N_F·D),
-            the mean over each clip's own frames.
+            the mean over each clip's own frames; ``hidden_states``, where asked for: the frames (B, T, N_F·D)
+            of the embedded patches and of each block, the last of which are ``last_hidden_state``.
+
+        Raises:
+            ValueError: Attentions are asked for.
         """
+        if self._asked(output_attentions, "output_attentions"):
+            raise ValueError("M2D does not give attentions; leave output_attentions out.")
         lengths = None if attention_mask is None else attention_mask.sum(dim=1).long()
-        frames, heard = self.windowed(input_values, lengths)
+        hidden_states = None
+        if self._asked(output_hidden_states, "output_hidden_states"):
+            layers, heard = self.windowed.layers(input_values, lengths)
+            hidden_states, frames = tuple(layers.unbind(0)), layers[-1]
+        else:
+            frames, heard = self.windowed(input_values, lengths)
         clip = frames.sum(dim=1) / heard.sum(dim=1, keepdim=True)
-        output = BaseModelOutputWithPooling(last_hidden_state=frames, pooler_output=clip)
-        return output if return_dict else output.to_tuple()
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=frames, pooler_output=clip, hidden_states=hidden_states
+        )
+        return output if self._asked(return_dict, "return_dict") else output.to_tuple()
 
 
 class M2DForAudioClassification(M2DPreTrainedModel):
@@ -165,8 +193,9 @@ class M2DForAudioClassification(M2DPreTrainedModel):
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        return_dict: bool = True,
-        **_: Any,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
     ) -> Any:
         """Classifies waveforms.
 
@@ -174,17 +203,22 @@ class M2DForAudioClassification(M2DPreTrainedModel):
             input_values: Waveforms (B, S), as for :class:`M2DModel`.
             attention_mask: Which samples are the clip's (B, S); None: all.
             labels: Class numbers (B,), or scores (B, num_labels) with ``problem_type`` multi-label.
-            return_dict: False: a tuple.
+            output_hidden_states: As for :class:`M2DModel`.
+            output_attentions: Not given by this model.
+            return_dict: False: a tuple; None: as the configuration says.
 
         Returns:
-            ``logits`` (B, num_labels), and ``loss`` where labels are given.
+            ``logits`` (B, num_labels), ``loss`` where labels are given, ``hidden_states`` where asked for.
+
+        Raises:
+            ValueError: Attentions are asked for.
         """
-        clip = self.m2d(input_values, attention_mask).pooler_output
-        logits = self.head(self.head.clip_input(clip))
+        encoded = self.m2d(input_values, attention_mask, output_hidden_states, output_attentions, True)
+        logits = self.head(self.head.clip_input(encoded.pooler_output))
         loss = None
         if labels is not None and self.config.problem_type == "multi_label_classification":
             loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         elif labels is not None:
             loss = F.cross_entropy(logits, labels)
-        output = SequenceClassifierOutput(loss=loss, logits=logits)
-        return output if return_dict else output.to_tuple()
+        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
+        return output if self._asked(return_dict, "return_dict") else output.to_tuple()

@@ -19,7 +19,6 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 try:
     from mteb.models import ModelMeta
     from mteb.models.abs_encoder import AbsEncoder
-    from mteb.models.modality_collators import AudioCollator
 except ImportError as error:
     raise ConfigError("M2DWrapper needs mteb: pip install 'm2d-hub[mteb]'.") from error
 
@@ -57,21 +56,22 @@ class M2DWrapper(AbsEncoder):
         """
         from tqdm.auto import tqdm
 
-        inputs.collate_fn = _AudioRows(target_sampling_rate=self.model.sample_rate)
-        embeddings = []
-        for batch in tqdm(inputs, disable=not show_progress_bar, desc="M2D"):
-            clips = [np.asarray(audio["array"], dtype=np.float32) for audio in batch["audio"]]
-            embeddings.append(self.model.encode_clip(clips, batch_size=batch_size).numpy())
-        return np.concatenate(embeddings)
+        inputs.collate_fn = _audio_of
+        batches = tqdm(inputs, disable=not show_progress_bar, desc="M2D")
+        return np.concatenate(
+            [self.model.encode_clip(clips, batch_size=batch_size).numpy() for clips in batches]
+        )
 
 
-class _AudioRows(AudioCollator):
-    """Rows of a batch put together, their audio at the model's rate."""
+def _audio_of(rows: list[dict[str, Any]]) -> list[Any]:
+    """The audio of a batch's rows, each with its rate.
 
-    def __call__(self, rows: list[dict[str, Any]]) -> Any:
-        if "audio" not in rows[0]:
-            raise ConfigError(f"M2D embeds audio, but this task gives {', '.join(sorted(rows[0]))}.")
-        return super().__call__(rows)
+    Raises:
+        ConfigError: They have none.
+    """
+    if "audio" not in rows[0]:
+        raise ConfigError(f"M2D embeds audio, but this task gives {', '.join(sorted(rows[0]))}.")
+    return [row["audio"] for row in rows]
 
 
 ORGANISATION = "m2d-hub/"

@@ -63,14 +63,13 @@ class EmbedAudio:
                 "EmbedAudio(column=...)."
             )
         clips = [io.BytesIO(value) if isinstance(value, bytes) else value for value in batch[column]]
-        clips = [str(clip) if isinstance(clip, np.str_) else clip for clip in clips]
         embeddings, errors = self._embed(clips)
         return {**batch, "embedding": embeddings, "error": np.array(errors, dtype=object)}
 
     def _embed(self, clips: list[Any]) -> tuple[np.ndarray, list[str]]:
         try:
             embeddings = self.model.encode_clip(
-                clips, sample_rate=self.sample_rate, batch_size=self.batch_size
+                clips, sample_rate=self.sample_rate, channels="mix", batch_size=self.batch_size
             )
             return embeddings.numpy(), [""] * len(clips)
         except (AudioError, OSError) as error:

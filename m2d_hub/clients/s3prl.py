@@ -1,13 +1,23 @@
 """s3prl: M2D as an upstream of its hub, every block's frames as hidden states.
 
 >>> from m2d_hub.clients.s3prl import register
->>> register()  # then s3prl.hub.m2d_hub(), S3PRLUpstream("m2d_hub"), run_downstream.py -u m2d_hub
+>>> register()  # then s3prl.hub.m2d_hub(), or S3PRLUpstream("m2d_hub") of s3prl.nn
 >>> register("m2d_as", "m2d-as-0.7")
+
+s3prl 0.4.18 imports functions that torchaudio has dropped: :func:`register` lends it their names while it is
+imported, so call that before s3prl is imported. Its scripts, such as run_downstream.py, call these functions
+when they run, which they cannot with any torchaudio that this package takes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -67,13 +77,45 @@ def register(name: str = "m2d_hub", model: str | os.PathLike[str] = DEFAULT_MODE
         ConfigError: s3prl is not installed, or does not load with this torchaudio.
     """
     try:
-        import s3prl.hub
-    except (ImportError, AttributeError) as error:
+        with _names_gone_from_torchaudio():
+            import s3prl.hub
+            import s3prl.nn  # here, where it finds those names
+    except (ImportError, AttributeError, OSError) as error:
+        is_there = find_spec("s3prl") is not None
         raise ConfigError(
-            f"register() needs s3prl, which cannot be imported ({error}): pip install s3prl."
+            f"register() needs s3prl, which {'is installed, but ' if is_there else ''}cannot be imported "
+            f"({error}): {'0.4.18 is the version that was tried' if is_there else 'pip install s3prl'}."
         ) from error
 
     def entry(ckpt: str | os.PathLike[str] | None = None, **options: Any) -> UpstreamExpert:
         return UpstreamExpert(ckpt or model, **options)
 
     setattr(s3prl.hub, name, entry)
+
+
+@contextlib.contextmanager
+def _names_gone_from_torchaudio() -> Iterator[None]:
+    """Lends torchaudio the names that s3prl looks for when it is imported, and takes them back."""
+    import torchaudio
+
+    effects = ModuleType("torchaudio.sox_effects")
+    vars(effects).update(dict.fromkeys(("apply_effects_file", "apply_effects_tensor"), _dropped))
+    has_backends, has_effects = (hasattr(torchaudio, name) for name in ("set_audio_backend", "sox_effects"))
+    if not has_backends:
+        torchaudio.set_audio_backend = lambda backend: None
+    if not has_effects:
+        sys.modules[effects.__name__] = effects
+    try:
+        yield
+    finally:
+        if not has_backends:
+            del torchaudio.set_audio_backend
+        if not has_effects:
+            del sys.modules[effects.__name__]
+
+
+def _dropped(*_: Any, **__: Any) -> None:
+    raise ConfigError(
+        f"this part of s3prl needs torchaudio.sox_effects, which torchaudio {version('torchaudio')} does not "
+        "have any more."
+    )

@@ -54,18 +54,25 @@ class M2DEmbedder(TransformerMixin, BaseEstimator):
         """Embeds clips.
 
         Args:
-            X: A list of paths, a list of arrays of different lengths, an object array of either, or a 2-D
-                array (n, S).
+            X: A list, column or object array of paths or of arrays of different lengths, or a 2-D array
+                (n, S).
 
         Returns:
             (n, N_F·D) float32.
+
+        Raises:
+            ConfigError: X is an array of numbers that is not 2-D.
         """
-        clips = X if isinstance(X, np.ndarray) and X.dtype != object and X.dtype.kind == "f" else list(X)
-        if isinstance(clips, np.ndarray) and clips.ndim != 2:
-            raise ConfigError(f"X must be a list of clips or a 2-D array (n, S), got shape {clips.shape}.")
-        clips = [str(clip) if isinstance(clip, np.str_) else clip for clip in clips]
-        model = self._loaded()
-        return model.encode_clip(clips, sample_rate=self.sample_rate, batch_size=self.batch_size).numpy()
+        is_numeric = isinstance(X, np.ndarray) and X.dtype.kind not in "OUT"
+        if is_numeric and X.ndim != 2:
+            raise ConfigError(f"X must be a list of clips or a 2-D array (n, S), got shape {X.shape}.")
+        clips = self._loaded().encode_clip(
+            list(X) if is_numeric else X,
+            sample_rate=self.sample_rate,
+            channels="mix",
+            batch_size=self.batch_size,
+        )
+        return clips.numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
         """Names ``m2d0``, ``m2d1``, … of the columns."""

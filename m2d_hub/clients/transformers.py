@@ -20,6 +20,7 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.export import windowed_encoder
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
+from m2d_hub.pretrained.model_card import model_card
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 CODE_FILE = "modeling_m2d"
@@ -48,7 +49,8 @@ def save_pretrained(
     """Writes a folder that transformers loads, with m2d_hub (after :func:`register`) or without it.
 
     Args:
-        folder: Gets model.safetensors, config.json, preprocessor_config.json and the code to run them.
+        folder: Gets model.safetensors, config.json, preprocessor_config.json, the code to run them, and a
+            model card that says what it needs.
         name: What :func:`m2d_hub.load_model` takes, or a model.
 
     Raises:
@@ -76,6 +78,7 @@ def save_pretrained(
     _add_to_json(folder / "preprocessor_config.json", {"auto_map": {"AutoFeatureExtractor": extractor}})
     _add_to_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [extractor, None]}})
     (folder / f"{CODE_FILE}.py").write_text(_bundled_code(), encoding="utf-8")
+    model_card(source.config, program="transformers").save(folder / "README.md")
 
 
 def _settings(model: M2D) -> dict[str, Any]:

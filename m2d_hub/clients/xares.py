@@ -14,6 +14,7 @@ import os
 import torch
 from torch import Tensor, nn
 
+from m2d_hub.audio.waveforms import scaled
 from m2d_hub.hub import load_model
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
@@ -32,4 +33,5 @@ class M2DEncoder(nn.Module):
     def forward(self, audio: Tensor) -> Tensor:
         """Maps audio (B, S) or (S,) at ``sampling_rate`` to frames (B, T, output_dim)."""
         with torch.no_grad():
-            return self.model(torch.atleast_2d(audio).to(self.model.device, torch.float32)).features
+            waveform = scaled(torch.atleast_2d(audio), "audio").to(self.model.device)
+            return self.model(waveform).features

@@ -9,6 +9,7 @@ Shapes: N files, D features, T frames, L layers.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -105,11 +106,11 @@ class Npz(Format):
                 rows.close()
 
     def contents(self, path: Path) -> Contents:
-        with reading(path), np.load(path) as arrays:
+        with reading(path), _arrays(path) as arrays:
             return Contents.parse(str(arrays["settings"]), arrays["file"].tolist(), arrays["origin"])
 
     def records(self, path: Path) -> Iterator[Record]:
-        with np.load(path) as arrays:
+        with _arrays(path) as arrays:
             files = arrays["file"].tolist()
             if "embedding" in arrays.files:
                 yield from self._rows(path, files)
@@ -162,6 +163,13 @@ def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     archive.writestr(f"{name}.npy", buffer.getbuffer().tobytes())
+
+
+@contextlib.contextmanager
+def _arrays(path: Path) -> Iterator[Any]:
+    """An archive's arrays; numpy itself leaves a file open that is no archive."""
+    with path.open("rb") as file, np.load(file) as arrays:
+        yield arrays
 
 
 def _write_header(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:

@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from m2d_hub.config import EncoderConfig
@@ -31,11 +30,10 @@ class Attention(nn.Module):
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Maps tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens not to be seen."""
-        query, key, value = rearrange(
-            self.qkv(tokens), "b n (three h c) -> three b h n c", three=3, h=self.num_heads
-        ).unbind(0)
+        qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)  # (B, H, 3, N, D/H)
+        query, key, value = qkv.unbind(2)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, H, N, D/H)
-        return self.proj(rearrange(attended, "b h n c -> b n (h c)"))
+        return self.proj(attended.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -89,7 +87,7 @@ class PatchEmbed(nn.Module):
             tokens = F.conv2d(log_mel.float(), weight.float(), bias, self.proj.stride).to(weight.dtype)
         else:
             tokens = self.proj(log_mel.to(weight.dtype))
-        return rearrange(tokens, "b d f t -> b (f t) d")
+        return tokens.flatten(2).transpose(1, 2)  # (B, N, D)
 
 
 def initialise_weights(module: nn.Module) -> None:
@@ -198,30 +196,30 @@ class Encoder(nn.Module):
         Returns:
             Encoded tokens (B, 1 + N, D), the class token first.
         """
-        tokens = self._with_class_token(tokens)
-        if mask is not None:
-            mask = F.pad(mask, (1, 0), value=True)[:, None, None]
+        tokens, mask = self._with_class_token(tokens, mask)
         for block in self.blocks:
             tokens = block(tokens, mask)
         return self.norm(tokens)
 
-    def encode_layers(self, tokens: Tensor) -> Tensor:
+    def encode_layers(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """As :meth:`encode`, keeping each block's output; the last one is normalised.
 
         Returns:
             Tokens of all layers (L, B, 1 + N, D).
         """
-        tokens = self._with_class_token(tokens)
+        tokens, mask = self._with_class_token(tokens, mask)
         layers = []
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, mask)
             layers.append(tokens)
         layers[-1] = self.norm(tokens)
         return torch.stack(layers)
 
-    def _with_class_token(self, tokens: Tensor) -> Tensor:
+    def _with_class_token(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The class token before the others, and a mask of all (B, 1, 1, 1 + N) for attention."""
         class_token = self.class_token.to(tokens.dtype)
-        return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return tokens, None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None]
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
@@ -239,9 +237,9 @@ def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
     Returns:
         Frames (..., N_T, N_F·D).
     """
-    return rearrange(tokens, "... (f t) d -> ... t (f d)", f=num_freq)
+    return tokens.unflatten(-2, (num_freq, -1)).transpose(-3, -2).flatten(-2)
 
 
 def frames_to_tokens(frames: Tensor, num_freq: int) -> Tensor:
     """The inverse of :func:`tokens_to_frames`: frames (..., N_T, N_F·D) to tokens (..., N_F·N_T, D)."""
-    return rearrange(frames, "... t (f d) -> ... (f t) d", f=num_freq)
+    return frames.unflatten(-1, (num_freq, -1)).transpose(-3, -2).flatten(-3, -2)

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2d_hub.audio.waveforms import scaled
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.plain_tensors import plain_tensors
 
@@ -37,14 +38,17 @@ class LogMelFrontend(nn.Module):
         """Natural logarithm of the mel spectrogram's power, before normalisation.
 
         Args:
-            waveform: (B, S) at ``config.sample_rate``, S >= 1.
+            waveform: (B, S) at ``config.sample_rate``, S >= 1; integers are scaled to [-1, 1).
 
         Returns:
             (B, F, S // hop + 1) float32. Edges are reflected; a waveform too short for that is zero-padded.
+
+        Raises:
+            AudioError: The waveform is of no type of audio.
         """
         num_frames = self.num_frames(waveform.shape[-1])
         half = self.config.window_samples // 2
-        waveform = F.pad(waveform.float(), (0, max(0, half + 1 - waveform.shape[-1])))
+        waveform = F.pad(scaled(waveform, "the waveform"), (0, max(0, half + 1 - waveform.shape[-1])))
         padded = F.pad(waveform, (half, half), mode="reflect")
         return self.log_mel_block(padded)[..., :num_frames]
 

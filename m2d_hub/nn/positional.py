@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 
@@ -51,11 +50,11 @@ def resample_positions(table: Tensor, grid: tuple[int, int], num_time: int) -> T
     if num_time == grid[1]:
         return table
     class_row, patch_rows = table[:, :1], table[:, 1:]
-    patch_rows = rearrange(patch_rows, "1 (f t) d -> 1 d f t", f=grid[0])
+    patch_rows = patch_rows.transpose(1, 2).unflatten(2, grid)  # (1, D, N_F, N_T)
     if num_time < grid[1]:
         patch_rows = patch_rows[..., :num_time]
     else:
         patch_rows = F.interpolate(
             patch_rows.float(), size=(grid[0], num_time), mode="bicubic", align_corners=False
         ).to(table.dtype)
-    return torch.cat([class_row, rearrange(patch_rows, "1 d f t -> 1 (f t) d")], dim=1)
+    return torch.cat([class_row, patch_rows.flatten(2).transpose(1, 2)], dim=1)

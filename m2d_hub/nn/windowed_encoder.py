@@ -14,8 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from m2d_hub.audio.waveforms import scaled
 from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
-from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.encoder import Encoder, tokens_to_frames
 from m2d_hub.windows import Windows
 
 
@@ -62,6 +63,23 @@ class WindowedEncoder(nn.Module):
         Returns:
             Features (B, T, N_F·D), zero beyond each clip's end, and where they are audio (B, T).
         """
+        windows, heard = self._cut(waveform, lengths)
+        return _joined(self.encoder.frames(windows, self._mask(heard)), heard)
+
+    def layers(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As :meth:`forward`: what enters the first block, and every block's output, the last one normalised.
+
+        Returns:
+            Features (1 + L, B, T, N_F·D), and where they are audio (B, T).
+        """
+        windows, heard = self._cut(waveform, lengths)
+        tokens = self.encoder.embed(windows)
+        encoded = self.encoder.encode_layers(tokens, self._mask(heard))[:, :, 1:]
+        layers = torch.cat([tokens[None], encoded])
+        return _joined(tokens_to_frames(layers, self.encoder.config.grid[0]), heard)
+
+    def _cut(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Windows of all clips (B·K, 1, F, W), and which of their tokens along time are heard (B, K, N_T)."""
         if lengths is None:
             lengths = waveform.new_zeros(waveform.shape[:1], dtype=torch.int64) + waveform.shape[1]
         window_frames = self.encoder.config.input_size[1]
@@ -74,18 +92,12 @@ class WindowedEncoder(nn.Module):
         frames = torch.arange(num_windows * window_frames, device=waveform.device)
         log_mel = log_mel * (frames < num_frames[:, None])[:, None]
         windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
-        heard = Windows.of(self.encoder.config).heard(num_frames, num_windows)  # (B, K, N_T)
-        features = self._encode(windows.flatten(0, 1), heard.flatten(0, 1))  # (B·K, N_T, N_F·D)
-        heard = heard.flatten(1)  # (B, K·N_T)
-        features = features.unflatten(0, (waveform.shape[0], num_windows)).flatten(1, 2) * heard[..., None]
-        num_tokens = _as_size(heard.sum(dim=1).max())
-        torch._check(num_tokens <= features.shape[1])
-        return features[:, :num_tokens], heard[:, :num_tokens]
+        heard = Windows.of(self.encoder.config).heard(num_frames, num_windows)
+        return windows.flatten(0, 1)[:, None], heard
 
-    def _encode(self, windows: Tensor, heard: Tensor) -> Tensor:
-        """Maps windows (B, F, W), of which tokens (B, N_T) are heard, to features (B, N_T, N_F·D)."""
-        mask = heard[:, None].expand(-1, self.encoder.config.grid[0], -1).flatten(1)
-        return self.encoder.frames(windows[:, None], mask)
+    def _mask(self, heard: Tensor) -> Tensor:
+        """Which tokens of each window are heard (B·K, N)."""
+        return heard.flatten(0, 1)[:, None].expand(-1, self.encoder.config.grid[0], -1).flatten(1)
 
     def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
         """Normalised log-mel frames (B, F, T), each clip's edges reflected; those beyond it mean nothing."""
@@ -98,7 +110,10 @@ class WindowedEncoder(nn.Module):
         # Reflected at sample 0 and at the last one; what lies even further only fills whole windows.
         places = (last - (last - (samples - half).abs()).abs()).clamp(min=0)
         is_audio = places < lengths[:, None]
-        padded = waveform.float().gather(1, torch.minimum(places, (lengths - 1)[:, None])) * is_audio
+        padded = (
+            scaled(waveform, "the waveform").gather(1, torch.minimum(places, (lengths - 1)[:, None]))
+            * is_audio
+        )
         projected = F.conv1d(padded[:, None], self.stft_filters.float(), stride=config.hop_samples)
         power = projected.square().unflatten(1, (2, -1)).sum(dim=1)  # (B, bins, T)
         log_mel = (torch.matmul(self.mel_filters.float(), power) + EPSILON).log()
@@ -110,3 +125,20 @@ def _as_size(value: Tensor) -> int:
     size: int = value.item()  # type: ignore[assignment]  # int() would fix it in an exported graph
     torch._check(size >= 1)
     return size
+
+
+def _joined(features: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows of each clip in a row, up to the end of the longest one.
+
+    Args:
+        features: (…, B·K, N_T, N_F·D).
+        heard: Which of the windows' tokens are audio (B, K, N_T).
+
+    Returns:
+        Features (…, B, T, N_F·D), zero beyond each clip's end, and where they are audio (B, T).
+    """
+    features = features.unflatten(-3, heard.shape[:2]).flatten(-3, -2)
+    heard = heard.flatten(1)  # (B, K·N_T)
+    num_tokens = _as_size(heard.sum(dim=1).max())
+    torch._check(num_tokens <= heard.shape[1])
+    return (features * heard[..., None])[..., :num_tokens, :], heard[:, :num_tokens]

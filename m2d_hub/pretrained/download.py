@@ -143,6 +143,7 @@ def _attempt(url: str, partial: Path) -> str:
         with _open(request) as response:
             return _receive(response, partial, offset, digest)
     except urllib.error.HTTPError as error:
+        error.close()
         if offset and error.headers.get("Content-Range") == f"bytes */{offset}":  # nothing was missing
             return digest.hexdigest()
         if error.code not in _RETRIED_STATUS:

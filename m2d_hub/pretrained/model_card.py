@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import ConfigError
@@ -13,8 +13,30 @@ from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
-TAGS = ["audio", "audio-embeddings", "masked-modeling-duo", "m2d", "pytorch_model_hub_mixin"]
 Metrics = Mapping[str, Mapping[str, float]]
+Program = Literal["m2d_hub", "transformers"]
+
+_TAGS = ["audio", "audio-embeddings", "masked-modeling-duo", "m2d"]
+_PROGRAM_TAGS: dict[Program, list[str]] = {
+    "m2d_hub": ["pytorch_model_hub_mixin"],
+    "transformers": ["custom_code"],
+}
+_USES: dict[Program, str] = {
+    "m2d_hub": """\
+import m2d_hub
+
+model = m2d_hub.load_model("{name}")
+clip = model.encode_clip("dog.wav")  # Tensor (1, {frame_dim})""",
+    "transformers": """\
+# pip install torch transformers; nothing else is needed
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+waveform = [0.0] * {sample_rate}  # a second, mono
+inputs = extractor(waveform, sampling_rate={sample_rate}, return_tensors="pt")
+clip = model(**inputs).pooler_output  # Tensor (1, {frame_dim})""",
+}
 
 _CARD = """---
 {card_data}
@@ -22,7 +44,7 @@ _CARD = """---
 
 # {title}
 
-A Masked Modeling Duo (M2D) model for audio, in the format of `m2d_hub`{origin}.
+A Masked Modeling Duo (M2D) model for audio, in the format of `{program}`{origin}.
 
 | | |
 |---|---|
@@ -31,10 +53,7 @@ A Masked Modeling Duo (M2D) model for audio, in the format of `m2d_hub`{origin}.
 ## Use
 
 ```python
-import m2d_hub
-
-model = m2d_hub.load_model("{name}")
-clip = model.encode_clip("dog.wav")  # Tensor (1, {frame_dim})
+{use}
 ```
 {results}
 ## Licence
@@ -83,7 +102,11 @@ def is_authors(config: ModelConfig) -> bool:
 
 
 def model_card(
-    config: ModelConfig, *, repo_id: str | None = None, metrics: Metrics | None = None
+    config: ModelConfig,
+    *,
+    repo_id: str | None = None,
+    metrics: Metrics | None = None,
+    program: Program = "m2d_hub",
 ) -> ModelCard:
     """The README.md of a published model.
 
@@ -91,24 +114,30 @@ def model_card(
         config: The model's configuration.
         repo_id: ``org/repo`` that it goes to.
         metrics: Results by data set and metric, such as ``{"ESC-50": {"accuracy": 0.95}}``.
+        program: What loads the files beside it.
     """
     from huggingface_hub import ModelCard
 
     title = config.name or "M2D model"
-    text = _CARD.format(
-        card_data=_card_data(config, title, metrics).to_yaml(),
-        title=title,
-        origin=f", from weights published at {config.source}" if config.source else "",
-        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(config).items()),
-        name=f"hf-hub:{repo_id}" if repo_id else "path/to/this/folder",
+    use = _USES[program].format(
+        name=(f"hf-hub:{repo_id}" if repo_id else "path/to/this/folder"),
         frame_dim=config.encoder.frame_dim,
+        sample_rate=config.frontend.sample_rate,
+    )
+    text = _CARD.format(
+        card_data=_card_data(config, title, metrics, program).to_yaml(),
+        title=title,
+        origin=f", from weights published at {config.source}" if "://" in (config.source or "") else "",
+        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(config).items()),
+        program=program,
+        use=use,
         results=_results(metrics),
         license=_licence(config),
     )
     return ModelCard(text)
 
 
-def _card_data(config: ModelConfig, title: str, metrics: Metrics | None) -> Any:
+def _card_data(config: ModelConfig, title: str, metrics: Metrics | None, program: Program) -> Any:
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "feature-extraction" if config.head is None else "audio-classification"
@@ -124,9 +153,9 @@ def _card_data(config: ModelConfig, title: str, metrics: Metrics | None) -> Any:
         for metric, value in values.items()
     ]
     return ModelCardData(
-        library_name="m2d_hub",
+        library_name=program,
         pipeline_tag=task,
-        tags=TAGS,
+        tags=[*_TAGS, *_PROGRAM_TAGS[program]],
         model_name=title,
         eval_results=results or None,
         **_licence_data(config),

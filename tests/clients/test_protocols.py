@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,133 @@ def test_evar_gives_the_logits_of_the_model_whatever_its_head_takes(tiny, tmp_pa
     close(runtime(wave).detach(), tiny.classify_waveform(wave).detach())
 
 
+class EasyDict(dict):
+    """EVAR's settings: a dictionary whose keys are attributes too, as easydict has them."""
+
+    def __init__(self, values):
+        super().__init__()
+        for name, value in values.items():
+            setattr(self, name, value)
+
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        super().__setitem__(name, value)
+
+
+# Of EVAR's config/m2d.yaml, what concerns the model
+EVAR_YAML = {
+    "audio_repr": "ar_m2d.AR_M2D",
+    "feature_d": 3840,
+    **{"sample_rate": 16_000, "n_fft": 400, "window_size": 400, "hop_size": 160},
+    **{"n_mels": 80, "f_min": 50, "f_max": 8000, "window": "hanning", "mean": -7.1, "std": 4.2},
+    **{"output_layers": [-1], "encoder_only": True, "dur_frames": None, "freeze_embed": None},
+    **{"flat_features": False, "batch_size": 128, "training_mask": 0.0},
+}
+
+
+def evar(folder, **settings):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    cfg = EasyDict(EVAR_YAML | {"weight_file": folder} | settings)
+    return RuntimeM2D(cfg=cfg, weight_file=cfg.weight_file), cfg
+
+
+def test_evars_own_settings_are_filled_in_for_evar_to_read(folder):
+    runtime, cfg = evar(folder)
+    assert runtime.cfg is cfg
+    assert cfg["feature_d"] == cfg.feature_d == M2D_D
+    assert (cfg.input_size, cfg.patch_size, cfg.batch_size) == ((80, 208), (16, 16), 128)
+
+
+@pytest.mark.parametrize(
+    ("settings", "feature_d"),
+    [
+        ({"flat_features": True}, 64),
+        ({"output_layers": [0, 1]}, 2 * M2D_D),
+        ({"output_layers": None}, 2 * M2D_D),
+        ({"output_layers": [0, 1], "flat_features": True}, 2 * 64),
+    ],
+)
+def test_evars_settings_of_features_are_obeyed(folder, settings, feature_d):
+    runtime, cfg = evar(folder, **settings)
+    layers = runtime.encode_lms(runtime.to_normalized_spec(noise(1, 16_000)), return_layers=True)
+    stacked = torch.cat([layers[index] for index in cfg.output_layers or range(len(layers))], dim=-1)
+    assert cfg.feature_d == stacked.shape[-1] == feature_d
+
+
+def test_evars_settings_of_the_model_are_obeyed(tiny, tmp_path):
+    tiny.set_head(5)
+    tiny.save_pretrained(tmp_path)
+    settings = {"freeze_embed": True, "dur_frames": 101, "mean": -3.0, "std": 2.0}
+    runtime, cfg = evar(tmp_path, **settings)
+    assert not any(weight.requires_grad for weight in runtime.backbone.patch_embed.parameters())
+    assert cfg.input_size == runtime.backbone.config.input_size == (80, 101)
+    close(runtime.normalize_batch(torch.tensor([-3.0, -1.0])), [0.0, 1.0])
+    assert (cfg.mean, cfg.std) == (-3.0, 2.0)
+    assert runtime.head is None
+    assert evar(tmp_path, encoder_only=False)[0](noise(1, 16_000)).shape == (1, 5)
+    assert evar(tmp_path, encoder_only=False, num_classes=7)[0](noise(1, 16_000)).shape == (1, 7)
+
+
+def test_an_argument_outweighs_evars_settings(folder):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    cfg = EasyDict(EVAR_YAML | {"weight_file": "gone", "flat_features": True})
+    runtime = RuntimeM2D(cfg=cfg, weight_file=folder, flat_features=False)
+    assert runtime.encode(noise(1, 16_000)).shape[-1] == cfg.feature_d == M2D_D
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"training_mask": 0.5}, "training_mask must be 0, got 0.5"),
+        ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* takes 16000"),
+        ({"n_mels": 128}, r"cfg\.n_mels is 128, but .* takes 80"),
+        ({"hop_size": 320}, r"cfg\.hop_size is 320, but .* takes 160"),
+        ({"f_max": 7_600}, r"cfg\.f_max is 7600, but .* takes 8000"),
+        ({"std": float("nan")}, "std must be a finite number"),
+    ],
+)
+def test_evars_settings_that_cannot_be_obeyed_are_refused_by_name(folder, settings, message):
+    with pytest.raises(m2d_hub.ConfigError, match=message):
+        evar(folder, **settings)
+
+
+def test_settings_without_attributes_are_refused(folder):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    with pytest.raises(m2d_hub.ConfigError, match="as attributes, as EVAR's EasyDict has, got a dict"):
+        RuntimeM2D(cfg={"weight_file": folder})
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("audio_blocks", [0, 1])
+def test_evar_projects_clips_and_texts_into_one_space(tmp_path, flat, audio_blocks):
+    torch.manual_seed(0)
+    encoder = m2d_hub.EncoderConfig(input_size=(80, 208), embed_dim=64, depth=2)
+    clap = m2d_hub.ClapConfig(dim=64, audio_blocks=audio_blocks, audio_hidden_dim=8, text_dim=64)
+    model = m2d_hub.M2D(m2d_hub.ModelConfig(encoder=encoder, clap=clap)).eval()
+    model.save_pretrained(tmp_path)
+    runtime, _ = evar(tmp_path, flat_features=flat, mean=None, std=None)
+    wave = noise(2, 16_000)
+    expected = model.encode_audio_text_space(wave)
+    close(runtime.encode_clap_audio(wave).detach(), expected)
+    close(runtime.project_audio(runtime.encode_lms(runtime.to_normalized_spec(wave))).detach(), expected)
+    words = torch.ones(2, 64)
+    runtime.clap._text_encoder = SimpleNamespace(encode=lambda texts, device: words[: len(texts)])
+    close(runtime.encode_clap_text(("a dog", "rain")).detach(), model.clap.text_proj(words).detach())
+
+
+def test_evar_tells_weights_without_a_text_space(folder):
+    runtime, _ = evar(folder)
+    for call in (
+        lambda: runtime.encode_clap_audio(noise(1, 16_000)),
+        lambda: runtime.encode_clap_text(["a"]),
+    ):
+        with pytest.raises(m2d_hub.ConfigError, match=r"has no projections into a text space"):
+            call()
+
+
 def test_s3prl_takes_each_clip_as_one_window_where_the_model_does(tiny, tmp_path):
     from m2d_hub.clients.s3prl import UpstreamExpert
 
@@ -124,24 +252,59 @@ def test_s3prl_hidden_states_are_every_blocks_frames_whatever_the_neighbours(fol
     assert expert.model.encoder.blocks[0].mlp.fc1.weight.grad is not None
 
 
-def test_s3prl_register_puts_the_upstream_into_its_hub(folder, monkeypatch):
-    from types import ModuleType
+@pytest.fixture
+def s3prl(monkeypatch, tmp_path):
+    """A stand-in for s3prl 0.4.18 that imports from torchaudio what that imports; its text may be changed."""
+    package = tmp_path / "s3prl"
+    package.mkdir()
+    for name in ("__init__", "nn"):
+        (package / f"{name}.py").write_text("")
+    hub = package / "hub.py"
+    hub.write_text(
+        "import torchaudio\n"
+        "from torchaudio.sox_effects import apply_effects_file\n"
+        "torchaudio.set_audio_backend('sox_io')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield hub
+    for name in [name for name in sys.modules if name.split(".")[0] == "s3prl"]:
+        del sys.modules[name]
+
+
+def test_s3prl_register_puts_the_upstream_into_its_hub_and_leaves_torchaudio_alone(folder, s3prl):
+    import torchaudio
 
     from m2d_hub.clients.s3prl import UpstreamExpert, register
 
-    package, hub = ModuleType("s3prl"), ModuleType("s3prl.hub")
-    package.hub = hub
-    monkeypatch.setitem(sys.modules, "s3prl", package)
-    monkeypatch.setitem(sys.modules, "s3prl.hub", hub)
+    before = dict(vars(torchaudio))
     register("mine", folder)
-    assert isinstance(hub.mine(refresh=False), UpstreamExpert)
+    import s3prl.hub
+
+    assert isinstance(s3prl.hub.mine(refresh=False), UpstreamExpert)
+    assert vars(torchaudio) == before
+    assert "torchaudio.sox_effects" not in sys.modules
+    with pytest.raises(m2d_hub.ConfigError, match=r"torchaudio\.sox_effects, which torchaudio \d+\.\d+"):
+        s3prl.hub.apply_effects_file("a.wav")
 
 
-def test_s3prl_that_does_not_load_is_told(monkeypatch):
+@pytest.mark.parametrize("fault", ["import gone_library", "import torchaudio; torchaudio.another_name"])
+def test_s3prl_that_is_there_but_does_not_load_is_told(s3prl, fault):
+    import torchaudio
+
+    from m2d_hub.clients.s3prl import register
+
+    before = dict(vars(torchaudio))
+    s3prl.write_text(fault)
+    with pytest.raises(m2d_hub.ConfigError, match=r"is installed, but cannot be imported \(.*0\.4\.18"):
+        register()
+    assert vars(torchaudio) == before
+
+
+def test_s3prl_that_is_missing_is_told(monkeypatch):
     from m2d_hub.clients.s3prl import register
 
     monkeypatch.setitem(sys.modules, "s3prl", None)
-    with pytest.raises(m2d_hub.ConfigError, match="pip install s3prl"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"s3prl, which cannot be imported .*: pip install s3prl\."):
         register()
 
 
@@ -181,17 +344,106 @@ def test_datasets_map_adds_embeddings(folder, tiny):
     close(np.float32(mapped["embedding"]), tiny.encode_clip(waves, sample_rate=8_000))
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.int32])
-def test_channels_of_integers_are_scaled_before_they_are_averaged(dtype, folder, tiny):
+@pytest.mark.filterwarnings("error:an array of two rows")
+def test_datasets_embed_takes_a_column_as_it_comes(folder, tiny):
+    datasets = pytest.importorskip("datasets", reason="needs m2d-hub[datasets]")
     from m2d_hub.clients.datasets import embed
 
-    channels = np.stack([noise(9_000).numpy() * 0.3, noise(9_000).numpy() * 0.1])
-    integers = (channels * np.iinfo(dtype).max).astype(dtype)
-    expected = tiny.encode_clip(torch.from_numpy(channels.mean(axis=0)))
-    np.testing.assert_allclose(embed([integers], 16_000, folder), expected, atol=2e-3)
+    stereo = noise(2, 8_000).numpy()
+    audio = [{"array": stereo, "sampling_rate": 8_000}, {"array": stereo[:, :500], "sampling_rate": 32_000}]
+    rows = datasets.Dataset.from_dict({"audio": audio})
+    expected = torch.cat(
+        [
+            tiny.encode_clip(stereo.mean(axis=0), sample_rate=8_000),
+            tiny.encode_clip(stereo[:, :500].mean(axis=0), sample_rate=32_000),
+        ]
+    )
+    close(embed(rows["audio"], name=folder), expected)
+    close(embed(rows[:]["audio"], name=folder), expected)
 
 
-# Ray Data: the actor is an ordinary class; Ray itself is in benchmarks/clients
+# Integers: every client gives what encode_clip gives of them, or refuses them
+
+
+def of_hear(folder, wave):
+    from m2d_hub.clients import hear
+
+    return hear.get_scene_embeddings(torch.from_numpy(wave)[None], hear.load_model(folder))
+
+
+def of_evar(folder, wave):
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    return RuntimeM2D(weight_file=folder).encode(torch.from_numpy(wave)[None]).mean(dim=1).detach()
+
+
+def of_s3prl(folder, wave):
+    from m2d_hub.clients.s3prl import UpstreamExpert
+
+    return UpstreamExpert(ckpt=folder)([torch.from_numpy(wave)])["hidden_states"][-1].mean(dim=1).detach()
+
+
+def of_xares(folder, wave):
+    from m2d_hub.clients.xares import M2DEncoder
+
+    return M2DEncoder(folder)(torch.from_numpy(wave)).mean(dim=1)
+
+
+def of_datasets(folder, wave):
+    from m2d_hub.clients.datasets import embed
+
+    return embed([wave], 16_000, folder)
+
+
+def of_datasets_in_stereo(folder, wave):
+    return of_datasets(folder, np.stack([wave, wave]))
+
+
+def of_ray(folder, wave):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    return EmbedAudio(folder)({"audio": wave[None]})["embedding"]
+
+
+def of_ray_in_stereo(folder, wave):
+    from m2d_hub.clients.ray import EmbedAudio
+
+    return EmbedAudio(folder)({"audio": np.stack([wave, wave])[None]})["embedding"]
+
+
+def of_sklearn(folder, wave):
+    pytest.importorskip("sklearn", reason="needs m2d-hub[sklearn]")
+    from m2d_hub.clients.sklearn import M2DEmbedder
+
+    return M2DEmbedder(folder).transform(wave[None])
+
+
+SCALING = [
+    of_evar,
+    of_s3prl,
+    of_xares,
+    of_datasets,
+    of_datasets_in_stereo,
+    of_ray,
+    of_ray_in_stereo,
+    of_sklearn,
+]
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+@pytest.mark.parametrize("embed", SCALING, ids=[embed.__name__ for embed in SCALING])
+def test_integers_are_scaled_by_every_client(embed, dtype, folder, tiny):
+    wave = noise(9_000).numpy().clip(-0.9, 0.9)
+    integers = (wave * 2.0 ** (8 * np.dtype(dtype).itemsize - 1)).astype(dtype)
+    close(embed(folder, integers), tiny.encode_clip(torch.from_numpy(wave)), atol=5e-3)
+
+
+def test_integers_that_hear_does_not_know_are_refused(folder):
+    with pytest.raises(m2d_hub.AudioError, match=r"takes a float waveform \(B, S\).*got torch.int16"):
+        of_hear(folder, np.zeros(9_000, np.int16))
+
+
+# Ray Data: the actor is an ordinary class; Ray itself runs in tests/integration/client_programs.py
 
 
 def test_ray_actor_embeds_paths_bytes_and_waveforms(folder, tiny, clips):

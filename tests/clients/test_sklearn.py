@@ -17,17 +17,7 @@ from sklearn.preprocessing import StandardScaler  # noqa: E402
 
 from m2d_hub.clients.sklearn import M2DEmbedder  # noqa: E402
 
-
-def tones(count: int) -> tuple[list[np.ndarray], list[str]]:
-    """Low and high tones of 0.3 s to 0.6 s."""
-    rng = np.random.default_rng(0)
-    clips, labels = [], []
-    for index in range(count):
-        label, frequency_hz = (("low", 200), ("high", 3_000))[index % 2]
-        time_s = np.arange(rng.integers(4_800, 9_600)) / 16_000
-        clips.append(np.sin(2 * np.pi * (frequency_hz + rng.uniform(0, 50)) * time_s).astype(np.float32))
-        labels.append(label)
-    return clips, labels
+from ..signals import tones  # noqa: E402
 
 
 def test_paths_ragged_arrays_and_a_matrix_are_embedded(folder, tiny, clips):

@@ -1,13 +1,18 @@
 """A saved folder loads in transformers, registered or with its own code, and gives the model's numbers."""
 
+import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+
+import m2d_hub
 
 transformers = pytest.importorskip("transformers", reason="needs m2d-hub[transformers]")
 
@@ -68,6 +73,130 @@ def test_half_precision_is_of_the_weights_and_not_of_the_spectrogram(folder, tag
     torch.testing.assert_close(seen[0][..., : log_mel.shape[-1]], log_mel, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32])
+@pytest.mark.parametrize("form", ["one", "batch", "ragged", "tensor"])
+def test_the_extractor_scales_integers(folder, dtype, form):
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    wave = RAGGED[2].clip(-0.9, 0.9)
+    integers = np.round(wave * (2.0 ** (8 * np.dtype(dtype).itemsize - 1))).astype(dtype)
+    given = {
+        "one": integers,
+        "batch": np.stack([integers, integers]),
+        "ragged": [integers, integers[:50]],
+        "tensor": torch.from_numpy(integers),
+    }[form]
+    values = extractor(given, sampling_rate=16_000, return_tensors="np")["input_values"]
+    assert values.dtype == np.float32
+    np.testing.assert_allclose(values[0], wave, atol=2**-15)
+
+
+def test_the_model_scales_integers_too(folder, tagger):
+    model = transformers.AutoModel.from_pretrained(folder)
+    integers = torch.from_numpy((RAGGED[2].clip(-0.9, 0.9) * 32_768).astype(np.int16))
+    with torch.no_grad():
+        clip = model(integers[None]).pooler_output
+    torch.testing.assert_close(clip, tagger.encode_clip(integers), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([RAGGED[1], np.zeros(0)], "clip 1 is empty"),
+        (np.zeros(0, np.float32), "raw_speech is empty"),
+        ([], "raw_speech is empty"),
+        (np.zeros((2, 3, 4)), r"raw_speech has shape \(2, 3, 4\)"),
+        ([RAGGED[1], "a.wav"], "clip 1 is of type str"),
+        (np.array([True, False]), "raw_speech has type torch.bool"),
+    ],
+)
+def test_the_extractor_names_what_is_no_audio(folder, raw, message):
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    with pytest.raises(m2d_hub.AudioError, match=message):
+        extractor(raw, return_tensors="pt")
+
+
+@pytest.mark.parametrize("asked", ["call", "configuration"])
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForAudioClassification"])
+def test_hidden_states_are_the_frames_of_the_patches_and_of_every_block(folder, tagger, asked, auto):
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    settings = {"output_hidden_states": True}
+    model = getattr(transformers, auto).from_pretrained(folder, **(settings if asked != "call" else {}))
+    batch = extractor(RAGGED, sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        output = model(**batch, **(settings if asked == "call" else {}))
+        without = model(**batch, output_hidden_states=False)
+    assert without.hidden_states is None
+    assert len(output.hidden_states) == 1 + len(tagger.encoder.blocks)
+    expected = tagger.encode_layers(RAGGED).features
+    torch.testing.assert_close(torch.stack(output.hidden_states[1:]), expected, atol=1e-5, rtol=0)
+    if auto == "AutoModel":
+        torch.testing.assert_close(output.hidden_states[-1], output.last_hidden_state)
+    assert (output.hidden_states[0][1, 1:] == 0).all()  # beyond the end of the clip of 300 samples
+
+
+def test_what_the_model_does_not_give_is_refused_by_name(folder):
+    wave = torch.from_numpy(RAGGED[1])[None]
+    for auto in (transformers.AutoModel, transformers.AutoModelForAudioClassification):
+        model = auto.from_pretrained(folder)
+        with pytest.raises(ValueError, match="does not give attentions"):
+            model(wave, output_attentions=True)
+        with pytest.raises(TypeError, match="speaker"):
+            model(wave, speaker=1)
+
+
+def test_a_token_is_taken_by_every_auto_class(folder):
+    for auto in ("AutoModel", "AutoModelForAudioClassification", "AutoFeatureExtractor", "AutoConfig"):
+        getattr(transformers, auto).from_pretrained(folder, token="hf_of_a_private_repository")
+
+
+def test_gradients_of_accumulated_batches_are_those_of_one(folder, tmp_path):
+    wave = RAGGED[2][:8_000]
+    rows = [{"input_values": wave * scale, "labels": label} for scale, label in ((0.5, 0), (1.0, 1))]
+    steps = {}
+    for batch_size in (1, 2):
+        model = transformers.AutoModelForAudioClassification.from_pretrained(
+            folder, problem_type="single_label_classification"
+        )
+        model.head.norm.eval().train = lambda mode=True, norm=model.head.norm: norm
+        arguments = transformers.TrainingArguments(
+            str(tmp_path / str(batch_size)),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=2 // batch_size,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1e-2,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            report_to=[],
+            use_cpu=True,
+            save_strategy="no",
+            disable_tqdm=True,
+        )
+        transformers.Trainer(model, arguments, train_dataset=rows).train()
+        steps[batch_size] = model.head.linear.weight.detach()
+    torch.testing.assert_close(steps[1], steps[2], atol=1e-6, rtol=0)
+
+
+def test_the_card_names_what_the_folder_needs_and_its_example_runs(folder, tmp_path):
+    card = (Path(folder) / "README.md").read_text(encoding="utf-8")
+    needed = {"torch", "transformers", "numpy"}  # which the first two bring
+    code = (Path(folder) / "modeling_m2d.py").read_text(encoding="utf-8")
+    imported = {name for node in ast.walk(ast.parse(code)) for name in roots(node)}
+    assert imported - set(sys.stdlib_module_names) == needed
+    assert "pip install torch transformers; nothing else is needed" in card
+    (block,) = re.findall(r"```python\n(.*?)```", card, re.S)
+    values: dict = {}
+    exec(block.replace("path/to/this/folder", folder), values)
+    assert values["clip"].shape == (1, 320)
+
+
+def roots(node: ast.AST) -> list[str]:
+    """First parts of the names that an import names."""
+    if isinstance(node, ast.ImportFrom):
+        return [(node.module or "").split(".")[0]]
+    return [alias.name.split(".")[0] for alias in node.names] if isinstance(node, ast.Import) else []
+
+
 def test_the_extractor_refuses_another_sampling_rate(folder):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     with pytest.raises(ValueError, match="takes audio at 16000 Hz, but sampling_rate=8000 was given"):
@@ -114,7 +243,7 @@ def test_saved_again_by_transformers_the_numbers_stay(folder, tmp_path):
 def test_the_folder_loads_where_m2d_hub_is_not_installed(folder, tagger, tmp_path):
     code = """
 import sys
-for name in ("m2d_hub", "nnAudio"):
+for name in ("m2d_hub", "nnAudio", "einops", "soundfile", "torchaudio"):
     sys.modules[name] = None
 import json, numpy, torch, transformers
 folder = sys.argv[1]

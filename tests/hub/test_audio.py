@@ -3,8 +3,11 @@
 import io
 import mmap
 import os
+import re
+import shlex
 import tarfile
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -100,9 +103,12 @@ def test_a_file_object_can_be_read_twice(clips):
         ("missing.wav", "missing.wav does not exist"),
         (np.zeros(0, np.float32), "the audio is empty"),
         ([noise(10), np.zeros(0, np.float32)], "input 1 is empty"),
-        (np.zeros((2, 0), np.float32), "row 0 of the audio is empty"),
+        (np.zeros((2, 0), np.float32), "the audio is empty"),
         (np.zeros((1, 2, 3), np.float32), r"shape \(1, 2, 3\)"),
-        (np.zeros((2_000, 2), np.float32), r"\(2000, 2\), which looks like \(samples, channels\)"),
+        (
+            np.zeros((2_000, 2), np.float32),
+            r"\(2000, 2\), which looks like \(samples, channels\).*channels='mix'",
+        ),
         (np.zeros(5, np.int64), "torch.int64; give floats"),
         ([True, False], "torch.bool; give floats"),
         ("x" * 300, "cannot be opened"),
@@ -232,11 +238,22 @@ def test_whole_numbers_of_unknown_scale_are_refused():
         read([0, 40_000])
 
 
-def test_a_torchaudio_that_does_not_load_is_named_with_a_pair_that_does(monkeypatch):
+@pytest.mark.parametrize("cuda", [None, "13.0"])
+def test_a_torchaudio_that_does_not_load_is_named_with_a_pair_of_torchs_kind(monkeypatch, cuda):
     resampling._resampler.cache_clear()
     monkeypatch.setitem(__import__("sys").modules, "torchaudio", None)
-    with pytest.raises(M2DError, match=r"does not load with torch \d.*pip install"):
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(M2DError, match=r"does not load with torch \d") as caught:
         read(noise(100), array_rate=8_000)
+    project = Path(__file__).parents[2] / "pyproject.toml"
+    bounds = re.findall(r'^    "(torch|torchaudio)([<>=].+)",$', project.read_text(encoding="utf-8"), re.M)
+    assert len(bounds) == 2
+    command = shlex.split(str(caught.value).partition("one kind: ")[2])
+    wanted = {(name, frozenset(bound.split(","))) for name, bound in bounds}
+    given = [re.fullmatch(r"(torch|torchaudio)([<>=].+)", word) for word in command[3:5]]
+    assert {(word[1], frozenset(word[2].split(","))) for word in given} == wanted
+    index = ["--index-url", "https://download.pytorch.org/whl/cpu"] if cuda is None else []
+    assert command == ["pip", "install", "--force-reinstall", *command[3:5], *index]
 
 
 @pytest.mark.parametrize("source_rate", [8_000, 16_000, 44_100])

@@ -197,6 +197,16 @@ def test_missing_repository_revision_and_files_are_told_apart(server, tmp_path):
         load("hf-hub:lab/other")
 
 
+@pytest.mark.parametrize(
+    "load_by", [load, m2d_hub.M2D.from_pretrained], ids=["load_model", "from_pretrained"]
+)
+def test_a_token_is_sent_to_the_hub(server, tmp_path, load_by):
+    put_in_repository(server, tmp_path)
+    name = "hf-hub:lab/model" if load_by is load else "lab/model"
+    load_by(name, token="hf_of_this_call")
+    assert {headers["authorization"] for *_, headers in server.requests} == {"Bearer hf_of_this_call"}
+
+
 def test_offline_repository_says_how_to_go_on(server):
     with pytest.raises(DownloadError) as error:
         load("hf-hub:lab/model", local_files_only=True)

@@ -1,8 +1,10 @@
-"""Each client's own program, run with an M2D model: ``python programs.py [NAME...] --model m2d-mini``.
+"""Each client's own program, run with an M2D model.
 
-It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' psutil s3prl xares, and for
-HEAR ``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree``. What is stood in
-for, and why, is said where it is done.
+$ python -m tests.integration.client_programs [NAME...] --model m2d-mini
+
+It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' psutil s3prl xares torchcodec,
+and for HEAR ``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree
+sortedcontainers torchinfo "setuptools<81"``. What is stood in for, and why, is said where it is done.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ import torch
 
 import m2d_hub
 
+from ..signals import tones
+
 torch.set_num_threads(1)
 
 
@@ -47,18 +51,6 @@ def stand_in_tensorflow() -> None:
     stand_in(
         "tensorflow", Module=type("Module", (), {}), Tensor=type("T", (), {}), Variable=type("V", (), {})
     )
-
-
-def tones(count: int, *, seconds: float = 1.0) -> tuple[list[np.ndarray], list[int]]:
-    """Low (0) and high (1) tones in noise, of different lengths."""
-    rng = np.random.default_rng(0)
-    clips, labels = [], []
-    for index in range(count):
-        time_s = np.arange(int(rng.uniform(0.7, 1.3) * seconds * 16_000)) / 16_000
-        tone = 0.3 * np.sin(2 * np.pi * (200, 3_000)[index % 2] * rng.uniform(0.9, 1.1) * time_s)
-        clips.append((tone + rng.normal(0, 0.05, len(time_s))).astype(np.float32))
-        labels.append(index % 2)
-    return clips, labels
 
 
 def run_hearvalidator(model: str, folder: Path) -> str:
@@ -121,13 +113,6 @@ def run_heareval(model: str, folder: Path) -> str:
 
 
 def run_s3prl(model: str, folder: Path) -> str:
-    # torchaudio 2.11 has neither of these; s3prl 0.4.18 uses them at import.
-    import torchaudio
-
-    torchaudio.set_audio_backend = lambda name: None
-    torchaudio.sox_effects = stand_in(
-        "torchaudio.sox_effects", apply_effects_file=None, apply_effects_tensor=None
-    )
     from m2d_hub.clients.s3prl import register
 
     register("m2d_hub", model)
@@ -250,52 +235,24 @@ def run_datasets(model: str, folder: Path) -> str:
     )
     expected = m2d_hub.load_model(model, device="cpu").encode_clip(clips).numpy()
     difference = np.abs(np.array(mapped["embedding"]) - expected).max()
-    return f"Dataset.map in batches: largest difference {difference:.1e}"
+    audio = [{"array": clip, "sampling_rate": 16_000} for clip in clips]
+    decoded = datasets.Dataset.from_dict({"audio": audio}).cast_column("audio", datasets.Audio())
+    by_decoders = np.abs(embed(decoded["audio"], name=model) - expected).max()
+    return (
+        f"Dataset.map in batches: largest difference {difference:.1e}; a column of torchcodec's decoders: "
+        f"{by_decoders:.1e}"
+    )
 
 
 def run_mteb(model: str, folder: Path) -> str:
-    import datasets
     import mteb
-    from mteb.abstasks import AbsTaskClassification
-    from mteb.abstasks.task_metadata import TaskMetadata
 
     from m2d_hub.clients.mteb import META, M2DWrapper
 
-    class Tones(AbsTaskClassification):
-        metadata = TaskMetadata(
-            name="Tones",
-            description="Low and high tones.",
-            type="AudioClassification",
-            category="a2t",
-            modalities=["audio"],
-            eval_splits=["test"],
-            eval_langs=["zxx-Zxxx"],
-            main_score="accuracy",
-            dataset={"path": "local", "revision": "1"},
-            date=("2025-01-01", "2025-01-01"),
-            domains=[],
-            task_subtypes=[],
-            license="cc0-1.0",
-            annotations_creators="derived",
-            dialect=[],
-            sample_creation="created",
-            bibtex_citation="",
-        )
-        input_column_name = "audio"
-
-        def load_data(self, **_: Any) -> None:
-            clips, labels = tones(40)
-            rows = [
-                {"audio": {"array": c, "sampling_rate": 16_000}, "label": y}
-                for c, y in zip(clips, labels, strict=True)
-            ]
-            self.dataset = datasets.DatasetDict(
-                train=datasets.Dataset.from_list(rows[:24]), test=datasets.Dataset.from_list(rows[24:])
-            )
-            self.data_loaded = True
+    from ..clients.mteb_tones import Tones
 
     given, listed = (
-        mteb.evaluate(subject, Tones(), cache=None).task_results[0].get_score()
+        mteb.evaluate(subject, Tones(*tones(40)), cache=None).task_results[0].get_score()
         for subject in (M2DWrapper(model), META)
     )
     return f"mteb.evaluate on a local task of two tones: accuracy {given:.3f}; of META {listed:.3f}"
@@ -386,18 +343,24 @@ def run_onnx(model: str, folder: Path) -> str:
 
 
 def run_evar(model: str, folder: Path) -> str:
-    # EVAR is not on PyPI: its linear evaluation's protocol (ar_m2d.py, lineareval.py) is done here.
+    # EVAR is not on PyPI: its linear evaluation's protocol (ar_m2d.py, lineareval.py) is done here, with its
+    # own settings (config/m2d.yaml), whose feature_d it reads again.
     from sklearn.linear_model import LogisticRegression
 
     from m2d_hub.clients.evar import RuntimeM2D
 
-    runtime = RuntimeM2D(cfg=types.SimpleNamespace(weight_file=model), encoder_only=True).eval()
+    cfg = types.SimpleNamespace(
+        **{"weight_file": model, "feature_d": 3840, "sample_rate": 16_000, "n_mels": 80, "hop_size": 160},
+        **{"output_layers": [-1], "encoder_only": True, "freeze_embed": True, "training_mask": 0.0},
+    )
+    runtime = RuntimeM2D(cfg=cfg, weight_file=cfg.weight_file).eval()
     clips, labels = tones(40)
     features = []
     with torch.no_grad():
         for clip in clips:
             log_mel = runtime.normalize_batch(runtime.to_feature(torch.from_numpy(clip)[None]))
             features.append(runtime.encode_lms(log_mel).mean(dim=1)[0].numpy())
+    assert cfg.feature_d == len(features[0])
     probe = LogisticRegression(max_iter=1_000).fit(features[:24], labels[:24])
     accuracy = probe.score(features[24:], labels[24:])
     return f"RuntimeM2D in a linear evaluation of two tones: accuracy {accuracy:.3f}"
@@ -424,7 +387,7 @@ def main() -> None:
     parser.add_argument("--model", default="m2d-mini")
     arguments = parser.parse_args()
     if len(arguments.names) > 1:  # a process each: what one has stood in for is in another one's way
-        command = [sys.executable, __file__, "--model", arguments.model]
+        command = [sys.executable, "-m", "tests.integration.client_programs", "--model", arguments.model]
         failed = [name for name in arguments.names if subprocess.run([*command, name]).returncode]
         sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
     (name,) = arguments.names

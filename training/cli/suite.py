@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,9 +72,10 @@ def _parsed(suite: Suite, settings: tuple[str, ...]) -> dict[str, Any]:
     """Fields of the suite's kind of evaluation as their types."""
     from ..finetuning.config import FinetuneConfig
     from ..linear.options import LinearEvalOptions
-    from ..runs.settings import apply_settings
+    from ..runs.settings import parse_settings
 
     is_linear = suite.tasks[0].preset is None
     base: Any = LinearEvalOptions(model="", data="", out=Path()) if is_linear else FinetuneConfig()
-    changed = apply_settings(base, settings)
-    return {name: getattr(changed, name) for name in (setting.partition("=")[0] for setting in settings)}
+    fields = parse_settings(base, settings)
+    dataclasses.replace(base, **fields)  # refuses what is not allowed before any task is run
+    return fields

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from m2d_hub.checks import (
     COUNT,
@@ -22,7 +23,10 @@ from m2d_hub.checks import (
 from ..data.sampling import SEED
 from ..evaluation.division import Division, Select
 from ..runs.devices import Precision
+from ..runs.settings import Needs, Yields
 from .augment import AugmentRanges
+
+logger = logging.getLogger(__name__)
 
 TaskLoss = Literal["cross-entropy", "bce"]
 MetricName = Literal["accuracy", "map", "icbhi"]
@@ -58,6 +62,19 @@ NUMBERS = {
     "validate_every_epochs": POSITIVE_INTEGER,
     "save_every_steps": POSITIVE_INTEGER,
 }
+ADAMS = ("adam", "adamw")
+NEEDS: Needs = {
+    "normal_class": {"metric": ("icbhi",)},
+    "mixed": {"mixup_ratio": POSITIVE},
+    "num_masks": {"frequency_mask": POSITIVE, "time_mask": POSITIVE},
+    "shared_masks": {"frequency_mask": POSITIVE, "time_mask": POSITIVE},
+    "decay_all": {"weight_decay": POSITIVE},
+    "beta2": {"optimizer": ADAMS},
+    "amsgrad": {"optimizer": ADAMS},
+    "balance": {"weighted_sampling": (True,)},
+    "samples_per_epoch": {"weighted_sampling": (True,)},
+}
+YIELDS: Yields = {"epochs": {"min_steps": 0}}
 
 
 @dataclass(frozen=True)
@@ -66,6 +83,9 @@ class FinetuneConfig:
 
     The global batch of one optimizer step is ``batch_size`` · ``accumulate_steps`` · processes clips.
     """
+
+    NEEDS: ClassVar[Needs] = NEEDS
+    YIELDS: ClassVar[Yields] = YIELDS
 
     # Model
     crop_frames: int | None = None  # T of the training crops; None: the model's window
@@ -194,18 +214,25 @@ class FinetuneConfig:
     def scaled_to(self, steps_per_epoch: int) -> FinetuneConfig:
         """The run with as many epochs as ``min_steps`` asks for, warm-up and patience in proportion.
 
+        Where that changes anything, the log tells.
+
         Args:
             steps_per_epoch: Optimizer steps that the data gives.
         """
         epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
         growth = epochs / self.epochs
-        return dataclasses.replace(
-            self,
-            epochs=epochs,
-            warmup_epochs=self.warmup_epochs * growth,
-            cosine_epochs=None if self.cosine_epochs is None else self.cosine_epochs * growth,
-            patience=None if self.patience is None else math.ceil(self.patience * growth),
-        )
+        grown: dict[str, Any] = {
+            "epochs": epochs,
+            "warmup_epochs": self.warmup_epochs * growth,
+            "cosine_epochs": None if self.cosine_epochs is None else self.cosine_epochs * growth,
+            "patience": None if self.patience is None else math.ceil(self.patience * growth),
+        }
+        if growth > 1:
+            told = ", ".join(
+                f"{name} {getattr(self, name):g} becomes {value:g}" for name, value in grown.items() if value
+            )
+            logger.info("min_steps=%d asks for more epochs of this list: %s.", self.min_steps, told)
+        return dataclasses.replace(self, **grown)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

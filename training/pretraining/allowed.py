@@ -1,10 +1,11 @@
-"""The numbers that fields of a pre-training's configuration may have."""
+"""What fields of a pre-training's configuration may be, and which of them hang together."""
 
 from __future__ import annotations
 
-from m2d_hub.checks import COUNT, NOT_NEGATIVE, POSITIVE_INTEGER, SHARE, Numbers
+from m2d_hub.checks import COUNT, NOT_NEGATIVE, POSITIVE, POSITIVE_INTEGER, SHARE, Numbers
 
 from ..data.sampling import SEED
+from ..runs.settings import Needs, Yields
 
 OWN_SIZE = Numbers(least=1, is_whole=True, or_none="the method's own")
 OF_DATA = Numbers(least=1, is_whole=True, or_none="that of the data")
@@ -43,3 +44,26 @@ NUMBERS = {
     "linear_eval_every_epochs": POSITIVE_INTEGER,
 }
 OFFLINE_NUMBERS = {"dim": OF_DATA, "text_dim": OF_DATA, "weight": NOT_NEGATIVE}
+
+_BY_TARGET_ENCODER = {"method": ("m2d", "m2d-all-patches")}
+_OF_SOUND = {"in_channels": (1,)}
+_OF_TEXTS = {"kind": ("text",)}
+NEEDS: Needs = {
+    "mask_run_frames": {"mask_kind": ("time",)},
+    "target_start": _BY_TARGET_ENCODER,
+    "ema_start": _BY_TARGET_ENCODER,
+    "ema_end": _BY_TARGET_ENCODER,
+    "sample_rate": _OF_SOUND,
+    "transform": _OF_SOUND,
+    "short_clips": _OF_SOUND,
+    "samples_per_epoch": {"weighted_sampling": (True,)},
+    "noise_mean": {"noise_ratio": POSITIVE},
+}
+YIELDS: Yields = {"samples_per_epoch": {"min_list_size": 0}}
+OFFLINE_NEEDS: Needs = {
+    "loss": {"kind": ("features",)},
+    "label_loss": {"kind": ("labels",)},
+    "text_dim": _OF_TEXTS,
+    "text_encoder": _OF_TEXTS,
+    "text_pooling": _OF_TEXTS,
+}

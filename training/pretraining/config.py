@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from m2d_hub.checks import require, require_choice, require_numbers, require_size
 from m2d_hub.config import EncoderConfig, FrontendConfig, Transform
 
 from ..data.masking import count_visible
 from ..runs.devices import Precision
-from .allowed import NUMBERS, OFFLINE_NUMBERS
+from ..runs.settings import Needs, Yields
+from .allowed import NEEDS, NUMBERS, OFFLINE_NEEDS, OFFLINE_NUMBERS, YIELDS
 
 Method = Literal["m2d", "m2d-all-patches", "msm-mae"]
 Loss = Literal["cosine", "mse"]
@@ -30,6 +31,9 @@ AUDIOSET_MEAN, AUDIOSET_STD = -7.1, 4.2  # of AudioSet's log-mel values (paper, 
 @dataclass(frozen=True)
 class OfflineConfig:
     """Offline network of M2D-X: the additional task (paper, section III-B1)."""
+
+    NEEDS: ClassVar[Needs] = OFFLINE_NEEDS
+    YIELDS: ClassVar[Yields] = {}
 
     kind: OfflineKind  # per-frame features, labels of clips, or captions
     dim: int | None = None  # classes, features, or width of the shared text space; None: of the data
@@ -63,6 +67,9 @@ class PretrainConfig:
 
     The global batch of one optimizer step is ``batch_size`` · ``accumulate_steps`` · processes clips.
     """
+
+    NEEDS: ClassVar[Needs] = NEEDS
+    YIELDS: ClassVar[Yields] = YIELDS
 
     # Method
     method: Method = "m2d"

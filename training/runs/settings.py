@@ -1,30 +1,62 @@
-"""Changes of single fields of a configuration, as ``--set field=value`` writes them."""
+"""Changes of single fields of a configuration, as ``--set field=value`` writes them.
+
+What is set is never outweighed in silence: fields of a preset give way where the configuration says so
+(``YIELDS``), and a field that does nothing beside the others (``NEEDS``) is told.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import re
 import types
 import typing
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Set as AbstractSet
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from m2d_hub.errors import ConfigError
 
-Config = TypeVar("Config")
+logger = logging.getLogger(__name__)
+
+Needs = Mapping[str, Mapping[str, Any]]  # a field → others, one of which must be among these values
+Yields = Mapping[str, Mapping[str, Any]]  # a field that is set → others that become this
+
+
+class Settable(Protocol):
+    """A configuration, a dataclass, that says which of its fields hang together."""
+
+    NEEDS: ClassVar[Needs]
+    YIELDS: ClassVar[Yields]
+
+
+Config = TypeVar("Config", bound=Settable)
 
 
 def apply_settings(config: Config, settings: Sequence[str]) -> Config:
     """Changes fields of a run.
 
     Args:
-        config: Where to start, a dataclass.
+        config: Where to start.
+        settings: As for :func:`parse_settings`.
+
+    Raises:
+        ConfigError: A field is unknown, or a value not allowed.
+    """
+    return with_fields(config, parse_settings(config, settings))
+
+
+def parse_settings(config: object, settings: Sequence[str]) -> dict[str, Any]:
+    """Fields that settings change, with their new values.
+
+    Args:
+        config: A dataclass, whose parts a setting may change a field of.
         settings: ``field=value``; sizes are written 80x608, nothing ``none``, fields of a part
             ``offline.weight=0.5``. ``offline=none`` takes the part away.
 
     Raises:
-        ConfigError: A field is unknown, or a value not allowed.
+        ConfigError: A field is unknown, or a value cannot be read.
     """
     own: dict[str, Any] = {}
     of_parts: dict[str, dict[str, Any]] = defaultdict(dict)
@@ -47,9 +79,7 @@ def apply_settings(config: Config, settings: Sequence[str]) -> Config:
             raise ConfigError(
                 f"{name} can only be set to none as a whole, got {text!r}: set {name}.{_needed(part)[0]}."
             )
-    for field, changes in of_parts.items():
-        own[field] = _changed_part(config, field, changes)
-    return dataclasses.replace(config, **own)  # type: ignore[type-var]
+    return own | {field: _changed_part(config, field, changes) for field, changes in of_parts.items()}
 
 
 def require_given(**arguments: object) -> None:
@@ -71,18 +101,60 @@ def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
     """
     for name in fields:
         _hint(type(config), name, name)
-    return dataclasses.replace(config, **fields)  # type: ignore[type-var]
+    given_way = {
+        other: value
+        for name in fields
+        if fields[name] is not None
+        for other, value in config.YIELDS.get(name, {}).items()
+        if other not in fields and getattr(config, other) != value
+    }
+    for other, value in given_way.items():
+        outweighing = f"{other}={getattr(config, other)!r}"
+        logger.warning("%s of the preset gives way to what was set: it is %r.", outweighing, value)
+    changed = dataclasses.replace(config, **{**given_way, **fields})  # type: ignore[type-var]
+    _tell_what_does_nothing(changed, fields.keys())
+    return changed
+
+
+def _tell_what_does_nothing(config: Settable, names: AbstractSet[str], prefix: str = "") -> None:
+    """Warns of fields that were set and are not looked at, as others are."""
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
+    for name in config.NEEDS.keys() & names:
+        others = config.NEEDS[name]
+        if getattr(config, name) == defaults[name] or any(
+            getattr(config, other) in allowed for other, allowed in others.items()
+        ):
+            continue
+        present = " and ".join(f"{prefix}{other} is {getattr(config, other)!r}" for other in others)
+        wanted = " or ".join(f"{prefix}{other} {_words(allowed)}" for other, allowed in others.items())
+        logger.warning(
+            "%s%s=%r does nothing where %s: it is for %s.",
+            prefix,
+            name,
+            getattr(config, name),
+            present,
+            wanted,
+        )
+
+
+def _words(allowed: Any) -> str:
+    return " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else str(allowed)
 
 
 def _changed_part(config: object, field: str, changes: dict[str, Any]) -> Any:
     present = getattr(config, field)
     if present is not None:
-        return dataclasses.replace(present, **changes)
-    part = next(choice for choice in _choices(_hint(type(config), field, field)) if _is_part(choice))
-    missing = [name for name in _needed(part) if name not in changes]
-    if missing:
-        raise ConfigError(f"there is no {field}: set {field}.{missing[0]} too, got only {sorted(changes)}.")
-    return part(**changes)
+        changed = dataclasses.replace(present, **changes)
+    else:
+        part = next(choice for choice in _choices(_hint(type(config), field, field)) if _is_part(choice))
+        missing = [name for name in _needed(part) if name not in changes]
+        if missing:
+            raise ConfigError(
+                f"there is no {field}: set {field}.{missing[0]} too, got only {sorted(changes)}."
+            )
+        changed = part(**changes)
+    _tell_what_does_nothing(changed, changes.keys(), f"{field}.")
+    return changed
 
 
 def _is_part(hint: Any) -> bool:
@@ -95,10 +167,10 @@ def _needed(part: type) -> list[str]:
 
 
 def _hint(owner: type, field: str, name: str) -> Any:
-    hints = typing.get_type_hints(owner)
-    if field not in hints:
-        raise ConfigError(f"Unknown field {name!r}. Available: {', '.join(hints)}.")
-    return hints[field]
+    fields = [own.name for own in dataclasses.fields(owner)]
+    if field not in fields:
+        raise ConfigError(f"Unknown field {name!r}. Available: {', '.join(fields)}.")
+    return typing.get_type_hints(owner)[field]
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
