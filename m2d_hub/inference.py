@@ -70,14 +70,19 @@ def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:
     Raises:
         AudioError: The batch is no float (B, S), or the lengths do not fit it.
     """
-    if waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
+    is_tensor = isinstance(waveform, Tensor)
+    if not is_tensor or waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
+        got = f"{waveform.dtype} of shape {tuple(waveform.shape)}" if is_tensor else type(waveform).__name__
         raise AudioError(
-            f"forward takes a float waveform (B, S) that is not empty, got {waveform.dtype} of shape "
-            f"{tuple(waveform.shape)}; encode_clip and encode_frames take any audio."
+            f"forward takes a float waveform (B, S) that is not empty, got {got}; encode_clip and "
+            "encode_frames take any audio."
         )
     if lengths is None:
         return [waveform.shape[1]] * waveform.shape[0]
-    samples = [int(length) for length in lengths]
+    try:
+        samples = [int(length) for length in lengths]
+    except (TypeError, ValueError) as error:
+        raise AudioError(f"lengths must be a number of samples for each clip, got {lengths!r}.") from error
     if len(samples) != waveform.shape[0] or not all(1 <= n <= waveform.shape[1] for n in samples):
         raise AudioError(
             f"lengths must be {waveform.shape[0]} numbers of 1 to {waveform.shape[1]} samples, got {samples}."

@@ -38,9 +38,10 @@ from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
 from m2d_hub.nn.int8_linear import Int8Linear
 from m2d_hub.plain_tensors import plain_tensors
-from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, save_checkpoint
 from m2d_hub.pretrained.locate import locate_pretrained
 from m2d_hub.pretrained.model_card import Metrics, model_card, push_options
+from m2d_hub.pretrained.weights import read_weights
 from m2d_hub.results import Frames, Tag, require_top_k, top_tags
 from m2d_hub.stream import Stream
 from m2d_hub.windows import Windows
@@ -522,11 +523,11 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> M2D:
-        """Loads a folder that :meth:`save_pretrained` wrote, or a Hugging Face repository, on the CPU.
+        """Loads a folder that :meth:`save_pretrained` wrote, a repository, or a model by name, on the CPU.
 
         Args:
-            pretrained_model_name_or_path: A folder or file on disk; else ``org/repo``, as in
-                ``load_model("hf-hub:org/repo")``.
+            pretrained_model_name_or_path: As for :func:`m2d_hub.load_model`; ``org/repo`` that is not on disk
+                is a repository too.
             revision: Branch, tag or commit of a repository.
             cache_dir: Where downloads are kept.
             force_download: Fetch the files again.
@@ -546,7 +547,7 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             token=token,
         )
         with plain_tensors():
-            return cls.from_checkpoint(load_checkpoint(path), path)
+            return cls.from_checkpoint(read_weights(path), path)
 
     @contextlib.contextmanager
     def _reading(

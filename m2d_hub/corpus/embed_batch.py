@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 
 from m2d_hub.audio.clips import AudioClip
+from m2d_hub.corpus.dataset_output import PartWriter
 from m2d_hub.corpus.reading import UNREADABLE, OpenedBatch, open_batch
 from m2d_hub.corpus.records import Record
 from m2d_hub.corpus.sources import Source
@@ -28,6 +29,7 @@ class Job:
     device: str | None = None
     window_s: float | None = None
     num_workers: int | None = None
+    parts: PartWriter | None = None  # with which workers elsewhere write their records
 
     def load_model(self) -> M2D:
         """The model, where the job runs."""
@@ -40,6 +42,7 @@ class EmbeddedBatch:
 
     records: list[Record]
     failed: list[tuple[Source, str]]
+    num_written: int = 0  # of records that a worker has written, and that are not here
 
 
 def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> EmbeddedBatch:

@@ -62,7 +62,8 @@ def embed_files(
         paths: Files, folders, shell-style patterns or CSVs, one or several, as for
             :func:`m2d_hub.find_sources`, or what it answered. Files that ``out`` already has are not done
             again, those that failed earlier are.
-        out: ``.parquet``, ``.npz``, ``.safetensors``, or a folder of ``.npy`` files.
+        out: ``.parquet``, ``.npz``, ``.safetensors``, a folder of ``.npy`` files, or ``.dataset``: a folder
+            of Parquet files, which workers of a cluster write themselves.
         model: What :func:`m2d_hub.load_model` takes.
         kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
         batch_size: Files, and windows of them, that go through the model at once.
@@ -88,7 +89,7 @@ def embed_files(
     try:
         errors_path.unlink(missing_ok=True)
         if left:
-            job = Job(model, kind, batch_size, device, window_s, num_workers)
+            job = Job(model, kind, batch_size, device, window_s, num_workers, output.parts)
             with contextlib.closing((engine or _run_here)(_batches(left, batch_size), job)) as results:
                 failed = _keep(results, left, output, errors_path, len(sources), progress)
         output.finish()
@@ -176,7 +177,7 @@ def _keep(
             if result.failed:
                 _report(errors_path, result.failed)
             failures += len(result.failed)
-            bar.update(len(result.records) + len(result.failed))
+            bar.update(len(result.records) + result.num_written + len(result.failed))
     return failures
 
 

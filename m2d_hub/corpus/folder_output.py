@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from m2d_hub.corpus.dataset_output import PartWriter
 from m2d_hub.corpus.naming import ARRAY, TIMES, FolderNames, plan
 from m2d_hub.corpus.output_job import LOCK, check_settings, lock_kept, write_settings
 from m2d_hub.corpus.records import Contents, Origin, Record, foreign_file, parse_settings, reading
@@ -29,6 +30,8 @@ _COLUMNS = ["file", "array", "size", "modified_ns", "place"]
 
 class FolderOutput:
     """A folder of ``.npy`` files and their index."""
+
+    parts: PartWriter | None = None
 
     def __init__(self, out: Path, settings: dict[str, Any], sources: Iterable[Source]):
         if out.exists() and not out.is_dir():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, dataset_contents, dataset_records
 from m2d_hub.corpus.folder_output import folder_contents, folder_records
 from m2d_hub.corpus.formats import FORMATS
 from m2d_hub.corpus.outputs import check_suffix
@@ -51,7 +52,7 @@ class Stored:
 
 
 def read_stored(path: str | os.PathLike[str]) -> Stored:
-    """Opens an output of :func:`m2d_hub.embed_files`: ``.parquet``, ``.npz``, ``.safetensors`` or a folder.
+    """Opens an output of :func:`m2d_hub.embed_files`: a file, or a folder.
 
     Raises:
         ConfigError: There is none, it is not finished, or something else wrote it.
@@ -65,7 +66,9 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
             if begun
             else f"{path} does not exist: give what m2d-hub embed wrote."
         )
-    return Stored(path, folder_contents(path) if path.is_dir() else FORMATS[_suffix(path)].contents(path))
+    if path.is_dir():
+        return Stored(path, dataset_contents(path) if _is_dataset(path) else folder_contents(path))
+    return Stored(path, FORMATS[_suffix(path)].contents(path))
 
 
 def _check(record: Record | None) -> None:
@@ -82,7 +85,13 @@ def _check(record: Record | None) -> None:
 
 
 def _records(path: Path) -> Iterator[Record]:
-    return folder_records(path) if path.is_dir() else FORMATS[_suffix(path)].records(path)
+    if path.is_dir():
+        return dataset_records(path) if _is_dataset(path) else folder_records(path)
+    return FORMATS[_suffix(path)].records(path)
+
+
+def _is_dataset(path: Path) -> bool:
+    return path.suffix.lower() == DATASET_SUFFIX
 
 
 def _suffix(path: Path) -> str:
