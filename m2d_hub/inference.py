@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2d_hub.audio.clips import Clip
+from m2d_hub.audio.clips import AudioClip
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.windows import Window, Windows
@@ -36,14 +36,14 @@ class EncodedBatch:
 
 
 def read_windows(
-    clips: Iterable[Clip],
+    clips: Iterable[AudioClip],
     frontend: LogMelFrontend,
     windows: Windows,
     device: torch.device,
 ) -> Iterator[ClipWindow]:
     """Reads clip after clip in blocks and cuts each into windows; log-mel is computed on ``device``."""
     for index, clip in enumerate(clips):
-        blocks = (block.to(device) for block in clip.blocks())
+        blocks = (block.to(device, non_blocking=device.type == "cuda") for block in clip.blocks())
         log_mel = (frontend.normalise(block) for block in frontend.stream_log_mel(blocks))
         for window, frames in windows.cut(log_mel):
             yield ClipWindow(index, window, frames)

@@ -17,6 +17,7 @@ from m2d_hub.cli.options import (
     find_files,
     json_option,
     model_option,
+    num_workers_option,
     paths_argument,
     window_option,
     wrong_usage,
@@ -38,6 +39,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
     help="One embedding a file, one a time frame, or those of every layer.",
 )
 @batch_size_option
+@num_workers_option
 @device_option
 @window_option
 @click.option(
@@ -58,6 +60,7 @@ def embed(
     out: Path,
     kind: Any,
     batch_size: int,
+    num_workers: int | None,
     device: str | None,
     window: float | None,
     engine: str,
@@ -102,6 +105,7 @@ def embed(
         model=model,
         kind=kind,
         batch_size=batch_size,
+        num_workers=num_workers,
         device=device,
         window_s=window,
         progress=True,

@@ -115,7 +115,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(
-            "writing .parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
-            "Or give the output a name that ends in .npz or .safetensors, or a folder."
+            ".parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
+            "An output whose name ends in .npz or .safetensors, or a folder, needs nothing."
         ) from error
     return pyarrow, pyarrow.parquet

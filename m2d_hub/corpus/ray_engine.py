@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from m2d_hub.corpus.embed_files import EmbeddedBatch, Job, embed_batch
+from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, embed_batch
 from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import ConfigError
 
@@ -34,13 +34,13 @@ class RayEngine:
             raise ConfigError("the engine ray needs Ray Data: pip install 'm2d-hub[ray]'.") from error
         self._ray, self._num_workers = ray, num_workers
 
-    def __call__(self, batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+    def __call__(self, batches: Iterator[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
         """Embeds batches; starts a cluster on this machine unless one is connected."""
         # Here first: what is wrong with a model is told at once, and workers find its weights downloaded.
         dataclasses.replace(job, device="cpu").load_model()
         return self._run(list(batches), job)
 
-    def _run(self, batches: list[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+    def _run(self, batches: list[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
         data = self._ray.data
         if not self._ray.is_initialized():
             self._ray.init(log_to_driver=False)
