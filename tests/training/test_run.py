@@ -347,6 +347,33 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(sounds, tmp_path, n
     ]
 
 
+def test_a_float16_run_goes_on_bit_for_bit_and_with_its_loss_scale(sounds, tmp_path):
+    settings = ["epochs=2", "save_every_steps=4", "precision=fp16"]
+    last = tmp_path / "checkpoints" / "step-000000008.pt"
+    found = []
+    for _ in range(2):
+        assert run("m2d-0.7", sounds, tmp_path, settings).exit_code == 0
+        found.append((weights_of(tmp_path), torch.load(last)["loss_scale"]))
+        last.unlink()
+    assert (tmp_path / "train.log").read_text().count("Resumed from step 4") == 1
+    (whole, scale), (resumed, resumed_scale) = found
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert scale == resumed_scale and scale["_growth_tracker"] == 8
+
+
+def test_label_free_checks_see_all_patches_of_the_same_clips(sounds, tmp_path):
+    # The rate is 0 at the first step: the weights are those of the seed, whatever is masked.
+    found = []
+    for ratio in ("0.5", "0.8"):
+        settings = ["epochs=1", f"mask_ratio={ratio}", "analyse_every_steps=1"]
+        assert run("m2d-0.7", sounds, tmp_path / ratio, settings, "--valid", str(sounds)).exit_code == 0
+        found.append(metrics_of(tmp_path / ratio)[0])
+    for name in ("rank_me", "explained_variance_auc"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-9)
+        assert found[0][name] == found[0][f"validation_{name}"]  # the lists are the same
+    assert 1 < found[0]["rank_me"] < 64
+
+
 def test_a_half_written_checkpoint_is_not_resumed_from(sounds, tmp_path):
     assert run("m2d-0.7", sounds, tmp_path, ["epochs=1"]).exit_code == 0
     (tmp_path / "checkpoints" / "step-000000009.partial").write_bytes(b"cut off")
