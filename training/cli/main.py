@@ -18,6 +18,7 @@ from .options import answer, exit_status, logging_to
 from .statistics import measure
 from .suite import suite
 from .summarise import summarise
+from .zero_shot import zero_shot
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -118,3 +119,4 @@ main.add_command(list_)
 main.add_command(measure)
 main.add_command(suite)
 main.add_command(summarise)
+main.add_command(zero_shot)
