@@ -11,10 +11,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch.nn.functional import cosine_similarity
-
 import m2d_hub
 
 
@@ -23,21 +19,13 @@ def main() -> None:
     args = parse_arguments()
     if not args.folder.is_dir():
         sys.exit(f"Error: {args.folder} is no folder.")
-    sources = m2d_hub.find_sources(args.folder)
-    summary = m2d_hub.embed_files(sources, args.out, model=args.model, progress=True)
+    summary = m2d_hub.embed_files(args.folder, args.out, model=args.model, progress=True)
     if summary.failed:
         print(f"Files that cannot be read: {summary.failed}, see {summary.errors_file}", file=sys.stderr)
 
-    query = m2d_hub.load_model(args.model).encode_clip(args.query).cpu()  # (1, D)
-    with np.load(args.out) as kept:
-        scores = cosine_similarity(query, torch.from_numpy(kept["embedding"]))  # (N,)
-        similarity = dict(zip(kept["file"].tolist(), scores.tolist(), strict=True))
-
-    others = [source.file for source in sources if not source.path.samefile(args.query)]
-    found = sorted(similarity.keys() & others, key=similarity.__getitem__, reverse=True)
     print(f"similarity to {args.query}")
-    for file in found[: args.top]:
-        print(f"{similarity[file]:6.3f}  {file}")
+    for match in m2d_hub.search(args.query, args.out, top_k=args.top):
+        print(f"{match.score:6.3f}  {match.file}")
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
     from m2d_hub.corpus.embed_files import Summary, embed_files
+    from m2d_hub.corpus.search import Match, search
     from m2d_hub.corpus.sources import Source, find_sources
     from m2d_hub.errors import (
         AudioError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from m2d_hub.pretrained.cache import model_info
     from m2d_hub.pretrained.registry import ModelInfo, list_models
     from m2d_hub.results import Frames, Tag
+    from m2d_hub.stream import Stream, StreamWindow
     from m2d_hub.zero_shot import classify_by_text
 
 # Loaded when first asked for: the model needs huggingface_hub, which takes 0.2 s to import.
@@ -42,9 +44,12 @@ _HOMES = {
     "FrontendConfig": "config",
     "HeadConfig": "config",
     "M2DError": "errors",
+    "Match": "corpus.search",
     "ModelConfig": "config",
     "ModelInfo": "pretrained.registry",
     "Source": "corpus.sources",
+    "Stream": "stream",
+    "StreamWindow": "stream",
     "Summary": "corpus.embed_files",
     "Tag": "results",
     "UnknownModelError": "errors",
@@ -54,6 +59,7 @@ _HOMES = {
     "list_models": "pretrained.registry",
     "load_model": "hub",
     "model_info": "pretrained.cache",
+    "search": "corpus.search",
 }
 
 __all__ = [
@@ -69,9 +75,12 @@ __all__ = [
     "FrontendConfig",
     "HeadConfig",
     "M2DError",
+    "Match",
     "ModelConfig",
     "ModelInfo",
     "Source",
+    "Stream",
+    "StreamWindow",
     "Summary",
     "Tag",
     "UnknownModelError",
@@ -82,6 +91,7 @@ __all__ = [
     "list_models",
     "load_model",
     "model_info",
+    "search",
 ]
 
 _SUBMODULES = ("clients", "export", "plots")  # public ones; the rest is internal

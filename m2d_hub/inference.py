@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2d_hub.audio.clips import Clip
+from m2d_hub.audio.clips import AudioClip
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.windows import Window, Windows
@@ -36,14 +36,14 @@ class EncodedBatch:
 
 
 def read_windows(
-    clips: Iterable[Clip],
+    clips: Iterable[AudioClip],
     frontend: LogMelFrontend,
     windows: Windows,
     device: torch.device,
 ) -> Iterator[ClipWindow]:
     """Reads clip after clip in blocks and cuts each into windows; log-mel is computed on ``device``."""
     for index, clip in enumerate(clips):
-        blocks = (block.to(device) for block in clip.blocks())
+        blocks = (block.to(device, non_blocking=device.type == "cuda") for block in clip.blocks())
         log_mel = (frontend.normalise(block) for block in frontend.stream_log_mel(blocks))
         for window, frames in windows.cut(log_mel):
             yield ClipWindow(index, window, frames)
@@ -70,14 +70,19 @@ def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:
     Raises:
         AudioError: The batch is no float (B, S), or the lengths do not fit it.
     """
-    if waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
+    is_tensor = isinstance(waveform, Tensor)
+    if not is_tensor or waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
+        got = f"{waveform.dtype} of shape {tuple(waveform.shape)}" if is_tensor else type(waveform).__name__
         raise AudioError(
-            f"forward takes a float waveform (B, S) that is not empty, got {waveform.dtype} of shape "
-            f"{tuple(waveform.shape)}; encode_clip and encode_frames take any audio."
+            f"forward takes a float waveform (B, S) that is not empty, got {got}; encode_clip and "
+            "encode_frames take any audio."
         )
     if lengths is None:
         return [waveform.shape[1]] * waveform.shape[0]
-    samples = [int(length) for length in lengths]
+    try:
+        samples = [int(length) for length in lengths]
+    except (TypeError, ValueError) as error:
+        raise AudioError(f"lengths must be a number of samples for each clip, got {lengths!r}.") from error
     if len(samples) != waveform.shape[0] or not all(1 <= n <= waveform.shape[1] for n in samples):
         raise AudioError(
             f"lengths must be {waveform.shape[0]} numbers of 1 to {waveform.shape[1]} samples, got {samples}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from huggingface_hub import ModelCard, PyTorchModelHubMixin
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from m2d_hub.audio.clips import Clip, open_audio
+from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.audio.given import Channels
 from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
@@ -36,10 +38,12 @@ from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
 from m2d_hub.nn.int8_linear import Int8Linear
 from m2d_hub.plain_tensors import plain_tensors
-from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, save_checkpoint
 from m2d_hub.pretrained.locate import locate_pretrained
 from m2d_hub.pretrained.model_card import Metrics, model_card, push_options
+from m2d_hub.pretrained.weights import read_weights
 from m2d_hub.results import Frames, Tag, require_top_k, top_tags
+from m2d_hub.stream import Stream
 from m2d_hub.windows import Windows
 
 
@@ -230,11 +234,11 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             AudioError: A clip is empty, non-finite or unreadable; the message names it.
         """
-        clips = self._open(audio, sample_rate, channels, batch_size)
-        means = ClipMeans(len(clips))
-        for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
-            means.put(batch)
-        return means.means()
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            means = ClipMeans(len(clips))
+            for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
+                means.put(batch)
+            return means.means()
 
     @torch.no_grad()
     def encode_frames(
@@ -320,12 +324,27 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
-        head = self.required_head()
+        self.required_head()  # told before any work
         require_top_k(top_k)
         clip = self.encode_clip(
             audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
         )
-        logits = head.infer(clip)
+        return self.classify_embeddings(clip, top_k=top_k)
+
+    @torch.no_grad()
+    def classify_embeddings(self, clips: Tensor, *, top_k: int = 5) -> list[list[Tag]]:
+        """The ``top_k`` classes of clips that :meth:`encode_clip` embedded, the best first.
+
+        Args:
+            clips: (B, N_F·D), of this model.
+            top_k: Most tags of a clip.
+
+        Raises:
+            ConfigError: The model has no head, or ``top_k`` is less than 1.
+        """
+        head = self.required_head()
+        require_top_k(top_k)
+        logits = head.infer(clips)
         labels = self.labels or [str(index) for index in range(logits.shape[1])]
         return top_tags(logits, head.scores(logits), labels, top_k)
 
@@ -420,6 +439,20 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         embeddings = self.required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
+    def stream(self, sample_rate: int | None = None, hop_s: float | None = None) -> Stream:
+        """Begins to listen to audio that arrives block by block.
+
+        Args:
+            sample_rate: Hz of the blocks; None means the model's own.
+            hop_s: Seconds from one window to the next, rounded to whole frames; None: windows stand one after
+                another, as in :meth:`encode_frames`. A shorter hop gives answers sooner and costs more.
+
+        Raises:
+            AudioError: The rate cannot be resampled.
+            ConfigError: ``hop_s`` is not above 0, or longer than the window, or there is no fixed window.
+        """
+        return Stream(self, sample_rate, hop_s)
+
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
         """Writes an ONNX file: waveform in, frames out, the frontend included, any batch size and length.
 
@@ -490,11 +523,11 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         local_files_only: bool = False,
         token: str | bool | None = None,
     ) -> M2D:
-        """Loads a folder that :meth:`save_pretrained` wrote, or a Hugging Face repository, on the CPU.
+        """Loads a folder that :meth:`save_pretrained` wrote, a repository, or a model by name, on the CPU.
 
         Args:
-            pretrained_model_name_or_path: A folder or file on disk; else ``org/repo``, as in
-                ``load_model("hf-hub:org/repo")``.
+            pretrained_model_name_or_path: As for :func:`m2d_hub.load_model`; ``org/repo`` that is not on disk
+                is a repository too.
             revision: Branch, tag or commit of a repository.
             cache_dir: Where downloads are kept.
             force_download: Fetch the files again.
@@ -514,13 +547,21 @@ class M2D(nn.Module, PyTorchModelHubMixin):
             token=token,
         )
         with plain_tensors():
-            return cls.from_checkpoint(load_checkpoint(path), path)
+            return cls.from_checkpoint(read_weights(path), path)
 
-    def _open(
+    @contextlib.contextmanager
+    def _reading(
         self, audio: Any, sample_rate: int | None, channels: Channels | None, batch_size: int
-    ) -> list[Clip]:
+    ) -> Iterator[list[AudioClip]]:
+        """The clips of a call, whose files are read ahead until the end of the ``with``."""
         require(batch_size in POSITIVE_INTEGER, f"batch_size must be {POSITIVE_INTEGER}, got {batch_size!r}.")
-        return open_audio(audio, self.sample_rate, sample_rate, channels)
+        given = audio if isinstance(audio, list) else [audio]
+        if given and all(isinstance(clip, AudioClip) for clip in given):  # opened by a job of many calls
+            yield given
+            return
+        clips = open_audio(audio, self.sample_rate, sample_rate, channels)
+        with ReadAhead(device=self.device) as reader:
+            yield [reader.add(clip) for clip in clips]
 
     def _encode_to_frames(
         self,
@@ -531,14 +572,14 @@ class M2D(nn.Module, PyTorchModelHubMixin):
         batch_size: int,
         progress: bool,
     ) -> Frames:
-        clips = self._open(audio, sample_rate, channels, batch_size)
-        store = FrameStore(len(clips), self._expected_tokens(max(clip.expected_samples for clip in clips)))
-        for batch in self._encode_clips(clips, encode, batch_size, progress):
-            store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
-        return self._frames(store)
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            store = FrameStore(len(clips), self._expected_tokens(max(c.expected_samples for c in clips)))
+            for batch in self._encode_clips(clips, encode, batch_size, progress):
+                store.put(EncodedBatch(batch.windows, batch.features.to("cpu", torch.float32)))
+            return self._frames(store)
 
     def _encode_clips(
-        self, clips: list[Clip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
+        self, clips: list[AudioClip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
         shown = tqdm(clips, unit="clip", disable=not progress)
         windows = read_windows(shown, self.frontend, self.windows, self.device)

@@ -1,4 +1,4 @@
-"""A picture of one clip: what the model hears, and how its frames resemble each other."""
+"""A picture of one clip: what the model hears, which tags sound when, and how its frames are alike."""
 
 from __future__ import annotations
 
@@ -13,7 +13,21 @@ import torch
 from m2d_hub.audio.clips import open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
+from m2d_hub.look import (
+    LEVELS,
+    LIKENESS,
+    SMALL_SIZE,
+    TEXT_SIZE,
+    TITLE_SIZE,
+    WIDTH_INCHES,
+    dress,
+    literal,
+    literals,
+    new_figure,
+    save,
+)
 from m2d_hub.model import M2D
+from m2d_hub.results import Tag, top_tags
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +35,8 @@ if TYPE_CHECKING:
 
 RANGE_DB = 80.0  # shown below the loudest point
 MAX_COLUMNS = 4_000  # of the spectrogram picture; longer ones keep the loudest of neighbours
+MOST_TAGS = 6  # shown
+MOST_LETTERS = 26  # of a tag's name
 MAX_FRAMES = 1_000  # of the similarity picture; longer ones average neighbours
 _TICKS_HZ = (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
 
@@ -34,10 +50,11 @@ def plot_clip(
     title: str | None = None,
     batch_size: int = 16,
 ) -> Figure:
-    """Draws a clip's log-mel spectrogram over the cosine similarity of its frames, on one time axis.
+    """Draws a clip's spectrogram over its tags and the likeness of its frames, on one time axis.
 
-    Bright squares along the similarity's diagonal are stretches that sound alike to the model; bright spots
-    away from it are repetitions.
+    Tags are those of models with a head: the clip's likeliest, a row each, brighter where surer. In the
+    likeness, the cosine similarity of frames, bright squares along the diagonal are stretches that sound
+    alike to the model; bright spots away from it are repetitions.
 
     Args:
         model: Gives the spectrogram and the frames.
@@ -54,7 +71,7 @@ def plot_clip(
         AudioError: The audio is unreadable, or more than one clip.
         ConfigError: matplotlib is not installed, or does not know the suffix.
     """
-    figure = _new_figure()
+    figure, _ = new_figure(WIDTH_INCHES, 9.2 if model.head is None else 10.6, panels=0)
     _check_suffix(figure, path)
     clips = open_audio(audio, model.sample_rate, sample_rate)
     if len(clips) != 1:
@@ -66,19 +83,30 @@ def plot_clip(
     first_s, last_s = float(frames.timestamps_s[0]), float(frames.timestamps_s[len(features) - 1])
     span_s = (first_s - model.frame_hop_s / 2, last_s + model.frame_hop_s / 2)
 
-    upper, lower = _two_panels(figure)
-    _draw_spectrogram(upper, log_mel.numpy(), model.config.frontend)
-    _draw_similarity(lower, _similarity(features.float()), span_s, model.frame_hop_s)
-    figure.suptitle(literal(title or _title(audio, clips[0].name)), y=0.965, fontsize=12)
+    upper, *middle, lower = _panels(figure, has_tags=model.head is not None)
+    _draw_spectrogram(upper, log_mel.float().numpy(), model.config.frontend)
+    for axes in middle:
+        _draw_tags(axes, *tags_over_time(model, features, MOST_TAGS), span_s)
+    _draw_similarity(lower, similarity(features), span_s, model.frame_hop_s)
+    figure.suptitle(literal(title or _title(audio, clips[0].name)), y=0.965, fontsize=TITLE_SIZE)
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=130)
+        save(figure, path)
     return figure
 
 
-def literal(text: str) -> str:
-    """Text of a picture as it stands: matplotlib takes what is between two ``$`` for a formula."""
-    return text.replace("$", r"\$")
+@torch.no_grad()
+def tags_over_time(model: M2D, features: torch.Tensor, most: int) -> tuple[list[Tag], np.ndarray]:
+    """The likeliest tags of a clip, and their scores (K, T) in each of its frames (T, N_F·D).
+
+    Raises:
+        ConfigError: The model has no head.
+    """
+    head = model.required_head()
+    clip = head.infer(features.mean(dim=0, keepdim=True))
+    labels = model.labels or [str(index) for index in range(clip.shape[1])]
+    tags = top_tags(clip, head.scores(clip), labels, most)[0]
+    scores = head.scores(head.infer(features))  # (T, classes)
+    return tags, scores[:, [tag.index for tag in tags]].T.numpy()
 
 
 def mel_centres_hz(config: FrontendConfig) -> np.ndarray:
@@ -92,20 +120,33 @@ def _hz_to_mel(hz: float) -> float:
     return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000, 6.4)
 
 
-def _similarity(features: torch.Tensor) -> np.ndarray:
-    """Cosine similarity (T, T) of frames (T, D); of more than MAX_FRAMES, neighbours are averaged."""
+def similarity(features: torch.Tensor, others: torch.Tensor | None = None) -> np.ndarray:
+    """Cosine similarity (T, T') of frames (T, D) and ``others`` (T', D), by default themselves.
+
+    Of more than MAX_FRAMES, neighbours are averaged.
+    """
+    rows = _unit_frames(features)
+    columns = rows if others is None else _unit_frames(others)
+    return (rows @ columns.T).clamp(-1, 1).numpy()
+
+
+def _unit_frames(features: torch.Tensor) -> torch.Tensor:
     if len(features) > MAX_FRAMES:
         features = torch.nn.functional.adaptive_avg_pool1d(features.T, MAX_FRAMES).T
-    unit = torch.nn.functional.normalize(features, dim=-1)
-    return (unit @ unit.T).clamp(-1, 1).numpy()
+    return torch.nn.functional.normalize(features.float(), dim=-1)
 
 
-def _new_figure() -> Figure:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'm2d-hub[plots]'") from error
-    return Figure(figsize=(8.0, 9.2))
+def spectrogram_db(log_mel: np.ndarray) -> np.ndarray:
+    """Levels (F, T) in decibels below the loudest; of more than MAX_COLUMNS, the loudest of neighbours."""
+    level_db = log_mel * (10 / math.log(10))
+    return _loudest_of_neighbours(level_db - level_db.max(), MAX_COLUMNS)
+
+
+def frequency_ticks(config: FrontendConfig) -> tuple[list[float], list[str]]:
+    """Mel bands, counted from 0, at which ticks stand, and their names in kHz."""
+    ticks = [hz for hz in _TICKS_HZ if config.f_min_hz <= hz <= config.f_max_hz]
+    bands = np.interp(ticks, mel_centres_hz(config), np.arange(config.n_mels), right=config.n_mels - 0.5)
+    return bands.tolist(), [f"{hz / 1000:g}" for hz in ticks]
 
 
 def _check_suffix(figure: Figure, path: str | os.PathLike[str] | None) -> None:
@@ -120,36 +161,60 @@ def _check_suffix(figure: Figure, path: str | os.PathLike[str] | None) -> None:
         )
 
 
-def _two_panels(figure: Figure) -> tuple[Axes, Axes]:
+def _panels(figure: Figure, has_tags: bool) -> list[Axes]:
+    """Spectrogram, tags if any, similarity: one below the other on one time axis."""
     grid = figure.add_gridspec(
-        2, 1, height_ratios=(1, 2.6), hspace=0.09, left=0.1, right=0.86, top=0.94, bottom=0.07
+        2 + has_tags,
+        1,
+        height_ratios=(1, 0.6, 2.6) if has_tags else (1, 2.6),
+        hspace=0.09,
+        left=0.25 if has_tags else 0.1,
+        right=0.86,
+        top=0.94,
+        bottom=0.07,
     )
     upper = figure.add_subplot(grid[0])
-    return upper, figure.add_subplot(grid[1], sharex=upper)
+    panels = [figure.add_subplot(grid[row], sharex=upper) for row in range(1, 2 + has_tags)]
+    for axes in (upper, *panels):
+        dress(axes, grid=None)
+    return [upper, *panels]
 
 
 def _draw_spectrogram(axes: Axes, log_mel: np.ndarray, config: FrontendConfig) -> None:
     hop_s = config.hop_s
-    level_db = log_mel * (10 / math.log(10))
-    duration_s = level_db.shape[1] * hop_s
-    level_db = _loudest_of_neighbours(level_db - level_db.max(), MAX_COLUMNS)
+    duration_s = log_mel.shape[1] * hop_s
+    level_db = spectrogram_db(log_mel)
     image = axes.imshow(
         level_db,
         origin="lower",
         aspect="auto",
-        cmap="magma",
+        cmap=LEVELS,
         vmin=-RANGE_DB,
         vmax=0,
         # Frames are centred on their time: the first one, on zero, begins half a hop before.
         extent=(-hop_s / 2, duration_s - hop_s / 2, -0.5, len(level_db) - 0.5),
     )
-    ticks = [hz for hz in _TICKS_HZ if config.f_min_hz <= hz <= config.f_max_hz]
-    bands = np.interp(ticks, mel_centres_hz(config), np.arange(config.n_mels), right=config.n_mels - 0.5)
-    axes.set_yticks(bands, [f"{hz / 1000:g}" for hz in ticks])
+    axes.set_yticks(*frequency_ticks(config))
     axes.set_facecolor("0.85")  # of the last frame, what is padding
     axes.set_ylabel("frequency, kHz (mel scale)")
     axes.tick_params(labelbottom=False)
     _add_colour_bar(axes, image, "power, dB re loudest")
+
+
+def _draw_tags(axes: Axes, tags: list[Tag], scores: np.ndarray, span_s: tuple[float, float]) -> None:
+    image = axes.imshow(
+        scores[::-1],  # the likeliest on top
+        origin="lower",
+        aspect="auto",
+        cmap=LIKENESS,
+        interpolation="nearest",
+        vmin=0,
+        vmax=1,
+        extent=(*span_s, -0.5, len(tags) - 0.5),
+    )
+    axes.set_yticks(range(len(tags)), literals((tag.label for tag in tags[::-1]), MOST_LETTERS))
+    axes.tick_params(labelbottom=False)
+    _add_colour_bar(axes, image, "score", extend="neither")
 
 
 def _draw_similarity(
@@ -161,7 +226,7 @@ def _draw_similarity(
         similarity,
         origin="lower",
         aspect="auto",
-        cmap="viridis",
+        cmap=LIKENESS,
         interpolation="nearest",
         vmin=least,
         vmax=1,
@@ -173,9 +238,11 @@ def _draw_similarity(
     _add_colour_bar(axes, image, f"cosine similarity of frames ({frame_hop_s * 1000:g} ms each)")
 
 
-def _add_colour_bar(axes: Axes, image: Any, label: str) -> None:
+def _add_colour_bar(axes: Axes, image: Any, label: str, extend: str = "min") -> None:
     place = axes.inset_axes((1.02, 0.0, 0.025, 1.0))
-    axes.figure.colorbar(image, cax=place, label=label, extend="min")
+    bar = axes.figure.colorbar(image, cax=place, extend=extend)
+    bar.set_label(label, fontsize=TEXT_SIZE)
+    place.tick_params(labelsize=SMALL_SIZE)
 
 
 def _loudest_of_neighbours(level_db: np.ndarray, most: int) -> np.ndarray:

@@ -110,6 +110,10 @@ WRONG_CALLS = {
     "text": lambda model: model.encode_text(["rain"]),
     "int8": lambda model: m2d_hub.load_model("m2d-mini", dtype="int8", device="cuda"),
     "batch": lambda model: model.encode_clip("dog.wav", batch_size=0),
+    "suffix": lambda model: m2d_hub.embed_files("dog.wav", "out.txt"),
+    "output": lambda model: m2d_hub.search("dog.wav", "none.npz"),
+    "files": lambda model: m2d_hub.find_sources([]),
+    "device": lambda model: m2d_hub.load_model("m2d-mini", device="gpu"),
     "dtype": lambda model: m2d_hub.load_model("m2d-mini", dtype="bf16"),
 }
 

@@ -19,6 +19,8 @@ HUB_LAYERS = [
         "checks",
         "config",
         "results",
+        "look",
+        "look",
         "files",
         "plain_tensors",
         "audio",
@@ -26,7 +28,8 @@ HUB_LAYERS = [
         "nn",
         "inference",
     ),
-    *("pretrained", "export", "model", "hub", ("plots", "zero_shot"), "corpus", "clients", "cli"),
+    *("pretrained", ("export", "stream"), "model", "hub", ("plots", "zero_shot"), "corpus"),
+    *(("clients", "demo"), "cli"),
 ]
 TRAINING_LAYERS = [
     *("data", "evaluation", "runs", ("linear", "pretraining", "finetuning"), "suites", "cli"),
@@ -35,6 +38,7 @@ PACKAGES = [("m2d_hub", "m2d_hub", HUB_LAYERS), ("m2d_training", "training", TRA
 
 HEAVY = {
     "accelerate",
+    "gradio",
     "matplotlib",
     "nnAudio",
     "onnx",
@@ -44,6 +48,7 @@ HEAVY = {
     "ray",
     "scipy",
     "sklearn",
+    "sounddevice",
     "soundfile",
     "tensorboard",
     "timm",

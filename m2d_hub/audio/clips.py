@@ -12,6 +12,7 @@ import os
 import stat
 import tempfile
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +49,25 @@ class AudioPart:
         return f"{self.path} from {self.start_s} s to {end}"
 
 
+class AudioClip(ABC):
+    """One piece of audio that can be read once more or, where it is read ahead, once."""
+
+    expected_samples: int  # as announced by the source
+
+    @abstractmethod
+    def blocks(self) -> Iterator[Tensor]:
+        """Consecutive parts (s,) of the mono waveform at the rate wanted, float32.
+
+        Raises:
+            AudioError: The audio is empty, non-finite or unreadable; the message names it.
+        """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go
+        """Lets it go, read or not."""
+
+
 @dataclass(frozen=True)
-class Clip:
+class Clip(AudioClip):
     """One piece of audio, not yet read: a file, or a waveform in memory."""
 
     name: str  # for messages: the path, or the place in the caller's list
@@ -60,11 +78,6 @@ class Clip:
     frames: tuple[int, int | None] = (0, None)  # of the file: the first, and the one after the last
 
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive parts (s,) of the mono waveform at ``sample_rate``, float32.
-
-        Raises:
-            AudioError: The audio is empty, non-finite or unreadable; the message names it.
-        """
         empty = True
         raw = checked(self._raw(*self.frames), self.name)
         for block in resample(raw, self.source_rate, self.sample_rate):

@@ -18,6 +18,7 @@ from torch import Tensor
 from m2d_hub.audio import flac, foreign, mpeg, ogg, pcm
 from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
 from m2d_hub.audio.resampling import check_rate, resample
+from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import AudioError
 
 logger = logging.getLogger(__name__)
@@ -166,7 +167,7 @@ def _blocks(sound: Any, left: float, is_cut: bool) -> Iterator[Tensor]:
         if not len(block):
             return
         left -= len(block)
-        yield torch.from_numpy(block if block.shape[1] == 1 else block.mean(axis=1, keepdims=True))[:, 0]
+        yield torch.from_numpy(mixed(block))
 
 
 def _seek(sound: Any, place: int) -> int:

@@ -89,26 +89,44 @@ def steps(source_rate: int, sample_rate: int) -> tuple[int, int, int]:
     return step, ratio.numerator, step * (1 + _resampler(ratio.numerator, step).width // step)
 
 
-def resample(blocks: Iterator[Tensor], source_rate: int, sample_rate: int) -> Iterator[Tensor]:
-    """Resamples a stream as if it were whole: each block carries its filter's context."""
-    step, step_out, context = steps(source_rate, sample_rate)
-    if not context:
-        yield from blocks
-        return
-    resampler = _resampler(step_out, step)
-    pending, lead = (
-        torch.zeros(0, dtype=torch.float32, device="cpu"),
-        0,
-    )  # lead: samples of left context that pending begins with
-    for block in blocks:
-        pending = torch.cat([pending, block])
-        ready = (len(pending) - lead - context) // step * step
+class Resampling:
+    """A stream from one rate to another as if it were whole: each block carries its filter's context."""
+
+    def __init__(self, source_rate: int, sample_rate: int):
+        self._step, self._step_out, self._context = steps(source_rate, sample_rate)
+        self._pending = torch.zeros(0, dtype=torch.float32, device="cpu")
+        self._lead = 0  # samples of left context that pending begins with
+
+    def push(self, block: Tensor) -> Tensor:
+        """What can be resampled now that ``block`` (s,) follows, perhaps nothing."""
+        if not self._context:
+            return block
+        self._pending = torch.cat([self._pending, block])
+        lead = self._lead
+        ready = (len(self._pending) - lead - self._context) // self._step * self._step
         if ready <= 0:
-            continue
-        resampled = resampler(pending[: lead + ready + context])
-        first = lead // step * step_out
-        yield resampled[first : first + ready // step * step_out]
-        keep = max(0, lead + ready - context)
-        pending, lead = pending[keep:], lead + ready - keep
-    if len(pending) > lead:
-        yield resampler(pending)[lead // step * step_out :]
+            return block[:0]
+        resampled = self._resampler(self._pending[: lead + ready + self._context])
+        first = lead // self._step * self._step_out
+        keep = max(0, lead + ready - self._context)
+        self._pending, self._lead = self._pending[keep:], lead + ready - keep
+        return resampled[first : first + ready // self._step * self._step_out]
+
+    def finish(self) -> Tensor:
+        """What is left where the stream ends."""
+        if len(self._pending) <= self._lead:
+            return self._pending[:0]
+        return self._resampler(self._pending)[self._lead // self._step * self._step_out :]
+
+    def _resampler(self, waveform: Tensor) -> Tensor:
+        return _resampler(self._step_out, self._step)(waveform)
+
+
+def resample(blocks: Iterator[Tensor], source_rate: int, sample_rate: int) -> Iterator[Tensor]:
+    """Blocks of a stream at another rate."""
+    resampling = Resampling(source_rate, sample_rate)
+    for block in blocks:
+        if len(resampled := resampling.push(block)):
+            yield resampled
+    if len(resampled := resampling.finish()):
+        yield resampled

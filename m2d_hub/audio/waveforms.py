@@ -49,7 +49,7 @@ def to_clips(item: Any, name: str) -> Tensor:
     Raises:
         AudioError: The shape or the type is none of audio, or it is empty; the message has ``name``.
     """
-    waveform = _to_waveform(item, name)
+    waveform = _with_samples(to_waveform(item, name), name)
     if _is_samples_first(waveform):
         raise AudioError(
             f"{name} has shape {tuple(waveform.shape)}, which looks like (samples, channels); a 2-D array is "
@@ -66,7 +66,7 @@ def to_mono(item: Any, name: str) -> Tensor:
     Raises:
         AudioError: As for :func:`to_clips`.
     """
-    waveform = _to_waveform(item, name)
+    waveform = _with_samples(to_waveform(item, name), name)
     return waveform if waveform.ndim == 1 else waveform.mean(dim=1 if _is_samples_first(waveform) else 0)
 
 
@@ -86,20 +86,34 @@ def scaled(waveform: Tensor, name: str) -> Tensor:
     return waveform.float()
 
 
-def _to_waveform(item: Any, name: str) -> Tensor:
+def to_waveform(item: Any, name: str) -> Tensor:
+    """As :func:`to_clips`, but it may be empty, as a block of a stream may."""
     waveform = _to_tensor(item, name)
     if waveform.ndim not in (1, 2):
         raise AudioError(
             f"{name} has shape {tuple(waveform.shape)}; give a waveform (samples,) or a batch (clips, "
             "samples)."
         )
+    return scaled(waveform, name)
+
+
+def _with_samples(waveform: Tensor, name: str) -> Tensor:
     if not waveform.numel():
         raise AudioError(f"{name} is empty: it holds no samples.")
-    return scaled(waveform, name)
+    return waveform
 
 
 def _is_samples_first(waveform: Tensor) -> bool:
     return waveform.ndim == 2 and waveform.shape[1] <= 8 and waveform.shape[0] > 1_000
+
+
+def mixed(block: np.ndarray) -> np.ndarray:
+    """The mean (s,) of channels (s, C)."""
+    if block.shape[1] == 1:
+        return block[:, 0]
+    if block.shape[1] == 2:  # as mean() gives it, in a quarter of the time
+        return (block[:, 0] + block[:, 1]) / 2
+    return block.mean(axis=1)
 
 
 def _to_tensor(item: Any, name: str) -> Tensor:

@@ -17,6 +17,7 @@ from m2d_hub.cli.options import (
     find_files,
     json_option,
     model_option,
+    num_workers_option,
     paths_argument,
     window_option,
     wrong_usage,
@@ -38,6 +39,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
     help="One embedding a file, one a time frame, or those of every layer.",
 )
 @batch_size_option
+@num_workers_option
 @device_option
 @window_option
 @click.option(
@@ -45,8 +47,8 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="This process, or the workers of a Ray cluster, which send all results here "
-    "(pip install 'm2d-hub[ray]').",
+    help="This process, or the workers of a Ray cluster, which write into a .dataset themselves and send "
+    "other results here (pip install 'm2d-hub[ray]').",
 )
 @click.option(
     "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="With --engine ray."
@@ -58,6 +60,7 @@ def embed(
     out: Path,
     kind: Any,
     batch_size: int,
+    num_workers: int | None,
     device: str | None,
     window: float | None,
     engine: str,
@@ -69,6 +72,7 @@ def embed(
     \b
     The suffix of OUT says the format:
       .parquet      a row a file: file, embedding; but for clips also num_frames, timestamps_s
+      .dataset      a folder of such Parquet files, with _index.parquet (file, part, row)
       .npz          clips: arrays file (N) and embedding (N, D); else embedding/FILE, timestamps_s/FILE
       .safetensors  the same; the names are JSON in the metadata's "file"
       none          a folder of FILE.npy, and index.csv that says which is whose
@@ -82,7 +86,7 @@ def embed(
     Examples:
       m2d-hub embed dog.wav --out dog.npz
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
-      m2d-hub embed list.csv --engine ray --workers 8 --out embeddings.parquet
+      m2d-hub embed list.csv --engine ray --workers 8 --out embeddings.dataset
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
     from m2d_hub.corpus.embed_files import embed_files
@@ -102,6 +106,7 @@ def embed(
         model=model,
         kind=kind,
         batch_size=batch_size,
+        num_workers=num_workers,
         device=device,
         window_s=window,
         progress=True,

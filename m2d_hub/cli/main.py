@@ -8,11 +8,14 @@ import sys
 
 import click
 
+from m2d_hub.cli.demo import demo
 from m2d_hub.cli.embed import embed
 from m2d_hub.cli.export import export
 from m2d_hub.cli.models import convert, download, info, list_
 from m2d_hub.cli.options import Group
 from m2d_hub.cli.plot import plot
+from m2d_hub.cli.search import search
+from m2d_hub.cli.stream import stream
 from m2d_hub.cli.tag import tag
 
 
@@ -24,13 +27,14 @@ def main() -> None:
     \b
     Examples:
       m2d-hub embed recordings/ --out embeddings.parquet
+      m2d-hub search dog.wav embeddings.parquet
       m2d-hub list 'm2d-as-*'
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may be beyond what a pipe's encoding can write
-            stream.reconfigure(errors="backslashreplace")
+    for file in (sys.stdout, sys.stderr):
+        if isinstance(file, io.TextIOWrapper):  # names may be beyond what a pipe's encoding can write
+            file.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-for command in (embed, tag, list_, info, download, convert, export, plot):
+for command in (embed, search, tag, stream, list_, info, download, convert, export, plot, demo):
     main.add_command(command)

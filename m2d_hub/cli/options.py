@@ -77,6 +77,12 @@ batch_size_option = click.option(
     show_default=True,
     help="Windows encoded at once; changes speed and memory, never the numbers.",
 )
+num_workers_option = click.option(
+    "--num-workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Threads that read files while the model works on those before.  [default: one a core]",
+)
 window_option = click.option(
     "--window",
     type=Seconds(),

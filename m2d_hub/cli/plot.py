@@ -25,7 +25,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 @device_option
 @window_option
 def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, window: float | None) -> None:
-    """Draw a clip's spectrogram over the similarity of its frames, as the model sees them.
+    """Draw a clip's spectrogram over the similarity of its frames, and a tagger's tags over time.
 
     \b
     Example:

@@ -80,6 +80,8 @@ def tag(
       m2d-hub tag dog.wav --texts "a dog barking" "rain on a roof"
       m2d-hub tag recordings/ --json > tags.json
     """
+    from m2d_hub.audio.ahead import ReadAhead
+    from m2d_hub.corpus.reading import opened_ahead
     from m2d_hub.hub import load_model
     from m2d_hub.zero_shot import classify_by_text
 
@@ -87,19 +89,25 @@ def tag(
     loaded = load_model(model or (DEFAULT_TEXT_TAGGER if texts else DEFAULT_TAGGER), device=device)
     answers: list[dict[str, Any]] = []
     failed = 0
-    for source in with_progress(sources):
-        try:
-            if texts:
-                tags = classify_by_text(loaded, source.path, list(texts), top_k=top, batch_size=batch_size)[0]
-            else:
-                tags = loaded.classify(source.path, top_k=top, batch_size=batch_size)[0]
-        except AudioError as error:
-            failed += 1
-            click.echo(f"Error: {error}", err=True)
-            continue
-        answers.append({"file": source.file, "tags": [dataclasses.asdict(scored) for scored in tags]})
-        if not as_json:
-            _print_tags(source.file, tags)
+    with ReadAhead(device=loaded.device) as reader:
+        files = opened_ahead(([source] for source in sources), loaded.sample_rate, reader)
+        for source, file in zip(with_progress(sources), files, strict=True):
+            try:
+                if file.failed:
+                    raise AudioError(file.failed[0][1])
+                if texts:
+                    found = classify_by_text(
+                        loaded, file.clips, list(texts), top_k=top, batch_size=batch_size
+                    )
+                else:
+                    found = loaded.classify(file.clips, top_k=top, batch_size=batch_size)
+            except AudioError as error:
+                failed += 1
+                click.echo(f"Error: {error}", err=True)
+                continue
+            answers.append({"file": source.file, "tags": [dataclasses.asdict(scored) for scored in found[0]]})
+            if not as_json:
+                _print_tags(source.file, found[0])
     if as_json:
         click.echo(json.dumps(answers, indent=2))
     if failed:

@@ -2,58 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
+from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, Kind, embed_opened
 from m2d_hub.corpus.outputs import Output, check_suffix, open_output
-from m2d_hub.corpus.records import Record
+from m2d_hub.corpus.reading import opened_ahead
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
-from m2d_hub.errors import AudioError, ConfigError
-from m2d_hub.hub import load_model
-from m2d_hub.model import M2D
+from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
-Kind = Literal["clip", "frames", "layers"]
 _ERRORS_HEAD = b"file,error\r\n"
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
 
 
-@dataclass(frozen=True)
-class Job:
-    """How files are embedded, wherever that happens."""
-
-    model: str | os.PathLike[str]
-    kind: Kind = "clip"
-    batch_size: int = 16
-    device: str | None = None
-    window_s: float | None = None
-
-    def load_model(self) -> M2D:
-        """The model, where the job runs."""
-        return load_model(self.model, device=self.device, window_s=self.window_s)
-
-
-@dataclass(frozen=True)
-class EmbeddedBatch:
-    """Result of one batch of files."""
-
-    records: list[Record]
-    failed: list[tuple[Source, str]]
-
-
-Engine = Callable[
-    [Iterator[list[Source]], Job], Iterator[EmbeddedBatch]
-]  # batches, in order, to their results
+# Batches, in order, to their results; closed where the job ends early.
+Engine = Callable[[Iterator[list[Source]], Job], Generator[EmbeddedBatch, None, None]]
 
 
 @dataclass(frozen=True)
@@ -74,6 +50,7 @@ def embed_files(
     model: str | os.PathLike[str] = DEFAULT_MODEL,
     kind: Kind = "clip",
     batch_size: int = 16,
+    num_workers: int | None = None,
     device: str | None = None,
     window_s: float | None = None,
     progress: bool = False,
@@ -85,10 +62,12 @@ def embed_files(
         paths: Files, folders, shell-style patterns or CSVs, one or several, as for
             :func:`m2d_hub.find_sources`, or what it answered. Files that ``out`` already has are not done
             again, those that failed earlier are.
-        out: ``.parquet``, ``.npz``, ``.safetensors``, or a folder of ``.npy`` files.
+        out: ``.parquet``, ``.npz``, ``.safetensors``, a folder of ``.npy`` files, or ``.dataset``: a folder
+            of Parquet files, which workers of a cluster write themselves.
         model: What :func:`m2d_hub.load_model` takes.
         kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
         batch_size: Files, and windows of them, that go through the model at once.
+        num_workers: Threads that read files while the model works on those before; None: one a core.
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
         progress: Shows a bar on the standard error stream.
@@ -110,9 +89,9 @@ def embed_files(
     try:
         errors_path.unlink(missing_ok=True)
         if left:
-            job = Job(model, kind, batch_size, device, window_s)
-            results = (engine or _run_here)(_batches(left, batch_size), job)
-            failed = _keep(results, left, output, errors_path, len(sources), progress)
+            job = Job(model, kind, batch_size, device, window_s, num_workers, output.parts)
+            with contextlib.closing((engine or _run_here)(_batches(left, batch_size), job)) as results:
+                failed = _keep(results, left, output, errors_path, len(sources), progress)
         output.finish()
     except torch.OutOfMemoryError as error:
         output.release()
@@ -164,9 +143,11 @@ def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) 
     }
 
 
-def _run_here(batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+def _run_here(batches: Iterator[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
     model = job.load_model()
-    return (embed_batch(model, batch, job.kind, job.batch_size) for batch in batches)
+    with ReadAhead(job.num_workers, model.device) as reader:
+        for opened in opened_ahead(batches, model.sample_rate, reader):
+            yield embed_opened(model, opened, job.kind, job.batch_size)
 
 
 def _keep(
@@ -196,7 +177,7 @@ def _keep(
             if result.failed:
                 _report(errors_path, result.failed)
             failures += len(result.failed)
-            bar.update(len(result.records) + len(result.failed))
+            bar.update(len(result.records) + result.num_written + len(result.failed))
     return failures
 
 
@@ -212,48 +193,6 @@ def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source
         size += num_bytes
     if batch:
         yield batch
-
-
-def embed_batch(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> EmbeddedBatch:
-    """Embeds a batch; where a file of it cannot be read, the files are done one by one."""
-    try:
-        return EmbeddedBatch(_encode(model, batch, kind, batch_size), [])
-    except (AudioError, OSError, UnicodeEncodeError) as error:  # the last: a file name that is no text
-        reason = str(error)
-    except (MemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or not _is_memory(error):
-            raise
-        reason = f"{batch[0].path} is too long for this machine's memory, as kind={kind!r}"
-    if len(batch) == 1:
-        return EmbeddedBatch([], [(batch[0], reason)])
-    records: list[Record] = []
-    failed: list[tuple[Source, str]] = []
-    for source in batch:
-        alone = embed_batch(model, [source], kind, batch_size)
-        records += alone.records
-        failed += alone.failed
-    return EmbeddedBatch(records, failed)
-
-
-def _is_memory(error: Exception) -> bool:
-    """Whether memory of the CPU could not be had, which torch tells by its text alone."""
-    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
-
-
-def _encode(model: M2D, batch: list[Source], kind: Kind, batch_size: int) -> list[Record]:
-    paths = [source.path for source in batch]
-    if kind == "clip":
-        clips = model.encode_clip(paths, batch_size=batch_size).float().cpu().numpy()
-        return [Record(source.file, clip) for source, clip in zip(batch, clips, strict=True)]
-    encode = model.encode_frames if kind == "frames" else model.encode_layers
-    frames = encode(paths, batch_size=batch_size)
-    features = frames.features.float().cpu().numpy()  # (B, T, D) or (L, B, T, D)
-    lengths = frames.mask.sum(dim=1).tolist()
-    times = frames.timestamps_s.double().cpu().numpy()
-    return [
-        Record(source.file, features[..., index, :length, :], times[:length])
-        for index, (source, length) in enumerate(zip(batch, lengths, strict=True))
-    ]
 
 
 def _report(path: Path, failed: list[tuple[Source, str]]) -> None:

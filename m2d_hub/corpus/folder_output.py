@@ -10,15 +10,16 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m2d_hub.corpus.dataset_output import PartWriter
 from m2d_hub.corpus.naming import ARRAY, TIMES, FolderNames, plan
 from m2d_hub.corpus.output_job import LOCK, check_settings, lock_kept, write_settings
-from m2d_hub.corpus.records import Origin, Record, foreign_file, parse_settings, reading
+from m2d_hub.corpus.records import Contents, Origin, Record, foreign_file, parse_settings, reading
 from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
@@ -29,6 +30,8 @@ _COLUMNS = ["file", "array", "size", "modified_ns", "place"]
 
 class FolderOutput:
     """A folder of ``.npy`` files and their index."""
+
+    parts: PartWriter | None = None
 
     def __init__(self, out: Path, settings: dict[str, Any], sources: Iterable[Source]):
         if out.exists() and not out.is_dir():
@@ -119,19 +122,10 @@ class FolderOutput:
         """Array, without suffix, and origin by file; a last line that a kill cut short is dropped."""
         if not self._index.exists():
             return {}
-        with reading(self._index):
-            text = self._index.read_bytes().decode("utf-8")
-            whole = text[: text.rfind("\n") + 1]
-            header, *rows = csv.reader(io.StringIO(whole, newline=""), strict=True)
-            if header != _COLUMNS:
-                raise ValueError(f"columns {header}")
-            found = {
-                file: (array.removesuffix(ARRAY), Origin(int(place), int(size), int(time)))
-                for file, array, size, time, place in rows
-            }
-        if whole != text:
+        found, whole = _parsed_index(self._index)
+        if whole != self._index.read_bytes():
             with replacing(self._index) as partial:
-                partial.write_bytes(whole.encode("utf-8"))
+                partial.write_bytes(whole)
         return found
 
     def _write_index(self, rows: Iterable[list[Any]]) -> None:
@@ -148,6 +142,40 @@ class FolderOutput:
     def _row(self, file: str) -> list[Any]:
         origin = self._origins[file]
         return [file, self._names[file] + ARRAY, origin.size, origin.modified_ns, origin.place]
+
+
+def folder_contents(folder: Path) -> Contents:
+    """Settings and names in a folder of embeddings.
+
+    Raises:
+        ConfigError: It was not written by this package, or is damaged.
+    """
+    with reading(folder):
+        settings = parse_settings((folder / SETTINGS).read_text(encoding="utf-8"))
+        found, _ = _parsed_index(folder / INDEX)
+    return Contents(settings, {file: origin for file, (_, origin) in found.items()})
+
+
+def folder_records(folder: Path) -> Iterator[Record]:
+    """The records of a folder of embeddings, in the order of its index, one at a time."""
+    for file, (name, _) in _parsed_index(folder / INDEX)[0].items():
+        times = folder / (name + TIMES)
+        yield Record(file, np.load(folder / (name + ARRAY)), np.load(times) if times.exists() else None)
+
+
+def _parsed_index(index: Path) -> tuple[dict[str, tuple[str, Origin]], bytes]:
+    """Array, without suffix, and origin by file; and the whole lines of the index, which told them."""
+    with reading(index):
+        text = index.read_bytes().decode("utf-8")
+        whole = text[: text.rfind("\n") + 1]
+        header, *rows = csv.reader(io.StringIO(whole, newline=""), strict=True)
+        if header != _COLUMNS:
+            raise ValueError(f"columns {header}")
+        found = {
+            file: (array.removesuffix(ARRAY), Origin(int(place), int(size), int(time)))
+            for file, array, size, time, place in rows
+        }
+    return found, whole.encode("utf-8")
 
 
 def _lines(rows: Iterable[list[Any]]) -> str:

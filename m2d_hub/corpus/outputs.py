@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, DatasetOutput, PartWriter
 from m2d_hub.corpus.folder_output import FolderOutput
 from m2d_hub.corpus.formats import FORMATS, Safetensors
 from m2d_hub.corpus.naming import Plan, plan
@@ -30,6 +31,7 @@ class Output(Protocol):
     """A place for records that remembers which files it has."""
 
     left: list[Source]  # files to embed, as they are named in the output
+    parts: PartWriter | None  # with which workers write themselves; None: all records come to :meth:`add`
 
     def add(self, records: list[Record]) -> None:
         """Keeps records for good."""
@@ -54,6 +56,8 @@ def open_output(out: Path, settings: dict[str, Any], sources: Iterable[Source]) 
             changed since they were embedded, or another run is writing it.
     """
     check_suffix(out)
+    if out.suffix.lower() == DATASET_SUFFIX:
+        return DatasetOutput(out, settings, sources)
     if out.suffix.lower() in FORMATS and not out.is_dir():
         return FileOutput(out, settings, sources)
     return FolderOutput(out, settings, sources)
@@ -66,13 +70,15 @@ def check_suffix(out: Path) -> None:
         ConfigError: The message says which suffixes are known.
     """
     means_format = out.suffix[1:2].isalpha() and not out.is_dir()
-    if means_format and out.suffix.lower() not in FORMATS:
-        allowed = f"{', '.join(FORMATS)}, or none for a folder of .npy files"
+    if means_format and out.suffix.lower() not in (*FORMATS, DATASET_SUFFIX):
+        allowed = f"{', '.join([*FORMATS, DATASET_SUFFIX])}, or none for a folder of .npy files"
         raise ConfigError(f"{out}: unknown suffix {out.suffix!r}. Use {allowed}.")
 
 
 class FileOutput:
     """One file in the end, parts until then."""
+
+    parts: PartWriter | None = None
 
     def __init__(self, out: Path, settings: dict[str, Any], sources: Iterable[Source]):
         self._out, self._settings = out, settings

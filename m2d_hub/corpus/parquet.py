@@ -72,6 +72,23 @@ class Parquet(Format):
                     yield Record(name, embedding, None if times is None else times[row].values.to_numpy())
 
 
+def write_index(path: Path, parts: Iterable[tuple[str, list[str]]]) -> None:
+    """Writes where each file's row is: columns ``file``, ``part`` (a file's name) and ``row`` in it.
+
+    Args:
+        path: The file to write.
+        parts: Name of each, and its files in the order of its rows.
+    """
+    pyarrow, parquet = _pyarrow()
+    schema = pyarrow.schema(
+        [("file", pyarrow.string()), ("part", pyarrow.string()), ("row", pyarrow.int32())]
+    )
+    with parquet.ParquetWriter(path, schema) as writer:
+        for name, files in parts:
+            columns = [files, [name] * len(files), list(range(len(files)))]
+            writer.write_table(pyarrow.table(columns, schema=schema))
+
+
 def _grouped(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:
     group: list[Record] = []
     size = 0
@@ -115,7 +132,7 @@ def _pyarrow() -> tuple[Any, Any]:
         import pyarrow.parquet
     except ImportError as error:
         raise ConfigError(
-            "writing .parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
-            "Or give the output a name that ends in .npz or .safetensors, or a folder."
+            ".parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
+            "An output whose name ends in .npz or .safetensors, or a folder, needs nothing."
         ) from error
     return pyarrow, pyarrow.parquet

@@ -1,22 +1,28 @@
 """The job of embedding files on the workers of a Ray cluster, with the same output and going on as without.
 
-Batches leave from, and all results come back to, the process that was started, which writes one output on its
-own disk: right for long recordings and slow models. For a corpus that outgrows a machine let the workers read
-and write themselves: ``map_batches(EmbedAudio).write_parquet(…)`` with
-:class:`m2d_hub.clients.ray.EmbedAudio`.
+Workers read the files. Into a ``.dataset`` they write as well, so that only names pass through the process
+that was started; into other outputs, on its own disk, it writes what they send. What a worker had begun when
+it died is done again by another one. All must see files and output under the same paths. For a pipeline of
+your own there is :class:`m2d_hub.clients.ray.EmbedAudio`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import pickle
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
-from m2d_hub.corpus.embed_files import EmbeddedBatch, Job, embed_batch
+from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.corpus.dataset_output import PartBuffer
+from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, embed_opened
+from m2d_hub.corpus.reading import opened_ahead
+from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import ConfigError
+
+_MOST_BATCHES = 64  # that a worker does at a time; done again where it dies
 
 
 class RayEngine:
@@ -34,20 +40,24 @@ class RayEngine:
             raise ConfigError("the engine ray needs Ray Data: pip install 'm2d-hub[ray]'.") from error
         self._ray, self._num_workers = ray, num_workers
 
-    def __call__(self, batches: Iterator[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+    def __call__(self, batches: Iterator[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
         """Embeds batches; starts a cluster on this machine unless one is connected."""
         # Here first: what is wrong with a model is told at once, and workers find its weights downloaded.
         dataclasses.replace(job, device="cpu").load_model()
         return self._run(list(batches), job)
 
-    def _run(self, batches: list[list[Source]], job: Job) -> Iterator[EmbeddedBatch]:
+    def _run(self, batches: list[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
         data = self._ray.data
         if not self._ray.is_initialized():
             self._ray.init(log_to_driver=False)
         context = data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
-        packed = [{"batch": pickle.dumps(batch)} for batch in batches]
+        most = 1 if job.parts is None else _MOST_BATCHES  # results of one go through this process
+        size = max(1, min(most, len(batches) // (4 * self._num_workers)))
+        absolute = [[_absolute(source) for source in batch] for batch in batches]
+        shards = [absolute[first : first + size] for first in range(0, len(absolute), size)]
+        packed = [{"shard": pickle.dumps(shard)} for shard in shards]
         workers = min(self._num_workers, len(packed))
         dataset = data.from_items(packed, override_num_blocks=len(packed)).map_batches(
             _Worker,
@@ -57,7 +67,12 @@ class RayEngine:
             num_gpus=1 if (job.device or "").startswith("cuda") else None,
         )
         for row in dataset.iter_rows():
-            yield pickle.loads(row["result"])  # noqa: S301  # of our own workers
+            yield from pickle.loads(row["results"])  # noqa: S301  # of our own workers
+
+
+def _absolute(source: Source) -> Source:
+    """A worker has another current folder."""
+    return dataclasses.replace(source, path=source.path.absolute())
 
 
 class _Worker:
@@ -67,7 +82,20 @@ class _Worker:
         self._job, self._model = job, job.load_model()
 
     def __call__(self, rows: dict[str, np.ndarray]) -> dict[str, list[bytes]]:
-        batches = [pickle.loads(batch) for batch in rows["batch"]]  # noqa: S301  # of our own driver
-        job = self._job
-        results = [embed_batch(self._model, batch, job.kind, job.batch_size) for batch in batches]
-        return {"result": [pickle.dumps(result) for result in results]}
+        shards = [pickle.loads(shard) for shard in rows["shard"]]  # noqa: S301  # of our own driver
+        return {"results": [pickle.dumps(list(self._embed(shard))) for shard in shards]}
+
+    def _embed(self, shard: list[list[Source]]) -> Iterator[EmbeddedBatch]:
+        """Results of batches; where this process writes, their records are written and left out."""
+        job, model = self._job, self._model
+        buffer = None if job.parts is None else PartBuffer(job.parts)
+        with ReadAhead(job.num_workers, model.device) as reader:
+            for opened in opened_ahead(shard, model.sample_rate, reader):
+                result = embed_opened(model, opened, job.kind, job.batch_size)
+                if buffer is not None:
+                    origins = {source.file: Origin.of(source.path) for source in opened.sources}
+                    buffer.add(result.records, origins)
+                    result = EmbeddedBatch([], result.failed, len(result.records))
+                yield result
+        if buffer is not None:
+            buffer.flush()

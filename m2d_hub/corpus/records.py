@@ -148,5 +148,6 @@ def reading(path: Path) -> Iterator[None]:
 def foreign_file(path: Path) -> ConfigError:
     """The error for a file that carries no settings of this package."""
     return ConfigError(
-        f"{path} exists and was not written by m2d-hub embed; it is left alone. Give --out another name."
+        f"{path} exists and was not written by m2d-hub embed, or is damaged; it is left alone. Give "
+        "another one."
     )

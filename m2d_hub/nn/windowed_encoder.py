@@ -39,8 +39,10 @@ class WindowedEncoder(nn.Module):
         super().__init__()
         self.frontend_config = frontend
         num_bins = frontend.window_samples // 2 + 1
-        self.register_buffer("stft_filters", torch.zeros(2 * num_bins, 1, frontend.window_samples))
-        self.register_buffer("mel_filters", torch.zeros(frontend.n_mels, num_bins))
+        self.register_buffer(
+            "stft_filters", torch.zeros(2 * num_bins, 1, frontend.window_samples, dtype=torch.float32)
+        )
+        self.register_buffer("mel_filters", torch.zeros(frontend.n_mels, num_bins, dtype=torch.float32))
         self.encoder = Encoder(encoder)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowedEncoder:

@@ -90,16 +90,18 @@ def locate(
 
 
 def locate_pretrained(name: str | os.PathLike[str], **options: Any) -> Path:
-    """As :func:`locate` for ``from_pretrained`` of Hugging Face: what is not on disk is a repository.
+    """As :func:`locate`, but ``org/repo`` that is not on disk is a repository, as everywhere in Hugging Face.
 
     Args:
-        name: A file or folder; else ``org/repo[@revision]``, with or without ``hf-hub:``.
+        name: As for :func:`locate`; or ``org/repo[@revision]``.
         **options: Of :func:`locate`.
     """
-    text = os.fspath(name)
-    return locate(
-        Path(text) if _exists(_expanded(Path(text))) else PREFIX + text.removeprefix(PREFIX), **options
-    )
+    path = path_of(name)
+    if isinstance(name, str) and path is not None and not _exists(path):
+        organisation, separator, repository = name.partition("/")
+        if separator and organisation.strip(".~") and "/" not in repository:
+            return locate(PREFIX + name, **options)
+    return locate(name, **options)
 
 
 def path_of(name: str | os.PathLike[str]) -> Path | None:

@@ -23,6 +23,7 @@ from click.testing import CliRunner
 import m2d_hub
 from m2d_hub.cli import main as cli
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
+from m2d_hub.corpus import embed_batch
 from m2d_hub.corpus import embed_files as embedding
 
 from ..processes import ONE_THREAD
@@ -240,7 +241,7 @@ def test_finished_job_does_nothing_when_run_again(tiny, tmp_path, monkeypatch):
     out = tmp_path / "out.npz"
     embed(CLIPS[1], "--out", out, model=tiny)
     before = out.stat().st_mtime_ns
-    monkeypatch.setattr(embedding, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(embed_batch, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
     result = embed(CLIPS[1], "--out", out, "--json", model=tiny)
     assert json.loads(result.stdout) == {
         "out": str(out),
@@ -345,7 +346,7 @@ def test_going_on_with_other_settings_is_refused(name, changed, told, tiny, tmp_
 def test_going_on_with_another_model_is_refused_while_parts_are_there(tiny, other, tmp_path, monkeypatch):
     files = [write_noise(tmp_path / f"{name}.wav") for name in ("a", "b")]
     out = tmp_path / "out.npz"
-    encode = embedding._encode
+    encode = embed_batch._encode
 
     def interrupted(model, batch, *rest):
         if batch[0].path == files[1]:
@@ -353,7 +354,7 @@ def test_going_on_with_another_model_is_refused_while_parts_are_there(tiny, othe
         return encode(model, batch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embedding, "_encode", interrupted)
+        patch.setattr(embed_batch, "_encode", interrupted)
         embed(*files, "--out", out, "--batch-size", 1, model=tiny, status=1)
     result = embed(*files, "--out", out, model=other, status=1)
     assert f"model {tiny!r}, now {other!r}" in result.output
@@ -410,7 +411,7 @@ def test_number_in_a_folders_name_is_no_suffix(tiny, tmp_path):
 
 def test_device_out_of_memory_says_what_to_do_and_keeps_what_is_done(tiny, tmp_path, monkeypatch):
     files = [write_noise(tmp_path / f"{name}.wav") for name in ("a", "b")]
-    encode = embedding._encode
+    encode = embed_batch._encode
 
     def exhausted(model, batch, *rest):
         if batch[0].path == files[1]:
@@ -419,7 +420,7 @@ def test_device_out_of_memory_says_what_to_do_and_keeps_what_is_done(tiny, tmp_p
 
     arguments = [*files, "--out", tmp_path / "out.npz", "--batch-size", 1]
     with monkeypatch.context() as patch:
-        patch.setattr(embedding, "_encode", exhausted)
+        patch.setattr(embed_batch, "_encode", exhausted)
         result = embed(*arguments, model=tiny, status=1)
     assert "out of memory at --batch-size 1; run again with a smaller one" in result.output
     assert "(already there: 1)" in embed(*arguments, model=tiny).output
@@ -504,14 +505,14 @@ def test_a_closed_error_stream_stops_nothing(command, tagger, tmp_path):
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
 def test_a_file_that_does_not_fit_memory_stops_itself_only(error, tiny, tmp_path, monkeypatch):
     files = [write_noise(tmp_path / f"{name}.wav", index) for index, name in enumerate("abc")]
-    encode = embedding._encode
+    encode = embed_batch._encode
 
     def limited(model, batch, *rest):
         if any(source.path == files[1] for source in batch):
             raise error
         return encode(model, batch, *rest)
 
-    monkeypatch.setattr(embedding, "_encode", limited)
+    monkeypatch.setattr(embed_batch, "_encode", limited)
     embed(*files, "--out", tmp_path / "out.npz", model=tiny, status=3)
     assert len(read_clips(tmp_path / "out.npz")) == 2
     assert "too long for this machine's memory" in (tmp_path / "out.npz.errors.csv").read_text()

@@ -91,6 +91,20 @@ def test_from_pretrained_goes_the_same_way(here, monkeypatch):
         m2d_hub.M2D.from_pretrained("org/missing", cache_dir=here / "cache", local_files_only=True)
 
 
+def test_from_pretrained_takes_names_as_load_model_does(here):
+    for name in ("m2d-mini", "random:m2d-mini"):
+        found = m2d_hub.M2D.from_pretrained(name)
+        expected = m2d_hub.load_model(name, device="cpu")
+        assert torch.equal(
+            found.encoder.blocks[0].attn.qkv.weight, expected.encoder.blocks[0].attn.qkv.weight
+        )
+    with pytest.raises(m2d_hub.UnknownModelError, match=r"Available: .*m2d-mini"):
+        m2d_hub.M2D.from_pretrained("m2d-as-0.8")
+    for name in ("./gone", "~/gone/folder", "/gone"):
+        with pytest.raises(m2d_hub.UnknownModelError, match="does not exist"):
+            m2d_hub.M2D.from_pretrained(name)
+
+
 def test_without_a_home_models_are_told_and_the_packaged_one_loads(monkeypatch):
     monkeypatch.delenv("HF_HOME", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", "~nosuchuser/.cache/huggingface")

@@ -151,11 +151,18 @@ def test_gradients_reach_waveform_and_weights(tiny):
         (torch.zeros(2, 100), torch.tensor([100, 101]), r"2 numbers of 1 to 100 samples, got \[100, 101\]"),
         (torch.zeros(2, 100), torch.tensor([100]), r"got \[100\]"),
         (torch.zeros(1, 100), torch.tensor([0]), r"got \[0\]"),
+        (torch.zeros(1, 100), 100, "a number of samples for each clip, got 100"),
+        (torch.zeros(1, 100), [None], r"a number of samples for each clip, got \[None\]"),
+        ("dog.wav", None, "got str; encode_clip and encode_frames take any audio"),
+        (np.zeros((1, 100), np.float32), None, "got ndarray; encode_clip"),
+        (None, None, "got NoneType; encode_clip"),
     ],
 )
 def test_forward_refuses_what_is_no_batch(tiny, waveform, lengths, message):
-    with pytest.raises(AudioError, match=message):
-        tiny(waveform, lengths)
+    tiny.set_head(2)
+    for forward in (tiny, tiny.classify_waveform):
+        with pytest.raises(AudioError, match=message):
+            forward(waveform, lengths)
 
 
 def test_an_unreadable_file_is_found_before_any_is_encoded(tiny, tmp_path, monkeypatch):

@@ -9,8 +9,8 @@ import torch
 from nnAudio.librosa_functions import mel_frequencies
 
 import m2d_hub
-from m2d_hub import plots
-from m2d_hub.config import EncoderConfig, FrontendConfig, ModelConfig
+from m2d_hub import look, plots
+from m2d_hub.config import EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
 from m2d_hub.errors import ConfigError
 
 CLIP = Path(__file__).parents[1] / "data" / "tabla_stroke.flac"  # 1.49 s
@@ -110,3 +110,48 @@ def test_missing_matplotlib_is_told_with_the_extra_to_install(model, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match=r"pip install 'm2d-hub\[plots\]'"):
         plots.plot_clip(model, CLIP)
+
+
+def test_a_taggers_picture_shows_its_likeliest_tags_over_time(model):
+    labels = ("dog", "cash ($)", "a name of more letters than there is room for", *"defgh")
+    tagger = m2d_hub.M2D(
+        ModelConfig(model.config.frontend, model.config.encoder, head=HeadConfig(8), labels=labels)
+    )
+    torch.nn.init.normal_(tagger.head.linear.weight)
+    upper, middle, lower = plots.plot_clip(tagger.eval(), CLIP).axes
+    tags = tagger.classify(CLIP, top_k=plots.MOST_TAGS)[0]
+    scores = tagger.classify_frames(CLIP).features[0].numpy()  # (T, classes)
+    shown = [label.get_text().replace("\\$", "$") for label in middle.get_yticklabels()][::-1]
+    assert len(shown) == 6
+    assert all(tag.label.startswith(text.rstrip("…")) for tag, text in zip(tags, shown, strict=True))
+    assert max(map(len, shown)) <= plots.MOST_LETTERS
+    expected = scores[:, [tag.index for tag in tags]].T[::-1]
+    np.testing.assert_allclose(middle.images[0].get_array(), expected, atol=1e-5)
+    assert upper.get_xlim() == middle.get_xlim() == lower.get_xlim()
+    assert middle.child_axes[0].get_ylabel() == "score" and middle.images[0].get_clim() == (0, 1)
+
+
+def lightness(colours):
+    """L* of CIELAB, from sRGB (IEC 61966-2-1), which no kind of colour blindness takes away."""
+    rgb = np.asarray(colours)[:, :3]
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    luminance = linear @ [0.2126, 0.7152, 0.0722]
+    return 116 * np.cbrt(np.maximum(luminance, 0.008856)) - 16
+
+
+@pytest.mark.parametrize("name", [look.LEVELS, look.LIKENESS, look.SHARES])
+def test_colour_maps_only_brighten_or_only_darken(name):
+    import matplotlib
+
+    steps = np.diff(lightness(matplotlib.colormaps[name](np.linspace(0, 1, 64))))
+    assert (steps > -0.05).all() or (steps < 0.05).all()
+    assert abs(steps.sum()) > 50
+
+
+def test_letters_are_large_enough_on_a_page_of_830_dots(figure):
+    assert figure.get_size_inches()[0] == look.WIDTH_INCHES
+    dots_a_point = 830 / (look.WIDTH_INCHES * 72)
+    texts = [
+        text for axes in figure.axes for text in (*axes.get_xticklabels(), axes.xaxis.label, axes.yaxis.label)
+    ]
+    assert min(text.get_fontsize() for text in texts if text.get_text()) * dots_a_point >= 12

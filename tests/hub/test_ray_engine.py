@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 
@@ -50,6 +51,29 @@ def test_ray_writes_what_the_local_engine_writes_and_goes_on(cluster, tiny, clip
         np.testing.assert_allclose(found["embedding"], expected["embedding"], atol=1e-5)
     errors = [(tmp_path / f"{name}.npz.errors.csv").read_text() for name in ("local", "ray")]
     assert errors[0] == errors[1]
+
+
+def test_workers_write_their_own_parts(cluster, tiny, clips, tmp_path, monkeypatch):
+    """What comes back holds no embedding; the rows are those of the local engine, though fewer were left."""
+    from m2d_hub.corpus.outputs import DatasetOutput
+    from m2d_hub.corpus.ray_engine import RayEngine
+
+    tiny.save_pretrained(tmp_path / "tiny")
+    (tmp_path / "broken.wav").write_text("no audio")
+    paths = [*sorted(clips.glob("*.wav")), tmp_path / "broken.wav"]
+    settings = {"model": tmp_path / "tiny", "batch_size": 2, "device": "cpu"}
+    m2d_hub.embed_files(paths, tmp_path / "local.npz", **settings)
+    m2d_hub.embed_files(paths[:1], tmp_path / "out.dataset", **settings)
+    monkeypatch.setattr(DatasetOutput, "add", lambda *_: pytest.fail("records came back"))
+    monkeypatch.chdir(tmp_path)
+    summary = m2d_hub.embed_files(paths, "out.dataset", engine=RayEngine(2), **settings)
+    assert (summary.embedded, summary.already_there, summary.failed) == (len(paths) - 2, 1, 1)
+    table = pyarrow.parquet.read_table(tmp_path / "out.dataset").to_pydict()
+    found = dict(zip(table["file"], table["embedding"], strict=True))
+    with np.load(tmp_path / "local.npz") as expected:
+        assert sorted(table["file"]) == sorted(expected["file"].tolist())
+        for file, embedding in zip(expected["file"].tolist(), expected["embedding"], strict=True):
+            np.testing.assert_allclose(found[file], embedding, atol=1e-5)
 
 
 def test_a_wrong_model_is_told_before_a_worker_starts(tmp_path, clips):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from m2d_training.evaluation import charts
 from m2d_training.evaluation.charts import draw_average_precision, draw_confusion, draw_curves
 from m2d_training.evaluation.metrics import (
     accuracy,
@@ -13,6 +14,7 @@ from m2d_training.evaluation.metrics import (
 )
 from m2d_training.pretraining.analysis import explained_variance_auc
 
+from m2d_hub.look import COLOURS, new_figure
 from m2d_hub.plots import plot_clip
 
 LABELS = ["cash ($)", "coin ($$)", r"$\frac{$", "100 % _^{"]
@@ -25,6 +27,21 @@ def test_labels_with_signs_of_formulas_are_drawn(tmp_path):
     draw_curves(tmp_path / "curves.png", {"loss": {label: [1.0, 0.5] for label in LABELS}})
     assert all(path.stat().st_size > 1000 for path in tmp_path.iterdir())
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_curves_have_the_shared_colours_a_title_and_whole_epochs(tmp_path, monkeypatch):
+    figures = []
+
+    def kept(*arguments, **options):
+        figures.append(new_figure(*arguments, **options))
+        return figures[-1]
+
+    monkeypatch.setattr(charts, "new_figure", kept)
+    draw_curves(tmp_path / "curves.png", {"loss": {"train": [3.0, 2.0, 1.5], "valid": [3.0, 2.5, 2.4]}})
+    [(_, axes)] = figures
+    assert [line.get_color() for line in axes.lines] == list(COLOURS[:2])
+    assert axes.get_title() and (axes.get_xlabel(), axes.get_ylabel()) == ("epoch", "loss")
+    assert all(float(tick).is_integer() for tick in axes.get_xticks())
 
 
 def test_a_clips_title_with_signs_of_formulas_stands_as_it_is(tiny, tmp_path):

@@ -9,15 +9,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from m2d_hub.errors import ConfigError
-from m2d_hub.plots import literal
+from m2d_hub.look import SHARES, SMALL_SIZE, WIDTH_INCHES, Grid, literal, literals, new_figure, save
 
 from .metrics import Interval
 
 MOST_NAMED = 80  # classes whose names a picture shows
 MOST_NUMBERED = 20  # classes of a confusion matrix whose cells carry numbers
 INCHES_A_CLASS = 0.22
-DOTS_PER_INCH = 120
 
 
 def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str) -> None:
@@ -30,24 +28,24 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
         title: Heading.
     """
     side = min(14.0, max(4.5, 2.5 + INCHES_A_CLASS * 1.5 * len(labels)))
-    figure, axes = _new_figure(side + 1.0, side)
+    figure, axes = _figure(side + 1.0, side, grid=None)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1e-9)
-    image = axes.imshow(shares.numpy(), cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(shares.numpy(), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, label="share of the class's test clips", fraction=0.04)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     axes.set_title(literal(title))
     if len(labels) <= MOST_NAMED:
         size = 9 if len(labels) <= 40 else 6
-        names = [literal(label) for label in labels]
+        names = literals(labels)
         axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=size)
         axes.set_yticks(range(len(labels)), names, fontsize=size)
     if len(labels) <= MOST_NUMBERED:
         for row, column in confusion.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
             text = f"{float(confusion[row, column]):.1f}".removesuffix(".0")
-            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
-    _save(figure, path)
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=SMALL_SIZE)
+    save(figure, path)
 
 
 def draw_average_precision(path: Path, precisions: Tensor, labels: Sequence[str], title: str) -> None:
@@ -64,15 +62,14 @@ def draw_average_precision(path: Path, precisions: Tensor, labels: Sequence[str]
     if left_out:
         order = order[: MOST_NAMED // 2] + order[-MOST_NAMED // 2 :]
         title = f"{title}\n({left_out} classes between the best and the worst {MOST_NAMED // 2} not shown)"
-    figure, axes = _new_figure(8.0, 1.5 + INCHES_A_CLASS * len(order))
+    figure, axes = _figure(WIDTH_INCHES, 1.5 + INCHES_A_CLASS * len(order), grid="x")
     axes.barh(range(len(order)), precisions[order].numpy(), height=0.7)
-    axes.set_yticks(range(len(order)), [literal(labels[index]) for index in order], fontsize=9)
+    axes.set_yticks(range(len(order)), literals(labels[index] for index in order), fontsize=SMALL_SIZE)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xlim(0, 1)
     axes.set_xlabel("average precision")
     axes.set_title(literal(title))
-    axes.grid(axis="x", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
@@ -82,17 +79,18 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]])
         path: PNG.
         curves: For each panel, such as "loss", its lines by name; NaN leaves a gap.
     """
-    figure, panels = _new_figure(8.0, 3.0 * len(curves), len(curves))
+    figure, panels = _figure(WIDTH_INCHES, 3.0 * len(curves), len(curves))
+    np.atleast_1d(panels)[0].set_title("Learning curves")
     for axes, (panel, lines) in zip(np.atleast_1d(panels), curves.items(), strict=True):
         for name, values in lines.items():
             marker = "." if len(values) < 50 else ""
             axes.plot(range(1, len(values) + 1), values, label=literal(name), marker=marker, linewidth=1)
         axes.set_ylabel(panel)
         axes.set_xlabel("epoch")
-        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
         if len(lines) <= 12:
-            axes.legend(fontsize=8)
-    _save(figure, path)
+            axes.legend(fontsize=SMALL_SIZE)
+    save(figure, path)
 
 
 def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
@@ -102,70 +100,59 @@ def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) ->
         path: PNG.
         points: For each panel, by name, its steps and values.
     """
-    figure, panels = _new_figure(8.0, 2.4 * len(points), len(points))
+    figure, panels = _figure(WIDTH_INCHES, 2.4 * len(points), len(points))
+    np.atleast_1d(panels)[0].set_title(path.stem.capitalize())
     for axes, (name, values) in zip(np.atleast_1d(panels), points.items(), strict=True):
         axes.plot(*zip(*values, strict=True), marker="." if len(values) < 100 else "")
         axes.set_ylabel(name)
-        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
     np.atleast_1d(panels)[-1].set_xlabel("optimizer step")
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], metric: str) -> None:
     """Draws how each layer's features do, the first block's at 1, with the test figures' 95 % intervals."""
-    figure, axes = _new_figure(8.0, 4.5)
+    figure, axes = _figure(WIDTH_INCHES, 4.5)
     layers = range(1, len(test) + 1)
     points = np.array([interval.value for interval in test])
     spans = np.array([[interval.value - interval.low, interval.high - interval.value] for interval in test])
     axes.errorbar(layers, points, yerr=spans.T.clip(min=0), marker="o", capsize=3, label="test")
     axes.plot(layers, valid, marker=".", linestyle="--", label="valid")
+    axes.set_title("Features of each layer, with 95 % intervals")
     axes.set_xticks(layers)
     axes.set_xlabel("layer")
     axes.set_ylabel(metric)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    _save(figure, path)
+    axes.legend(fontsize=SMALL_SIZE)
+    save(figure, path)
 
 
 def draw_points(
     path: Path, places: Sequence[Any], points: Sequence[tuple[float, float]], field: str, metric: str
 ) -> None:
     """Draws means with half of their 95 % intervals over the values of a field, numbers or names."""
-    figure, axes = _new_figure(8.0, 4.5)
+    figure, axes = _figure(WIDTH_INCHES, 4.5)
     means, halves = zip(*points, strict=True)
     named = [literal(place) if isinstance(place, str) else place for place in places]
     axes.errorbar(named, means, yerr=halves, marker="o", capsize=3)
+    axes.set_title(literal(f"{metric} by {field}, with 95 % intervals"))
     axes.set_xlabel(literal(field))
     axes.set_ylabel(metric)
-    axes.grid(alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def draw_mix(path: Path, weights: Tensor) -> None:
     """Draws the weights (S, L) of the layers of each seed's mix, and their mean."""
-    figure, axes = _new_figure(8.0, 4.0)
+    figure, axes = _figure(WIDTH_INCHES, 4.0, grid="y")
     layers = range(1, weights.shape[1] + 1)
     axes.bar(layers, weights.mean(dim=0).numpy(), alpha=0.6)
     for mixture in weights:
         axes.plot(layers, mixture.numpy(), marker=".", linestyle="", color="black")
+    axes.set_title("Weights of the layers, each seed's as dots")
     axes.set_xticks(layers)
     axes.set_xlabel("layer")
     axes.set_ylabel("weight in the mix")
-    axes.grid(axis="y", alpha=0.3)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _new_figure(width: float, height: float, panels: int = 1) -> tuple[Any, Any]:
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError("pictures need matplotlib: pip install 'm2d-hub[training]'") from error
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(panels, 1)
-
-
-def _save(figure: Any, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DOTS_PER_INCH)
+def _figure(width: float, height: float, panels: int = 1, grid: Grid = "both") -> tuple[Any, Any]:
+    return new_figure(width, height, panels, grid=grid, extra="training")

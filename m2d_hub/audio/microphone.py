@@ -1,0 +1,52 @@
+"""What a microphone hears, block by block."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from m2d_hub.audio.resampling import check_rate
+from m2d_hub.audio.waveforms import mixed
+from m2d_hub.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_BLOCK_S = 0.1
+
+
+def listen(sample_rate: int, channels: int = 1) -> Iterator[Tensor]:
+    """Mono blocks (s,) of the default input device, without an end.
+
+    Args:
+        sample_rate: Hz, of those that the device has.
+        channels: Recorded and averaged.
+
+    Raises:
+        AudioError: ``sample_rate`` is no rate.
+        ConfigError: sounddevice is not installed, or there is no such device.
+    """
+    rate = check_rate(sample_rate, "sample_rate")
+    try:
+        import sounddevice
+    except (ImportError, OSError) as error:  # the latter: without PortAudio
+        raise ConfigError(
+            f"a microphone needs sounddevice and PortAudio ({error}): pip install 'm2d-hub[live]', and on "
+            "Linux: apt install libportaudio2."
+        ) from error
+    try:
+        with sounddevice.InputStream(
+            samplerate=rate, channels=channels, dtype="float32", latency="high"
+        ) as device:
+            while True:
+                block, has_overflowed = device.read(round(_BLOCK_S * rate))
+                if has_overflowed:
+                    logger.warning("the model is slower than the microphone: some of the sound is lost.")
+                yield torch.from_numpy(mixed(block))
+    except sounddevice.PortAudioError as error:
+        raise ConfigError(
+            f"the microphone cannot be opened with {channels} channels at sample_rate {rate} Hz ({error}); "
+            "python -m sounddevice lists devices."
+        ) from error

@@ -1,0 +1,69 @@
+"""The folder whose sounds the page searches: embedded once, kept in the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from m2d_hub.corpus.embed_files import embed_files
+from m2d_hub.corpus.records import Origin
+from m2d_hub.corpus.search import Match, search
+from m2d_hub.corpus.sources import Source, find_sources
+from m2d_hub.corpus.stored import read_stored
+from m2d_hub.errors import ConfigError
+from m2d_hub.model import M2D
+from m2d_hub.pretrained.cache import cache_root
+from m2d_hub.pretrained.folder import sha256_of_model
+from m2d_hub.pretrained.locate import locate
+
+
+@dataclass(frozen=True)
+class Library:
+    """The sounds of a folder and their embeddings."""
+
+    folder: Path
+    embeddings: Path
+    paths: dict[str, Path]  # by name in the embeddings
+    gone: int  # embeddings of files that are not there any more
+    failed: int  # files that cannot be read
+
+    def nearest(self, waveform: torch.Tensor, model: M2D, top_k: int) -> list[Match]:
+        """The sounds most similar to a waveform (S,) at the model's rate, of those that are still there."""
+        matches = search(waveform, self.embeddings, model=model, top_k=top_k + self.gone)
+        return [match for match in matches if match.file in self.paths][:top_k]
+
+
+def open_library(folder: str | os.PathLike[str], model: str, device: str | None) -> Library:
+    """Embeds the sounds of a folder that are not embedded yet.
+
+    Args:
+        folder: Searched at any depth.
+        model: What :func:`m2d_hub.load_model` takes.
+        device: Likewise.
+
+    Raises:
+        ConfigError: The folder holds no audio, or none that can be read.
+        M2DError: The model cannot be loaded.
+    """
+    sources = find_sources(Path(os.path.abspath(folder)))
+    key = hashlib.sha256(f"{os.path.abspath(folder)}\n{sha256_of_model(locate(model))}".encode()).hexdigest()
+    kept = cache_root() / "demo" / f"{key[:16]}.npz"
+    if kept.exists() and _is_stale(kept, sources):
+        kept.unlink()
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    summary = embed_files(sources, kept, model=model, device=device, progress=True)
+    paths = {source.file: source.path for source in sources}
+    if not kept.exists():
+        raise ConfigError(f"folder {folder}: none of its {len(sources)} files can be read.")
+    gone = len(read_stored(kept).origins.keys() - paths.keys())
+    return Library(Path(folder), kept, paths, gone, summary.failed)
+
+
+def _is_stale(kept: Path, sources: list[Source]) -> bool:
+    """Whether files changed since they were embedded."""
+    now = {source.file: Origin.of(source.path) for source in sources}
+    return any(now.get(file, origin) != origin for file, origin in read_stored(kept).origins.items())

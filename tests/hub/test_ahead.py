@@ -1,0 +1,207 @@
+"""Files read ahead by threads: the numbers and the errors of files read one by one, in bounded memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+import m2d_hub
+from m2d_hub.audio import ahead as reading
+from m2d_hub.audio import open_audio
+from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.corpus import embed_batch
+
+from ..signals import noise
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("made")
+    for index in range(40):
+        suffix, rate = [("wav", 16_000), ("mp3", 44_100), ("flac", 22_050), ("ogg", 48_000)][index % 4]
+        seconds = 0.1 + 3.9 * ((index * 7) % 40) / 39
+        soundfile.write(folder / f"{index:02d}.{suffix}", noise(int(seconds * rate), 2).numpy(), rate)
+    return folder
+
+
+@pytest.fixture
+def files(made, tmp_path):
+    """Forty files of several formats and rates, from 0.1 to 4 s."""
+    return sorted(Path(shutil.copytree(made, tmp_path / "files")).iterdir())
+
+
+def read_here(file):
+    """What the file holds, read by this thread."""
+    return torch.cat(list(open_audio(file, RATE)[0].blocks()))
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name == "m2d_hub reader"]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 7])
+def test_samples_are_those_of_files_read_one_by_one(num_workers, files):
+    with ReadAhead(num_workers) as reader:
+        clips = [reader.add(clip) for file in files for clip in open_audio(file, RATE)]
+        assert len(readers()) == num_workers
+        for file, clip in zip(files, clips, strict=True):
+            assert torch.equal(torch.cat(list(clip.blocks())), read_here(file))
+    assert not readers()
+
+
+def test_embeddings_are_those_of_files_read_by_one_thread(tiny, files):
+    clips = [clip for file in files for clip in open_audio(file, RATE)]
+    assert torch.equal(tiny.encode_clip(files), tiny.encode_clip(clips))
+    ahead, one_by_one = tiny.encode_frames(files), tiny.encode_frames(clips)
+    assert torch.equal(ahead.features, one_by_one.features) and torch.equal(ahead.mask, one_by_one.mask)
+    assert not readers()
+
+
+def test_no_more_is_read_than_may_be_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "BYTES_AHEAD", 30 * RATE * 4)  # 30 s, where a block has 20
+    for index in range(6):
+        soundfile.write(tmp_path / f"{index}.wav", noise(90 * RATE).numpy(), RATE)
+    with ReadAhead(3) as reader:
+        clips = [reader.add(clip) for path in sorted(tmp_path.iterdir()) for clip in open_audio(path, RATE)]
+        time.sleep(0.3)
+        for clip in clips:
+            for _ in clip.blocks():
+                assert sum(len(block) for each in clips for block in list(each.read_blocks)) <= 50 * RATE
+
+
+def test_no_more_files_are_begun_than_may_be(files, monkeypatch):
+    monkeypatch.setattr(reading, "CLIPS_AHEAD", 3)
+    with ReadAhead(4) as reader:
+        clips = [reader.add(clip) for file in files for clip in open_audio(file, RATE)]
+        for place, clip in enumerate(clips):
+            assert sum(each.is_begun for each in clips) <= place + 3
+            assert len(torch.cat(list(clip.blocks())))
+
+
+@pytest.mark.parametrize("bad", ["NaN", "cut", "gone"])
+def test_a_bad_file_raises_what_it_raises_alone(bad, tiny, files, tmp_path):
+    """The last goes between being opened and being read, as on a disk that others use."""
+    path = files[5]
+    if bad == "NaN":
+        soundfile.write(path.with_suffix(".wav"), np.full(RATE, np.nan, np.float32), RATE, subtype="FLOAT")
+        path = files[5] = path.with_suffix(".wav")
+    elif bad == "cut":
+        path.write_bytes(path.read_bytes()[:60])
+    clips = [clip for file in files if file != path or bad == "gone" for clip in open_audio(file, RATE)]
+    if bad == "gone":
+        path.unlink()
+        with ReadAhead(2) as reader, pytest.raises(m2d_hub.AudioError, match=path.name):
+            tiny.encode_clip([reader.add(clip) for clip in clips])
+    with pytest.raises(m2d_hub.AudioError) as alone:
+        tiny.encode_clip(path)
+    with pytest.raises(m2d_hub.AudioError) as among:
+        tiny.encode_clip(files)
+    assert str(among.value) == str(alone.value) and not readers()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_a_job_loses_nothing_beside_bad_files(batch_size, tiny, files, tmp_path):
+    tiny.save_pretrained(tmp_path / "model")
+    soundfile.write(tmp_path / "a.wav", np.full(RATE, np.inf, np.float32), RATE, subtype="FLOAT")
+    (tmp_path / "b.wav").write_text("no audio")
+    given = [*files[:9], tmp_path / "a.wav", tmp_path / "none.wav", *files[9:], tmp_path / "b.wav"]
+    summary = m2d_hub.embed_files(
+        given, tmp_path / "out.npz", model=tmp_path / "model", batch_size=batch_size, num_workers=3
+    )
+    assert (summary.embedded, summary.failed) == (len(files), 3)
+    with np.load(tmp_path / "out.npz") as found:
+        embeddings = dict(zip(found["file"].tolist(), found["embedding"], strict=True))
+    expected = {file.as_posix(): clip for file, clip in zip(files, tiny.encode_clip(files), strict=True)}
+    assert embeddings.keys() == expected.keys()
+    for file, clip in expected.items():
+        np.testing.assert_allclose(embeddings[file], clip.numpy(), atol=1e-5)
+    with open(tmp_path / "out.npz.errors.csv", newline="") as table:
+        told = {row["file"]: row["error"] for row in csv.DictReader(table)}
+    for name in ("a.wav", "none.wav", "b.wav"):
+        with pytest.raises(m2d_hub.AudioError) as alone:
+            tiny.encode_clip(tmp_path / name)
+        assert told[(tmp_path / name).as_posix()] == str(alone.value)
+    assert not readers()
+
+
+def test_threads_end_where_encoding_fails(tiny, files, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("encoder")
+
+    monkeypatch.setattr(tiny.encoder, "frames", fail)
+    with pytest.raises(ValueError, match="encoder") as kept:
+        tiny.encode_clip(files)
+    assert kept.value and not readers()
+
+
+def test_threads_end_where_a_job_is_stopped(tiny, files, tmp_path, monkeypatch):
+    tiny.save_pretrained(tmp_path / "model")
+    encode = embed_batch._encode
+
+    def interrupted(model, batch, *rest):
+        if files[12] in [source.path for source in batch]:
+            raise KeyboardInterrupt
+        return encode(model, batch, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embed_batch, "_encode", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            m2d_hub.embed_files(files, tmp_path / "out.npz", model=tmp_path / "model", batch_size=4)
+        assert kept.value and not readers()
+    resumed = m2d_hub.embed_files(files, tmp_path / "out.npz", model=tmp_path / "model", batch_size=4)
+    assert (resumed.already_there, resumed.embedded) == (12, 28)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_control_c_ends_a_program_that_waits_for_a_reader(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "model")
+    soundfile.write(tmp_path / "a.wav", noise(RATE).numpy(), RATE)
+    code = (
+        "import sys, time, m2d_hub\n"
+        "from m2d_hub.audio import Clip\n"
+        "def slowly(clip):\n"
+        "    print('reading', flush=True)\n"
+        "    for _ in range(600):\n"
+        "        time.sleep(0.1)\n"
+        "        yield clip_blocks\n"
+        "import torch; clip_blocks = torch.zeros(0); Clip.blocks = slowly\n"
+        "m2d_hub.load_model(sys.argv[1], device='cpu').encode_clip(sys.argv[2])\n"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "model", tmp_path / "a.wav"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "reading\n"
+        child.send_signal(signal.SIGINT)
+        _, errors = child.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors
+
+
+def test_file_objects_that_share_a_place_are_read_in_turn(tiny, files):
+    data = files[0].read_bytes() + files[4].read_bytes()
+    one = io.BytesIO(data[: files[0].stat().st_size])
+    torch.testing.assert_close(
+        tiny.encode_clip([one, one]), tiny.encode_clip([files[0]] * 2), atol=1e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, -1, 1.5, "2"])
+def test_a_wrong_number_of_workers_is_refused(num_workers, tiny, tmp_path):
+    tiny.save_pretrained(tmp_path / "model")
+    with pytest.raises(m2d_hub.ConfigError, match=r"num_workers must be .* got"):
+        m2d_hub.embed_files(
+            ["a.wav"], tmp_path / "out.npz", model=tmp_path / "model", num_workers=num_workers
+        )

@@ -1,0 +1,279 @@
+"""``m2d-hub stream``: pipes of raw samples and WAV, a microphone, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import signal
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+import m2d_hub
+from m2d_hub.cli import main as cli
+from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
+
+from ..processes import ONE_THREAD
+from ..signals import noise
+
+RATE = 16_000
+CONSOLE_SCRIPT = Path(sys.executable).parent / "m2d-hub"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A model of one-second windows with a head of two classes."""
+    folder = tmp_path_factory.mktemp("models") / "small"
+    encoder = EncoderConfig(input_size=(80, 96), embed_dim=64, depth=1)
+    settings = ModelConfig(encoder=encoder, head=HeadConfig(2), labels=("dog", "rain"))
+    m2d_hub.M2D(settings).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return m2d_hub.load_model(folder, device="cpu")
+
+
+@pytest.fixture
+def listen(folder):
+    def run(data: bytes, *options: object, status: int = 0):
+        arguments = ["stream", "--model", folder, "--device", "cpu", *options]
+        result = CliRunner().invoke(cli.main, [str(each) for each in arguments], input=data)
+        assert result.exit_code == status, result.output
+        assert "Traceback" not in result.output
+        return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
+
+    return run
+
+
+def wav(waveform, rate=RATE, subtype="FLOAT", form="WAV"):
+    file = io.BytesIO()
+    soundfile.write(file, waveform.numpy(), rate, subtype, format=form)
+    return file.getvalue()
+
+
+def frames_of(lines):
+    return np.array([line["frame"] for line in lines])
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype", "scale"),
+    [
+        ([], "<i2", 32_768),
+        (["--format", "s16le"], "<i2", 32_768),
+        (["--format", "s32le"], "<i4", 2**31),
+        (["--format", "f32le"], "<f4", 1),
+        (["--format", "f64le"], "<f8", 1),
+    ],
+    ids=str,
+)
+def test_frames_of_raw_samples_are_those_of_the_array(options, dtype, scale, listen, model):
+    waveform = noise(3 * RATE)
+    data = (waveform.double().numpy() * scale).astype(dtype).tobytes()
+    lines, _ = listen(data, "-", "--rate", RATE, "--kind", "frames", *options)
+    expected = model.encode_frames((np.frombuffer(data, dtype) / scale).astype(np.float32))
+    np.testing.assert_allclose(frames_of(lines), expected.features[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose([line["time_s"] for line in lines], expected.timestamps_s, atol=1e-6)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
+def test_frames_of_wav_are_those_of_the_file(subtype, form, listen, model):
+    data = wav(noise(2 * 44_100, 2), 44_100, subtype, form)
+    lines, _ = listen(data, "--kind", "frames")
+    expected = model.encode_frames(io.BytesIO(data)).features[0]
+    np.testing.assert_allclose(frames_of(lines), expected.numpy(), atol=1e-5)
+
+
+@pytest.mark.parametrize("told", [0, 0xFFFF_FFFF, 0x7FFF_FFFF - 36])
+def test_wav_that_never_learnt_its_length_is_read_to_its_end(told, listen, model):
+    data = wav(noise(2 * RATE), subtype="PCM_16")
+    place = data.index(b"data") + 4
+    endless = data[:place] + struct.pack("<I", told) + data[place + 4 :]
+    lines, _ = listen(endless, "--kind", "frames")
+    np.testing.assert_allclose(
+        frames_of(lines), model.encode_frames(io.BytesIO(data)).features[0].numpy(), atol=1e-5
+    )
+
+
+def test_what_follows_the_samples_of_wav_is_no_sound(listen):
+    data = wav(noise(2 * RATE), subtype="PCM_16")
+    assert listen(data + b"LIST\x04\0\0\0abcd" * 5_000, "--kind", "frames") == listen(
+        data, "--kind", "frames"
+    )
+
+
+def test_channels_are_averaged(listen, model):
+    stereo = noise(2 * RATE, 2).numpy().astype("<f4")
+    lines, _ = listen(
+        stereo.tobytes(), "--rate", RATE, "--channels", 2, "--format", "f32le", "--kind", "frames"
+    )
+    expected = model.encode_frames(stereo.mean(axis=1)).features[0]
+    np.testing.assert_allclose(frames_of(lines), expected.numpy(), atol=1e-5)
+
+
+def test_tags_and_embeddings_are_those_of_the_windows(listen, model):
+    waveform = noise(2 * RATE).numpy()
+    tags, _ = listen(waveform.tobytes(), "--rate", RATE, "--format", "f32le", "--top", 1)
+    clips, _ = listen(waveform.tobytes(), "--rate", RATE, "--format", "f32le", "--kind", "clip")
+    frames = model.encode_frames(waveform).features[0]
+    assert [(line["start_s"], line["end_s"]) for line in clips] == [(0.0, 0.96), (0.96, 1.92), (1.92, 2.01)]
+    np.testing.assert_allclose(clips[0]["embedding"], frames[:6].mean(dim=0).numpy(), atol=1e-5)
+    [best] = model.classify_embeddings(frames[:6].mean(dim=0)[None], top_k=1)
+    assert tags[0]["tags"][0]["label"] == best[0].label
+    assert tags[0]["tags"][0]["score"] == pytest.approx(best[0].score, abs=1e-5)
+
+
+def test_a_shorter_hop_answers_more_often(listen):
+    lines, _ = listen(noise(2 * RATE).numpy().tobytes(), "--rate", RATE, "--format", "f32le", "--hop", 0.16)
+    assert [line["start_s"] for line in lines] == pytest.approx([0.16 * place for place in range(8)])
+
+
+@pytest.mark.parametrize(("surplus", "channels"), [(1, 1), (1, 2), (3, 2)])
+def test_odd_bytes_at_the_end_are_left_out_and_told(surplus, channels, listen):
+    data = (noise(RATE, channels).numpy() * 30_000).astype("<i2").tobytes()
+    options = ["--rate", RATE, "--channels", channels, "--kind", "clip"]
+    whole, _ = listen(data, *options)
+    found, _ = listen(data + b"\1" * surplus, *options)
+    assert found == whole
+
+
+def test_left_out_bytes_are_told(caplog):
+    from m2d_hub.audio.pcm_stream import PcmStream
+
+    blocks = PcmStream(io.BytesIO(b"\1" * 7), "s16le", RATE, 2).blocks()
+    assert [len(block) for block in blocks] == [1]
+    assert "ends within a sample: its last 3 bytes are left out" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "told"),
+    [
+        (b"", ["--rate", "16000"], "the stream is empty: it holds no samples"),
+        (b"\0", ["--rate", "16000"], "the stream is empty: it holds no samples"),
+        (wav(noise(0)), [], "the stream is empty: it holds no samples"),
+        (b"\0" * 4_000, [], "raw samples do not say their rate: give --rate in Hz, or send WAV"),
+        (b"\0" * 4_000, ["--rate", "0"], "--rate must be a positive number of Hz, got 0"),
+        (b"\0" * 4_000, ["--rate", "-16000"], "--rate must be a positive number of Hz, got -16000"),
+        (struct.pack("<2f", 0.0, math.nan), ["--rate", "16000", "--format", "f32le"], "non-finite"),
+        (wav(noise(9)), ["--rate", "8000"], "--rate 8000 was given, but the WAV stream says 16000"),
+        (wav(noise(9)), ["--channels", "2"], "channels 2 was given, but the WAV stream says 1"),
+        (wav(noise(99))[:30], [], "the stream ends within its WAV header"),
+        (wav(noise(99), subtype="ULAW"), [], "WAV of format 7 with 8 bits in 1 channels"),
+        (wav(noise(99), form="FLAC", subtype="PCM_16"), ["--rate", "16000"], "the stream is FLAC, not raw"),
+        (wav(noise(99), form="OGG", subtype="VORBIS"), [], "the stream is Ogg, not raw samples or WAV"),
+        (b"\0" * 4_000, ["--rate", "16000", "--hop", "7"], "--hop must be a number of seconds above 0"),
+    ],
+)
+def test_what_is_no_stream_of_samples_is_told(data, options, told, listen):
+    lines, errors = listen(data, *options, status=1)
+    assert not lines and errors.startswith("Error: ") and told in errors
+
+
+def test_tags_of_a_model_without_a_head_are_refused(listen):
+    _, errors = listen(b"\0" * 40_000, "--rate", RATE, "--kind", "tags", "--model", "m2d-mini", status=1)
+    assert "has no classification head" in errors
+
+
+class FakeMicrophone:
+    """sounddevice, as far as it is used: three blocks, then Ctrl-C."""
+
+    PortAudioError = type("PortAudioError", (Exception,), {})
+
+    def __init__(self, error=None):
+        self.asked, self.left, self.error = {}, 3, error
+
+    def InputStream(self, **asked):
+        if self.error:
+            raise self.PortAudioError(self.error)
+        self.asked = asked
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.asked["closed"] = True
+
+    def read(self, frames):
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+        return noise(frames, self.asked["channels"]).numpy(), self.left == 1
+
+
+def test_a_microphone_is_heard_until_control_c(listen, monkeypatch):
+    fake = FakeMicrophone()
+    monkeypatch.setitem(sys.modules, "sounddevice", fake)
+    lines, _ = listen(b"", "microphone", "--rate", 44_100, "--channels", 2, "--kind", "clip")
+    assert [(line["start_s"], line["end_s"]) for line in lines] == [(0.0, 0.31)]
+    assert (fake.asked["samplerate"], fake.asked["channels"], fake.asked["closed"]) == (44_100, 2, True)
+
+
+def test_a_microphone_that_is_not_there_is_told(listen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone("no default input device"))
+    _, errors = listen(b"", "microphone", status=1)
+    assert "at --rate 16000 Hz (no default input device)" in errors
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    _, errors = listen(b"", "microphone", status=1)
+    assert "pip install 'm2d-hub[live]'" in errors
+
+
+def started(folder, *options):
+    command = [CONSOLE_SCRIPT, "stream", "--model", folder, "--device", "cpu", "--rate", str(RATE), *options]
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ONE_THREAD
+    )
+
+
+def test_control_c_answers_what_is_left_and_ends(folder):
+    with started(folder, "--kind", "clip") as child:
+        child.stdin.write(bytes(2 * RATE * 3 // 2))
+        child.stdin.flush()
+        assert json.loads(child.stdout.readline())["end_s"] == 0.96
+        time.sleep(0.5)  # it waits for more
+        child.send_signal(signal.SIGINT)
+        rest, errors = child.stdout.read(), child.stderr.read()
+    assert child.returncode == 0 and not errors
+    assert json.loads(rest)["end_s"] == pytest.approx(1.51)
+
+
+def test_a_reader_that_has_enough_ends_it_quietly(folder):
+    with started(folder, "--kind", "frames") as child:
+        child.stdin.write(bytes(2 * RATE * 2))
+        child.stdin.flush()
+        child.stdout.readline()
+        child.stdout.close()
+        with contextlib.suppress(BrokenPipeError):  # it may have ended by now
+            child.stdin.write(bytes(2 * RATE * 20))
+            child.stdin.close()
+        errors = child.stderr.read()
+    assert child.returncode == 0 and not errors
+
+
+def test_answers_come_before_the_stream_ends_in_constant_memory(folder):
+    """Ten minutes after one need no more than 20 MB, which allocators may round up."""
+    held = []
+    with started(folder) as child:
+        process = psutil.Process(child.pid)
+        for minutes in range(10):
+            child.stdin.write((noise(60 * RATE).numpy() * 30_000).astype("<i2").tobytes())
+            child.stdin.flush()
+            for _ in range(60):
+                line = json.loads(child.stdout.readline())
+            held.append(process.memory_info().rss)
+            assert line["end_s"] > 57 * (minutes + 1) - 1
+        child.stdin.close()
+        assert child.stdout.read()
+    assert child.returncode == 0 and held[-1] - held[1] < 20e6
