@@ -17,6 +17,22 @@ from .parity import reference_weights
 torch.set_num_threads(1)
 
 TESTS = Path(__file__).parent
+WORDS = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "dog",
+    "barks",
+    "rain",
+    "falls",
+    "on",
+    "the",
+    "roof",
+]
+TEXT_DIM = 16  # of the small text encoder
 PUBLISHED_NAME = "m2d_vit_base-80x608p16x16-000000-mr7"
 
 
@@ -63,3 +79,23 @@ def tiny(tiny_config) -> m2d_hub.M2D:
     """A model of ``tiny_config`` with fixed random weights, in eval mode."""
     torch.manual_seed(0)
     return m2d_hub.M2D(tiny_config).eval()
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory):
+    """A BERT of two layers with random weights and a vocabulary of 13 words, as a transformers folder."""
+    transformers = pytest.importorskip("transformers")
+    folder = tmp_path_factory.mktemp("text_encoder")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    transformers.BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    config = transformers.BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=TEXT_DIM,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=512,
+    )
+    torch.manual_seed(0)
+    transformers.BertModel(config).save_pretrained(folder)
+    return folder

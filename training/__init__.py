@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data.lists.make import MadeList, make_list
     from .data.noise import mix_noise
+    from .evaluation.zero_shot import ZeroShotResult, zero_shot
     from .finetuning.config import FinetuneConfig
     from .finetuning.presets import load_finetune_preset
     from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from .runs.schedules import ema_decay, learning_rate
     from .suites.results import SuiteResult, TaskResult
     from .suites.run import run_suite
+    from .suites.summary import RunSummary, SummaryRow, summarise
 
 # Loaded when first asked for: the commands' help needs no torch.
 _HOMES = {
@@ -44,8 +46,11 @@ _HOMES = {
     "PretrainResult": "pretraining.run",
     "Pretrainer": "pretraining.pretrainer",
     "RunOptions": "pretraining.run_data",
+    "RunSummary": "suites.summary",
     "SuiteResult": "suites.results",
+    "SummaryRow": "suites.summary",
     "TaskResult": "suites.results",
+    "ZeroShotResult": "evaluation.zero_shot",
     "build_pretrainer": "pretraining.pretrainer",
     "ema_decay": "runs.schedules",
     "explained_variance_auc": "pretraining.analysis",
@@ -60,6 +65,8 @@ _HOMES = {
     "pretrain": "pretraining.run",
     "rank_me": "pretraining.analysis",
     "run_suite": "suites.run",
+    "summarise": "suites.summary",
+    "zero_shot": "evaluation.zero_shot",
 }
 
 __all__ = [
@@ -78,8 +85,11 @@ __all__ = [
     "PretrainResult",
     "Pretrainer",
     "RunOptions",
+    "RunSummary",
     "SuiteResult",
+    "SummaryRow",
     "TaskResult",
+    "ZeroShotResult",
     "build_pretrainer",
     "ema_decay",
     "explained_variance_auc",
@@ -94,6 +104,8 @@ __all__ = [
     "pretrain",
     "rank_me",
     "run_suite",
+    "summarise",
+    "zero_shot",
 ]
 
 

@@ -18,48 +18,14 @@ from m2d_hub.nn.encoder import frames_to_tokens
 from m2d_hub.nn.text_encoder import load_text_encoder, pool
 from m2d_hub.zero_shot import classify_by_text
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "a",
-    "dog",
-    "barks",
-    "rain",
-    "falls",
-    "on",
-    "the",
-    "roof",
-]
-TEXT_DIM = 16
+from ..conftest import TEXT_DIM
+
 CLIP = Path(__file__).parents[1] / "data" / "tabla_stroke.flac"
 
 
 def clap_config(**overrides):
     defaults = {"dim": 12, "audio_hidden_dim": 20, "text_dim": TEXT_DIM, "text_hidden_dim": 24}
     return ClapConfig(**(defaults | overrides))
-
-
-@pytest.fixture(scope="module")
-def text_folder(tmp_path_factory):
-    """A BERT of two layers with random weights and a vocabulary of 13 words, as a transformers folder."""
-    transformers = pytest.importorskip("transformers")
-    folder = tmp_path_factory.mktemp("text_encoder")
-    (folder / "vocab.txt").write_text("\n".join(WORDS))
-    transformers.BertTokenizer(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
-    config = transformers.BertConfig(
-        vocab_size=len(WORDS),
-        hidden_size=TEXT_DIM,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=512,
-    )
-    torch.manual_seed(0)
-    transformers.BertModel(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

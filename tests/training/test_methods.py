@@ -16,6 +16,7 @@ from m2d_training import (
     rank_me,
 )
 from m2d_training.data.masking import count_visible, draw_mask
+from m2d_training.pretraining.analysis import TokenSums
 from m2d_training.pretraining.losses import class_loss
 from m2d_training.pretraining.offline import EncodedTokens, FrameMapper, build_offline, merge_tokens
 from m2d_training.runs.schedules import learning_rate
@@ -404,6 +405,17 @@ def test_rate_stays_at_its_peak_until_the_decay_at_the_end():
     rates = [learning_rate(epoch, epochs=10, **settings) for epoch in (0.5, 1, 6, 8, 10)]
     assert rates == pytest.approx([1.0, 2.0, 2.0, 1.25, 0.5])
     assert learning_rate(6, epochs=100, **settings) == 2.0  # a longer run has the same beginning
+
+
+@pytest.mark.parametrize("count", [5, 300])
+def test_checks_of_tokens_in_batches_are_those_of_all_tokens_together(count):
+    tokens = torch.randn(count, 16, generator=torch.Generator().manual_seed(0)) * torch.arange(1, 17) + 1.0
+    sums = TokenSums.empty(16, torch.device("cpu"))
+    for batch in tokens.split(100):
+        sums.add(batch)
+    expected = {"rank_me": rank_me(tokens), "explained_variance_auc": explained_variance_auc(tokens)}
+    assert sums.checks() == pytest.approx(expected, rel=1e-5)
+    assert TokenSums.empty(16, torch.device("cpu")).checks() == {}
 
 
 def test_rank_me_counts_equal_directions():

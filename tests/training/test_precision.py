@@ -1,13 +1,18 @@
-"""What ``precision`` computes in: the forward pass in bfloat16, weights, losses and updates in float32."""
+"""What ``precision`` computes in: the forward pass alone, weights, losses and updates are float32."""
 
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
+from accelerate import Accelerator
 from click.testing import CliRunner
+from m2d_training import PretrainConfig
 from m2d_training.cli.main import main
+from m2d_training.runs.devices import resolve_precision
+from m2d_training.runs.updates import Updater
 from safetensors.torch import load_file
 from torch import nn
 
@@ -48,13 +53,70 @@ def train(clips, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_bfloat16_runs_the_layers_in_bfloat16_and_keeps_losses_and_weights(kind, train, tmp_path):
+def test_half_precision_runs_the_layers_in_it_and_keeps_losses_and_weights(kind, train, tmp_path):
     types, expected = train(kind, "fp32")
     assert types == {torch.float32}
-    types, losses = train(kind, "bf16")
-    # The head of a fine-tuning, and what standardises its input, may stay in float32.
-    assert torch.bfloat16 in types
-    assert losses != expected
-    assert losses == pytest.approx(expected, rel=0.05)
-    stored = load_file(tmp_path / "bf16" / "export" / "model.safetensors")
-    assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float32}
+    for precision, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        types, losses = train(kind, precision)
+        # The head of a fine-tuning, and what standardises its input, may stay in float32.
+        assert dtype in types
+        assert losses != expected
+        assert losses == pytest.approx(expected, rel=0.05)
+        stored = load_file(tmp_path / precision / "export" / "model.safetensors")
+        assert {tensor.dtype for tensor in stored.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bfloat16", "expected"),
+    [("cuda", True, "bf16"), ("cuda", False, "fp16"), ("cpu", True, "fp32"), ("mps", True, "fp32")],
+)
+def test_auto_is_half_precision_on_gpus_alone(device, has_bfloat16, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bfloat16)
+    assert PretrainConfig().precision == "auto"
+    assert resolve_precision("auto", torch.device(device)) == expected
+    assert resolve_precision("auto", torch.device(device), earlier="bf16") == "bf16"
+    assert resolve_precision("fp32", torch.device(device), earlier="bf16") == "fp32"
+
+
+def test_a_run_writes_down_what_auto_is(train, tmp_path):
+    types, _ = train("pretrain", "auto")
+    on_gpu = torch.cuda.is_available()
+    assert (types == {torch.float32}) is not on_gpu
+    assert json.loads((tmp_path / "auto" / "config.json").read_text())["config"]["precision"] != "auto"
+
+
+def updater_of(weight, precision):
+    """An updater of one weight with SGD at rate 1."""
+    model = nn.Linear(1, 1, bias=False)
+    model.weight.data.fill_(weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    return model, Updater(Accelerator(cpu=True), model, optimizer, math.inf, precision)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_gradients_are_those_of_the_loss_whatever_it_is_scaled_by(precision):
+    model, updater = updater_of(2.0, precision)
+    updater.begin()
+    updater.backward(3.0 * model.weight.sum())
+    update = updater.finish(6.0)
+    assert (update.grad_norm, update.is_taken, update.is_overflow) == (3.0, True, False)
+    assert model.weight.item() == 2.0 - 3.0
+
+
+def test_float16_lowers_the_scale_of_gradients_that_overflow_until_a_step_is_taken():
+    model, updater = updater_of(0.0, "fp16")
+    updates = []
+    while not updates or not updates[-1].is_taken:
+        updater.begin()
+        updater.backward(2e34 * model.weight.sum())  # float32 ends at 3.4e38: 32,768 times as much is beyond
+        updates.append(updater.finish(0.0))
+    assert [update.is_overflow for update in updates] == [True, True, False]  # 65,536, 32,768, 16,384
+    assert model.weight.item() == pytest.approx(-2e34)
+
+
+def test_float16_calls_no_loss_that_is_not_finite_an_overflow():
+    model, updater = updater_of(1.0, "fp16")
+    updater.begin()
+    updater.backward(math.nan * model.weight.sum())
+    update = updater.finish(math.nan)
+    assert (update.is_taken, update.is_overflow, model.weight.item()) == (False, False, 1.0)

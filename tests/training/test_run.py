@@ -347,6 +347,62 @@ def test_a_run_killed_three_times_ends_with_the_same_weights(sounds, tmp_path, n
     ]
 
 
+def test_a_sweep_is_a_run_for_each_value_and_goes_on(sounds, tmp_path):
+    sweep = ["--sweep", "mask_ratio=0.5,0.8", "--json"]
+    result = run("m2d-0.7", sounds, tmp_path, ["epochs=1"], *sweep)
+    assert result.exit_code == 0, result.output
+    folders = [tmp_path / "mask_ratio-0.5", tmp_path / "mask_ratio-0.8"]
+    assert [one["run"] for one in json.loads(result.stdout)["runs"]] == [str(folder) for folder in folders]
+    ratios = [json.loads((own / "config.json").read_text())["config"]["mask_ratio"] for own in folders]
+    assert ratios == [0.5, 0.8]
+    assert all((folder / "export" / "model.safetensors").is_file() for folder in folders)
+    assert run("m2d-0.7", sounds, tmp_path, ["epochs=1"], *sweep).exit_code == 0
+    assert all("Resumed from step 4" in (folder / "train.log").read_text() for folder in folders)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ("mask_ratio=0.5", "--sweep takes field=value,value with two or more different values"),
+        ("mask_ratio=0.5,0.5", "two or more different values"),
+        ("mask_ratio=0.5,", "two or more different values"),
+        ("mask_ratios=0.5,0.6", "Unknown field 'mask_ratios'"),
+        ("mask_ratio=0.5,1.5", "mask_ratio"),
+    ],
+)
+def test_a_sweep_that_is_wrong_is_refused_before_any_run(sounds, tmp_path, sweep, message):
+    result = run("m2d-0.7", sounds, tmp_path / "out", (), "--sweep", sweep)
+    assert result.exit_code and message in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_float16_run_goes_on_bit_for_bit_and_with_its_loss_scale(sounds, tmp_path):
+    settings = ["epochs=2", "save_every_steps=4", "precision=fp16"]
+    last = tmp_path / "checkpoints" / "step-000000008.pt"
+    found = []
+    for _ in range(2):
+        assert run("m2d-0.7", sounds, tmp_path, settings).exit_code == 0
+        found.append((weights_of(tmp_path), torch.load(last)["loss_scale"]))
+        last.unlink()
+    assert (tmp_path / "train.log").read_text().count("Resumed from step 4") == 1
+    (whole, scale), (resumed, resumed_scale) = found
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert scale == resumed_scale and scale["_growth_tracker"] == 8
+
+
+def test_label_free_checks_see_all_patches_of_the_same_clips(sounds, tmp_path):
+    # The rate is 0 at the first step: the weights are those of the seed, whatever is masked.
+    found = []
+    for ratio in ("0.5", "0.8"):
+        settings = ["epochs=1", f"mask_ratio={ratio}", "analyse_every_steps=1"]
+        assert run("m2d-0.7", sounds, tmp_path / ratio, settings, "--valid", str(sounds)).exit_code == 0
+        found.append(metrics_of(tmp_path / ratio)[0])
+    for name in ("rank_me", "explained_variance_auc"):
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-9)
+        assert found[0][name] == found[0][f"validation_{name}"]  # the lists are the same
+    assert 1 < found[0]["rank_me"] < 64
+
+
 def test_a_half_written_checkpoint_is_not_resumed_from(sounds, tmp_path):
     assert run("m2d-0.7", sounds, tmp_path, ["epochs=1"]).exit_code == 0
     (tmp_path / "checkpoints" / "step-000000009.partial").write_bytes(b"cut off")

@@ -18,11 +18,13 @@ from .options import answer, exit_status, logging_to
 from .statistics import measure
 from .suite import suite
 from .summarise import summarise
+from .zero_shot import zero_shot
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
   m2d-train pretrain m2d-0.7 --data clips.csv --out runs/m2d
   m2d-train pretrain m2d-x-icbhi2017 --data icbhi.csv --noise fsd50k/ --out runs/icbhi
+  m2d-train pretrain m2d-0.7 --data clips.csv --out runs/ratios --sweep mask_ratio=0.5,0.6,0.7
   torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-as --data 'shards/*.tar' --out runs/as
 """
 PREPARE_EXAMPLE = """\b
@@ -50,30 +52,43 @@ def main() -> None:
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
+@click.option(
+    "--sweep", metavar="FIELD=VALUE,VALUE", help="A run for each value of a field of the preset, within OUT."
+)
 @json_option
 def pretrain(
     preset: str,
     out: Path,
     settings: tuple[str, ...],
+    sweep: str | None,
     as_json: bool,
     **sources: Any,
 ) -> None:
     """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes.
 
-    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
+    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then). With --sweep
+    there is a run for each value, OUT/mask_ratio-0.5 and so on, one after another.
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..runs.settings import apply_settings
+    from ..runs.settings import apply_settings, parse_sweep
 
     chosen = load_preset(preset)
     chosen = dataclasses.replace(chosen, config=apply_settings(chosen.config, settings))
-    with logging_to(out / "train.log"):
-        result = run_pretraining(chosen, out=out, **sources)
+    runs: dict[Path, dict[str, Any]] = {out: {}}
+    if sweep is not None:
+        runs = {out / name: fields for name, fields in parse_sweep(chosen.config, sweep).items()}
+    left_out, told = 0, []
+    for folder, fields in runs.items():
+        with logging_to(folder / "train.log"):
+            result = run_pretraining(chosen, out=folder, **sources, **fields)
+        left_out += result.left_out
+        told.append({"run": str(folder), "export": str(result.model), "left_out": result.left_out})
     if is_first_process():
-        values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
-        click.echo(answer(values, as_json, f"The model is in {result.model}."))
-    exit_status(result.left_out)
+        values: dict[str, object] = told[0] if sweep is None else {"runs": told, "left_out": left_out}
+        text = "\n".join(f"The model is in {one['export']}." for one in told)
+        click.echo(answer(values, as_json, text))
+    exit_status(left_out)
 
 
 @main.command(epilog=PREPARE_EXAMPLE)
@@ -118,3 +133,4 @@ main.add_command(list_)
 main.add_command(measure)
 main.add_command(suite)
 main.add_command(summarise)
+main.add_command(zero_shot)

@@ -139,7 +139,7 @@ class FinetuneConfig:
     layer_decay: float = 1.0  # factor of the rate from each block to the one before it
     clip_norm: float | None = None  # of all gradients together; None: no clipping
     patience: int | None = None  # epochs without a better validation score; None: all epochs
-    precision: Precision = "fp32"
+    precision: Precision = "fp32"  # as the reference; "auto" is half precision on GPUs
     seed: int = 42  # of the first run; further ones count up
 
     # Data

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from m2d_hub.model import M2D
 
 from ..evaluation.labelled import Part
+from ..runs.devices import autocast
 from ..runs.updates import Updater
 from .config import FinetuneConfig
 from .data import FinetuneBatch, augmented, clips_to_score
@@ -61,11 +62,12 @@ class FinetuneStep:
     lr: float
     grad_norm: float
     is_taken: bool  # else loss or gradients were not finite, and nothing was changed
+    is_overflow: bool  # of float16, whose scale is lowered
     seconds: float
 
     def metrics(self) -> dict[str, float]:
         """Values for the record."""
-        return {name: value for name, value in vars(self).items() if name != "is_taken"}
+        return {name: value for name, value in vars(self).items() if not name.startswith("is_")}
 
 
 class FinetuneTrainer:
@@ -94,7 +96,9 @@ class FinetuneTrainer:
         self.model: nn.Module
         self.model, prepared = accelerator.prepare(FinetuneModel(backbone), optimizer)
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
-        self.updater = Updater(accelerator, self.model, self.optimizer, config.clip_norm or math.inf)
+        self.updater = Updater(
+            accelerator, self.model, self.optimizer, config.clip_norm or math.inf, config.precision
+        )
 
     @property
     def backbone(self) -> M2D:
@@ -119,16 +123,17 @@ class FinetuneTrainer:
             is_last = index + 1 == len(batches)
             with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
                 loss = self._loss(batch)
-                self.accelerator.backward(loss / len(batches))
+                self.updater.backward(loss / len(batches))
                 losses.append(loss.detach())
         mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
         update = self.updater.finish(mean)
-        return FinetuneStep(mean, lr, update.grad_norm, update.is_taken, time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        return FinetuneStep(mean, lr, update.grad_norm, update.is_taken, update.is_overflow, seconds)
 
     def _loss(self, batch: FinetuneBatch) -> Tensor:
         batch = batch.to(self.accelerator.device)
         log_mel, targets = augmented(batch, self.backbone.frontend, self.config)
-        with self._autocast():
+        with autocast(self.accelerator.device, self.config.precision):
             logits = self.model(log_mel, batch.num_frames, batch.kept)
         return self.objective(logits.float(), targets)
 
@@ -155,7 +160,7 @@ class FinetuneTrainer:
 
     def _classify(self, clips: list[Tensor]) -> Tensor:
         head = self.backbone.required_head()
-        with self._autocast():
+        with autocast(self.accelerator.device, self.config.precision):
             features = head_features(self.backbone, clips, self.config.batch_size)
         return head(features.to(head.linear.weight)).float().cpu()
 
@@ -166,7 +171,3 @@ class FinetuneTrainer:
 
             for buffer in self.backbone.buffers():
                 buffer.copy_(broadcast(buffer, from_process=0))
-
-    def _autocast(self) -> contextlib.AbstractContextManager:
-        device = self.accelerator.device.type
-        return torch.autocast(device, torch.bfloat16, enabled=self.config.precision == "bf16")

@@ -5,6 +5,7 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import os
@@ -28,9 +29,10 @@ from ..evaluation.metrics import (
 )
 from ..evaluation.report import Evaluation, ScoredRound, read_report, write_report
 from ..evaluation.unreadable import write_left_out
-from ..runs.devices import build_accelerator
+from ..runs.devices import build_accelerator, resolve_precision
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.log import read_metrics
+from ..runs.resolved import read_config
 from ..runs.schedules import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
@@ -149,9 +151,13 @@ class FinetuneRun:
         accelerator: Accelerator,
         stop: StopRequests,
     ):
-        self.config, self.options, self.task, self.accelerator = config, options, task, accelerator
-        self.stop = stop
+        self.options, self.task, self.accelerator, self.stop = options, task, accelerator, stop
         self.folder = RunFolder(options.out)
+        has_begun = self.folder.config_file.is_file()
+        earlier = read_config(self.folder)["config"].get("precision") if has_begun else None
+        self.config = dataclasses.replace(
+            config, precision=resolve_precision(config.precision, accelerator.device, earlier)
+        )
         self.seeds = [config.seed + index for index in range(options.seeds)]
 
     def train(self) -> None:

@@ -104,7 +104,7 @@ class PretrainConfig:
     clip_norm: float = 3.0  # of all gradients together
     ema_start: float = 0.99995  # τ at the first step
     ema_end: float = 0.99999  # τ at the last step
-    precision: Precision = "fp32"
+    precision: Precision = "auto"  # bf16 on GPUs that have it, else fp16; fp32 on other devices
     seed: int = 42
 
     # Data
@@ -123,7 +123,7 @@ class PretrainConfig:
     # Record
     save_every_steps: int = 1000
     keep_every_epochs: int = 50  # epochs between the checkpoints that are kept
-    analyse_every_steps: int = 100  # RankMe and explained variance; 0: never
+    analyse_every_steps: int = 1000  # RankMe and explained variance on 1,000 clips; 0: never
     validate_every_epochs: int = 1
     linear_eval_every_epochs: int = 10
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,9 +12,9 @@ from torch import Tensor, nn
 
 from ..data.left_out import NamedLeftOut
 from ..data.sampling import EpochPlan
+from ..runs.devices import autocast
 from ..runs.schedules import ema_decay
 from ..runs.updates import Updater
-from .analysis import explained_variance_auc, rank_me
 from .config import PretrainConfig
 from .dataset import Batch
 from .inputs import InputBuilder
@@ -24,8 +23,6 @@ from .pretrainer import LossTerms, Pretrainer
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-ANALYSED_TOKENS = 4096  # rows of the matrix that RankMe sees
 
 
 @dataclass
@@ -39,19 +36,14 @@ class StepResult:
     tau: float
     grad_norm: float
     is_taken: bool  # else loss or gradients were not finite, and nothing was changed
+    is_overflow: bool  # of float16, whose scale is lowered
     seconds: float
-    encoded: Tensor  # of the last batch of this process (B, 1 + n_visible, D)
     left_out: list[NamedLeftOut]  # clips that could not be read
 
     def metrics(self) -> dict[str, float]:
         """Values for the record."""
         names = ("loss", "m2d", "offline", "lr", "tau", "grad_norm", "seconds")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-
-    def analysis(self) -> dict[str, float]:
-        """RankMe and explained variance of the visible tokens."""
-        tokens = self.encoded[:, 1:].flatten(0, 1)[:ANALYSED_TOKENS].float()  # (N, D)
-        return {"rank_me": rank_me(tokens), "explained_variance_auc": explained_variance_auc(tokens)}
 
 
 class Trainer:
@@ -80,7 +72,7 @@ class Trainer:
         self.model: nn.Module
         self.model, self._prepared = accelerator.prepare(pretrainer, optimizer)
         self.optimizer: torch.optim.Optimizer = self._prepared.optimizer
-        self.updater = Updater(accelerator, self.model, self.optimizer, config.clip_norm)
+        self.updater = Updater(accelerator, self.model, self.optimizer, config.clip_norm, config.precision)
         self.total_steps = config.epochs * plan.steps_per_epoch
 
     @property
@@ -102,7 +94,7 @@ class Trainer:
         for index, batch in enumerate(batches):
             with self._gradients_kept_local(index + 1 < len(batches)):
                 terms.append(self.forward(batch))
-                self.accelerator.backward(terms[-1].total / len(batches))
+                self.updater.backward(terms[-1].total / len(batches))
         loss, m2d, offline = self._mean_terms(terms)
         update = self.updater.finish(loss)
         if update.is_taken:
@@ -115,8 +107,8 @@ class Trainer:
             tau=tau,
             grad_norm=update.grad_norm,
             is_taken=update.is_taken,
+            is_overflow=update.is_overflow,
             seconds=time.perf_counter() - started,
-            encoded=terms[-1].encoded,
             left_out=[clip for batch in batches for clip in batch.left_out],
         )
 
@@ -125,23 +117,22 @@ class Trainer:
         return self._losses(self.model, batch)
 
     @torch.no_grad()
-    def sum_losses(self, batches: Iterable[tuple[Batch, int]]) -> tuple[float, int]:
-        """Sum of the clips' losses and number of clips, of this process alone.
+    def loss(self, batch: Batch) -> float:
+        """Mean loss of a batch of this process alone, which is not trained on."""
+        return float(self._losses(self.pretrainer, batch).total)
 
-        Args:
-            batches: Each with how many of its clips count.
-        """
-        total, clips = 0.0, 0
-        for batch, counted in batches:
-            loss = float(self._losses(self.pretrainer, batch).total)
-            total += loss * counted if counted else 0.0
-            clips += counted
-        return total, clips
+    @torch.no_grad()
+    def tokens(self, batch: Batch) -> Tensor:
+        """All tokens (B · N, D) of the online encoder, which sees every patch of the clips."""
+        encoder = self.pretrainer.encoder
+        log_mel = self.inputs.log_mel(batch.to(self.accelerator.device))
+        with autocast(log_mel.device, self.config.precision):
+            return encoder.encode(encoder.embed(log_mel))[:, 1:].flatten(0, 1)
 
     def _losses(self, model: nn.Module, batch: Batch) -> LossTerms:
         batch = batch.to(self.accelerator.device)
         log_mel, offline_target = self.inputs.log_mel(batch), self.inputs.offline_target(batch)
-        with torch.autocast(log_mel.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+        with autocast(log_mel.device, self.config.precision):
             return model(log_mel, batch.visible_ids, batch.masked_ids, offline_target)
 
     def _schedule(self, step: int) -> tuple[float, float]:

@@ -1,6 +1,9 @@
 """The paper's scenarios: one preset each, to start from by name and to change field by field.
 
-Times are of the paper's appendix B, Table XV. Results are the paper's; reproducing them takes its data:
+Times are of the paper's appendix B, Table XV, with forward passes in half precision, as ``precision="auto"``
+has them on GPUs: bfloat16, or float16 where a GPU lacks it. On a CPU all is float32.
+
+Results are the paper's; reproducing them takes its data:
 AudioSet (2,005,132 clips), LibriSpeech (960 h), FSD50K, ICBHI2017, SPRSound or ImageNet-1K.
 """
 

@@ -14,6 +14,7 @@ import torch
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.left_out import LeftOutLog, NamedLeftOut
+from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.probe import evaluate_encoder
@@ -35,7 +36,7 @@ from .presets import Preset, load_preset
 from .pretrainer import Pretrainer, build_pretrainer, encoder_part
 from .resolved import write_or_compare_config
 from .run_data import ResolvedRun, RunOptions, resolve_run
-from .validation import Validation
+from .validation import CHECKED_CLIPS, FixedClips, check_tokens, measure_loss
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -182,14 +183,20 @@ class Run:
     ):
         self.config, self.options, self.folder = data.config, options, folder
         self.data, self.trainer, self.stop = data, trainer, stop
-        self.valid = None
+        self.checked = self._fixed_clips(data.manifest, CHECKED_CLIPS)
+        self.valid = self.checked_valid = None
         if data.valid is not None:
-            self.valid = Validation(PretrainDataset(data.config, data.valid, None, data.classes), trainer)
+            self.valid = self._fixed_clips(data.valid)
+            self.checked_valid = self._fixed_clips(data.valid, CHECKED_CLIPS)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         self.accelerator = trainer.accelerator
         self.steps_per_epoch = trainer.plan.steps_per_epoch
         sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
         self.left_out = LeftOutLog(folder.root, sizes, self.accelerator.is_main_process)
+
+    def _fixed_clips(self, manifest: Manifest, most: int | None = None) -> FixedClips:
+        dataset = PretrainDataset(self.data.config, manifest, None, self.data.classes)
+        return FixedClips(dataset, self.trainer, most)
 
     def train(self) -> None:
         """Trains to the last step and exports the model."""
@@ -218,10 +225,12 @@ class Run:
         """See Training."""
         metrics: dict[str, Any] = {"epoch": done / self.steps_per_epoch}
         every = self.config.analyse_every_steps
-        if log is not None and every and (done % every == 0 or done in (1, self.trainer.total_steps)):
-            metrics |= result.analysis()
+        if every and (done % every == 0 or done in (1, self.trainer.total_steps)):
+            metrics |= check_tokens(self.checked)
+            if self.checked_valid is not None:
+                metrics |= check_tokens(self.checked_valid, "validation_")
         if self.valid is not None and self._is_epoch_end(done, self.config.validate_every_epochs):
-            metrics |= self.valid.measure()
+            metrics |= measure_loss(self.valid)
         if self.labelled is not None and self._is_epoch_end(done, self.config.linear_eval_every_epochs):
             metrics |= self._linear_eval(self.labelled)
         metrics["skipped"] = self._note_left_out(result.left_out)
@@ -229,9 +238,9 @@ class Run:
 
     def _note_left_out(self, met: list[NamedLeftOut]) -> int:
         """Names clips that could not be read, all processes' together; returns how many there are so far."""
-        if self.valid is not None:
-            met = [*met, *self.valid.left_out]
-            self.valid.left_out.clear()
+        for clips in filter(None, (self.checked, self.valid, self.checked_valid)):
+            met = [*met, *clips.left_out]
+            clips.left_out.clear()
         new = self.left_out.add(self._gathered(met))
         for clip in new if self.accelerator.is_main_process else ():
             logger.warning("left out: %s", clip.error)

@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from ..data.manifest import Manifest, Statistics, read_manifest
 from ..data.missing import tell_missing
 from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
+from ..runs.devices import resolve_precision
 from ..runs.folder import RunFolder
 from ..runs.resolved import read_config
 from ..runs.schedules import warn_of_warmup
@@ -73,6 +75,8 @@ def resolve_run(config: PretrainConfig, options: RunOptions, device: torch.devic
     Raises:
         ConfigError: Data and configuration do not go together.
     """
+    earlier = _stored(RunFolder(options.out)).get("precision")
+    config = dataclasses.replace(config, precision=resolve_precision(config.precision, device, earlier))
     read = _read_data(config, options)
     read = dataclasses.replace(read, teacher=_load_signal_teacher(read, options, device))
     return dataclasses.replace(read, config=_with_offline_sizes(read))
@@ -144,9 +148,14 @@ def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) ->
 
 def _stored_statistics(folder: RunFolder) -> dict[str, float]:
     """What a run that goes on has measured."""
-    values = read_config(folder)["config"] if folder.config_file.is_file() else {}
+    values = _stored(folder)
     names = ("mean", "std", "noise_mean")
     return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def _stored(folder: RunFolder) -> dict[str, Any]:
+    """Configuration of a run that goes on."""
+    return read_config(folder)["config"] if folder.config_file.is_file() else {}
 
 
 def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainConfig, Manifest | None]:

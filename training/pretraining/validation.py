@@ -1,4 +1,4 @@
-"""The loss over a list of its own, whose crops and masks are always the same."""
+"""What is measured between the steps, on clips and crops that are always the same."""
 
 from __future__ import annotations
 
@@ -10,40 +10,76 @@ import torch
 from ..data.left_out import NamedLeftOut
 from ..data.sampling import SampleKey
 from ..runs.measuring import beside_training
+from .analysis import TokenSums
 from .dataset import Batch, PretrainDataset, stack_samples
 from .loop import Trainer
 
-VALIDATION_CLIPS = 16  # of one forward pass
-VALIDATION_EPOCH = 1 << 30  # its random numbers are those of no training epoch
+GROUP_CLIPS = 16  # of one forward pass
+FIXED_EPOCH = 1 << 30  # its random numbers are those of no training epoch
+CHECKED_CLIPS = 1000  # whose tokens the label-free checks see
 
 
-class Validation:
-    """Measures the loss; its figure depends neither on batch_size nor on the processes."""
+class FixedClips:
+    """Clips of a list in groups of a fixed size: figures depend neither on batch_size nor on the processes.
 
-    def __init__(self, dataset: PretrainDataset, trainer: Trainer):
+    ``left_out`` are clips of this process that cannot be read, until somebody takes them.
+    """
+
+    def __init__(self, dataset: PretrainDataset, trainer: Trainer, most: int | None = None):
+        """Takes ``most`` clips at equal distances, or all."""
         self.dataset, self.trainer, self.accelerator = dataset, trainer, trainer.accelerator
-        self.left_out: list[NamedLeftOut] = []  # of this process, until somebody takes them
+        self.count = min(len(dataset), most or len(dataset))
+        self.left_out: list[NamedLeftOut] = []
 
-    def measure(self) -> dict[str, float]:
-        """Mean loss over the clips; empty where it cannot be measured. All processes call it together."""
-        sums = (math.nan, 0)
-        with beside_training("validation_loss"):
-            sums = self.trainer.sum_losses(self._groups())
-        device = self.accelerator.device
-        total, clips = self.accelerator.reduce(torch.tensor(sums, device=device), reduction="sum").tolist()
-        return {"validation_loss": total / clips} if clips and math.isfinite(total) else {}
-
-    def _groups(self) -> Iterator[tuple[Batch, int]]:
-        """Groups of clips of this process, each with how many count; all processes get as many groups.
-
-        Their size is fixed: a contrastive loss depends on it.
-        """
-        dataset = self.dataset
+    def groups(self) -> Iterator[tuple[Batch, int]]:
+        """Groups of this process, each with how many clips count; all processes get as many groups."""
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
-        groups = math.ceil(len(dataset) / VALIDATION_CLIPS)
+        groups = math.ceil(self.count / GROUP_CLIPS)
         for group in range(rank, math.ceil(groups / processes) * processes, processes):
-            first = group % groups * VALIDATION_CLIPS
-            places = range(first, min(first + VALIDATION_CLIPS, len(dataset)))
-            batch = stack_samples([dataset[SampleKey(VALIDATION_EPOCH, place, place)] for place in places])
+            first = group % groups * GROUP_CLIPS
+            places = range(first, min(first + GROUP_CLIPS, self.count))
+            batch = stack_samples([self.dataset[self._key(place)] for place in places])
             self.left_out += batch.left_out
             yield batch, len(places) if group < groups else 0
+
+    def _key(self, place: int) -> SampleKey:
+        return SampleKey(FIXED_EPOCH, place, place * len(self.dataset) // self.count)
+
+    def sum_over_processes(self, values: torch.Tensor) -> torch.Tensor:
+        """Adds up what each process has; all call it together."""
+        moved = values.to(self.accelerator.device) if self.accelerator.num_processes > 1 else values
+        return self.accelerator.reduce(moved, reduction="sum").to(values.device)
+
+
+def measure_loss(clips: FixedClips) -> dict[str, float]:
+    """Mean loss over the clips; empty where it cannot be measured. All processes call it together."""
+    total, counted_clips = math.nan, 0
+    with beside_training("validation_loss"):
+        total = 0.0
+        for batch, counted in clips.groups():
+            loss = clips.trainer.loss(batch)
+            total += loss * counted if counted else 0.0
+            counted_clips += counted
+    summed, count = clips.sum_over_processes(torch.tensor([total, counted_clips])).tolist()
+    return {"validation_loss": summed / count} if count and math.isfinite(summed) else {}
+
+
+def check_tokens(clips: FixedClips, prefix: str = "") -> dict[str, float]:
+    """RankMe and explained variance of all tokens of the unmasked clips. All processes call it together.
+
+    Args:
+        clips: Of the training list or another.
+        prefix: Of the figures' names.
+    """
+    device = clips.accelerator.device
+    sums = TokenSums.empty(clips.trainer.config.embed_dim, device)
+    found: dict[str, float] = {}
+    with beside_training(f"{prefix}rank_me"):
+        for batch, counted in clips.groups():
+            tokens = clips.trainer.tokens(batch)
+            if counted:
+                sums.add(tokens)
+    sums = TokenSums(*(clips.sum_over_processes(value) for value in vars(sums).values()))
+    with beside_training(f"{prefix}rank_me"):
+        found = sums.checks(prefix)
+    return found

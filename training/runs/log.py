@@ -17,7 +17,12 @@ PLOT_INTERVAL_S = 300.0
 CURVES = {
     "loss": ("loss", "m2d", "offline", "validation_loss"),
     "schedule": ("lr", "tau"),
-    "analysis": ("rank_me", "explained_variance_auc"),
+    "analysis": (
+        "rank_me",
+        "explained_variance_auc",
+        "validation_rank_me",
+        "validation_explained_variance_auc",
+    ),
     "evaluation": ("linear_eval",),
 }
 

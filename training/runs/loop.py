@@ -30,6 +30,7 @@ from .state import (
     write_state,
 )
 from .stopping import Stopped, StopRequests
+from .updates import Updater
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +68,11 @@ class StepResult(Protocol):
         """Whether it changed the weights: loss and gradients were finite."""
         ...
 
+    @property
+    def is_overflow(self) -> bool:
+        """Whether it did not, as gradients were too large for float16 at their scale, which is lowered."""
+        ...
+
     def metrics(self) -> dict[str, Any]:
         """Values for the record."""
         ...
@@ -77,6 +83,7 @@ class Trainer(Protocol):
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    updater: Updater
     accelerator: Any
 
     def train_step(self, batches: list[Any], step: int) -> StepResult:
@@ -174,12 +181,14 @@ class Loop:
             return 0
         state = read_state(checkpoints[-1])
         restore_state(state, self.trainer.model, self.trainer.optimizer)
+        if state.loss_scale:
+            self.trainer.updater.scaler.load_state_dict(state.loss_scale)
         logger.info("Resumed%s from step %d", f" {self.plan.name}," if self.plan.name else "", state.step)
         return state.step
 
     def _check(self, done: int, result: StepResult) -> None:
         """Tells of a step that was left out; several in a row end the training."""
-        if result.is_taken:
+        if result.is_taken or result.is_overflow:
             self._left_out_in_a_row = 0
             return
         self._left_out_in_a_row += 1
@@ -215,6 +224,7 @@ class Loop:
 
     def _save(self, done: int, training: Training, log: RunLog | None) -> None:
         state = gather_state(done, self.trainer.model, self.trainer.optimizer)
+        state.loss_scale = self.trainer.updater.scaler.state_dict()
         require_finite({"weights": state.model, "optimizer": state.optimizer}, f"the state after step {done}")
         training.before_save(log)
         if self.is_first_process:

@@ -82,6 +82,28 @@ def parse_settings(config: object, settings: Sequence[str]) -> dict[str, Any]:
     return own | {field: _changed_part(config, field, changes) for field, changes in of_parts.items()}
 
 
+def parse_sweep(config: Settable, sweep: str) -> dict[str, dict[str, Any]]:
+    """Values of one field that are tried one after another, by a name for the folder of each.
+
+    Args:
+        config: Where to start.
+        sweep: ``field=value,value``, each written as for :func:`parse_settings`.
+
+    Raises:
+        ConfigError: It names one value only, one twice, or one that is not allowed.
+    """
+    field, _, text = sweep.partition("=")
+    values = [value.strip() for value in text.split(",")]
+    if len(set(values)) < max(2, len(values)) or not all(values):
+        raise ConfigError(
+            f"--sweep takes field=value,value with two or more different values, got {sweep!r}."
+        )
+    found = {f"{field}-{value}": parse_settings(config, [f"{field}={value}"]) for value in values}
+    for fields in found.values():
+        with_fields(config, fields)  # refuses what is not allowed before any run begins
+    return found
+
+
 def require_given(**arguments: object) -> None:
     """Refuses arguments that are empty.
 

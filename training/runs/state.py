@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ class TrainingState:
     step: int  # optimizer steps done
     model: dict[str, Any]
     optimizer: dict[str, Any]
+    loss_scale: dict[str, Any] = field(default_factory=dict)  # of float16, plain numbers
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -69,7 +70,7 @@ def write_state(folder: RunFolder, state: TrainingState, keep_every_steps: int) 
         keep_every_steps: Checkpoints at multiples of it are kept for good.
     """
     path = folder.checkpoints / f"step-{state.step:09d}.pt"
-    write_tensors(path, {"step": state.step, "model": state.model, "optimizer": state.optimizer})
+    write_tensors(path, dict(vars(state)))
     for old in list_checkpoints(folder)[:-RECENT_CHECKPOINTS]:
         if step_of(old) % keep_every_steps:
             old.unlink()
@@ -102,7 +103,8 @@ def read_state(path: Path) -> TrainingState:
     way_out = "Delete it: the run then goes on from the checkpoint before it."
     values = read_tensors(path, way_out)
     with reading_own(path, way_out):
-        state = TrainingState(values["step"], values["model"], values["optimizer"])
+        scale = values.get("loss_scale", {})
+        state = TrainingState(values["step"], values["model"], values["optimizer"], scale)
     try:
         require_finite({"weights": state.model, "optimizer": state.optimizer}, str(path))
     except NotFiniteError as error:

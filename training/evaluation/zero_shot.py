@@ -1,0 +1,161 @@
+"""Classification of a labelled list by texts alone: how well a model with a text space knows classes by name.
+
+Shapes: N clips, C classes, P prompts, E width of the text space.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+from m2d_hub.pretrained.registry import natural_key
+
+from ..data.left_out import LeftOut
+from .labelled import LabelledList
+from .labelled_rows import LabelledClip, check_files, read_rows
+from .metrics import Interval, accuracy, mean_average_precision
+from .report import Evaluation, ScoredRound, write_report
+from .unreadable import find_unreadable, name_left_out, write_left_out
+
+logger = logging.getLogger(__name__)
+
+PLACE = "{}"  # of the label in a prompt
+PROMPTS = ("{} can be heard",)
+TEST = "test"
+
+
+@dataclass(frozen=True)
+class ZeroShotResult:
+    """Result of a zero-shot evaluation: its figure on the test clips, and where its report is."""
+
+    metric: str  # accuracy or mAP
+    interval: Interval
+    report: dict[str, Any]  # as report.json has it
+    out: Path
+    left_out: int  # clips that cannot be read, see errors.csv
+
+
+def zero_shot(
+    data: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    prompts: Sequence[str] = PROMPTS,
+    device: str | None = None,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> ZeroShotResult:
+    """Scores a labelled list by the similarity of its clips to its labels' names; nothing is trained.
+
+    A label becomes a text by each prompt, its underscores spaces; several prompts' embeddings are averaged.
+
+    Args:
+        data: CSV with file, label and split; clips of the split ``test`` count, or all clips of folds.
+        model: With a text space, such as ``m2d-clap-2024``; as for :func:`m2d_hub.load_model`.
+        out: Folder of the report.
+        prompts: Texts with ``{}`` where the label is to stand.
+        device: None: the best there is.
+        batch_size: Most windows encoded at once.
+        progress: Show a progress bar over the clips.
+
+    Raises:
+        ConfigError: The list cannot be used, a prompt has no place for a label, or the model no text space.
+        AudioError: More than half of the clips cannot be read.
+    """
+    _check_prompts(prompts)
+    labelled, folder = _read_tested(Path(data)), Path(out)
+    embedder = load_model(model, device=device)
+    embedder.required_clap()
+    reasons = find_unreadable(labelled, embedder.sample_rate)
+    left_out = name_left_out(labelled, reasons)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_left_out(folder, left_out)
+    clips = [clip for place, clip in enumerate(labelled.clips) if place not in reasons]
+    audio = embedder.encode_audio_text_space(
+        [clip.file for clip in clips], batch_size=batch_size, progress=progress, normalize=True
+    )  # (N, E)
+    scores = _scores(embedder, audio, _label_texts(embedder, labelled.labels, prompts), labelled)
+    evaluation = Evaluation(
+        labelled,
+        mean_average_precision if labelled.is_multi_label else accuracy,
+        (0,),
+        _scored_rounds(labelled, clips, scores),
+    )
+    report = write_report(folder, evaluation, _details(model, prompts, left_out))
+    return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(left_out))
+
+
+def _details(
+    model: str | os.PathLike[str], prompts: Sequence[str], left_out: list[LeftOut]
+) -> dict[str, Any]:
+    return {
+        "model": str(model),
+        "settings": {"prompts": list(prompts)},
+        "left_out": [asdict(clip) for clip in left_out],
+    }
+
+
+def _check_prompts(prompts: Sequence[str]) -> None:
+    if isinstance(prompts, str) or not prompts or any(PLACE not in prompt for prompt in prompts):
+        raise ConfigError(
+            f"prompts must be one or more texts with {PLACE} where the label is to stand, such as "
+            f"{PROMPTS[0]!r}; got {prompts!r}."
+        )
+
+
+def _read_tested(path: Path) -> LabelledList:
+    """The clips that count, with all labels of the list."""
+    clips = read_rows(path)
+    check_files(path, clips)
+    labels = tuple(sorted({label for clip in clips for label in clip.labels}, key=natural_key))
+    if len(labels) < 2:
+        raise ConfigError(f"{path} has one class only, {labels[0]!r}; at least two are needed.")
+    is_multi_label = any(len(clip.labels) > 1 for clip in clips)
+    splits = {clip.split for clip in clips}
+    if TEST in splits:
+        clips = [clip for clip in clips if clip.split == TEST]
+    elif not all(split.isdecimal() for split in splits):
+        raise ConfigError(
+            f"{path} has no clip in the split {TEST}, but {', '.join(sorted(splits))}: name the clips that "
+            f"count {TEST}, or give folds."
+        )
+    return LabelledList(str(path), clips, labels, is_multi_label)
+
+
+def _label_texts(model: M2D, labels: Sequence[str], prompts: Sequence[str]) -> Tensor:
+    """Of each label the mean over the prompts, of unit length (C, E)."""
+    names = [label.replace("_", " ") for label in labels]
+    by_prompt = [
+        model.encode_text([prompt.replace(PLACE, name) for name in names], normalize=True)
+        for prompt in prompts
+    ]
+    return torch.nn.functional.normalize(torch.stack(by_prompt).mean(dim=0), dim=-1)
+
+
+def _scores(model: M2D, audio: Tensor, texts: Tensor, labelled: LabelledList) -> Tensor:
+    """Softmax over the labels, or the cosine brought to 0…1 where a clip may have several (N, C)."""
+    cosine = audio @ texts.T
+    if labelled.is_multi_label:
+        return (1 + cosine) / 2
+    return (model.required_clap().logit_scale.detach().exp().float().cpu() * cosine).softmax(dim=-1)
+
+
+def _scored_rounds(labelled: LabelledList, clips: list[LabelledClip], scores: Tensor) -> list[ScoredRound]:
+    """One round, or one of each fold."""
+    rounds = []
+    for split in sorted({clip.split for clip in clips}, key=natural_key):
+        places = [place for place, clip in enumerate(clips) if clip.split == split]
+        name = split if split == TEST else f"fold {split}"
+        part = labelled.part([clips[place] for place in places])
+        rounds.append(ScoredRound(name, part, scores[places][None]))
+    return rounds
