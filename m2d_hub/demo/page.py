@@ -118,8 +118,11 @@ def serve(
             head=f"<script>{(_HERE / 'page.js').read_text('utf-8')}</script>",
         )
     except OSError as error:
-        where = f"{host}:{port}" if port else f"{host}, ports 7860 to 7959"
-        raise ConfigError(f"{where} cannot be listened at ({error}); give another port.") from error
+        where = f"{host}, port {port}" if port else f"{host}, ports 7860 to 7959"
+        raise ConfigError(
+            f"{where}: cannot be listened at, since the port is taken or the address is not this computer's; "
+            "give another port or host."
+        ) from error
     if wait:
         page.block_thread()
     return page

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import sys
 import urllib.request
 
@@ -19,6 +20,8 @@ from m2d_hub.demo.library import open_library
 from m2d_hub.demo.listening import MOST_S, listen
 from m2d_hub.demo.page import Answers, serve
 
+# A microphone that beeps, and no question whether it may be used.
+CHROMIUM_OPTIONS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 PATIENCE_MS = 60_000
 FOLDER = ["speech_it_1.wav", "speech_it_2.wav", "tabla_stroke.flac", "birds_1.ogg"]
@@ -126,6 +129,14 @@ def test_a_missing_gradio_is_told_with_the_extra_to_install(monkeypatch):
     assert result.exit_code == 1 and "pip install 'm2d-hub[demo]'" in result.output
 
 
+def test_a_taken_port_is_told_with_what_to_do():
+    pytest.importorskip("gradio")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(m2d_hub.ConfigError, match=rf"^127\.0\.0\.1, port {port}: .*give another port"):
+            serve(small(), "small", None, port=port, wait=False)
+
+
 # In a browser
 
 
@@ -151,7 +162,7 @@ def browser():
     if CHROMIUM is None:
         pytest.skip("Chromium is not installed")
     with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        chromium = running.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
         yield chromium
         chromium.close()
 
@@ -227,6 +238,17 @@ def test_a_bad_file_and_a_long_one_are_told_in_a_sentence(visit, tmp_path):
     page = visit()
     give(page, tmp_path / "long.wav")
     assert f"Only the first {MOST_S} s are shown" in page.text_content("#shown .m2d-note")
+
+
+@pytest.mark.slow
+def test_a_recording_is_answered(visit):
+    page = visit()
+    page.get_by_role("button", name="Record audio").click()
+    page.locator("#one").get_by_role("button", name="Record", exact=True).click()
+    page.wait_for_timeout(1_500)
+    page.locator("#one").get_by_role("button", name="Stop", exact=True).click()
+    page.wait_for_selector("#shown .m2d-sound")
+    assert 0.5 < float(page.get_attribute("#shown .m2d-sound", "data-seconds")) < 30
 
 
 @pytest.mark.slow
