@@ -3,6 +3,7 @@
 >>> from m2d_hub.clients.s3prl import register
 >>> register()  # then s3prl.hub.m2d_hub(), or S3PRLUpstream("m2d_hub") of s3prl.nn
 >>> register("m2d_as", "m2d-as-0.7")
+>>> register("m2d_ks", "m2d-s-6s", mean=-11.51, std=4.31)  # of a task's own data, as SUPERB in the paper
 
 s3prl 0.4.18 imports functions that torchaudio has dropped: :func:`register` lends it their names while it is
 imported, so call that before s3prl is imported. Its scripts, such as run_downstream.py, call these functions
@@ -31,16 +32,26 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 class UpstreamExpert(nn.Module):
     """Waveforms to the frames of every block, differentiable."""
 
-    def __init__(self, ckpt: str | os.PathLike[str] | None = None, refresh: bool = False, **options: Any):
+    def __init__(
+        self,
+        ckpt: str | os.PathLike[str] | None = None,
+        refresh: bool = False,
+        *,
+        mean: float | None = None,
+        std: float | None = None,
+        **options: Any,
+    ):
         """Loads what :func:`m2d_hub.load_model` takes; s3prl moves it.
 
         Args:
             ckpt: Name, file or folder; None for ``m2d-mini``.
             refresh: Of s3prl's own downloads; not used.
+            mean: Of the task's log-mel values, as ``m2d-train statistics`` measures; None: the model's own.
+            std: Their standard deviation; None: the model's own.
             **options: s3prl's own; not used.
         """
         super().__init__()
-        self.model = load_model(ckpt or DEFAULT_MODEL, device="cpu")
+        self.model = load_model(ckpt or DEFAULT_MODEL, device="cpu", mean=mean, std=std)
 
     def get_downsample_rates(self, key: str) -> int:
         """Samples between frames."""
@@ -66,12 +77,20 @@ class UpstreamExpert(nn.Module):
         return {"hidden_states": list(layers.unbind(0))}
 
 
-def register(name: str = "m2d_hub", model: str | os.PathLike[str] = DEFAULT_MODEL) -> None:
+def register(
+    name: str = "m2d_hub",
+    model: str | os.PathLike[str] = DEFAULT_MODEL,
+    *,
+    mean: float | None = None,
+    std: float | None = None,
+) -> None:
     """Puts an upstream into s3prl's hub.
 
     Args:
         name: Its name there.
         model: Loaded when no ``ckpt`` is given.
+        mean: Of the task's log-mel values; None: the model's own.
+        std: Their standard deviation; None: the model's own.
 
     Raises:
         ConfigError: s3prl is not installed, or does not load with this torchaudio.
@@ -88,7 +107,7 @@ def register(name: str = "m2d_hub", model: str | os.PathLike[str] = DEFAULT_MODE
         ) from error
 
     def entry(ckpt: str | os.PathLike[str] | None = None, **options: Any) -> UpstreamExpert:
-        return UpstreamExpert(ckpt or model, **options)
+        return UpstreamExpert(ckpt or model, **({"mean": mean, "std": std} | options))
 
     setattr(s3prl.hub, name, entry)
 

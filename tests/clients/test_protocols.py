@@ -252,6 +252,20 @@ def test_s3prl_hidden_states_are_every_blocks_frames_whatever_the_neighbours(fol
     assert expert.model.encoder.blocks[0].mlp.fc1.weight.grad is not None
 
 
+def test_s3prl_standardises_by_the_tasks_statistics_where_they_are_given(folder, s3prl):
+    from m2d_hub.clients.s3prl import register
+
+    register("plain", folder)
+    register("of_task", folder, mean=-11.51, std=4.31)
+    import s3prl.hub
+
+    waveform = torch.randn(16_000, generator=torch.Generator().manual_seed(0)) * 0.1
+    found = s3prl.hub.of_task()([waveform])["hidden_states"][-1]
+    expected = m2d_hub.load_model(folder, device="cpu", mean=-11.51, std=4.31).encode_frames(waveform)
+    torch.testing.assert_close(found, expected.features, atol=1e-5, rtol=0)
+    assert not torch.allclose(s3prl.hub.plain()([waveform])["hidden_states"][-1], found, atol=1e-2)
+
+
 @pytest.fixture
 def s3prl(monkeypatch, tmp_path):
     """A stand-in for s3prl 0.4.18 that imports from torchaudio what that imports; its text may be changed."""

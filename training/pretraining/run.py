@@ -117,7 +117,7 @@ def _text(path: str | os.PathLike[str] | None) -> str | None:
 def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -> PretrainResult:
     accelerator = build_accelerator()
     folder = RunFolder(options.out)
-    data = resolve_run(config, options, accelerator.device)
+    data = resolve_run(config, options, accelerator)
     config = data.config
     plan = _plan(data, accelerator)
     if accelerator.is_main_process:

@@ -8,7 +8,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.devices import resolve_precision
 from ..runs.folder import RunFolder
+from ..runs.measuring import others_wait
 from ..runs.resolved import read_config
 from ..runs.schedules import warn_of_warmup
 from ..runs.state import list_checkpoints
@@ -29,6 +30,9 @@ from .config import PretrainConfig
 from .signal_check import check_signal
 from .start import start_weights
 from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +68,26 @@ class ResolvedRun:
     teacher: Teacher | TextTeacher | None = None
 
 
-def resolve_run(config: PretrainConfig, options: RunOptions, device: torch.device) -> ResolvedRun:
+def resolve_run(config: PretrainConfig, options: RunOptions, accelerator: Accelerator) -> ResolvedRun:
     """Reads lists, weights and teacher, and fills in what they tell of the configuration.
 
     Args:
         config: As the preset and the caller have it.
         options: Where the data are.
-        device: Of the teacher.
+        accelerator: Of the run: its device, and its processes, of which the first one measures.
 
     Raises:
         ConfigError: Data and configuration do not go together.
     """
+    device = accelerator.device
     earlier = _stored(RunFolder(options.out)).get("precision")
     config = dataclasses.replace(config, precision=resolve_precision(config.precision, device, earlier))
-    read = _read_data(config, options)
+    read = _read_data(config, options, accelerator)
     read = dataclasses.replace(read, teacher=_load_signal_teacher(read, options, device))
     return dataclasses.replace(read, config=_with_offline_sizes(read))
 
 
-def _read_data(config: PretrainConfig, options: RunOptions) -> ResolvedRun:
+def _read_data(config: PretrainConfig, options: RunOptions, accelerator: Accelerator) -> ResolvedRun:
     """Reads the lists and the weights to start from.
 
     Raises:
@@ -100,14 +105,14 @@ def _read_data(config: PretrainConfig, options: RunOptions) -> ResolvedRun:
     has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
     weights = start_weights(options.start) if has_start and options.start else None
     config, noise = _read_noise(config, options)
-    config = _with_statistics(config, manifest, noise, _stored_statistics(folder))
+    config = _with_statistics(config, manifest, noise, _Measured(_stored_statistics(folder), accelerator))
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
     return ResolvedRun(config, manifest, noise, valid, classes, weights)
 
 
 def _with_statistics(
-    config: PretrainConfig, manifest: Manifest, noise: Manifest | None, stored: dict[str, float]
+    config: PretrainConfig, manifest: Manifest, noise: Manifest | None, measured: _Measured
 ) -> PretrainConfig:
     """Fills in mean, std and noise_mean: as given, prepared, stored by this very run, or measured."""
     if config.is_image:
@@ -115,10 +120,10 @@ def _with_statistics(
     plan = CropPlan(config.frontend, config.input_size[1], repeat_short=config.short_clips == "repeat")
     found: dict[str, float] = {}
     if config.mean is None or config.std is None:
-        found |= _mean_and_std(manifest, plan, stored, ("mean", "std"))
+        found |= measured.mean_and_std(manifest, plan, ("mean", "std"))
     if noise is not None and config.noise_mean is None:
         noise_plan = dataclasses.replace(plan, repeat_short=True)
-        found |= _mean_and_std(noise, noise_plan, stored, ("noise_mean",))
+        found |= measured.mean_and_std(noise, noise_plan, ("noise_mean",))
     return dataclasses.replace(
         config,
         mean=found.get("mean") if config.mean is None else config.mean,
@@ -127,15 +132,31 @@ def _with_statistics(
     )
 
 
-def _mean_and_std(
-    manifest: Manifest, plan: CropPlan, stored: dict[str, float], names: tuple[str, ...]
-) -> dict[str, float]:
-    """The statistics of a list under some names, the mean first."""
-    if manifest.statistics is None and all(name in stored for name in names):
-        return {name: stored[name] for name in names}
-    statistics = manifest.statistics or measure_statistics(manifest, plan)
-    _check_rate(manifest, statistics, plan.frontend.sample_rate)
-    return dict(zip(names, (statistics.mean, statistics.std), strict=False))
+@dataclass(frozen=True)
+class _Measured:
+    """Where statistics come from that are not given."""
+
+    stored: dict[str, float]  # by this very run, which goes on
+    accelerator: Accelerator
+
+    def mean_and_std(self, manifest: Manifest, plan: CropPlan, names: tuple[str, ...]) -> dict[str, float]:
+        """The statistics of a list under some names, the mean first."""
+        if manifest.statistics is None and all(name in self.stored for name in names):
+            return {name: self.stored[name] for name in names}
+        statistics = manifest.statistics or self._measure(manifest, plan)
+        _check_rate(manifest, statistics, plan.frontend.sample_rate)
+        return dict(zip(names, (statistics.mean, statistics.std), strict=False))
+
+    def _measure(self, manifest: Manifest, plan: CropPlan) -> Statistics:
+        """Of the first process, which tells the others."""
+        from accelerate.utils import broadcast_object_list
+
+        found: list[Any] = [None]
+        with others_wait(self.accelerator):
+            if self.accelerator.is_main_process:
+                found = [measure_statistics(manifest, plan)]
+        broadcast_object_list(found)
+        return found[0]
 
 
 def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) -> None:
