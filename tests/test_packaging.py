@@ -94,6 +94,7 @@ def test_the_wheel_holds_every_module_and_data_file_and_nothing_else(tree, wheel
     }
     assert {"m2d_hub/py.typed", "m2d_training/py.typed"} <= expected
     assert "m2d_hub/weights/m2d-mini/model.safetensors" in expected
+    assert "m2d_hub/weights/m2d-mini-tags/model.safetensors" in expected
     assert {name for name in wheel_files if not name.startswith("dist-info/")} == expected
 
 

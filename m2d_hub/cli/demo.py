@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from m2d_hub.cli.options import device_option, model_option
-from m2d_hub.pretrained.registry import DEFAULT_MODEL
+from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 
 _LOOPBACK = "127.0.0.1"
 
 
 @click.command()
 @click.argument("folder", required=False, metavar="[FOLDER]")
-@model_option(DEFAULT_MODEL)
+@model_option(DEFAULT_TAGGER)
 @device_option
 @click.option(
     "--host",

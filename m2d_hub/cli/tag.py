@@ -19,11 +19,11 @@ from m2d_hub.cli.options import (
     with_progress,
 )
 from m2d_hub.errors import AudioError
+from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 
 if TYPE_CHECKING:
     from m2d_hub.results import Tag
 
-DEFAULT_TAGGER = "m2d-as-0.7-as2m"
 DEFAULT_TEXT_TAGGER = "m2d-clap-2024"
 
 
@@ -71,8 +71,9 @@ def tag(
 ) -> None:
     """Say what is heard: the likeliest labels of each file, with scores from 0 to 1.
 
-    The model needs a classification head: those of `m2d-hub list '*-as2m'` have AudioSet's 527 labels. With
-    --texts it needs a text space instead, and any words will do; the scores of all texts sum to 1.
+    The model needs a classification head: m2d-mini-tags knows 57 everyday sounds, is inside the package and
+    free for any use; those of `m2d-hub list '*-as2m'` are better and have AudioSet's 527 labels. With --texts
+    it needs a text space instead, and any words will do; the scores of all texts sum to 1.
 
     \b
     Examples:

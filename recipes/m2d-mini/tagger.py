@@ -5,7 +5,8 @@
 ``RUN/finetune`` is the run of ``m2d-train finetune small`` with ``SETTINGS`` (``--set`` changes them); it
 goes on where it was stopped. ``RUN/m2d-mini-tags`` is the model folder, in float16: the head's logits are
 calibrated (Platt's scaling, folded into its weights and biases) by the validation packages, so that of their
-clips with a score of 0.5 about half have the class; the class ``NONE`` is dropped. ``RUN/tags.md`` is the
+clips with a score of 0.5 about half have the class; ``NONE`` is dropped, as are classes that neither three
+packages train nor a validation clip calibrates. ``RUN/tags.md`` is the
 table for MODEL_CARD.md: average precision (AP) of each class on the test packages, precision and recall at
 0.5, and which other class is most often put first. Intervals of classes are bootstrapped over clips, those of
 means over packages.
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from m2d_training.evaluation.labelled import LabelledList, Part, read_labelled
+from m2d_training.evaluation.labelled import LabelledList, Part, Round, read_labelled
 from m2d_training.evaluation.metrics import average_precisions, bootstrap_interval, mean_average_precision
 from m2d_training.finetuning.presets import load_finetune_preset
 from m2d_training.finetuning.run import FinetuneOptions, finetune
@@ -46,6 +47,7 @@ GOOD = 0.5  # AP that a class should reach
 RIDGE = 1.0  # holds each class's calibration to that of all; about the weight of a clip
 CALIBRATION_STEPS = 200
 RESAMPLES = 1000
+LEAST_PACKAGES = 3  # that train a class which has no validation clip
 BINS = 10  # of scores, for the calibration error
 
 
@@ -212,13 +214,24 @@ def train(data: Path, model: str, out: Path, settings: tuple[str, ...]) -> Path:
     return finetune(config, FinetuneOptions(PRESET, model, str(data), out)).model
 
 
+def is_known(division: Round, column: int, packages: dict[int, str]) -> bool:
+    """Whether a class is more than the ways of one or two packages, or is calibrated by a clip of another."""
+    clips = zip(division.train.rows, division.train.targets[:, column], strict=True)
+    trained = {packages[row] for row, has_class in clips if has_class > 0}
+    return len(trained) >= LEAST_PACKAGES or bool(division.valid.targets[:, column].any())
+
+
 def release(labelled: LabelledList, data: Path, export: Path, out: Path) -> str:
     """Calibrates and writes the model; returns its table."""
     rows = read_table(data, ("package",))
     packages = {row.number: row.cells["package"] for row in rows}
     (one,) = labelled.rounds()
     model = load_model(export, device="cpu")
-    kept = [column for column, label in enumerate(labelled.labels) if label != NONE]
+    kept = [
+        column
+        for column, label in enumerate(labelled.labels)
+        if label != NONE and is_known(one, column, packages)
+    ]
     labels = [labelled.labels[column] for column in kept]
     every = list(range(len(labelled.labels)))
     valid = score(model, one.valid, every, packages)

@@ -21,6 +21,7 @@ ALL_NAMES = [
     "m2d-clap-2024-as2m",
     "m2d-clap-2025",
     "m2d-mini",
+    "m2d-mini-tags",
     "m2d-resp-0.7",
     "m2d-s-0.6-4s",
     "m2d-s-0.6-5s",
@@ -38,7 +39,7 @@ def test_list_models_filters_by_a_pattern_in_any_case():
 
 
 def test_each_published_model_states_licence_and_release_page():
-    for name in set(ALL_NAMES) - {"m2d-mini"}:
+    for name in set(ALL_NAMES) - {"m2d-mini", "m2d-mini-tags"}:
         info = MODELS[name]
         assert info.license == "NTT evaluation licence (non-commercial)"
         project = "eval-audio-repr" if name == "m2d-resp-0.7" else "m2d"
@@ -59,9 +60,10 @@ def test_sizes_agree_with_the_folder_names_of_the_release():
             assert ("AS-FT" in info.folder or "as2m" in info.name) == (info.num_classes == 527)
 
 
-def test_mini_is_inside_the_package_under_its_own_licence():
-    assert MODELS["m2d-mini"].license == "Apache-2.0"
-    assert MODELS["m2d-mini"].is_packaged
+@pytest.mark.parametrize("name", ["m2d-mini", "m2d-mini-tags"])
+def test_mini_is_inside_the_package_under_its_own_licence(name):
+    assert MODELS[name].license == "Apache-2.0"
+    assert MODELS[name].is_packaged
 
 
 def test_path_below_the_release_address_names_tag_and_zip():
