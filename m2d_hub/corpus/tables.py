@@ -10,7 +10,7 @@ from pathlib import Path
 from m2d_hub.errors import ConfigError
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
-SHOWN_ROWS = 5  # that a message names
+SHOWN = 5  # rows that a message names
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     filled = [(number, cells) for number, cells in enumerate(rows, start=2) if any(map(str.strip, cells))]
     if uneven := [number for number, cells in filled if len(cells) != len(names)]:
         raise ConfigError(
-            f"{path}: {_counted(uneven)} another number of cells than the header ({_listed(uneven)}). A cell "
+            f"{path}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). A cell "
             "with a comma is written in quotes."
         )
     wanted = (*columns, *optional)
@@ -66,7 +66,7 @@ def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
         ConfigError: The message names the rows.
     """
     if empty := [row.number for row in rows if not row.cells[column]]:
-        raise ConfigError(f"{path}: {_counted(empty)} no {column} ({_listed(empty)}).")
+        raise ConfigError(f"{path}: {counted(empty)} no {column} ({listed(empty)}).")
 
 
 def _rows(path: Path) -> list[list[str]]:
@@ -80,10 +80,12 @@ def _rows(path: Path) -> list[list[str]]:
         raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
 
 
-def _counted(rows: Sequence[int]) -> str:
+def counted(rows: Sequence[object]) -> str:
+    """Subject and verb of a complaint about rows."""
     return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
 
 
-def _listed(rows: Sequence[int]) -> str:
-    more = f" and {len(rows) - SHOWN_ROWS:,} more" if len(rows) > SHOWN_ROWS else ""
-    return f"row{'s' * (len(rows) > 1)} {', '.join(map(str, rows[:SHOWN_ROWS]))}{more}"
+def listed(values: Sequence[object], noun: str = "row") -> str:
+    """The first few values, and how many more there are."""
+    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"

@@ -21,7 +21,7 @@ from m2d_training.pretraining.dataset import PretrainDataset
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import AudioError
 
-PLAN = CropPlan(FrontendConfig(), num_frames=32, repeat_short=False)
+PLAN = CropPlan(FrontendConfig(), num_frames=32, short_clips="pad")
 
 
 def npy(array, **header):

@@ -26,7 +26,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 
 RATE = 16_000
 FRONTEND = LogMelFrontend(FrontendConfig())
-PLAN = CropPlan(FRONTEND.config, num_frames=32, repeat_short=False)
+PLAN = CropPlan(FRONTEND.config, num_frames=32, short_clips="pad")
 SMALL = {"input_size": (80, 32), "embed_dim": 64, "depth": 1, "predictor_dim": 64, "predictor_depth": 1}
 
 
@@ -85,9 +85,9 @@ def test_crops_of_other_rates_equal_the_resampled_clip(tmp_path, rate):
 def test_short_clips_are_padded_with_silence_or_repeated(tmp_path):
     write_tone(tmp_path / "a.wav", seconds=0.1)
     entry = Entry(str(tmp_path / "a.wav"))
-    padded = crop_waveform(entry, CropPlan(FRONTEND.config, 32, repeat_short=False), np.random.default_rng(0))
+    padded = crop_waveform(entry, CropPlan(FRONTEND.config, 32, short_clips="pad"), np.random.default_rng(0))
     repeated = crop_waveform(
-        entry, CropPlan(FRONTEND.config, 32, repeat_short=True), np.random.default_rng(0)
+        entry, CropPlan(FRONTEND.config, 32, short_clips="repeat"), np.random.default_rng(0)
     )
     assert len(padded.values) == len(repeated.values) == 31 * 160 + 400
     assert not padded.values[200 + 1600 :].any()

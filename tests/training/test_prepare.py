@@ -57,7 +57,7 @@ def test_shards_hold_the_same_audio_as_the_files(tmp_path):
         (named,) = csv.DictReader(errors)
     assert (named["row"], named["file"]) == ("5", str(tmp_path / "broken.wav"))
     assert "cannot be read as audio" in named["error"]
-    plan = CropPlan(FRONTEND.config, 64, repeat_short=False)
+    plan = CropPlan(FRONTEND.config, 64, short_clips="pad")
     for entry, name in zip(manifest.entries, names, strict=True):
         stored = crop_waveform(entry, plan, np.random.default_rng(0))
         direct = crop_waveform(Entry(str(tmp_path / name)), plan, np.random.default_rng(0))
@@ -84,7 +84,7 @@ def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
     result = prepare(again)
     assert result.clips == 1 and result.hours * 3600 == pytest.approx(2.0, abs=1e-3)
     (entry,) = read_manifest(str(tmp_path / "again")).entries
-    plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, repeat_short=False)
+    plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, short_clips="pad")
     assert np.abs(crop_waveform(entry, plan, np.random.default_rng(0)).values).max() > 0.1
 
 

@@ -308,7 +308,7 @@ def test_mutated_shards_raise_no_foreign_errors(tmp_path):
     members = [("0.flac", SOUND[:2000]), ("0.json", b'{"label": "a"}'), ("1.flac", SOUND[:700])]
     content = Path(write_shard(tmp_path / "a.tar", *members, format=tarfile.PAX_FORMAT)).read_bytes()
     rng = np.random.default_rng(0)
-    plan = CropPlan(FrontendConfig(), 32, repeat_short=False)
+    plan = CropPlan(FrontendConfig(), 32, short_clips="pad")
     for _ in range(300):
         mutated = np.frombuffer(content, np.uint8).copy()
         for place in rng.integers(0, len(mutated), size=rng.integers(1, 20)):

@@ -63,7 +63,7 @@ def test_hubert_features_are_averaged_over_each_tokens_frames(hubert, sounds):
     config = PretrainConfig(input_size=(80, 64), patch_size=(80, 4))
     teacher = load_teacher(str(hubert), config, torch.device("cpu"))
     entry = read_manifest(str(sounds)).entries[0]
-    crop = crop_waveform(entry, CropPlan(config.frontend, 64, False), np.random.default_rng(0))
+    crop = crop_waveform(entry, CropPlan(config.frontend, 64, "pad"), np.random.default_rng(0))
     features = teacher.encode(torch.from_numpy(crop.values)[None])
     model = transformers.HubertModel.from_pretrained(hubert).eval()
     waveform, _ = soundfile.read(entry.path, dtype="float32")
@@ -150,7 +150,7 @@ def test_an_m2d_teacher_gives_the_frames_of_the_clean_crop(tmp_path, sounds):
     config = PretrainConfig(**sizes)
     teacher = load_teacher(str(tmp_path / "teacher"), config, torch.device("cpu"))
     crop = crop_waveform(
-        read_manifest(str(sounds)).entries[0], CropPlan(config.frontend, 64, False), np.random.default_rng(0)
+        read_manifest(str(sounds)).entries[0], CropPlan(config.frontend, 64, "pad"), np.random.default_rng(0)
     )
     features = teacher.encode(torch.from_numpy(crop.values)[None])
     with torch.no_grad():

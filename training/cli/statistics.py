@@ -34,7 +34,7 @@ def measure(data: str, sample_rate: int, frames: int, crops: int, as_json: bool)
     from ..data.manifest import read_manifest
     from ..data.statistics import measure_statistics
 
-    plan = CropPlan(FrontendConfig.for_sample_rate(sample_rate), frames, repeat_short=False)
+    plan = CropPlan(FrontendConfig.for_sample_rate(sample_rate), frames, short_clips="pad")
     found = measure_statistics(read_manifest(data), plan, crops)
     values: dict[str, object] = {"mean": found.mean, "std": found.std, "sample_rate": found.sample_rate}
     click.echo(answer(values, as_json, f"log-mel mean {found.mean:.3f}, std {found.std:.3f}"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,8 +38,9 @@ class CropPlan:
 
     frontend: FrontendConfig
     num_frames: int  # T
-    repeat_short: bool  # a clip shorter than the crop: repeated, or padded with silence
-    keep_short: bool = False  # or left as it is: its crop has fewer frames
+    short_clips: Literal[
+        "pad", "repeat", "own"
+    ]  # shorter ones: silence, repetition, or their own frames alone
     fades: bool = False  # a repeated clip begins and ends with fades
     from_start: bool = False  # crops start at the clip's first frame, or anywhere
 
@@ -54,7 +56,7 @@ class CropPlan:
     def beginning(self, waveform: np.ndarray) -> np.ndarray:
         """The first T frames' samples of a waveform (S,), lengthened as crops are."""
         num_samples = (self.num_frames - 1) * self.frontend.hop_samples
-        if len(waveform) >= num_samples or self.keep_short:
+        if len(waveform) >= num_samples or self.short_clips == "own":
             return waveform[:num_samples]
         return self.lengthened(waveform, num_samples)
 
@@ -63,7 +65,7 @@ class CropPlan:
 
         A repeated one begins and ends with linear fades of 1/16 s, as the paper's reference [73] has it.
         """
-        if not self.repeat_short:
+        if self.short_clips != "repeat":
             return np.pad(waveform, (0, num_samples - len(waveform)))
         waveform = np.resize(waveform, num_samples)
         if self.fades:
@@ -100,7 +102,7 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
     shortest = plan.num_samples - half
     own_frames = len(waveform) // frontend.hop_samples + 1
     if own_frames < plan.num_frames:
-        if plan.keep_short:
+        if plan.short_clips == "own":
             num_samples = replace(plan, num_frames=own_frames).num_samples
             waveform = np.pad(waveform, (0, max(0, half + 1 - len(waveform))))[: num_samples - half]
             return Crop(_reflect(waveform, half, num_samples), 0)
@@ -134,7 +136,7 @@ def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> 
     first_frame = plan.draw_start(max(0, log_mel.shape[1] - plan.num_frames), rng)
     part = read_finite(entry, log_mel[:, first_frame : first_frame + plan.num_frames])
     missing = plan.num_frames - part.shape[1]
-    if missing and plan.repeat_short:
+    if missing and plan.short_clips == "repeat":
         part = part[:, np.arange(plan.num_frames) % part.shape[1]]
     elif missing:
         part = np.pad(part, ((0, 0), (0, missing)), constant_values=SILENCE)

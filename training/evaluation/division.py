@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 
 from m2d_hub.checks import require, require_choice
+from m2d_hub.corpus.tables import counted, listed
 from m2d_hub.errors import ConfigError
 
-from .labelled_rows import LabelledClip, counted, listed
+from .labelled_rows import LabelledClip
 
 Select = Literal["valid", "last", "test"]
 

@@ -15,13 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from m2d_hub.corpus.tables import counted, listed
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import natural_key
 
 from ..data.manifest import audioset_classes
 from ..data.parts import AudioFile
 from .division import BY_SPLITS, Division, RoundPlan
-from .labelled_rows import LabelledClip, check_files, counted, listed, read_rows
+from .labelled_rows import LabelledClip, check_files, read_rows
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
+from m2d_hub.corpus.tables import PART_COLUMNS, counted, listed, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
 from ..data.entry import LABEL_SEPARATOR
@@ -20,7 +19,6 @@ from ..data.parts import AudioFile, audio_files
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("file", "label", "split")
-SHOWN = 5  # rows that a message names
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,14 +88,3 @@ def check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None
             len(shared),
             shared[0],
         )
-
-
-def counted(rows: Sequence[object]) -> str:
-    """Subject and verb of a complaint about rows."""
-    return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
-
-
-def listed(values: Sequence[object], noun: str = "row") -> str:
-    """The first few values, and how many more there are."""
-    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
-    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"

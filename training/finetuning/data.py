@@ -84,8 +84,7 @@ def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: Encoder
     return CropPlan(
         frontend,
         config.crop_frames or encoder.input_size[1],
-        repeat_short=config.short_clips == "repeat",
-        keep_short=config.short_clips == "own",
+        short_clips=config.short_clips,
         fades=True,
         from_start=config.crop_from_start,
     )

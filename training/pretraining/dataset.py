@@ -121,8 +121,8 @@ class PretrainDataset(Dataset):
         if config.offline is not None and config.offline.kind == "labels":
             _check_labels(manifest, self.class_index)
         num_frames = config.input_size[1]
-        self.plan = CropPlan(config.frontend, num_frames, repeat_short=config.short_clips == "repeat")
-        self.noise_plan = CropPlan(config.frontend, num_frames, repeat_short=True)
+        self.plan = CropPlan(config.frontend, num_frames, short_clips=config.short_clips)
+        self.noise_plan = CropPlan(config.frontend, num_frames, short_clips="repeat")
 
     def __len__(self) -> int:
         return len(self.manifest.entries)

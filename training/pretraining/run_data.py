@@ -117,12 +117,12 @@ def _with_statistics(
     """Fills in mean, std and noise_mean: as given, prepared, stored by this very run, or measured."""
     if config.is_image:
         return config
-    plan = CropPlan(config.frontend, config.input_size[1], repeat_short=config.short_clips == "repeat")
+    plan = CropPlan(config.frontend, config.input_size[1], short_clips=config.short_clips)
     found: dict[str, float] = {}
     if config.mean is None or config.std is None:
         found |= measured.mean_and_std(manifest, plan, ("mean", "std"))
     if noise is not None and config.noise_mean is None:
-        noise_plan = dataclasses.replace(plan, repeat_short=True)
+        noise_plan = dataclasses.replace(plan, short_clips="repeat")
         found |= measured.mean_and_std(noise, noise_plan, ("noise_mean",))
     return dataclasses.replace(
         config,
