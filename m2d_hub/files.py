@@ -12,6 +12,7 @@ import math
 import os
 import shutil
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -42,6 +43,7 @@ PARSER_ERRORS = (
     ),
     SafetensorError,
 )
+_CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode, of what may break a line
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
@@ -184,3 +186,17 @@ def storage_errors(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({error}). Change its permissions, or {way_out}"
             ) from error
         raise
+
+
+def as_text(path: str) -> str:
+    """A path as valid UTF-8 without line breaks or other control characters, which are escaped."""
+    try:
+        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        text = path.encode("utf-8", "backslashreplace").decode()
+    if text.isprintable():
+        return text
+    return "".join(
+        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _CONTROLS else letter
+        for letter in text
+    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import as_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,8 +81,8 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 
 def literal(text: str) -> str:
-    """Text of a picture as it stands: matplotlib takes what is between two ``$`` for a formula."""
-    return text.replace("$", r"\$")
+    """Text of a picture as it stands: no formula between two ``$``, and names that are no text escaped."""
+    return "\n".join(map(as_text, text.split("\n"))).replace("$", r"\$")
 
 
 def literals(texts: Iterable[str], most: int | None = None) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 from m2d_hub.audio.clips import open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import as_text
 from m2d_hub.look import (
     LEVELS,
     LIKENESS,
@@ -78,7 +79,7 @@ def plot_clip(
         raise ConfigError(f"a picture shows one clip, got {len(clips)}; draw them one by one.")
     blocks = (block.to(model.device) for block in clips[0].blocks())
     log_mel = torch.cat([part.cpu() for part in model.frontend.stream_log_mel(blocks)], dim=-1)  # (F, T)
-    frames = model.encode_frames(audio, sample_rate=sample_rate, batch_size=batch_size)
+    frames = model.encode_frames(clips, batch_size=batch_size)
     features = frames.features[0][frames.mask[0]]
     first_s, last_s = float(frames.timestamps_s[0]), float(frames.timestamps_s[len(features) - 1])
     span_s = (first_s - model.frame_hop_s / 2, last_s + model.frame_hop_s / 2)
@@ -253,4 +254,4 @@ def _loudest_of_neighbours(level_db: np.ndarray, most: int) -> np.ndarray:
 
 
 def _title(audio: Any, name: str) -> str:
-    return Path(name).name if isinstance(audio, (str, os.PathLike)) else name
+    return as_text(Path(name).name) if isinstance(audio, (str, os.PathLike)) else name

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from m2d_hub.corpus.records import Origin
-from m2d_hub.corpus.sources import Source, as_text, possible_names
+from m2d_hub.corpus.sources import Source, possible_names
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import as_text
 
 ARRAY, TIMES = ".npy", ".timestamps_s.npy"  # suffixes of what a folder keeps of a file
 _MOST_BYTES = 255 - len(TIMES + ".partial")  # of a name, before its suffix

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import logging
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
@@ -14,10 +13,10 @@ from pathlib import Path, PurePath
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
+from m2d_hub.files import as_text
 
 logger = logging.getLogger(__name__)
 
-_CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode, of what may break a line
 
 PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -161,17 +160,3 @@ def possible_names(source: Source) -> Iterator[str]:
     place = os.path.abspath(source.path)
     yield from (as_text(source.file), as_text(place))
     yield f"{as_text(place)}.{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"
-
-
-def as_text(path: str) -> str:
-    """A path as valid UTF-8 without line breaks or other control characters, which are escaped."""
-    try:
-        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    except UnicodeEncodeError:
-        text = path.encode("utf-8", "backslashreplace").decode()
-    if text.isprintable():
-        return text
-    return "".join(
-        letter.encode("unicode_escape").decode() if unicodedata.category(letter) in _CONTROLS else letter
-        for letter in text
-    )

@@ -1,10 +1,13 @@
 """The picture of a clip: what it shows, in which units."""
 
+import io
+import os
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from nnAudio.librosa_functions import mel_frequencies
 
@@ -155,3 +158,32 @@ def test_letters_are_large_enough_on_a_page_of_830_dots(figure):
         text for axes in figure.axes for text in (*axes.get_xticklabels(), axes.xaxis.label, axes.yaxis.label)
     ]
     assert min(text.get_fontsize() for text in texts if text.get_text()) * dots_a_point >= 12
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.wav", b"line\nbreak.wav", b"$x^2$.wav"])
+def test_a_name_that_is_no_text_is_drawn_escaped(name, model, tmp_path):
+    path = os.path.join(os.fsencode(tmp_path), name)
+    with open(path, "wb") as file:
+        soundfile.write(file, np.zeros(4_000) + 0.1, 16_000, format="WAV")
+    figure = plots.plot_clip(model, os.fsdecode(path), tmp_path / "picture.png")
+    title = figure.get_suptitle()
+    assert title.isprintable() and title.encode("utf-8") and "wav" in title
+
+
+def test_what_can_be_read_once_is_drawn_whole(model, clips):
+    class Pipe(io.RawIOBase):
+        def __init__(self, data):
+            self.data = io.BytesIO(data)
+
+        def readable(self):
+            return True
+
+        def readinto(self, buffer):
+            return self.data.readinto(buffer)
+
+    path = sorted(clips.glob("*.wav"))[0]
+    piped, whole = plots.plot_clip(model, Pipe(path.read_bytes())), plots.plot_clip(model, path)
+    for one, other in zip(piped.axes, whole.axes, strict=True):
+        assert [image.get_array().tolist() for image in one.images] == [
+            image.get_array().tolist() for image in other.images
+        ]
