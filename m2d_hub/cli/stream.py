@@ -67,9 +67,9 @@ def stream(
 ) -> None:
     """Listen to raw samples or WAV from standard input, or to a microphone: a line of JSON an answer.
 
-    Times are seconds since the first sample. An answer comes as soon as its window is whole; with --hop,
-    windows overlap and answers come more often. Ends with the stream, or by Ctrl-C: what does not fill a
-    window then is answered too.
+    A microphone needs `pip install 'm2d-hub[live]'`. Times are seconds since the first sample. An answer
+    comes as soon as its window is whole; with --hop, windows overlap and answers come more often. Ends with
+    the stream, or by Ctrl-C: what does not fill a window then is answered too.
 
     \b
     Lines:
@@ -81,7 +81,7 @@ def stream(
     Examples:
       ffmpeg -i rtsp://camera -f s16le -ac 1 -ar 16000 - | m2d-hub stream - --rate 16000 --hop 1
       arecord -f S16_LE -r 16000 -t wav | m2d-hub stream --model m2d-as-0.7-as2m
-      m2d-hub stream microphone --kind clip > embeddings.jsonl     (pip install 'm2d-hub[live]')
+      m2d-hub stream microphone --kind clip > embeddings.jsonl
     """
     from m2d_hub.hub import load_model
 

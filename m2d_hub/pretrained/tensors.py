@@ -84,7 +84,7 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
     args: Any = {}
     if isinstance(contents, Mapping) and isinstance(contents.get("model"), Mapping):
-        is_run = contents.keys() == RUN_STATE
+        is_run = contents.keys() >= RUN_STATE
         args = {RUN_STEP: contents["step"]} if is_run else contents.get("args") or {}
         contents = contents["model"]
     if not isinstance(contents, Mapping) or not contents:

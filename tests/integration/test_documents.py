@@ -51,7 +51,7 @@ def help_of(program: str, command: str) -> str:
 
 
 def words_of(text: str) -> list[list[str]]:
-    """Commands of a shell's lines, without variables before and comments behind them."""
+    """Commands of a shell's lines, without variables before, files and comments behind them."""
     lines = re.sub(r"\\\n\s*", "", text).splitlines()
     commands = [shlex.split(line, comments=True) for line in lines]
     for words in commands:
@@ -59,6 +59,8 @@ def words_of(text: str) -> list[list[str]]:
             del words[0]
         if words[:1] == ["torchrun"]:
             words[: words.index("m2d_training") + 1] = ["m2d-train"]
+        if ">" in words:
+            del words[words.index(">") :]
     return [words for words in commands if words]
 
 

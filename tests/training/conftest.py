@@ -11,7 +11,7 @@ import m2d_hub
 @pytest.fixture
 def no_pictures(monkeypatch):
     """Leaves out the pictures of evaluations, which take longest where a training is short."""
-    monkeypatch.setattr("m2d_training.evaluation.charts._save", lambda *_: None)
+    monkeypatch.setattr("m2d_training.evaluation.charts.save", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

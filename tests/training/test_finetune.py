@@ -39,7 +39,7 @@ def pictures():
 @pytest.fixture(autouse=True)
 def few_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("m2d_training.evaluation.charts._save", lambda *_: None)
+        monkeypatch.setattr("m2d_training.evaluation.charts.save", lambda *_: None)
 
 
 @pytest.fixture(scope="module")

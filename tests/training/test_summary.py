@@ -38,7 +38,8 @@ def test_the_mean_is_over_all_trainings_of_all_runs_with_students_interval(tmp_p
     # Student's t of 3 degrees of freedom is 3.1824; the standard deviation of 60, 62, 64, 66 is 2.5820.
     assert row.plus_minus == pytest.approx(3.1824 * 2.5820 / 2, rel=1e-4)
     assert found.picture is None
-    assert next(iter(csv.DictReader(found.table.open())))["plus_minus"] == "4.11"
+    with found.table.open(newline="") as table:
+        assert next(iter(csv.DictReader(table)))["plus_minus"] == "4.11"
 
 
 def test_one_training_has_no_interval(tmp_path):
