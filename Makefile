@@ -12,8 +12,9 @@ SIZE := $(if $(CPU),0.5 GB to download and 2 GB on disk,3 GB to download and 6.5
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
+# A file of tests at a time in each of two processes; pytest alone does one after the other.
 test: $(INSTALLED)
-	@$(BIN)/pytest
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 # The readers on files that chance has damaged, for about an hour; what they did becomes tests/fuzz/outcomes.md.
 fuzz: $(INSTALLED)
