@@ -67,7 +67,8 @@ def left_in(root):
 def read_only(folder):
     """Nothing below ``folder`` can be written; root, who may write anywhere, acts as nobody meanwhile."""
     paths = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
-    parents = {path: path.stat().st_mode for path in (folder.parent, folder.parent.parent)}
+    closed = [path for path in folder.parents if not path.stat().st_mode & 0o001]
+    parents = {path: path.stat().st_mode for path in closed}
     for path in paths:
         path.chmod(0o555)
     for path, mode in parents.items():
