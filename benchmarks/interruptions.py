@@ -37,6 +37,7 @@ from safetensors.numpy import load_file
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
 RATE = 16_000
+OTHER = ("export", "out", "timing")  # places of a run, and how long it took, in reports
 PER_RUN = 5  # interruptions, before it may come to its end
 HEAD = """\
 # Interruptions
@@ -90,7 +91,11 @@ def make_clips(folder: Path) -> Path:
 def without_times(value: Any) -> Any:
     """JSON without what is never the same twice: seconds, and the place of the run."""
     if isinstance(value, dict):
-        return {key: without_times(part) for key, part in value.items() if "second" not in key}
+        return {
+            key: without_times(part)
+            for key, part in value.items()
+            if "second" not in key and key not in OTHER
+        }
     return [without_times(part) for part in value] if isinstance(value, list) else value
 
 
