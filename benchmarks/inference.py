@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import subprocess
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
+from kept import keep
 from torch import Tensor
 
 import m2d_hub
@@ -273,13 +273,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as work:
         found = run_races(Path(work), options.repeats, options.parts)
-    RESULTS.parent.mkdir(exist_ok=True)
-    record = RESULTS.with_suffix(".json")
-    if record.is_file():  # parts that were not run keep their last figures
-        found = json.loads(record.read_text()) | found
-    RESULTS.write_text(report(found, options.repeats), encoding="utf-8")
-    record.write_text(json.dumps(found, indent=2) + "\n")
-    print(RESULTS.read_text(encoding="utf-8"))
+    keep(RESULTS, found, lambda kept: report(kept, options.repeats))
 
 
 if __name__ == "__main__":

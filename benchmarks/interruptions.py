@@ -32,7 +32,8 @@ from typing import Any
 
 import numpy as np
 import soundfile
-from safetensors.numpy import load_file
+
+from m2d_hub.corpus.stored import read_stored
 
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
@@ -100,17 +101,11 @@ def without_times(value: Any) -> Any:
 
 
 def embedded(path: Path) -> Any:
-    """Embeddings by file, of any format."""
-    if path.is_dir():
-        return {each.name: each.read_bytes() for each in path.glob("*.npy")}
-    if path.suffix == ".npz":
-        with np.load(path) as arrays:
-            return {name: arrays[name].tobytes() for name in arrays}
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pydict()
-    return {name: array.tobytes() for name, array in load_file(path).items()}
+    """Embeddings and times by file, of any format."""
+    return {
+        record.file: (record.embedding.tobytes(), record.timestamps_s.tobytes())
+        for record in read_stored(path).records()
+    }
 
 
 def files(*patterns: str) -> Callable[[Path], Any]:

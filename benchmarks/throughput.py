@@ -26,6 +26,7 @@ import numpy as np
 import psutil
 import soundfile
 import torch
+from kept import keep
 
 import m2d_hub
 
@@ -295,13 +296,7 @@ def main() -> None:
     for part in options.parts:
         with tempfile.TemporaryDirectory() as work:
             found |= measures[part](Path(work), options)
-    RESULTS.parent.mkdir(exist_ok=True)
-    record = RESULTS.with_suffix(".json")
-    if record.is_file():  # parts that were not run keep their last figures
-        found = json.loads(record.read_text()) | found
-    RESULTS.write_text(report(found, options.repeats), encoding="utf-8")
-    record.write_text(json.dumps(found, indent=2) + "\n")
-    print(RESULTS.read_text(encoding="utf-8"))
+    keep(RESULTS, found, lambda kept: report(kept, options.repeats))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from m2d_hub.look import (
     save,
 )
 from m2d_hub.model import M2D
-from m2d_hub.results import Tag, top_tags
+from m2d_hub.results import Tag
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -103,9 +103,7 @@ def tags_over_time(model: M2D, features: torch.Tensor, most: int) -> tuple[list[
         ConfigError: The model has no head.
     """
     head = model.required_head()
-    clip = head.infer(features.mean(dim=0, keepdim=True))
-    labels = model.labels or [str(index) for index in range(clip.shape[1])]
-    tags = top_tags(clip, head.scores(clip), labels, most)[0]
+    [tags] = model.classify_embeddings(features.mean(dim=0, keepdim=True), top_k=most)
     scores = head.scores(head.infer(features))  # (T, classes)
     return tags, scores[:, [tag.index for tag in tags]].T.numpy()
 

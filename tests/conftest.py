@@ -75,6 +75,13 @@ def tiny_config() -> m2d_hub.ModelConfig:
 
 
 @pytest.fixture
+def tiny_folder(tiny, tmp_path) -> Path:
+    """``tiny``, saved."""
+    tiny.save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.fixture
 def tiny(tiny_config) -> m2d_hub.M2D:
     """A model of ``tiny_config`` with fixed random weights, in eval mode."""
     torch.manual_seed(0)

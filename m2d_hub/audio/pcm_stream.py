@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.resampling import check_rate
-from m2d_hub.audio.waveforms import mixed
+from m2d_hub.audio.waveforms import mixed, scaled
 from m2d_hub.errors import AudioError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -125,15 +125,8 @@ class PcmStream:
             padded[:, 1:] = np.frombuffer(data, np.uint8).reshape(-1, 3)
             data, kind = padded.tobytes(), "s32le"
         code = {"u8": "u1", "s16le": "<i2", "s32le": "<i4", "f32le": "<f4", "f64le": "<f8"}[kind]
-        samples = np.frombuffer(data, code)
-        values: np.ndarray
-        if kind == "u8":
-            values = (samples.astype(np.float32) - 128) / 128
-        elif samples.dtype.kind == "i":
-            values = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-        else:
-            values = samples.astype(np.float32)
-        return mixed(values.reshape(-1, self.format.channels))
+        samples = torch.from_numpy(np.frombuffer(bytearray(data), code))
+        return mixed(scaled(samples, "the stream").numpy().reshape(-1, self.format.channels))
 
 
 def _read_wav_header(file: BinaryIO) -> PcmFormat:

@@ -150,7 +150,7 @@ def _lines(listening: Stream, frames: Frames, kind: str, top: int) -> Iterator[d
     for window, heard in zip(listening.windows, tags, strict=True):
         line: dict[str, Any] = {"start_s": round(window.start_s, 6), "end_s": round(window.end_s, 6)}
         if kind == "tags":
-            line["tags"] = [dataclasses.asdict(one) for one in heard]
+            line["tags"] = [dataclasses.asdict(tag) for tag in heard]
         else:
             line["embedding"] = window.embedding.tolist()
         yield line

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_hub.corpus.naming import Plan, plan
-from m2d_hub.corpus.output_job import check_settings, lock_kept
+from m2d_hub.corpus.output_job import LOCK, check_settings, lock_kept
 from m2d_hub.corpus.parquet import ROW_GROUP_BYTES, Parquet, write_index
 from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.corpus.sources import Source
@@ -108,8 +108,8 @@ class DatasetOutput:
             self._buffer.flush()
         finally:
             self._lock.release()
-        if not self._part_files():
-            (self._out / ".lock").unlink(missing_ok=True)
+        if not _part_files(self._out):
+            (self._out / LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):  # it holds something
                 self._out.rmdir()
 
@@ -125,10 +125,7 @@ class DatasetOutput:
             seen |= left.keys()
 
     def _contents(self) -> dict[Path, Contents]:
-        return {part: self._format.contents(part) for part in self._part_files()}
-
-    def _part_files(self) -> list[Path]:
-        return sorted(self._out.glob("part-*.parquet"))
+        return {part: self._format.contents(part) for part in _part_files(self._out)}
 
     def _refuse_foreign(self) -> None:
         if self._out.is_symlink() or (self._out.exists() and not self._out.is_dir()):
@@ -147,7 +144,7 @@ def dataset_contents(out: Path) -> Contents:
     Raises:
         ConfigError: It holds none, or parts that this package did not write, or of several jobs.
     """
-    contents = [Parquet().contents(part) for part in sorted(out.glob("part-*.parquet"))]
+    contents = [Parquet().contents(part) for part in _part_files(out)]
     if not contents:
         raise ConfigError(f"{out} holds no embeddings: run the m2d-hub embed that writes it again.")
     for other in contents[1:]:
@@ -157,5 +154,9 @@ def dataset_contents(out: Path) -> Contents:
 
 def dataset_records(out: Path) -> Iterator[Record]:
     """The records of a folder of parts, one at a time."""
-    for part in sorted(out.glob("part-*.parquet")):
+    for part in _part_files(out):
         yield from Parquet().records(part)
+
+
+def _part_files(out: Path) -> list[Path]:
+    return sorted(out.glob("part-*.parquet"))

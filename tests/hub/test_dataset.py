@@ -17,12 +17,6 @@ from ..signals import noise
 
 
 @pytest.fixture
-def model(tiny, tmp_path):
-    tiny.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
 def files(tmp_path):
     for index in range(9):
         soundfile.write(tmp_path / f"{index}.wav", noise(2_000 + index).numpy(), 16_000)
@@ -30,12 +24,14 @@ def files(tmp_path):
 
 
 @pytest.fixture
-def embed(model, tmp_path, monkeypatch):
+def embed(tiny_folder, tmp_path, monkeypatch):
     """Embeds into parts of four files."""
     monkeypatch.setattr(dataset_output, "_PART_RECORDS", 4)
 
     def run(paths, kind="clip", out="out.dataset"):
-        return m2d_hub.embed_files(paths, tmp_path / out, model=model, kind=kind, batch_size=2, device="cpu")
+        return m2d_hub.embed_files(
+            paths, tmp_path / out, model=tiny_folder, kind=kind, batch_size=2, device="cpu"
+        )
 
     return run
 

@@ -31,12 +31,6 @@ def settings(text):
 
 
 @pytest.fixture
-def model(tiny, tmp_path):
-    tiny.save_pretrained(tmp_path / "tiny")
-    return tmp_path / "tiny"
-
-
-@pytest.fixture
 def clip(clips):
     return clips / "tabla_stroke.flac"
 
@@ -104,14 +98,14 @@ def test_prepared_shards_are_pretrained_on_by_what_statistics_measures(clips, tm
 
 
 @pytest.mark.parametrize("kind", ["finetune", "linear-eval"])
-def test_a_model_learnt_from_a_list_tags(kind, esc50, model, clip, tmp_path):
+def test_a_model_learnt_from_a_list_tags(kind, esc50, tiny_folder, clip, tmp_path):
     listed, out = tmp_path / "esc50.csv", tmp_path / "run"
     run("m2d-train", "list", "esc50", esc50, "--out", listed)
     options = {
         "finetune": ["small", *settings("epochs=1 min_steps=0 batch_size=2 try_linear=false")],
         "linear-eval": ["--seeds", 1, "--epochs", 5],
     }[kind]
-    run("m2d-train", kind, *options, "--model", model, "--data", listed, "--out", out, "--json")
+    run("m2d-train", kind, *options, "--model", tiny_folder, "--data", listed, "--out", out, "--json")
     place = out / {"finetune": "export", "linear-eval": "model"}[kind]
     (answer,) = run("m2d-hub", "tag", clip, "--model", place, "--json")
     assert {tag["label"] for tag in answer["tags"]} == {"guitar", "speech"}
