@@ -39,7 +39,7 @@ from m2d_hub.corpus.stored import read_stored
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
 RATE = 16_000
-OTHER = ("export", "out", "timing")  # places of a run, and how long it took, in reports
+OTHER = ("cache", "export", "out", "timing")  # places of a run, and how long it took, in reports
 PER_RUN = 5  # interruptions, before it may come to its end
 HEAD = """\
 # Interruptions
