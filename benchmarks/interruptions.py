@@ -47,7 +47,8 @@ HEAD = """\
 `python benchmarks/interruptions.py WORK`: commands on {clips} clips with m2d-mini, interrupted at random
 moments between their start and their end, started again each time. "Equal": runs that came to their end and
 are as the unbroken one, byte for byte, but for the seconds they took. "Disk full": what was said on a disk of
-half the room, and whether the run went on with more to the same end.
+half the room, and whether the run went on with more to the same end. An exit status of -15 is that of a
+process which SIGTERM ended before it had begun to catch it.
 
 | command | interruptions | SIGKILL | SIGTERM, exit status | ends equal | disk full |
 |---|---:|---:|---|---:|---|
