@@ -28,7 +28,7 @@ def find_unreadable(labelled: LabelledList, sample_rate: int) -> dict[int, str]:
             (clip,) = open_audio(file, sample_rate)
             for _ in clip.blocks():
                 pass
-        except (AudioError, OSError) as error:
+        except AudioError as error:
             return str(error)
         return ""
 
