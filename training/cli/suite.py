@@ -49,7 +49,8 @@ def suite(
     """Evaluates NAME on all tasks of SUITE whose data sets --data holds, and writes one table.
 
     \b
-    SUITE: paper-linear (nine tasks), paper-finetune (as2m, as20k, esc50, spcv2, vc1), icbhi, sprsound.
+    SUITE: paper-linear (nine tasks), paper-finetune (as2m, as20k, esc50, spcv2, vc1), icbhi, sprsound,
+    imagenet.
 
     --data holds a folder for each data set as it is published, by the name of `m2d-train list` (esc50/,
     us8k/ ...) or the published one, or its list as NAME.csv; a split of others lies there as NAME-split.csv

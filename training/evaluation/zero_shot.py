@@ -22,7 +22,7 @@ from m2d_hub.pretrained.registry import natural_key
 
 from ..data.left_out import LeftOut
 from .labelled import LabelledList
-from .labelled_rows import LabelledClip, check_files, read_rows
+from .labelled_rows import LabelledClip, read_rows
 from .metrics import Interval, accuracy, mean_average_precision
 from .report import Evaluation, ScoredRound, write_report
 from .unreadable import find_unreadable, name_left_out, write_left_out
@@ -76,7 +76,7 @@ def zero_shot(
     labelled, folder = _read_tested(Path(data)), Path(out)
     embedder = load_model(model, device=device)
     embedder.required_clap()
-    reasons = find_unreadable(labelled, embedder.sample_rate)
+    reasons = find_unreadable(labelled)
     left_out = name_left_out(labelled, reasons)
     folder.mkdir(parents=True, exist_ok=True)
     write_left_out(folder, left_out)
@@ -116,7 +116,6 @@ def _check_prompts(prompts: Sequence[str]) -> None:
 def _read_tested(path: Path) -> LabelledList:
     """The clips that count, with all labels of the list."""
     clips = read_rows(path)
-    check_files(path, clips)
     labels = tuple(sorted({label for clip in clips for label in clip.labels}, key=natural_key))
     if len(labels) < 2:
         raise ConfigError(f"{path} has one class only, {labels[0]!r}; at least two are needed.")

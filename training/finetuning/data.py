@@ -5,7 +5,7 @@ Shapes: B clips, S samples, F mels, T frames, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -124,7 +124,7 @@ class FinetuneDataset(Dataset):
         if self.config.patchout_ratio:
             num_time = self.windows.count(num_frames)
             kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng, batch)
-        return FinetuneSample(crop.values, num_frames, self.part.targets[key.index], draw, kept)
+        return FinetuneSample(crop.values, num_frames, self.part.target(key.index), draw, kept)
 
     def stack(self, samples: list[FinetuneSample]) -> FinetuneBatch:
         """Stacks samples to a batch as long as the longest of them."""
@@ -198,7 +198,7 @@ def build_train_loader(
 class WholeClips(Dataset):
     """Waveforms (S,) of files, or of parts of them, as inference reads them, or their beginnings."""
 
-    def __init__(self, files: list[AudioFile], sample_rate: int, plan: CropPlan | None):
+    def __init__(self, files: Sequence[AudioFile], sample_rate: int, plan: CropPlan | None):
         self.files, self.sample_rate, self.plan = files, sample_rate, plan
 
     def __len__(self) -> int:
@@ -210,7 +210,7 @@ class WholeClips(Dataset):
         return waveform if self.plan is None else torch.from_numpy(self.plan.beginning(waveform.numpy()))
 
 
-def clips_to_score(files: list[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
+def clips_to_score(files: Sequence[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
     """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
     plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
     return DataLoader(
