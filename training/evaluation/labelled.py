@@ -110,7 +110,8 @@ class LabelledList:
         """
         left = [clip for clip in self.clips if clip.row not in rows]
         self.division.check(self.name, left)
-        _check_unseen(self.name, left, self.division)
+        if self.division.trains:
+            _check_unseen(self.name, left, self.division)
         return replace(self, clips=left)
 
 
@@ -146,7 +147,10 @@ def read_labelled(
     found = {label for clip in clips for label in clip.labels}
     if len(found) < 2:
         raise ConfigError(f"{path} has one class only, {found.pop()!r}; at least two are needed.")
-    _check_unseen(path, clips, division)
+    if division.trains:
+        _check_unseen(path, clips, division)
+    else:
+        clips = [clip for clip in clips if clip.split not in ("train", "valid")]
     labels = (audioset_classes(found) if is_multi_label else None) or tuple(sorted(found, key=natural_key))
     return LabelledList(str(path), clips, labels, is_multi_label, division)
 

@@ -62,23 +62,14 @@ def leave_out(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[Label
         AudioError: More than half of the clips cannot be read.
         ConfigError: What is left cannot be used.
     """
-    left_out = name_left_out(labelled, reasons)
-    return labelled.without({clip.row for clip in left_out}) if left_out else labelled, left_out
-
-
-def name_left_out(labelled: LabelledList, reasons: Mapping[int, str]) -> list[LeftOut]:
-    """Clips that cannot be read, of arguments as for :func:`leave_out`.
-
-    Raises:
-        AudioError: They are more than half.
-    """
     left_out = [
         LeftOut(labelled.clips[place].row, os.fspath(labelled.clips[place].file), reason)
         for place, reason in sorted(reasons.items())
     ]
     if left_out:
         refuse_too_many(labelled.name, len(left_out), len(labelled.clips), left_out[0])
-    return left_out
+        labelled = labelled.without({clip.row for clip in left_out})
+    return labelled, left_out
 
 
 def write_left_out(folder: Path, left_out: list[LeftOut]) -> None:
