@@ -39,6 +39,11 @@ class Suite:
     tasks: tuple[SuiteTask, ...]
     authors: Mapping[str, float] = field(default_factory=dict)  # published means over all tasks, by alias
 
+    @property
+    def is_linear(self) -> bool:
+        """Whether its tasks are linear evaluations, or fine-tunings."""
+        return self.tasks[0].preset is None
+
 
 def _finetuned(
     name: str,
