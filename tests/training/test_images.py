@@ -28,7 +28,7 @@ from timm.loss import SoftTargetCrossEntropy
 import m2d_hub
 from m2d_hub.config import EncoderConfig, FrontendConfig, ModelConfig
 
-from ..processes import kill_when
+from ..processes import TRAIN_ON_TWO, finish, kill_when
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -113,6 +113,21 @@ def test_a_killed_run_ends_with_the_same_weights_and_scores(seeing, folder, tmp_
             assert torch.equal(torch.load(whole)["test_scores"], torch.load(killed)["test_scores"])
         else:
             assert whole.read_bytes() == killed.read_bytes()
+
+
+@pytest.mark.multi_process
+def test_two_processes_do_what_one_does_with_the_whole_batch(seeing, folder, tmp_path):
+    settings = ["epochs=3", "batch_size=2", "images.drop_path=0.5"]
+    finish([*TRAIN_ON_TWO, *arguments(seeing, folder, tmp_path / "two", *settings)])
+    finished(seeing, folder, tmp_path / "one", *settings, "accumulate_steps=2")
+    two, one = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    assert len(one) == 9
+    for name in ("loss", "grad_norm", "lr", "validation_loss"):
+        expected = [line[name] for line in one if name in line]
+        assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-4), name
 
 
 def test_pictures_that_cannot_be_read_are_left_out_and_listed(seeing, folder, tmp_path):

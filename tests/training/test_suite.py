@@ -185,6 +185,7 @@ def test_a_sweep_of_a_pretraining_is_a_suite_for_each_of_its_models(data, model,
             "mask_ratio=0.5,0.8",
             "mask_ratio is no field of paper-linear, nor a finished sweep of the pre-training",
         ),
+        ("epoch=100,200", "epoch is no field of paper-linear"),
         ("learning_rate=0.1", "--sweep takes field=value,value with two or more different values"),
         ("learning_rate=0.1,-1", "learning_rate must be a positive number, or None, got -1"),
     ],
@@ -193,6 +194,15 @@ def test_a_sweep_that_is_wrong_is_refused_before_any_suite(data, model, tmp_path
     answer = swept(sweep, model, data, tmp_path / "out")
     assert answer.exit_code == 1 and message in answer.output.replace("--learning-rate", "learning_rate")
     assert not (tmp_path / "out").exists()
+
+
+def test_epochs_whose_checkpoints_were_not_kept_are_refused_with_the_first(data, tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "config.json").write_text('{"steps_per_epoch": 3, "config": {}}')
+    answer = swept("epoch=100,200", tmp_path, data, tmp_path / "out")
+    assert answer.exit_code == 1 and "checkpoints/step-000000300.pt" in answer.output
+    answer = swept("epoch=1.5,2", tmp_path, data, tmp_path / "out")
+    assert answer.exit_code == 1 and "epoch must be whole numbers, got '1.5'" in answer.output
 
 
 @pytest.fixture

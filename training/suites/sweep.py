@@ -51,7 +51,7 @@ def swept_suites(suite: Suite, model: str, sweep: str) -> dict[str, dict[str, An
 def _models(model: Path, field: str, values: list[str]) -> dict[str, Path]:
     """What a pre-training, or a sweep of it, has left of each value."""
     run = RunFolder(model)
-    if field != EPOCH or not run.config_file.is_file():
+    if field != EPOCH or not run.checkpoints.is_dir():  # a model's folder has a config.json too
         return {f"{field}-{value}": RunFolder(model / f"{field}-{value}").export for value in values}
     steps_per_epoch = read_config(run)["steps_per_epoch"]
     if wrong := [value for value in values if not value.isdecimal()]:
