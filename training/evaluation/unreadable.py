@@ -17,7 +17,7 @@ from ..data.left_out import ERRORS_FILE, LeftOut, refuse_too_many, write_errors
 from ..data.parts import AudioFile
 from .labelled import LabelledList
 
-READERS = 2  # threads
+READERS = min(8, os.cpu_count() or 1)  # threads
 READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
 logger = logging.getLogger(__name__)

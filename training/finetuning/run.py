@@ -128,8 +128,9 @@ def finetune(
 
 
 def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopRequests) -> FinetuneResult:
-    task, left_out = without_unreadable(read_task(config, options.data))
-    run = FinetuneRun(config, options, task, build_accelerator(), stop)
+    accelerator = build_accelerator()
+    task, left_out = without_unreadable(read_task(config, options.data), accelerator)
+    run = FinetuneRun(config, options, task, accelerator, stop)
     if run.accelerator.is_main_process:
         write_left_out(options.out, left_out)
     run.train()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from m2d_hub.errors import ConfigError
 
@@ -12,7 +13,11 @@ from ..data.left_out import LeftOut
 from ..evaluation.labelled import LabelledList, Round, read_labelled
 from ..evaluation.metrics import Metric, accuracy, icbhi_score, mean_average_precision
 from ..evaluation.unreadable import find_unreadable, leave_out, read_picture, read_sound
+from ..runs.measuring import first_tells
 from .config import FinetuneConfig
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -70,9 +75,15 @@ def _check_kind(config: FinetuneConfig, labelled: LabelledList) -> None:
         )
 
 
-def without_unreadable(task: Task) -> tuple[Task, list[LeftOut]]:
-    """The task without clips that cannot be read, which would end a training when their turn comes."""
-    reasons = find_unreadable(task.labelled, read_picture if task.is_of_images else read_sound)
+def without_unreadable(task: Task, accelerator: Accelerator) -> tuple[Task, list[LeftOut]]:
+    """The task without clips that cannot be read, which would end a training when their turn comes.
+
+    Args:
+        task: With all clips.
+        accelerator: Of the run: its first process reads them.
+    """
+    read = read_picture if task.is_of_images else read_sound
+    reasons = first_tells(accelerator, lambda: find_unreadable(task.labelled, read))
     labelled, left_out = leave_out(task.labelled, reasons)
     if not left_out:
         return task, []

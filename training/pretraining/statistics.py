@@ -12,7 +12,7 @@ from m2d_hub.errors import ConfigError
 from ..data.crops import CropPlan
 from ..data.manifest import Manifest, Statistics
 from ..data.statistics import measure_statistics
-from ..runs.measuring import others_wait
+from ..runs.measuring import first_tells
 from .config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -67,20 +67,11 @@ class _Measured:
         """The statistics of a list under some names, the mean first."""
         if manifest.statistics is None and all(self.stored.get(name) is not None for name in names):
             return {name: self.stored[name] for name in names}
-        statistics = manifest.statistics or self._measure(manifest, plan)
+        statistics = manifest.statistics or first_tells(
+            self.accelerator, lambda: measure_statistics(manifest, plan)
+        )
         _check_rate(manifest, statistics, plan.frontend.sample_rate)
         return dict(zip(names, (statistics.mean, statistics.std), strict=False))
-
-    def _measure(self, manifest: Manifest, plan: CropPlan) -> Statistics:
-        """Of the first process, which tells the others."""
-        from accelerate.utils import broadcast_object_list
-
-        found: list[Any] = [None]
-        with others_wait(self.accelerator):
-            if self.accelerator.is_main_process:
-                found = [measure_statistics(manifest, plan)]
-        broadcast_object_list(found)
-        return found[0]
 
 
 def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) -> None:
