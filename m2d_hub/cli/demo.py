@@ -37,7 +37,7 @@ def demo(folder: str | None, model: str, device: str | None, host: str, port: in
       m2d-hub demo
       m2d-hub demo recordings/ --model m2d-as-0.7-as2m
     """
-    from m2d_hub.demo.library import open_library
+    from m2d_hub.corpus.library import open_library
     from m2d_hub.demo.page import serve
     from m2d_hub.hub import load_model
 
