@@ -34,12 +34,16 @@ def principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     There are 50 at most, and 2 at least. A direction's largest weight is positive, so that a map is not
     mirrored by the library that computes it.
     """
-    rows, strengths, directions = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)
-    largest = np.abs(directions).argmax(axis=1)
-    signs = np.where(np.take_along_axis(directions, largest[:, None], axis=1)[:, 0] < 0, -1.0, 1.0)
-    variances = strengths.astype(np.float64) ** 2
+    centred = unit - unit.mean(axis=0)
+    is_wide = len(centred) < centred.shape[1]
+    products = centred @ centred.T if is_wide else centred.T @ centred  # the smaller of the two
+    variances, vectors = np.linalg.eigh(products.astype(np.float64))
+    variances, vectors = variances[::-1].clip(min=0), vectors[:, ::-1][:, :_COMPONENTS]
+    directions = centred.T @ vectors if is_wide else vectors  # (D, C), of any length
+    largest = np.take_along_axis(directions, np.abs(directions).argmax(axis=0)[None], axis=0)[0]
+    places = vectors * np.sqrt(variances[:_COMPONENTS]) if is_wide else centred @ vectors
+    places = places * np.where(largest < 0, -1, 1)
     shares = variances / max(variances.sum(), np.finfo(np.float64).tiny)
-    places = (rows * strengths * signs)[:, :_COMPONENTS]
     missing = max(0, 2 - places.shape[1])
     return np.pad(places, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
 

@@ -108,6 +108,13 @@ def test_places_are_the_principal_components_of_directions(stored):
     assert numbers(point.file for point in drawn.points) == list(range(12))
 
 
+def test_two_sounds_lie_on_a_line(stored):
+    matrix = np.eye(2, 320)
+    (left, right) = m2d_hub.draw_map(stored(matrix)).points
+    assert abs(left.x - right.x) == pytest.approx(2**0.5, abs=1e-4)  # of unit vectors at a right angle
+    assert (left.y, right.y) == pytest.approx((0, 0), abs=1e-4)
+
+
 def test_clusters_are_the_groups_that_there_are_the_largest_first(stored):
     drawn = m2d_hub.draw_map(stored(blobs([3, 7, 5])))
     assert [point.cluster for point in drawn.points] == [3] * 3 + [1] * 7 + [2] * 5
