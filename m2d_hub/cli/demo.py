@@ -43,6 +43,8 @@ def demo(folder: str | None, model: str, device: str | None, host: str, port: in
 
     loaded = load_model(model, device=device)
     library = open_library(folder, model, device) if folder else None
+    for why in library.failed.values() if library else ():
+        click.echo(f"Left out: {why}", err=True)
     page = serve(loaded, model, library, host=host, port=port, wait=False)
     click.echo(f"Open {page.local_url} in a browser; Ctrl-C ends the page.")
     if host != _LOOPBACK:
