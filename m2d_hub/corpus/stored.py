@@ -15,7 +15,7 @@ from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, dataset_contents, data
 from m2d_hub.corpus.folder_output import INDEX, SETTINGS, folder_contents, folder_records
 from m2d_hub.corpus.formats import FORMATS
 from m2d_hub.corpus.outputs import check_suffix
-from m2d_hub.corpus.records import Contents, Origin, Record, reading
+from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
@@ -46,14 +46,9 @@ class Stored:
         Raises:
             ConfigError: The output is damaged.
         """
-        records = _records(self.path)
-        while True:
-            with reading(self.path):
-                record = next(records, None)
-                _check(record)
-            if record is None:
-                return
-            yield record
+        if not self.path.is_dir():
+            return FORMATS[_suffix(self.path)].records(self.path)
+        return dataset_records(self.path) if _is_dataset(self.path) else folder_records(self.path)
 
 
 def read_stored(path: str | os.PathLike[str]) -> Stored:
@@ -116,25 +111,6 @@ def load_model_of(
         )
     window = settings["window_s"]
     return load_model(chosen, device=device, window_s=math.inf if window == "inf" else window)
-
-
-def _check(record: Record | None) -> None:
-    """Raises a ValueError for arrays that are no embedding."""
-    if record is None:
-        return
-    shape, times = record.embedding.shape, record.timestamps_s
-    if record.embedding.dtype != np.float32 or (
-        len(shape) != 1 if times is None else len(shape) not in (2, 3)
-    ):
-        raise ValueError(f"an embedding of shape {shape}")
-    if times is not None and (times.shape != shape[-2:-1] or not len(times)):
-        raise ValueError(f"{len(times)} times of an embedding of shape {shape}")
-
-
-def _records(path: Path) -> Iterator[Record]:
-    if path.is_dir():
-        return dataset_records(path) if _is_dataset(path) else folder_records(path)
-    return FORMATS[_suffix(path)].records(path)
 
 
 def _is_dataset(path: Path) -> bool:

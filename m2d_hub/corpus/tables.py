@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
@@ -34,9 +35,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     Raises:
         ConfigError: The file is missing, no such table, or a row has another number of cells than the header.
     """
-    if not path.is_file():
-        raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(columns)}.")
-    header, *rows = _rows(path) or [[]]
+    header, *rows = _rows(path, columns) or [[]]
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise ConfigError(
@@ -69,15 +68,16 @@ def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
         raise ConfigError(f"{path}: {counted(empty)} no {column} ({listed(empty)}).")
 
 
-def _rows(path: Path) -> list[list[str]]:
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            header = lines.readline()
-            lines.seek(0)
-            delimiter = ";" if ";" in header and "," not in header else ","
-            return list(csv.reader(lines, delimiter=delimiter))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
+def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    kind = f"a CSV with the columns {', '.join(columns)}"
+    with (
+        reading_file(path, kind, "Save it as a CSV in UTF-8.", ConfigError),
+        path.open(newline="", encoding="utf-8-sig") as lines,
+    ):
+        header = lines.readline()
+        lines.seek(0)
+        delimiter = ";" if ";" in header and "," not in header else ","
+        return list(csv.reader(lines, delimiter=delimiter))
 
 
 def counted(rows: Sequence[object]) -> str:

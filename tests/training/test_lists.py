@@ -603,11 +603,15 @@ BROKEN = {
         "file,label\n",
         r"row 1 is \['file', 'label'\]; rows are YTID, start, end",
     ),
-    "nsynth": ("nsynth-test/examples.json", "{", "is no table of notes that have instrument_family_str"),
+    "nsynth": (
+        "nsynth-test/examples.json",
+        "{",
+        "cannot be read as a table of notes that have instrument_family_str",
+    ),
     "sprsound": (
         "train_json/65101171_0.4_1_p1_3247.json",
         "{}",
-        "has no event_annotation with start, end and type",
+        r"cannot be read as annotations \(event_annotation with start, end and type\) \(it lacks",
     ),
     "fsd50k": ("FSD50K.ground_truth/dev.csv", "fname,labels,split\n1,a,x\n", "row 2 has the split 'x'"),
     "cremad": ("AudioWAV/song.wav", "", "song.wav is not named SPEAKER_SENTENCE_EMOTION_LEVEL"),
@@ -639,7 +643,7 @@ def test_folders_without_clips_and_empty_tables_are_refused(tmp_path):
 def test_a_table_that_is_no_utf8_is_refused(tmp_path):
     icbhi2017(tmp_path / "data")
     (tmp_path / "data" / "101_1b1_Al_sc_Meditron.txt").write_bytes("0\t1\té".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"Meditron\.txt is no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"Meditron\.txt cannot be read as text in UTF-8"):
         relist(tmp_path, "icbhi2017", {})
 
 

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 
+from m2d_hub.doors import reading
 from m2d_hub.errors import AudioError
 
 from .entry import Entry
-from .reading import reading
 
 IMAGENET_MEAN = np.array([0.485, 0.456, 0.406], dtype=np.float32)
 IMAGENET_STD = np.array([0.229, 0.224, 0.225], dtype=np.float32)
@@ -36,7 +36,12 @@ def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) ->
     """
     from PIL import Image
 
-    with reading(entry, "a picture"), entry.open() as file, Image.open(file, formats=FORMATS) as stored:
+    way_out = f"Give one of {', '.join(FORMATS)}."
+    with (
+        reading(entry, "a picture", way_out, AudioError),
+        entry.open() as file,
+        Image.open(file, formats=FORMATS) as stored,
+    ):
         if stored.width * stored.height > MAX_PIXELS:
             raise AudioError(f"{entry} has {stored.width}x{stored.height} pixels; {MAX_PIXELS:,} are read.")
         picture = stored.convert("RGB")

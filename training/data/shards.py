@@ -15,10 +15,10 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
 
 from .notes import MAX_BYTES, Note, read_note
-from .reading import reading
 
 CLIP_SUFFIXES = (*sorted(AUDIO_SUFFIXES), ".npy", ".jpg", ".jpeg", ".png", ".webp", ".bmp")
 NOTE_SUFFIXES = (".json", ".txt")
@@ -44,18 +44,17 @@ def expand_pattern(pattern: str) -> list[str]:
     """Shards that a pattern with ``{000000..000009}`` or ``*`` names.
 
     Raises:
-        ConfigError: The pattern is no tar pattern, or a shard is missing.
+        ConfigError: The pattern is no tar pattern, or names none.
     """
     import braceexpand
 
     if not pattern.endswith(".tar"):
         raise ConfigError(f"{pattern} is neither a .csv, a folder, nor a pattern of .tar shards.")
-    with reading(pattern, "a pattern of shards", ConfigError):
+    with reading(pattern, "a pattern of shards", "Write {000000..000009} or *.", ConfigError):
         expanded = list(braceexpand.braceexpand(pattern))
     shards = sorted(path for part in expanded for path in (glob.glob(part) if "*" in part else [part]))
-    missing = [shard for shard in shards if not os.path.isfile(shard)]
-    if missing or not shards:
-        raise ConfigError(f"{pattern}: {missing[:3] or 'no shard'} not found.")
+    if not shards:
+        raise ConfigError(f"{pattern} names no shard: give a pattern of .tar files that are there.")
     return list(dict.fromkeys(shards))
 
 
@@ -82,10 +81,8 @@ class _Contents:
 
 
 def _index_shard(shard: str) -> Iterator[ShardMember]:
-    if not os.path.isfile(shard):
-        raise ConfigError(f"{shard} is no file.")
     with (
-        reading(shard, "a tar shard (whole, without compression)", ConfigError),
+        reading_file(shard, "a tar shard", "Make it again, whole and without compression.", ConfigError),
         tarfile.open(shard, "r:") as tar,
     ):
         contents = _read_contents(shard, tar)

@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.reading import reading_own
+from m2d_hub.doors import reading
+from m2d_hub.errors import CheckpointError
+
 from ..data.sampling import EpochPlan, StepSampler
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import Metric
@@ -62,7 +64,7 @@ class Best:
         if not path.exists():
             return None
         values = read_tensors(path, DO_AGAIN)
-        with reading_own(path, DO_AGAIN):
+        with reading(path, "the best epoch", DO_AGAIN, CheckpointError):
             return cls(Score(**values["score"]), dict(values["weights"]))
 
 
@@ -234,5 +236,5 @@ def read_result(folder: RunFolder) -> MemberResult | None:
     if not path.exists():
         return None
     values = read_tensors(path, DO_AGAIN)
-    with reading_own(path, DO_AGAIN):
+    with reading(path, "a training's result", DO_AGAIN, CheckpointError):
         return MemberResult(**values)

@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import CheckpointError, M2DError
 from m2d_hub.files import replacing
 
-from ..data.reading import reading_own
 from .folder import RunFolder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
@@ -102,7 +102,7 @@ def read_state(path: Path) -> TrainingState:
     """
     way_out = "Delete it: the run then goes on from the checkpoint before it."
     values = read_tensors(path, way_out)
-    with reading_own(path, way_out):
+    with reading(path, "a checkpoint", way_out, CheckpointError):
         scale = values.get("loss_scale", {})
         state = TrainingState(values["step"], values["model"], values["optimizer"], scale)
     try:
@@ -128,7 +128,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is.
     """
-    with reading_own(path, way_out):
+    with reading_file(path, "tensors and plain values", way_out, CheckpointError):
         values = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}")
