@@ -29,7 +29,7 @@ BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```$", r
 PROSE_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
 DOCUMENTS = [path for path in ROOT.rglob("*.md") if not {".venv", "site", "build"} & set(path.parts)]
 NAMED_PATH = re.compile(
-    r"\b(?:m2d_hub|training|tests|benchmarks|recipes|docs|examples|\.github)/[\w./-]*\w/?"
+    r"(?<![\w./-])(?:m2d_hub|training|tests|benchmarks|recipes|docs|examples|\.github)/[\w./-]*\w/?"
 )
 NAMED_TEST = re.compile(r"(?:`|::)(test_\w+)(?!\.py)\b")
 AT_GITHUB = "https://github.com/m2d-hub/m2d-hub/blob/main/"
