@@ -39,7 +39,7 @@ from m2d_hub.corpus.stored import read_stored
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
 RATE = 16_000
-OTHER = ("export", "out", "timing")  # places of a run, and how long it took, in reports
+OTHER = ("cache", "export", "out", "timing")  # places of a run, and how long it took, in reports
 PER_RUN = 5  # interruptions, before it may come to its end
 HEAD = """\
 # Interruptions
@@ -47,7 +47,8 @@ HEAD = """\
 `python benchmarks/interruptions.py WORK`: commands on {clips} clips with m2d-mini, interrupted at random
 moments between their start and their end, started again each time. "Equal": runs that came to their end and
 are as the unbroken one, byte for byte, but for the seconds they took. "Disk full": what was said on a disk of
-half the room, and whether the run went on with more to the same end.
+half the room, and whether the run went on with more to the same end. An exit status of -15 is that of a
+process which SIGTERM ended before it had begun to catch it.
 
 | command | interruptions | SIGKILL | SIGTERM, exit status | ends equal | disk full |
 |---|---:|---:|---|---:|---|

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+import click
 
 from m2d_hub.cli.options import SOME_FAILED
 from m2d_hub.errors import M2DError
@@ -14,6 +17,23 @@ from m2d_hub.files import json_text
 
 from ..runs.devices import is_first_process
 from ..runs.folder import make_folder
+
+sweep_option = click.option(
+    "--sweep", metavar="FIELD=VALUE,VALUE", help="A run for each value of a field, in OUT/FIELD-VALUE."
+)
+
+
+def runs_of(
+    out: Path, sweep: str | None, parse: Callable[[str], dict[str, dict[str, Any]]]
+) -> dict[Path, dict[str, Any]]:
+    """Folders of a command's runs, each with what it has otherwise.
+
+    Args:
+        out: Of the only run, or of those of a sweep.
+        sweep: As it was given.
+        parse: What each run of a sweep has otherwise, by the name of its folder.
+    """
+    return {out: {}} if sweep is None else {out / name: fields for name, fields in parse(sweep).items()}
 
 
 class LogFile(logging.FileHandler):

@@ -21,12 +21,12 @@ from m2d_hub.files import PARTIAL_SUFFIX
 
 from .entries import PackedEntries
 from .entry import Entry
+from .images import IMAGE_SUFFIXES, is_image
 from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
 from .parts import audio_files
 from .shard_index import INDEX_NAME, read_index
 from .shards import ShardMember, expand_pattern, index_shards
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 STATISTICS_NAME = "statistics.json"
 
 logger = logging.getLogger(__name__)
@@ -161,8 +161,9 @@ def _of_one_kind(data: str, entries: list[Entry]) -> tuple[list[Entry], Kind]:
 
 
 def _kind(entry: Entry) -> Kind:
-    suffix = os.path.splitext(entry.name or entry.path)[1].lower()
-    return "spectrogram" if suffix == ".npy" else "image" if suffix in IMAGE_SUFFIXES else "audio"
+    name = entry.name or os.fspath(entry.path)
+    suffix = os.path.splitext(name)[1].lower()
+    return "spectrogram" if suffix == ".npy" else "image" if is_image(name) else "audio"
 
 
 def _read_statistics(path: Path) -> Statistics | None:

@@ -69,12 +69,17 @@ def write_state(folder: RunFolder, state: TrainingState, keep_every_steps: int) 
         state: What to write.
         keep_every_steps: Checkpoints at multiples of it are kept for good.
     """
-    path = folder.checkpoints / f"step-{state.step:09d}.pt"
+    path = checkpoint_path(folder, state.step)
     write_tensors(path, dict(vars(state)))
     for old in list_checkpoints(folder)[:-RECENT_CHECKPOINTS]:
         if step_of(old) % keep_every_steps:
             old.unlink()
     return path
+
+
+def checkpoint_path(folder: RunFolder, step: int) -> Path:
+    """Where the checkpoint after an optimizer step is, if it was kept."""
+    return folder.checkpoints / f"step-{step:09d}.pt"
 
 
 def list_checkpoints(folder: RunFolder) -> list[Path]:

@@ -33,6 +33,7 @@ PUBLISHED_FOLDERS = {
     "as20k": ("audioset",),
     "icbhi2017": ("icbhifinaldatabase",),
     "sprsound": ("biocas2022",),
+    "imagenet": ("imagenet1k", "ilsvrc2012", "imagenetobjectlocalizationchallenge"),
 }
 
 
