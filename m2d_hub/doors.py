@@ -9,9 +9,9 @@ import stat
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from m2d_hub.errors import M2DError
+from m2d_hub.errors import M2DError, reason_of
 
-SHOWN = 200  # characters of a name, and of a reason
+SHOWN = 200  # characters of a name
 
 
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def reading(name: object, kind: str, way_out: str, failure: type[M2DError]) -> I
     except Exception as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise failure(f"{name} cannot be read as {kind} ({_reason(error)}). {way_out}") from error
+        raise failure(f"{name} cannot be read as {kind} ({reason_of(error)}). {way_out}") from error
 
 
 @contextlib.contextmanager
@@ -77,10 +77,3 @@ def open_file(path: str | os.PathLike[str], kind: str, failure: type[M2DError]) 
     except (OSError, ValueError) as error:  # the latter: a name with a zero byte
         problem = f"cannot be opened ({getattr(error, 'strerror', error)}): look at its name and permissions"
     raise failure(f"{str(path)[:SHOWN]} {problem}.")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    text = str(getattr(error, "error_string", error))  # libsndfile's, without the file's name
-    return text.strip().partition("\n")[0].rstrip(".")[:SHOWN] or type(error).__name__

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.doors import reading_file
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import ConfigError, first_few
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
 SHOWN = 5  # rows that a message names
@@ -87,5 +87,4 @@ def counted(rows: Sequence[object]) -> str:
 
 def listed(values: Sequence[object], noun: str = "row") -> str:
     """The first few values, and how many more there are."""
-    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
-    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"
+    return f"{noun}{'s' * (len(values) > 1)} {first_few(values, SHOWN)}"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.doors import reading_file
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import CheckpointError, ConfigError, first_few
 from m2d_hub.files import hash_into, replacing
-from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite, listed, open_safetensors
+from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite, open_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -204,10 +204,10 @@ def assign_tensors(
     expected = module.state_dict()
     problems = []
     if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"missing {listed(missing)}")
+        problems.append(f"missing {first_few(missing)}")
     extra = [name for name in tensors if name not in expected]
     if unexpected := [name for name in extra if optional is None or not name.startswith(optional)]:
-        problems.append(f"unexpected {listed(unexpected)}")
+        problems.append(f"unexpected {first_few(unexpected)}")
     problems += [
         f"{name} is {tuple(tensors[name].shape)} but must be {tuple(tensor.shape)}"
         for name, tensor in expected.items()

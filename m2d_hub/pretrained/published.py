@@ -17,13 +17,13 @@ from torch import Tensor
 
 from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
 from m2d_hub.doors import reading
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.errors import CheckpointError, ConfigError, first_few
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 from m2d_hub.pretrained.published_names import part_of
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
 from m2d_hub.pretrained.tensor_file import read_tensors
-from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite, listed
+from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite
 
 # What training wrappers put before the encoder's names, the longest first.
 _PREFIXES = (
@@ -119,7 +119,7 @@ def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, 
             unknown.append(published)
     if unknown:
         raise CheckpointError(
-            f"{path} holds tensors of an unknown layout: {listed(unknown)}. Known are the published "
+            f"{path} holds tensors of an unknown layout: {first_few(unknown)}. Known are the published "
             "M2D encoder, head, CLAP and pre-training names."
         )
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")

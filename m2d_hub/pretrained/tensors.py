@@ -15,7 +15,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from m2d_hub.doors import reading_file
-from m2d_hub.errors import CheckpointError
+from m2d_hub.errors import CheckpointError, first_few, reason_of
 
 RUN_STATE = {"step", "model", "optimizer"}  # what a run's kept checkpoint holds
 RUN_STEP = "step of a run"  # its step, among the settings
@@ -99,7 +99,7 @@ def check_plain(tensors: Mapping[str, Tensor], origin: object) -> None:
     if bad:
         kinds = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in bad}))
         raise CheckpointError(
-            f"{origin} holds tensors that are no weights ({kinds}): {listed(bad)}. Weights are dense, of "
+            f"{origin} holds tensors that are no weights ({kinds}): {first_few(bad)}. Weights are dense, of "
             "float32, float16, bfloat16 or float64; save them so."
         )
 
@@ -113,14 +113,9 @@ def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
     ]
     bad = [name for name in suspects if not torch.isfinite(tensors[name]).all()]
     if bad:
-        raise CheckpointError(f"{origin} holds non-finite weights in {listed(bad)}; fetch or train it again.")
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        raise CheckpointError(
+            f"{origin} holds non-finite weights in {first_few(bad)}; fetch or train it again."
+        )
 
 
 def _is_plain(name: str, tensor: Tensor) -> bool:
@@ -148,10 +143,9 @@ def _unpickled(path: Path) -> Any:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
     except pickle.UnpicklingError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise CheckpointError(
             f"{path} was not loaded: it holds more than tensors and plain settings, and unpickling it could "
-            f"run code ({reason}). Fetch the file from its publisher again."
+            f"run code ({reason_of(error)}). Fetch the file from its publisher again."
         ) from error
 
 

@@ -41,7 +41,7 @@ def find_unreadable(labelled: LabelledList, read: Callable[[AudioFile], None] = 
     def reason(file: AudioFile) -> str:
         try:
             read(file)
-        except (AudioError, OSError) as error:
+        except AudioError as error:
             return str(error)
         return ""
 
