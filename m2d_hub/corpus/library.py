@@ -60,7 +60,8 @@ def open_library(
         M2DError: The model cannot be loaded.
     """
     if not os.path.isdir(folder):
-        raise ConfigError(f"{os.fspath(folder)} is no folder: give one that holds sounds.")
+        problem = "is no folder" if os.path.lexists(folder) else "does not exist"
+        raise ConfigError(f"{os.fspath(folder)} {problem}: give a folder that holds sounds.")
     sources = find_sources(Path(os.path.abspath(folder)))
     if most is not None and len(sources) > most:
         raise ConfigError(

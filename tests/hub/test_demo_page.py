@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import sys
+import types
 import urllib.request
 
 import numpy as np
@@ -121,6 +122,14 @@ def test_mistakes_are_told_in_sentences_with_the_users_own_names(tmp_path):
     assert "Two sounds are needed" in answers.two(str(broken), None)
     assert "at least one line" in answers.words(str(broken), " \n")
     assert answers.one(None) == ("", "")
+
+
+def test_files_of_the_folder_that_cannot_be_read_are_named(folder, model_folder, monkeypatch):
+    page = types.SimpleNamespace(local_url="http://127.0.0.1:7860/", block_thread=lambda: None)
+    monkeypatch.setattr("m2d_hub.demo.page.serve", lambda *arguments, **settings: page)
+    result = CliRunner().invoke(main, ["demo", str(folder), "--model", model_folder, "--device", "cpu"])
+    assert result.exit_code == 0 and "Open http://127.0.0.1:7860/" in result.stdout
+    assert f"Left out: {folder / 'broken.wav'} cannot be read" in result.stderr
 
 
 def test_a_missing_gradio_is_told_with_the_extra_to_install(monkeypatch):
