@@ -36,14 +36,13 @@ class PartWriter:
     out: Path
     settings: dict[str, Any]
 
-    def write(self, records: list[Record], origins: dict[str, Origin]) -> None:
-        """Writes records as one part; the same files give the same name, so that none is there twice."""
-        if not records:
-            return
+    def write(self, records: list[Record], origins: dict[str, Origin]) -> str:
+        """Writes records as one part; the same files give the same name, which is returned."""
         names = "\n".join(record.file for record in records).encode("utf-8", "backslashreplace")
         part = self.out / f"part-{hashlib.sha256(names).hexdigest()[:16]}.parquet"
         with replacing(part) as partial:
             Parquet().write(partial, Contents(self.settings, origins), records)
+        return part.name
 
 
 class PartBuffer:
@@ -65,7 +64,8 @@ class PartBuffer:
 
     def flush(self) -> None:
         """Writes what there is."""
-        self._writer.write(self._records, self._origins)
+        if self._records:
+            self._writer.write(self._records, self._origins)
         self._records, self._origins, self._num_bytes = [], {}, 0
 
 
@@ -95,11 +95,9 @@ class DatasetOutput:
     def finish(self) -> None:
         """Removes rows that are there twice, writes the index, and lets the folder go."""
         self._buffer.flush()
-        self._remove_twice()
-        contents = self._contents()
-        if contents:
+        if files := self._files_once():
             with replacing(self._out / _INDEX) as partial:
-                write_index(partial, ((part.name, found.files) for part, found in contents.items()))
+                write_index(partial, sorted(files.items()))
         self.release()
 
     def release(self) -> None:
@@ -113,16 +111,23 @@ class DatasetOutput:
             with contextlib.suppress(OSError):  # it holds something
                 self._out.rmdir()
 
-    def _remove_twice(self) -> None:
-        """A worker may have finished a part after its job was killed, and while the next one looked."""
+    def _files_once(self) -> dict[str, list[str]]:
+        """Files by part, none twice: a worker may have finished a part while the next job looked."""
         seen: set[str] = set()
+        files: dict[str, list[str]] = {}
         for part, contents in self._contents().items():
+            if part.name in files:  # what was left of another one is the whole of this
+                continue
             left = {file: origin for file, origin in contents.origins.items() if file not in seen}
+            name = part.name
             if len(left) < len(contents.origins):
                 kept = [record for record in self._format.records(part) if record.file in left]
-                self._writer.write(kept, left)
+                name = self._writer.write(kept, left) if kept else ""
                 part.unlink()
+            if left:
+                files[name] = list(left)
             seen |= left.keys()
+        return files
 
     def _contents(self) -> dict[Path, Contents]:
         return {part: self._format.contents(part) for part in _part_files(self._out)}
