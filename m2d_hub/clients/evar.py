@@ -12,15 +12,20 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from m2d_hub.checks import Numbers, require
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.nn.clap import Clap
-from m2d_hub.nn.encoder import frames_to_tokens
+from m2d_hub.nn.encoder import frames_to_tokens, take_tokens
+from m2d_hub.nn.patchout import KeptTokens, draw_patchout, draw_rows_dropped, stack_patchout
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 from m2d_hub.windows import Windows
+
+TRAINING_MASKS = Numbers(least=0, most=1, without_ends="most")  # shares of tokens
 
 # EVAR's names of what the weights fix, and the frontend's
 _SPECTROGRAM = {
@@ -59,7 +64,8 @@ class RuntimeM2D(nn.Module):
             cfg: EVAR's settings, an object with attributes. Each of the arguments below, and ``mean`` and
                 ``std``, is taken from there where it is not given.
             weight_file: What :func:`m2d_hub.load_model` takes; None for ``m2d-mini``.
-            training_mask: Share of patches dropped while training; only 0 is known here.
+            training_mask: Share of the tokens, from 0 to below 1, that structured patchout drops in training
+                mode. Above 0, features are tokens (``flat_features``) and a head takes their mean.
             encoder_only: Drop the head.
             dur_frames: Frames of a window; None: as pre-trained.
             num_classes: Classes of a fresh head.
@@ -67,8 +73,8 @@ class RuntimeM2D(nn.Module):
             flat_features: Give tokens (B, N_F·T, D) rather than frames (B, T, N_F·D).
 
         Raises:
-            ConfigError: ``cfg`` has no attributes, ``training_mask`` is not 0, or ``cfg`` has a spectrogram
-                that the weights were not trained with.
+            ConfigError: ``cfg`` has no attributes, or a spectrogram that the weights were not trained with;
+                or ``training_mask`` is no such share, or the weights' own head takes frames.
         """
         super().__init__()
         self.cfg = _checked(cfg)
@@ -76,21 +82,32 @@ class RuntimeM2D(nn.Module):
         def setting(given: Any, name: str) -> Any:
             return getattr(self.cfg, name, None) if given is None else given
 
-        if masked := setting(training_mask, "training_mask"):
-            raise ConfigError(f"training_mask must be 0, got {masked}; m2d-train finetune drops patches.")
+        self.training_mask = setting(training_mask, "training_mask") or 0.0
+        require(
+            self.training_mask in TRAINING_MASKS,
+            f"training_mask must be {TRAINING_MASKS}, got {self.training_mask!r}.",
+        )
         name = setting(weight_file, "weight_file") or DEFAULT_MODEL
+        classes = setting(num_classes, "num_classes")
         model = load_model(
             name,
             device="cpu",
-            num_classes=setting(num_classes, "num_classes"),
+            num_classes=classes,
             mean=setting(None, "mean"),
             std=setting(None, "std"),
         )
         if frames := setting(dur_frames, "dur_frames"):
             model.set_window(frames * model.config.frontend.hop_s)
+        if self.training_mask and classes is not None:
+            model.set_head(classes, features="tokens")
         self.frontend, self.backbone, self.clap = model.frontend, model.encoder, model.clap
         self.head = None if setting(encoder_only, "encoder_only") else model.head
-        self.flat_features = bool(setting(flat_features, "flat_features"))
+        require(
+            not self.training_mask or self.head is None or self.head.config.features == "tokens",
+            f"training_mask leaves tokens, and the head of {name} takes frames: give num_classes for a fresh "
+            "head, encoder_only, or a training_mask of 0.",
+        )
+        self.flat_features = bool(setting(flat_features, "flat_features") or self.training_mask)
         if setting(freeze_embed, "freeze_embed"):
             self.backbone.patch_embed.requires_grad_(False)
         self._fill_in(str(name))
@@ -129,7 +146,8 @@ class RuntimeM2D(nn.Module):
         """Encodes normalised log-mel spectrograms (B, 1, F, T), window after window.
 
         Returns:
-            Frames (B, T, N_F·D), or a list of them, one a block.
+            Frames (B, T, N_F·D), or a list of them, one a block. In training mode with ``training_mask``, the
+            tokens that stay (B, n, D).
         """
         layers = self._layers(log_mel)
         return layers if return_layers else layers[-1]
@@ -142,6 +160,8 @@ class RuntimeM2D(nn.Module):
         """Logits of the head, or frames where there is none."""
         if self.head is None:
             return self.encode(wave)
+        if self._drops_tokens:
+            return self.head(self.encode(wave).mean(dim=1))
         windows = self._encode_windows(self.to_normalized_spec(wave))
         clip = torch.cat([layers[-1] for layers in windows], dim=1).mean(dim=1)
         return self.head(self.head.clip_input(clip))
@@ -176,11 +196,37 @@ class RuntimeM2D(nn.Module):
             )
         return self.clap
 
+    @property
+    def _drops_tokens(self) -> bool:
+        return self.training and self.training_mask > 0
+
     def _layers(self, log_mel: Tensor) -> list[Tensor]:
+        if self._drops_tokens:
+            return self._thinned_layers(log_mel)
         encoded = self._encode_windows(log_mel)
         if self.flat_features:
             encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
         return list(torch.cat(encoded, dim=2).unbind(0))
+
+    def _thinned_layers(self, log_mel: Tensor) -> list[Tensor]:
+        """Tokens of all layers (B, n, D) that structured patchout leaves."""
+        layout = Windows.of(self.backbone.config).fitted(log_mel.shape[-1])
+        windows, num_windows = layout.stack(log_mel[:, 0])
+        kept = self._draw_kept(
+            len(log_mel), layout.count(log_mel.shape[-1]), num_windows, layout.window_tokens
+        )
+        kept = kept.to(log_mel.device)
+        tokens = take_tokens(self.backbone.embed(windows[:, None]), kept.ids)
+        layers = self.backbone.encode_layers(tokens, None if bool(kept.mask.all()) else kept.mask)
+        return [layer[:, 1:][kept.mask].unflatten(0, (len(log_mel), -1)) for layer in layers]
+
+    def _draw_kept(self, num_clips: int, num_time: int, num_windows: int, window_tokens: int) -> KeptTokens:
+        """Draws from torch's generator, so that its seed fixes them."""
+        rng = np.random.default_rng(int(torch.randint(2**62, ())))
+        num_freq, ratio = self.backbone.config.grid[0], self.training_mask
+        dropped = draw_rows_dropped(num_freq, ratio, rng)
+        kept = [draw_patchout(num_freq, num_time, ratio, dropped, rng) for _ in range(num_clips)]
+        return stack_patchout(kept, num_windows, window_tokens)
 
     def _encode_windows(self, log_mel: Tensor) -> list[Tensor]:
         """Frames of all layers (L, B, N_T, N_F·D) of each window."""

@@ -159,6 +159,37 @@ def test_evars_settings_of_the_model_are_obeyed(tiny, tmp_path):
     assert evar(tmp_path, encoder_only=False, num_classes=7)[0](noise(1, 16_000)).shape == (1, 7)
 
 
+@pytest.mark.parametrize("samples", [16_000, 70_000])  # one window, and three
+def test_evars_training_mask_drops_tokens_in_training_alone(folder, tiny, samples):
+    runtime, cfg = evar(folder, training_mask=0.5)
+    assert cfg.feature_d == 64  # the mean over tokens, as in the paper's section IV-B
+    log_mel = runtime.to_normalized_spec(noise(3, samples))
+    whole = runtime.eval().encode_lms(log_mel)
+    assert whole.shape[1] == 5 * tiny.encode_frames(noise(1, samples)).features.shape[1]
+    runtime.train()
+    torch.manual_seed(0)
+    counts = [runtime.encode_lms(log_mel).shape for _ in range(40)]
+    assert {(clips, width) for clips, _, width in counts} == {(3, 64)}
+    assert np.mean([tokens for _, tokens, _ in counts]) == pytest.approx(whole.shape[1] / 2, rel=0.15)
+    torch.manual_seed(0)
+    first = runtime.encode_lms(log_mel)
+    torch.manual_seed(0)
+    assert torch.equal(first, runtime.encode_lms(log_mel, return_layers=True)[-1])
+    first.sum().backward()
+    assert runtime.backbone.patch_embed.proj.weight.grad is not None
+
+
+def test_with_a_training_mask_a_fresh_head_takes_tokens(tiny, tmp_path):
+    tiny.set_head(3)
+    tiny.save_pretrained(tmp_path)
+    settings = {"training_mask": 0.5, "encoder_only": False}
+    runtime, _ = evar(tmp_path, num_classes=3, **settings)
+    for training in (True, False):
+        assert runtime.train(training)(noise(2, 16_000)).shape == (2, 3)
+    with pytest.raises(m2d_hub.ConfigError, match=r"the head of .* takes frames: give num_classes"):
+        evar(tmp_path, **settings)
+
+
 def test_an_argument_outweighs_evars_settings(folder):
     from m2d_hub.clients.evar import RuntimeM2D
 
@@ -170,7 +201,8 @@ def test_an_argument_outweighs_evars_settings(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"training_mask": 0.5}, "training_mask must be 0, got 0.5"),
+        ({"training_mask": 1.0}, r"training_mask must be from 0 to below 1, got 1\.0"),
+        ({"training_mask": "half"}, "training_mask must be from 0 to below 1, got 'half'"),
         ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* takes 16000"),
         ({"n_mels": 128}, r"cfg\.n_mels is 128, but .* takes 80"),
         ({"hop_size": 320}, r"cfg\.hop_size is 320, but .* takes 160"),

@@ -342,17 +342,20 @@ def run_onnx(model: str, folder: Path) -> str:
     return f"1 sample to 30 s, batch 1 to 4: largest difference {worst:.1e}; one file of {size_mb:.1f} MB"
 
 
+# EVAR is not on PyPI: what its programs (ar_m2d.py, lineareval.py, finetune.py) call is called here, with its
+# own settings (config/m2d.yaml), whose feature_d it reads again.
+EVAR_SETTINGS = {
+    **{"feature_d": 3840, "sample_rate": 16_000, "n_mels": 80, "hop_size": 160, "output_layers": [-1]},
+    **{"encoder_only": True, "freeze_embed": True, "training_mask": 0.0},
+}
+
+
 def run_evar(model: str, folder: Path) -> str:
-    # EVAR is not on PyPI: its linear evaluation's protocol (ar_m2d.py, lineareval.py) is done here, with its
-    # own settings (config/m2d.yaml), whose feature_d it reads again.
     from sklearn.linear_model import LogisticRegression
 
     from m2d_hub.clients.evar import RuntimeM2D
 
-    cfg = types.SimpleNamespace(
-        **{"weight_file": model, "feature_d": 3840, "sample_rate": 16_000, "n_mels": 80, "hop_size": 160},
-        **{"output_layers": [-1], "encoder_only": True, "freeze_embed": True, "training_mask": 0.0},
-    )
+    cfg = types.SimpleNamespace(**EVAR_SETTINGS, weight_file=model)
     runtime = RuntimeM2D(cfg=cfg, weight_file=cfg.weight_file).eval()
     clips, labels = tones(40)
     features = []
@@ -363,7 +366,36 @@ def run_evar(model: str, folder: Path) -> str:
     assert cfg.feature_d == len(features[0])
     probe = LogisticRegression(max_iter=1_000).fit(features[:24], labels[:24])
     accuracy = probe.score(features[24:], labels[24:])
-    return f"RuntimeM2D in a linear evaluation of two tones: accuracy {accuracy:.3f}"
+    finetuned = ", ".join(f"{share} {_evar_finetune(model, share):.3f}" for share in (0.0, 0.5))
+    return f"two tones: linear evaluation {accuracy:.3f}; fine-tuning with training_mask {finetuned}"
+
+
+def _evar_finetune(model: str, training_mask: float) -> float:
+    """Accuracy after finetune.py's loop: BatchNorm and a linear layer, SGD, one negative log-likelihood."""
+    from m2d_hub.clients.evar import RuntimeM2D
+
+    cfg = types.SimpleNamespace(**EVAR_SETTINGS | {"training_mask": training_mask}, weight_file=model)
+    runtime = RuntimeM2D(cfg=cfg, weight_file=cfg.weight_file)
+    head = torch.nn.Sequential(
+        torch.nn.BatchNorm1d(cfg.feature_d, affine=False), torch.nn.Linear(cfg.feature_d, 2)
+    )
+    clips, labels = tones(40)
+    log_mel = runtime.normalize_batch(
+        runtime.to_feature(torch.from_numpy(np.stack([np.resize(clip, 16_000) for clip in clips])))
+    )
+    targets = torch.as_tensor(labels)
+    network = torch.nn.ModuleList([runtime, head])
+    optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9)
+    for _ in range(20):
+        network.train()
+        logits = head(runtime.encode_lms(log_mel[:24]).transpose(1, 2).mean(dim=-1))
+        torch.nn.functional.cross_entropy(logits, targets[:24]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        network.eval()
+        found = head(runtime.encode_lms(log_mel[24:]).transpose(1, 2).mean(dim=-1)).argmax(dim=1)
+    return float((found == targets[24:]).float().mean())
 
 
 PROGRAMS: dict[str, Callable[[str, Path], str]] = {

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from m2d_training.data.sampling import SampleKey
 from m2d_training.evaluation.labelled import Part
-from m2d_training.finetuning.augment import KeptTokens
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import FinetuneBatch, FinetuneDataset, augmented
 from m2d_training.finetuning.loop import FinetuneTrainer, TaskObjective
@@ -31,6 +30,7 @@ from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
 from m2d_hub import M2D, ModelConfig
 from m2d_hub.config import EncoderConfig
+from m2d_hub.nn.patchout import KeptTokens
 from m2d_hub.windows import Windows
 
 ROOT = Path(__file__).resolve().parents[2]

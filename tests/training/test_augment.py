@@ -10,13 +10,13 @@ from m2d_training.finetuning.augment import (
     AugmentRanges,
     BatchRandomness,
     draw_augmentation,
-    draw_patchout,
     mixed,
     resized_crops,
     spec_augment,
-    stack_patchout,
 )
 from m2d_training.finetuning.model import FinetuneModel
+
+from m2d_hub.nn.patchout import draw_patchout, stack_patchout
 
 TABLE_II = AugmentRanges(0.5, 30, 192, resized_crop=True, patchout_ratio=0.5)  # the strongest of each column
 
@@ -110,32 +110,6 @@ def test_spec_augment_sets_bands_and_runs_to_the_mean():
     assert torch.equal(masked, expected)
 
 
-def patchouts(count, num_time=62, batch_size=4):
-    rng = np.random.default_rng(0)
-    return [
-        draw_patchout(5, num_time, 0.5, rng, BatchRandomness((7, index // batch_size), batch_size, 0))
-        for index in range(count)
-    ]
-
-
-def test_patchout_draws_the_shapes_of_the_papers_runs():
-    """Of 5 × 62 patches (2, 62), (3, 56), (4, 43), (5, 31) stay in 14, 28, 29, 29 % of the batches."""
-    shapes = [(len(kept.rows), len(kept.columns)) for kept in patchouts(4000, batch_size=1)]
-    shares = {shape: shapes.count(shape) / len(shapes) for shape in sorted(set(shapes))}
-    expected = {(2, 62): 0.14, (3, 56): 0.28, (4, 43): 0.29, (5, 31): 0.29}
-    assert shares == pytest.approx(expected, abs=0.025)
-
-
-def test_patchout_keeps_whole_rows_and_columns_as_many_of_each_clip_of_a_batch():
-    found = patchouts(4)
-    assert len({(len(kept.rows), len(kept.columns)) for kept in found}) == 1
-    assert len({tuple(kept.columns) for kept in found}) > 1  # but not the same ones
-    for ids, kept in zip(stack_patchout(found, 1, 62).ids, found, strict=True):
-        grid = torch.zeros(5 * 62).index_fill(0, ids, 1.0).reshape(5, 62)
-        assert torch.equal(grid.any(dim=1).nonzero()[:, 0], torch.from_numpy(kept.rows))
-        assert torch.equal(grid, grid.any(dim=1).float()[:, None] * grid.any(dim=0).float())
-
-
 @pytest.fixture(params=["frames", "tokens"])
 def classifier(tiny, request):
     tiny.set_head(3, features=request.param, activation="softmax")
@@ -169,8 +143,7 @@ def test_patchout_encodes_only_the_kept_patches(tiny):
     windows = tiny.windows.fitted(log_mel.shape[-1])
     num_windows, window_frames = len(windows.plan(log_mel.shape[-1])), windows.window_frames
     rng = np.random.default_rng(0)
-    batch = BatchRandomness((0,), 2, 0)
-    kept = [draw_patchout(5, windows.count(int(frames)), 0.5, rng, batch) for frames in num_frames]
+    kept = [draw_patchout(5, windows.count(int(frames)), 0.5, 2, rng) for frames in num_frames]
     with torch.no_grad():
         found = model(log_mel, num_frames, stack_patchout(kept, num_windows, windows.window_tokens))
         for clip, own in enumerate(kept):

@@ -1,13 +1,11 @@
-"""Augmentation of spectrograms in fine-tuning: mixup, SpecAugment, random resized crops, structured patchout.
+"""Augmentation of spectrograms in fine-tuning: mixup, SpecAugment, random resized crops.
 
 What is random is drawn on the CPU, clip by clip; what is done with it is plain functions of whole batches on
-any device. Shapes: B clips, F mels, T frames, C classes, K windows, N_F and N_T tokens along frequency and
-time.
+any device. Shapes: B clips, F mels, T frames, C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -162,64 +160,3 @@ def zero_beyond(log_mel: Tensor, num_frames: Tensor) -> Tensor:
     """Normalised log-mel (B, F, T) with zeros beyond each clip's frames (B,)."""
     frames = torch.arange(log_mel.shape[-1], device=log_mel.device)
     return log_mel * (frames < num_frames[:, None])[:, None]
-
-
-@dataclass(frozen=True)
-class KeptColumns:
-    """Structured patchout of one clip: token rows and columns that stay."""
-
-    rows: np.ndarray  # along frequency
-    columns: np.ndarray  # along time, over all windows of the clip
-
-
-def draw_patchout(
-    num_freq: int, num_time: int, ratio: float, rng: np.random.Generator, batch: BatchRandomness
-) -> KeptColumns:
-    """Draws whole rows and columns of tokens to keep (PaSST's structured patchout).
-
-    How many rows go is drawn for the whole batch, from none to a little more than ``ratio`` of them; columns
-    make up for the rest of ``ratio``. So of 5 × 62 tokens and 0.5, (5, 31), (4, 43) and (3, 56) stay in two
-    batches of seven each, (2, 62) in one: about a half.
-
-    Args:
-        num_freq: N_F.
-        num_time: Tokens along time that the clip reaches.
-        ratio: Share of the tokens to drop.
-        rng: Source of randomness of this clip: which rows and columns.
-        batch: Of what its batch shares: how many.
-    """
-    rows_dropped = min(int(batch.rng().uniform(0, ratio * num_freq + 1)), num_freq - 1)
-    columns_dropped = max(0, round(num_time * (ratio - rows_dropped / num_freq)))
-    columns_kept = max(1, num_time - columns_dropped)
-    rows = rng.permutation(num_freq)[: num_freq - rows_dropped]
-    return KeptColumns(np.sort(rows), np.sort(rng.permutation(num_time)[:columns_kept]))
-
-
-@dataclass(frozen=True)
-class KeptTokens:
-    """Tokens of a batch of windows that the encoder sees."""
-
-    ids: Tensor  # (B·K, n) int64, of each window's tokens in frequency-major order
-    mask: Tensor  # (B·K, n) bool, False where a window has fewer
-
-
-def stack_patchout(kept: Sequence[KeptColumns], num_windows: int, window_tokens: int) -> KeptTokens:
-    """Turns rows and columns of clips into ids of their windows' tokens.
-
-    Args:
-        kept: Of each clip (B).
-        num_windows: K, of the longest clip.
-        window_tokens: N_T of each window.
-    """
-    windows = [
-        (clip.rows, clip.columns[clip.columns // window_tokens == place] % window_tokens)
-        for clip in kept
-        for place in range(num_windows)
-    ]
-    most = max(len(columns) for _, columns in windows)
-    ids = np.zeros((len(windows), len(kept[0].rows), most), dtype=np.int64)
-    mask = np.zeros(ids.shape, dtype=bool)
-    for index, (rows, columns) in enumerate(windows):
-        ids[index, :, : len(columns)] = rows[:, None] * window_tokens + columns
-        mask[index, :, : len(columns)] = True
-    return KeptTokens(torch.from_numpy(ids).flatten(1), torch.from_numpy(mask).flatten(1))

@@ -17,6 +17,13 @@ from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, FrontendConfig
 from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
+from m2d_hub.nn.patchout import (
+    KeptColumns,
+    KeptTokens,
+    draw_patchout,
+    draw_rows_dropped,
+    stack_patchout,
+)
 from m2d_hub.windows import Windows
 
 from ..data.crops import CropPlan, crop_waveform
@@ -28,14 +35,10 @@ from ..runs.stopping import leave_signals_to_parent
 from .augment import (
     AugmentDraw,
     BatchRandomness,
-    KeptColumns,
-    KeptTokens,
     draw_augmentation,
-    draw_patchout,
     mixed,
     resized_crops,
     spec_augment,
-    stack_patchout,
     zero_beyond,
 )
 from .config import FinetuneConfig
@@ -75,8 +78,7 @@ class FinetuneBatch:
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        kept = self.kept and KeptTokens(self.kept.ids.to(device), self.kept.mask.to(device))
-        return FinetuneBatch(**moved, kept=kept)
+        return FinetuneBatch(**moved, kept=self.kept and self.kept.to(device))
 
 
 def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig) -> CropPlan:
@@ -120,11 +122,13 @@ class FinetuneDataset(Dataset):
         number, place = divmod(key.position, self.config.batch_size)
         batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, place)
         draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)
-        kept = None
-        if self.config.patchout_ratio:
-            num_time = self.windows.count(num_frames)
-            kept = draw_patchout(self.encoder.grid[0], num_time, self.config.patchout_ratio, rng, batch)
+        kept = self._draw_kept(num_frames, rng, batch) if self.config.patchout_ratio else None
         return FinetuneSample(crop.values, num_frames, self.part.targets[key.index], draw, kept)
+
+    def _draw_kept(self, num_frames: int, rng: np.random.Generator, batch: BatchRandomness) -> KeptColumns:
+        num_freq, ratio = self.encoder.grid[0], self.config.patchout_ratio
+        rows_dropped = draw_rows_dropped(num_freq, ratio, batch.rng())
+        return draw_patchout(num_freq, self.windows.count(num_frames), ratio, rows_dropped, rng)
 
     def stack(self, samples: list[FinetuneSample]) -> FinetuneBatch:
         """Stacks samples to a batch as long as the longest of them."""

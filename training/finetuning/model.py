@@ -16,9 +16,9 @@ from m2d_hub.checks import require
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.nn.encoder import take_tokens
+from m2d_hub.nn.patchout import KeptTokens
 from m2d_hub.windows import Windows
 
-from .augment import KeptTokens
 from .config import FinetuneConfig
 
 logger = logging.getLogger(__name__)
