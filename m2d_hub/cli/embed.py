@@ -69,6 +69,8 @@ def embed(
 ) -> None:
     """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
 
+    Of tar shards (WebDataset) each audio file is one, under its name in the shard.
+
     \b
     The suffix of OUT says the format:
       .parquet      a row a file: file, embedding; but for clips also num_frames, timestamps_s

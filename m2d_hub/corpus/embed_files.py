@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.audio.stored import StoredFile
 from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, Kind, embed_opened
 from m2d_hub.corpus.outputs import Output, check_suffix, open_output
 from m2d_hub.corpus.reading import opened_ahead
@@ -185,7 +186,7 @@ def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source
     batch: list[Source] = []
     size = 0
     for source in sources:
-        num_bytes = os.path.getsize(source.path) if os.path.isfile(source.path) else 0
+        num_bytes = _size_of(source.path)
         if batch and (len(batch) == batch_size or size + num_bytes > BATCH_BYTES):
             yield batch
             batch, size = [], 0
@@ -193,6 +194,12 @@ def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source
         size += num_bytes
     if batch:
         yield batch
+
+
+def _size_of(path: Path | StoredFile) -> int:
+    if isinstance(path, StoredFile):
+        return path.size
+    return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
 def _report(path: Path, failed: list[tuple[Source, str]]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from m2d_hub.audio.stored import StoredFile, identity_of
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import PARSER_ERRORS
 
@@ -41,15 +42,17 @@ class Record:
 class Origin:
     """The file that an embedding was made of."""
 
-    place: int  # 63 bits of the hash of its absolute path
+    place: int  # 63 bits of the hash of its place: an absolute path, or a URL
     size: int  # bytes
     modified_ns: int  # since 1970
 
     @classmethod
-    def of(cls, path: Path) -> Origin:
+    def of(cls, path: Path | StoredFile) -> Origin:
         """Of a file as it is now; of a missing one, size and time are 0."""
-        digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()
+        digest = hashlib.sha256(os.fsencode(identity_of(path))).digest()
         place = int.from_bytes(digest[:8], "big") >> 1
+        if isinstance(path, StoredFile):
+            return cls(place, path.size, path.modified_ns)
         try:
             status = path.stat()
         except (OSError, ValueError):

@@ -8,15 +8,18 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
+from m2d_hub.audio.stored import StoredFile, identity_of
+from m2d_hub.corpus.shards import SHARD_SUFFIX, shard_files
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import as_text
 
 logger = logging.getLogger(__name__)
 
+_SUFFIXES = AUDIO_SUFFIXES | {SHARD_SUFFIX}
 
 PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 
@@ -25,8 +28,8 @@ PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
 class Source:
     """An audio file to work on."""
 
-    path: Path
-    file: str  # its name in outputs: as given, or as the CSV writes it
+    path: Path | StoredFile
+    file: str  # its name in outputs: as given, as the CSV writes it, or as the shard has it
     relative: PurePath  # where an output folder keeps what belongs to it
 
 
@@ -37,17 +40,18 @@ def find_sources(paths: PathOrPaths) -> list[Source]:
 
     Args:
         paths: One, or several: files, folders (searched through, by suffix), shell-style patterns (``**`` for
-            any depth), or CSV files with a ``file`` column, relative to the CSV.
+            any depth), CSV files with a ``file`` column, relative to the CSV, or tar shards, of which each
+            audio file is one. Folders, patterns and CSVs may hold shards.
 
     Raises:
-        ConfigError: A folder or a pattern holds no audio, or a CSV has no usable ``file`` column.
+        ConfigError: A folder, a pattern or a shard holds no audio, or a CSV has no usable ``file`` column.
     """
     found: dict[str, Source] = {}
     names: set[str] = set()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     for path in given:
         for source in _expand(os.fspath(path)):
-            place = os.path.abspath(source.path)
+            place = identity_of(source.path)
             if place in found:
                 continue
             name = next(name for name in possible_names(source) if name not in names)
@@ -69,7 +73,29 @@ def _expand(path: str) -> Iterator[Source]:
     elif glob.has_magic(path) and not os.path.lexists(place):
         yield from _match(path)
     else:
-        yield Source(place, as_text(place.as_posix()), _inside(place))
+        yield from _unpacked(Source(place, as_text(place.as_posix()), _inside(place)), is_named=True)
+
+
+def _unpacked(source: Source, is_named: bool = False) -> Iterator[Source]:
+    """The source, or instead of a shard the files in it.
+
+    Raises:
+        ConfigError: A shard that was named, not found in a folder, holds no audio.
+    """
+    shard = source.path
+    if not isinstance(shard, Path) or not _is_shard(shard):
+        yield source
+        return
+    files = list(shard_files(shard))
+    if is_named and not files:
+        raise ConfigError(f"shard {shard} holds no audio files ({' '.join(sorted(AUDIO_SUFFIXES))}).")
+    for file in files:
+        relative = source.relative.with_suffix("") / _inside(PurePosixPath(file.name))
+        yield Source(file, as_text(file.name) or source.file, relative)
+
+
+def _is_shard(place: Path) -> bool:
+    return place.suffix.lower() == SHARD_SUFFIX and os.path.isfile(place) and os.access(place, os.R_OK)
 
 
 def _is_folder(place: Path) -> bool:
@@ -82,13 +108,13 @@ def _is_folder(place: Path) -> bool:
 
 def _walk(folder: Path) -> Iterator[Source]:
     closed: list[Path] = []
-    audio = [path for path in files_below(folder, closed) if path.suffix.lower() in AUDIO_SUFFIXES]
+    audio = [path for path in files_below(folder, closed) if path.suffix.lower() in _SUFFIXES]
     if not audio and not closed:
         raise ConfigError(
             f"folder {folder} holds no audio files, at any depth ({' '.join(sorted(AUDIO_SUFFIXES))})."
         )
     for path in sorted(audio + closed):
-        yield Source(path, as_text(path.as_posix()), path.relative_to(folder))
+        yield from _unpacked(Source(path, as_text(path.as_posix()), path.relative_to(folder)))
 
 
 def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
@@ -126,14 +152,12 @@ def _match(pattern: str) -> Iterator[Source]:
     suffix = PurePath(pattern).suffix
     any_suffix = bool(suffix) and not glob.has_magic(suffix)
     audio = [
-        match
-        for match in matches
-        if match.is_file() and (any_suffix or match.suffix.lower() in AUDIO_SUFFIXES)
+        match for match in matches if match.is_file() and (any_suffix or match.suffix.lower() in _SUFFIXES)
     ]
     if not audio:
         raise ConfigError(f"pattern {pattern!r} matches no audio files.")
     for path in audio:
-        yield Source(path, as_text(path.as_posix()), _inside(path))
+        yield from _unpacked(Source(path, as_text(path.as_posix()), _inside(path)))
 
 
 def _listed(table: Path) -> Iterator[Source]:
@@ -147,7 +171,7 @@ def _listed(table: Path) -> Iterator[Source]:
         )
     for row in rows:
         path = PurePath(row.cells["file"])
-        yield Source(table.parent / path, row.cells["file"], _inside(path))
+        yield from _unpacked(Source(table.parent / path, row.cells["file"], _inside(path)), is_named=True)
 
 
 def _inside(path: PurePath) -> PurePath:
@@ -157,6 +181,6 @@ def _inside(path: PurePath) -> PurePath:
 
 def possible_names(source: Source) -> Iterator[str]:
     """Names that a file may have in an output, the shortest first; the last is no other file's."""
-    place = os.path.abspath(source.path)
+    place = identity_of(source.path)
     yield from (as_text(source.file), as_text(place))
     yield f"{as_text(place)}.{hashlib.sha256(os.fsencode(place)).hexdigest()[:12]}"

@@ -49,14 +49,15 @@ def open_library(folder: str | os.PathLike[str], model: str, device: str | None)
         ConfigError: The folder holds no audio, or none that can be read.
         M2DError: The model cannot be loaded.
     """
-    sources = find_sources(Path(os.path.abspath(folder)))
+    found = find_sources(Path(os.path.abspath(folder)))
+    sources = [source for source in found if isinstance(source.path, Path)]  # which the page can play
     key = hashlib.sha256(f"{os.path.abspath(folder)}\n{sha256_of_model(locate(model))}".encode()).hexdigest()
     kept = cache_root() / "demo" / f"{key[:16]}.npz"
     if kept.exists() and _is_stale(kept, sources):
         kept.unlink()
     kept.parent.mkdir(parents=True, exist_ok=True)
     summary = embed_files(sources, kept, model=model, device=device, progress=True)
-    paths = {source.file: source.path for source in sources}
+    paths = {source.file: source.path for source in sources if isinstance(source.path, Path)}
     if not kept.exists():
         raise ConfigError(f"folder {folder}: none of its {len(sources)} files can be read.")
     gone = len(read_stored(kept).origins.keys() - paths.keys())
