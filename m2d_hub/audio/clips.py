@@ -153,9 +153,10 @@ def _open_one(given: Given, sample_rate: int, array_rate: int) -> list[Clip]:
         part = item if isinstance(item, AudioPart) else None
         return [_open_file(_check_path(Path(item)), str(item), sample_rate, part)]
     if isinstance(item, StoredFile):
+        fetched = item.fetched()  # or why it cannot be
         if not item.size:
             raise AudioError(f"{item} is empty: it holds no samples.")
-        return [_open_file(item.fetched(), str(item), sample_rate)]
+        return [_open_file(fetched, str(item), sample_rate)]
     if hasattr(item, "read"):
         name = str(getattr(item, "name", name))
         return [_open_file(_seekable(item, name), name, sample_rate)]

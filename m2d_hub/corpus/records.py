@@ -131,16 +131,21 @@ class Format(ABC):
         """Writes ``records``, which must be those of ``contents.files`` in that order."""
 
     @abstractmethod
-    def contents(self, path: Path) -> Contents:
-        """Settings and names, without reading the arrays."""
+    def contents(self, path: Any, name: object = None) -> Contents:
+        """Settings and names, without reading the arrays.
+
+        Args:
+            path: The file; for Parquet also one that is open.
+            name: Of an open one, for messages.
+        """
 
     @abstractmethod
-    def records(self, path: Path) -> Iterator[Record]:
+    def records(self, path: Any) -> Iterator[Record]:
         """The records, in order, one at a time."""
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
+def reading(path: object) -> Iterator[None]:
     """Turns whatever a library makes of a file that is not this package's into :func:`foreign_file`."""
     try:
         yield
@@ -148,7 +153,7 @@ def reading(path: Path) -> Iterator[None]:
         raise foreign_file(path) from error
 
 
-def foreign_file(path: Path) -> ConfigError:
+def foreign_file(path: object) -> ConfigError:
     """The error for a file that carries no settings of this package."""
     return ConfigError(
         f"{path} exists and was not written by m2d-hub embed, or is damaged; it is left alone. Give "

@@ -126,8 +126,7 @@ def shard_files(shard: Path | StoredFile) -> Iterator[ShardFile]:
     modified_ns = shard.stat().st_mtime_ns if isinstance(shard, Path) else shard.modified_ns
     with _opened(shard) as file:
         for member in members_of(file, shard, tuple(AUDIO_SUFFIXES)):
-            size = member.size if not member.problem else max(1, member.size)
-            yield ShardFile(shard, member.name, member.offset, size, modified_ns, member.problem)
+            yield ShardFile(shard, member.name, member.offset, member.size, modified_ns, member.problem)
 
 
 def _opened(shard: Path | StoredFile) -> BinaryIO:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from m2d_hub.errors import ConfigError
 
@@ -21,34 +23,38 @@ class Row:
     cells: dict[str, str]  # by column, without spaces around; "" where an optional column is missing
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+def read_table(
+    path: Path | BinaryIO, columns: Sequence[str], optional: Sequence[str] = (), name: object = None
+) -> list[Row]:
     """Reads a CSV file in UTF-8, separated by commas or, where its header has none, by semicolons.
 
     Blank rows are left out.
 
     Args:
-        path: The file.
+        path: The file, or one that is open.
         columns: That it must have; others than these and ``optional`` are not read.
         optional: That it may have.
+        name: Of an open one, for messages.
 
     Raises:
         ConfigError: The file is missing, no such table, or a row has another number of cells than the header.
     """
-    if not path.is_file():
+    if isinstance(path, Path) and not path.is_file():
         raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(columns)}.")
-    header, *rows = _rows(path) or [[]]
+    table = path if name is None else name
+    header, *rows = _rows(path, table) or [[]]
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise ConfigError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))}; its columns: "
+            f"{table} has no column {' and no column '.join(map(repr, missing))}; its columns: "
             f"{', '.join(names) or 'none'}."
         )
     if repeated := sorted({name for name in names if name and names.count(name) > 1}):
-        raise ConfigError(f"{path} has the column {repeated[0]!r} more than once; leave one.")
+        raise ConfigError(f"{table} has the column {repeated[0]!r} more than once; leave one.")
     filled = [(number, cells) for number, cells in enumerate(rows, start=2) if any(map(str.strip, cells))]
     if uneven := [number for number, cells in filled if len(cells) != len(names)]:
         raise ConfigError(
-            f"{path}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). A cell "
+            f"{table}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). A cell "
             "with a comma is written in quotes."
         )
     wanted = (*columns, *optional)
@@ -59,7 +65,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     ]
 
 
-def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
+def refuse_empty(path: object, rows: Sequence[Row], column: str) -> None:
     """Refuses rows without a value.
 
     Raises:
@@ -69,15 +75,16 @@ def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
         raise ConfigError(f"{path}: {counted(empty)} no {column} ({listed(empty)}).")
 
 
-def _rows(path: Path) -> list[list[str]]:
+def _rows(path: Path | BinaryIO, table: object) -> list[list[str]]:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
-            header = lines.readline()
-            lines.seek(0)
-            delimiter = ";" if ";" in header and "," not in header else ","
-            return list(csv.reader(lines, delimiter=delimiter))
+        content = path.read_bytes() if isinstance(path, Path) else path.read()
+        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
+        header = lines.readline()
+        lines.seek(0)
+        delimiter = ";" if ";" in header and "," not in header else ","
+        return list(csv.reader(lines, delimiter=delimiter))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path} is not a CSV in UTF-8 ({error}); save it as one.") from error
+        raise ConfigError(f"{table} is not a CSV in UTF-8 ({error}); save it as one.") from error
 
 
 def counted(rows: Sequence[object]) -> str:

@@ -119,7 +119,9 @@ def test_a_part_that_is_the_rest_of_another_is_kept(embed, files, tmp_path):
 def test_footers_are_read_once_at_the_end(embed, files, tmp_path, monkeypatch):
     read = []
     contents = Parquet.contents
-    monkeypatch.setattr(Parquet, "contents", lambda self, path: read.append(path) or contents(self, path))
+    monkeypatch.setattr(
+        Parquet, "contents", lambda self, path, name: read.append(path) or contents(self, path, name)
+    )
     embed(files)
     assert len(read) == len(set(read)) == 3
 
