@@ -88,6 +88,8 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]])
         axes.set_ylabel(panel)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
+        if panel != "loss":
+            _end_at_one(axes)
         if len(lines) <= 12:
             axes.legend(fontsize=SMALL_SIZE)
     save(figure, path)
@@ -122,6 +124,7 @@ def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], me
     axes.set_xticks(layers)
     axes.set_xlabel("layer")
     axes.set_ylabel(metric)
+    _end_at_one(axes)
     axes.legend(fontsize=SMALL_SIZE)
     save(figure, path)
 
@@ -152,6 +155,11 @@ def draw_mix(path: Path, weights: Tensor) -> None:
     axes.set_xlabel("layer")
     axes.set_ylabel("weight in the mix")
     save(figure, path)
+
+
+def _end_at_one(axes: Any) -> None:
+    """Cuts the margin above an axis of shares: accuracy and average precision end at 1."""
+    axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
 
 
 def _figure(width: float, height: float, panels: int = 1, grid: Grid = "both") -> tuple[Any, Any]:
