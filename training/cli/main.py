@@ -14,7 +14,7 @@ from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, exit_status, logging_to
+from .options import answer, compile_option, exit_status, logging_to
 from .statistics import measure
 from .suite import suite
 from .summarise import summarise
@@ -55,12 +55,14 @@ def main() -> None:
 @click.option(
     "--sweep", metavar="FIELD=VALUE,VALUE", help="A run for each value of a field of the preset, within OUT."
 )
+@compile_option
 @json_option
 def pretrain(
     preset: str,
     out: Path,
     settings: tuple[str, ...],
     sweep: str | None,
+    compile: bool,
     as_json: bool,
     **sources: Any,
 ) -> None:
@@ -71,10 +73,11 @@ def pretrain(
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..runs.settings import apply_settings, parse_sweep
+    from ..runs.settings import apply_settings, parse_sweep, with_fields
 
     chosen = load_preset(preset)
-    chosen = dataclasses.replace(chosen, config=apply_settings(chosen.config, settings))
+    config = with_fields(apply_settings(chosen.config, settings), {"compile": True} if compile else {})
+    chosen = dataclasses.replace(chosen, config=config)
     runs: dict[Path, dict[str, Any]] = {out: {}}
     if sweep is not None:
         runs = {out / name: fields for name, fields in parse_sweep(chosen.config, sweep).items()}

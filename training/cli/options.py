@@ -8,12 +8,20 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
+
 from m2d_hub.cli.options import SOME_FAILED
 from m2d_hub.errors import M2DError
 from m2d_hub.files import json_text
 
 from ..runs.devices import is_first_process
 from ..runs.folder import make_folder
+
+compile_option = click.option(
+    "--compile",
+    is_flag=True,
+    help="The encoder's blocks through torch.compile: faster on GPUs after some minutes; --set compile=true.",
+)
 
 
 class LogFile(logging.FileHandler):

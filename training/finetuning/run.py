@@ -19,6 +19,7 @@ import torch
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import json_text, replacing, replacing_folder
+from m2d_hub.nn.compiled import compile_blocks
 
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.charts import draw_curves
@@ -196,6 +197,8 @@ class FinetuneRun:
         torch.manual_seed(seed)
         task = self.task
         backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
+        if config.compile:
+            compile_blocks(backbone.encoder, self.accelerator.device)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
         trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)
