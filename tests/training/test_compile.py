@@ -72,7 +72,13 @@ def test_a_missing_compiler_is_told(tiny_folder, monkeypatch, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_a_compiled_run_goes_on_bit_for_bit(command, tiny_folder, labelled, tmp_path):
-    changes = [*(SIZES if command == "pretrain" else SHORT), "epochs=4", "batch_size=4", "save_every_steps=1"]
+    changes = [
+        *(SIZES if command == "pretrain" else SHORT),
+        "epochs=4",
+        "warmup_epochs=0",
+        "batch_size=4",
+        "save_every_steps=1",
+    ]
     chosen = (
         ["pretrain", "m2d-as"] if command == "pretrain" else ["finetune", "small", "--model", tiny_folder]
     )
@@ -98,7 +104,11 @@ def test_a_compiled_run_goes_on_bit_for_bit(command, tiny_folder, labelled, tmp_
 @needs_compiler
 @pytest.mark.slow
 def test_a_compiled_pretraining_loses_what_a_plain_one_does(labelled, tmp_path):
-    settings = [part for change in [*SIZES, "epochs=2", "batch_size=4"] for part in ("--set", change)]
+    settings = [
+        part
+        for change in [*SIZES, "warmup_epochs=0", "epochs=2", "batch_size=4"]
+        for part in ("--set", change)
+    ]
     losses = []
     for out, options in (("plain", []), ("compiled", ["--compile"])):
         arguments = ["pretrain", "m2d-as", "--data", labelled, "--out", tmp_path / out, *options, *settings]

@@ -15,8 +15,8 @@ from .config import PretrainConfig
 from .run_data import ResolvedRun, RunOptions
 from .teachers import weights_digest
 
-# Fields that change no weights, or no more than another machine does; batch and accumulation may change as long
-# as the global batch does not.
+# Fields that change no weights, or no more than another machine does; batch and accumulation may change as
+# long as the global batch does not.
 MAY_CHANGE = {
     "num_workers",
     "compile",
