@@ -90,7 +90,8 @@ def read_whole(entry: Entry) -> int:
 def report(found: dict[str, Any]) -> str:
     text = f"""# Feeding pre-training
 
-`python benchmarks/training_feed.py` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}:
+`python benchmarks/training_feed.py` on {platform.machine()}, {os.cpu_count()} cores,
+torch {torch.__version__}:
 {found["clips"]} clips of {found["seconds"]:g} s of each kind, a random crop of {CROP_FRAMES} frames (6.08 s)
 of each, in seconds of processor time.
 

@@ -208,6 +208,29 @@ def test_shards_in_a_store_are_read(bucket, embed, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_workers_of_a_cluster_read_and_write_a_store(bucket, recordings, embed, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray", reason="needs m2d-hub[ray]")
+    from m2d_hub.corpus.ray_engine import RayEngine
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+    try:
+        for out in ("out.dataset", "out.parquet"):
+            assert embed(recordings, f"{bucket.url}/{out}", engine=RayEngine(2)).embedded == 6
+    finally:
+        ray.shutdown()
+    embed(tmp_path / "in", tmp_path / "local.npz")
+    expected, down = by_seed(tmp_path / "local.npz"), bucket.download(tmp_path / "down")
+    for out in ("out.dataset", "out.parquet"):
+        found = by_seed(down / out)
+        assert sorted(found) == sorted(expected)
+        for seed, embedding in expected.items():
+            np.testing.assert_allclose(found[seed], embedding, atol=1e-5)
+
+
 def test_an_object_that_changed_is_told(bucket, recordings, embed):
     embed(recordings, f"{bucket.url}/out.parquet")
     bucket.put("in/a b/0#.wav", wav(50))
