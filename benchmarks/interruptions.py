@@ -5,8 +5,8 @@
 Each command is run once unbroken. Then it is interrupted ``--times`` times at random moments (seeded), by
 SIGKILL and SIGTERM in turn, and started again each time; whenever it comes to its end, that is compared with
 the unbroken end, and it begins anew. Where the machine lets a small tmpfs be mounted (as root), it is last
-run on a disk that is too small, which must be told, and goes on with room. The table goes to
-benchmarks/results/interruptions.md.
+run on a disk that is too small, which must be told, and goes on with room. Each command's line goes to
+benchmarks/results/interruptions.md once it is known, beside those of commands that were run before.
 """
 
 from __future__ import annotations
@@ -32,13 +32,14 @@ from typing import Any
 
 import numpy as np
 import soundfile
+from kept import keep
 
 from m2d_hub.corpus.stored import read_stored
 
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
 RATE = 16_000
-OTHER = ("export", "out", "timing")  # places of a run, and how long it took, in reports
+OTHER = ("cache", "export", "out", "timing")  # places of a run, and how long it took, in reports
 PER_RUN = 5  # interruptions, before it may come to its end
 HEAD = """\
 # Interruptions
@@ -46,7 +47,8 @@ HEAD = """\
 `python benchmarks/interruptions.py WORK`: commands on {clips} clips with m2d-mini, interrupted at random
 moments between their start and their end, started again each time. "Equal": runs that came to their end and
 are as the unbroken one, byte for byte, but for the seconds they took. "Disk full": what was said on a disk of
-half the room, and whether the run went on with more to the same end.
+half the room, and whether the run went on with more to the same end. An exit status of -15 is that of a
+process which SIGTERM ended before it had begun to catch it.
 
 | command | interruptions | SIGKILL | SIGTERM, exit status | ends equal | disk full |
 |---|---:|---:|---|---:|---|
@@ -253,18 +255,22 @@ def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
     return f'"no space left", then {"equal" if is_equal else "NOT EQUAL"}'
 
 
-def row(name: str, found: Found) -> str:
-    """A line of the table."""
-    statuses = ", ".join(f"{status}: {count}" for status, count in sorted(found.statuses.items()))
-    return (
-        f"| {name} | {found.signals.total()} | {found.signals['SIGKILL']} "
-        f"| {found.signals['SIGTERM']} ({statuses}) | {sum(found.ends)} of {len(found.ends)} "
-        f"| {found.disk} |\n"
-    )
+def report(found: dict[str, Any]) -> str:
+    """The table, of what was kept of each command."""
+    lines = []
+    for name, kept in found.items():
+        signals, statuses = kept["signals"], sorted(kept["statuses"].items())
+        told = ", ".join(f"{status}: {count}" for status, count in statuses)
+        lines.append(
+            f"| {name} | {sum(signals.values())} | {signals.get('SIGKILL', 0)} "
+            f"| {signals.get('SIGTERM', 0)} ({told}) | {sum(kept['ends'])} of {len(kept['ends'])} "
+            f"| {kept['disk']} |\n"
+        )
+    return HEAD.format(clips=NUM_CLIPS) + "".join(lines)
 
 
 def main() -> None:
-    """Runs all, and writes the table."""
+    """Runs all, and keeps the line of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -274,7 +280,6 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     clips = make_clips(arguments.work / "clips")
-    lines = []
     for name, command in commands(clips).items():
         if arguments.only and name not in arguments.only:
             continue
@@ -283,10 +288,7 @@ def main() -> None:
         shutil.rmtree(folder)
         found = interruptions(command, arguments.work, arguments.times, whole, seconds)
         found.disk = on_a_full_disk(command, arguments.work, whole, size)
-        lines.append(row(name, found))
-        print(lines[-1], end="", flush=True)
-    if not arguments.only:
-        RESULTS.write_text(HEAD.format(clips=NUM_CLIPS) + "".join(lines), encoding="utf-8")
+        keep(RESULTS, {name: json.loads(json.dumps(vars(found)))}, report)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
+    from m2d_hub.corpus.draw_map import draw_map
     from m2d_hub.corpus.embed_files import Summary, embed_files
     from m2d_hub.corpus.search import Match, search
+    from m2d_hub.corpus.sound_map import Duplicates, MapPoint, SoundMap
     from m2d_hub.corpus.sources import Source, find_sources
     from m2d_hub.errors import (
         AudioError,
@@ -39,14 +41,17 @@ _HOMES = {
     "ClapConfig": "config",
     "ConfigError": "errors",
     "DownloadError": "errors",
+    "Duplicates": "corpus.sound_map",
     "EncoderConfig": "config",
     "Frames": "results",
     "FrontendConfig": "config",
     "HeadConfig": "config",
     "M2DError": "errors",
+    "MapPoint": "corpus.sound_map",
     "Match": "corpus.search",
     "ModelConfig": "config",
     "ModelInfo": "pretrained.registry",
+    "SoundMap": "corpus.sound_map",
     "Source": "corpus.sources",
     "Stream": "stream",
     "StreamWindow": "stream",
@@ -54,6 +59,7 @@ _HOMES = {
     "Tag": "results",
     "UnknownModelError": "errors",
     "classify_by_text": "zero_shot",
+    "draw_map": "corpus.draw_map",
     "embed_files": "corpus.embed_files",
     "find_sources": "corpus.sources",
     "list_models": "pretrained.registry",
@@ -70,14 +76,17 @@ __all__ = [
     "ClapConfig",
     "ConfigError",
     "DownloadError",
+    "Duplicates",
     "EncoderConfig",
     "Frames",
     "FrontendConfig",
     "HeadConfig",
     "M2DError",
+    "MapPoint",
     "Match",
     "ModelConfig",
     "ModelInfo",
+    "SoundMap",
     "Source",
     "Stream",
     "StreamWindow",
@@ -86,6 +95,7 @@ __all__ = [
     "UnknownModelError",
     "__version__",
     "classify_by_text",
+    "draw_map",
     "embed_files",
     "find_sources",
     "list_models",

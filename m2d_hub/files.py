@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import errno
 import hashlib
 import json
@@ -11,15 +10,10 @@ import logging
 import math
 import os
 import shutil
-import struct
 import unicodedata
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError
 
 from m2d_hub.errors import DownloadError
 
@@ -28,21 +22,6 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 LEAST_FREE_BYTES = 1 << 16  # a disk with less is full
 PARTIAL_SUFFIX = ".partial"  # of a name under which something is in work
-# What zipfile, json, csv, numpy, torch, safetensors and pyarrow raise for damaged or foreign files.
-PARSER_ERRORS = (
-    *(ValueError, LookupError, TypeError, AttributeError, ArithmeticError, EOFError, OSError, RuntimeError),
-    *(
-        MemoryError,
-        SyntaxError,
-        ImportError,
-        AssertionError,
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        csv.Error,
-    ),
-    SafetensorError,
-)
 _CONTROLS = {"Cc", "Zl", "Zp"}  # categories of Unicode, of what may break a line
 # What a disk answers, as against a network.
 FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import ConfigError, reason_of
 from m2d_hub.model import M2D
 from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.int8_linear import quantize_encoder
@@ -146,7 +146,7 @@ def _parsed_device(given: str | torch.device) -> torch.device:
     try:
         return torch.device(given)
     except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device {given!r} is not known to torch: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"device {given!r} is not known to torch: {reason_of(error)}.") from error
 
 
 def _check_there(device: torch.device) -> None:

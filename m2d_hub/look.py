@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -46,11 +48,10 @@ def new_figure(
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigError(f"pictures need matplotlib: pip install 'm2d-hub[{extra}]'") from error
+    require_matplotlib(extra)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), layout="constrained" if panels else None)
     FigureCanvasAgg(figure)
     if not panels:
@@ -59,6 +60,34 @@ def new_figure(
     for one in np.atleast_1d(axes):
         dress(one, grid)
     return figure, axes
+
+
+def require_matplotlib(extra: str = "plots") -> None:
+    """Raises a ConfigError, which names the extra of this package to install, unless matplotlib is there."""
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"pictures need matplotlib: pip install 'm2d-hub[{extra}]'") from error
+
+
+def picture_data(values: np.ndarray, colours: str, low: float, high: float) -> str:
+    """Values (rows, columns), the first row at the bottom, as a PNG in a ``data:`` address.
+
+    Args:
+        values: Those outside of ``low`` to ``high`` take the colour of the nearer one.
+        colours: A colour map's name.
+        low: Value of the first colour.
+        high: Of the last.
+    """
+    from matplotlib import colormaps
+    from PIL import Image
+
+    shares = (values[::-1].astype(np.float64) - low) / (high - low)
+    picture = Image.fromarray((shares.clip(0, 1) * 255).round().astype(np.uint8))
+    picture.putpalette(colormaps[colours](np.arange(256), bytes=True)[:, :3].tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def dress(axes: Axes, grid: Grid = "both") -> None:

@@ -27,6 +27,11 @@ COMMANDS = {"m2d-hub": m2d_hub_command, "m2d-train": m2d_train}
 # A comment before a block says why it is not run; all others are.
 BLOCK = re.compile(r"(<!-- not run: .+? -->\n)?^```(python|bash)\n(.*?)^```$", re.M | re.S)
 PROSE_LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)|^\[[^\]]+\]: (\S+)$", re.M)
+DOCUMENTS = [path for path in ROOT.rglob("*.md") if not {".venv", "site", "build"} & set(path.parts)]
+NAMED_PATH = re.compile(
+    r"\b(?:m2d_hub|training|tests|benchmarks|recipes|docs|examples|\.github)/[\w./-]*\w/?"
+)
+NAMED_TEST = re.compile(r"(?:`|::)(test_\w+)(?!\.py)\b")
 AT_GITHUB = "https://github.com/m2d-hub/m2d-hub/blob/main/"
 
 
@@ -72,6 +77,15 @@ def test_links_lead_somewhere(path):
         target = here / place if place else path
         assert target.exists(), f"{path.name} links to {link}"
         assert not anchor or anchor in anchors_of(target), f"{path.name} links to {link}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_files_and_tests_that_a_document_names_are_there(path):
+    text = path.read_text("utf-8")
+    named = [name for name in NAMED_PATH.findall(text) if not Path(name).stem.isupper()]  # NAME.py
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    tests = "".join(file.read_text("utf-8") for file in (ROOT / "tests").rglob("test_*.py"))
+    assert [name for name in NAMED_TEST.findall(text) if f"def {name}(" not in tests] == []
 
 
 @pytest.mark.parametrize("package", [m2d_hub, m2d_training])

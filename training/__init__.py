@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .data.noise import mix_noise
     from .evaluation.zero_shot import ZeroShotResult, zero_shot
     from .finetuning.config import FinetuneConfig
+    from .finetuning.image_config import ImageConfig
     from .finetuning.presets import load_finetune_preset
     from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
     from .linear.options import LinearEvalOptions
@@ -34,6 +35,7 @@ _HOMES = {
     "FinetuneConfig": "finetuning.config",
     "FinetuneOptions": "finetuning.run",
     "FinetuneResult": "finetuning.run",
+    "ImageConfig": "finetuning.image_config",
     "LinearEvalOptions": "linear.options",
     "LinearEvalResult": "linear.run",
     "LossTerms": "pretraining.pretrainer",
@@ -73,6 +75,7 @@ __all__ = [
     "FinetuneConfig",
     "FinetuneOptions",
     "FinetuneResult",
+    "ImageConfig",
     "LinearEvalOptions",
     "LinearEvalResult",
     "LossTerms",

@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import mmap
 import os
-import stat
 import tempfile
 import warnings
 from abc import ABC, abstractmethod
@@ -26,6 +25,7 @@ from m2d_hub.audio.given import Channels, Given, unpack
 from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import checked, to_clips, to_mono
+from m2d_hub.doors import open_file
 from m2d_hub.errors import AudioError
 
 # What cannot be read, or only with PyAV, is looked for as well, so that it is reported, not passed over.
@@ -212,25 +212,9 @@ def _check_path(path: Path) -> Path:
     Raises:
         AudioError: It is none; the message says what it is.
     """
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:  # the latter: a name with a zero byte
-        missing = isinstance(error, FileNotFoundError)
-        problem = "does not exist" if missing else f"cannot be opened ({getattr(error, 'strerror', error)})"
-        raise AudioError(f"{str(path)[:200]} {problem}.") from error
-    if stat.S_ISDIR(status.st_mode):
-        try:
-            os.scandir(path).close()
-        except OSError as error:
-            raise AudioError(f"{path} cannot be entered ({error.strerror}).") from error
-        raise AudioError(f"{path} is a folder, not an audio file.")
-    if not stat.S_ISREG(status.st_mode):
-        raise AudioError(
-            f"{path} is a pipe or a device, not a file: give what it holds as io.BytesIO(...), or write "
-            "it to a file."
-        )
-    if not status.st_size:
-        raise AudioError(f"{path} is empty: it holds no samples.")
+    with open_file(path, "an audio file", AudioError) as file:
+        if not os.fstat(file.fileno()).st_size:
+            raise AudioError(f"{path} is empty: it holds no samples.")
     return path
 
 

@@ -20,6 +20,7 @@ from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
 from m2d_hub.audio.resampling import check_rate, resample
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import mixed
+from m2d_hub.doors import reading
 from m2d_hub.errors import AudioError
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def read_header(source: Path | StoredFile | BinaryIO, name: str, is_exact: bool 
     Raises:
         AudioError: It cannot; the message names it.
     """
-    with _binary(source, name) as (file, size):
+    with reading_audio(name), _binary(source) as (file, size):
         if (kind := foreign.kind_of(file)) is not None:
             rate, seconds = foreign.describe(file, kind, name)
             frames = 0 if is_exact else round(seconds * rate)
@@ -85,7 +86,7 @@ def decode(
     Raises:
         AudioError: The file cannot be read; the message names it.
     """
-    with _binary(source, name) as (file, size):
+    with reading_audio(name), _binary(source) as (file, size):
         kind = foreign.kind_of(file)
         blocks = (
             _decode(source, file, size, name, first, stop)
@@ -103,20 +104,13 @@ def _decode(
     source: Path | StoredFile | BinaryIO, file: BinaryIO, size: int, name: str, first: int, stop: int | None
 ) -> Iterator[tuple[int, Tensor]]:
     """Blocks of what libsndfile reads, with the place of each; those before ``first`` may be left out."""
-    import soundfile
-
     with _open_whole(source, file, size, name) as whole:
         layout = _find_layout(whole.format, file, size)
-        place = 0
-        try:
-            if first and layout.stretches == (Stretch(),):
-                place = _seek(whole, first)
-            left = math.inf if stop is None else max(0, stop - place)
-            for block in _joined(whole, layout, file, size, name, left):
-                yield place, block
-                place += len(block)
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise AudioError(unreadable(name, error)) from error
+        place = _seek(whole, first) if first and layout.stretches == (Stretch(),) else 0
+        left = math.inf if stop is None else max(0, stop - place)
+        for block in _joined(whole, layout, file, size, name, left):
+            yield place, block
+            place += len(block)
         if layout.is_cut and (stop is None or place < stop):
             seconds = place / whole.samplerate
             _warn_of_cut(name, seconds, layout.announced * seconds if layout.announced > 1 else None)
@@ -203,18 +197,15 @@ def _find_layout(format_name: str, file: BinaryIO, size: int) -> Layout:
 
 
 @contextlib.contextmanager
-def _binary(source: Path | StoredFile | BinaryIO, name: str) -> Iterator[tuple[BinaryIO, int]]:
+def _binary(source: Path | StoredFile | BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
     """The bytes of a source, and how many they are."""
     with contextlib.ExitStack() as stack:
-        try:
-            if isinstance(source, Path):
-                file: BinaryIO = stack.enter_context(source.open("rb"))
-            else:
-                file = stack.enter_context(source.open()) if isinstance(source, StoredFile) else source
-            size = file.seek(0, io.SEEK_END)
-            file.seek(0)
-        except (OSError, ValueError) as error:
-            raise AudioError(unreadable(name, error)) from error
+        if isinstance(source, Path):
+            file: BinaryIO = stack.enter_context(source.open("rb"))
+        else:
+            file = stack.enter_context(source.open()) if isinstance(source, StoredFile) else source
+        size = file.seek(0, io.SEEK_END)
+        file.seek(0)
         yield file, size
 
 
@@ -238,21 +229,18 @@ def _sound_file(source: Any, name: str) -> Any:
 
     if isinstance(source, Path):
         source = os.fsencode(source) if os.name == "posix" else str(source)  # names that are no UTF-8
-    try:
+    with reading_audio(name):
         sound = soundfile.SoundFile(source)
-    except (soundfile.LibsndfileError, TypeError, OSError, EOFError) as error:
-        raise AudioError(unreadable(name, error)) from error
     # A seekable file is sought before and after each read, from where MP3 goes on with wrong samples and FLAC
     # of unknown length not at all.
     sound.seekable = lambda: False
     return sound
 
 
-def unreadable(name: str, error: Exception) -> str:
-    """The message for a file that a library cannot read."""
-    reason = str(getattr(error, "error_string", error)).rstrip(".")
-    return (
-        f"{name} cannot be read as audio ({reason}). WAV, FLAC, Ogg, MP3 and what else libsndfile knows are "
-        "read, and M4A, WebM, WMA and the like with pip install 'm2d-hub[formats]'; convert others first, "
-        "for instance: ffmpeg -i INPUT OUTPUT.flac"
+def reading_audio(name: str) -> contextlib.AbstractContextManager[None]:
+    """The door to a file of encoded audio."""
+    way_out = (
+        "WAV, FLAC, Ogg, MP3 and what else libsndfile knows are read, and M4A, WebM, WMA and the like with "
+        "pip install 'm2d-hub[formats]'; convert others first, for instance: ffmpeg -i INPUT OUTPUT.flac"
     )
+    return reading(name, "audio", way_out, AudioError)

@@ -119,10 +119,7 @@ def _opened(file: BinaryIO, kind: str, name: str) -> Iterator[tuple[Any, Any]]:
             "for instance: ffmpeg -i INPUT OUTPUT.flac"
         ) from error
     file.seek(0)
-    try:
-        with av.open(file, format=kind, metadata_errors="ignore") as container:
-            if not container.streams.audio:
-                raise AudioError(f"{name} holds no audio.")
-            yield container, container.streams.audio[0]
-    except (av.FFmpegError, ValueError, OSError, StopIteration) as error:
-        raise AudioError(f"{name} cannot be read as audio ({error}).") from error
+    with av.open(file, format=kind, metadata_errors="ignore") as container:
+        if not container.streams.audio:
+            raise AudioError(f"{name} holds no audio.")
+        yield container, container.streams.audio[0]

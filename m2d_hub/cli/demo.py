@@ -37,12 +37,14 @@ def demo(folder: str | None, model: str, device: str | None, host: str, port: in
       m2d-hub demo
       m2d-hub demo recordings/ --model m2d-as-0.7-as2m
     """
-    from m2d_hub.demo.library import open_library
+    from m2d_hub.corpus.library import open_library
     from m2d_hub.demo.page import serve
     from m2d_hub.hub import load_model
 
     loaded = load_model(model, device=device)
     library = open_library(folder, model, device) if folder else None
+    for why in library.failed.values() if library else ():
+        click.echo(f"Left out: {why}", err=True)
     page = serve(loaded, model, library, host=host, port=port, wait=False)
     click.echo(f"Open {page.local_url} in a browser; Ctrl-C ends the page.")
     if host != _LOOPBACK:

@@ -11,6 +11,7 @@ import click
 from m2d_hub.cli.demo import demo
 from m2d_hub.cli.embed import embed
 from m2d_hub.cli.export import export
+from m2d_hub.cli.map import map_
 from m2d_hub.cli.models import convert, download, info, list_
 from m2d_hub.cli.options import Group
 from m2d_hub.cli.plot import plot
@@ -36,5 +37,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
 
 
-for command in (embed, search, tag, stream, list_, info, download, convert, export, plot, demo):
+for command in (embed, search, map_, tag, stream, list_, info, download, convert, export, plot, demo):
     main.add_command(command)

@@ -72,7 +72,7 @@ class EmbedAudio:
                 clips, sample_rate=self.sample_rate, channels="mix", batch_size=self.batch_size
             )
             return embeddings.numpy(), [""] * len(clips)
-        except (AudioError, OSError) as error:
+        except AudioError as error:
             if len(clips) == 1:
                 return np.full((1, self.model.frame_dim), np.nan, dtype=np.float32), [str(error)]
         for clip in clips:

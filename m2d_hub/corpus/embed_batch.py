@@ -10,9 +10,10 @@ import torch
 
 from m2d_hub.audio.clips import AudioClip
 from m2d_hub.corpus.dataset_output import PartWriter
-from m2d_hub.corpus.reading import UNREADABLE, OpenedBatch, open_batch
+from m2d_hub.corpus.reading import OpenedBatch, open_batch
 from m2d_hub.corpus.records import Record
 from m2d_hub.corpus.sources import Source
+from m2d_hub.errors import AudioError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
@@ -57,7 +58,7 @@ def embed_opened(model: M2D, opened: OpenedBatch, kind: Kind, batch_size: int) -
         return EmbeddedBatch([], failed)
     try:
         return EmbeddedBatch(_encode(model, sources, opened.clips, kind, batch_size), failed)
-    except UNREADABLE as error:
+    except AudioError as error:
         reason = str(error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not _is_memory(error):

@@ -19,7 +19,7 @@ import numpy as np
 from m2d_hub.corpus.dataset_output import PartWriter
 from m2d_hub.corpus.naming import ARRAY, TIMES, FolderNames, plan
 from m2d_hub.corpus.output_job import LOCK, check_settings, lock_kept, write_settings
-from m2d_hub.corpus.records import Contents, Origin, Record, foreign_file, parse_settings, reading
+from m2d_hub.corpus.records import WAY_OUT, Contents, Origin, Record, checked, parse_settings, reading_output
 from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
@@ -107,9 +107,9 @@ class FolderOutput:
         """
         settings = self._out / SETTINGS
         if settings.is_symlink() or self._index.is_symlink():
-            raise foreign_file(self._out)
+            raise ConfigError(f"{self._out} holds links. {WAY_OUT}")
         if settings.is_file():
-            with reading(self._out):
+            with reading_output(settings):
                 return parse_settings(settings.read_text(encoding="utf-8"))
         if self._out.is_dir() and any(path.name != LOCK for path in self._out.iterdir()):
             raise ConfigError(
@@ -136,7 +136,7 @@ class FolderOutput:
         path = self._out / PENDING
         if not path.is_file():
             return frozenset()
-        with reading(self._out):
+        with reading_output(path):
             return frozenset(json.loads(path.read_text(encoding="utf-8")))
 
     def _row(self, file: str) -> list[Any]:
@@ -150,22 +150,36 @@ def folder_contents(folder: Path) -> Contents:
     Raises:
         ConfigError: It was not written by this package, or is damaged.
     """
-    with reading(folder):
+    with reading_output(folder / SETTINGS):
         settings = parse_settings((folder / SETTINGS).read_text(encoding="utf-8"))
-        found, _ = _parsed_index(folder / INDEX)
+    found, _ = _parsed_index(folder / INDEX)
     return Contents(settings, {file: origin for file, (_, origin) in found.items()})
 
 
 def folder_records(folder: Path) -> Iterator[Record]:
-    """The records of a folder of embeddings, in the order of its index, one at a time."""
+    """The records of a folder of embeddings, in the order of its index, one at a time.
+
+    Raises:
+        ConfigError: They are damaged.
+    """
+    return checked(folder, _arrays(folder))
+
+
+def _arrays(folder: Path) -> Iterator[Record]:
     for file, (name, _) in _parsed_index(folder / INDEX)[0].items():
         times = folder / (name + TIMES)
-        yield Record(file, np.load(folder / (name + ARRAY)), np.load(times) if times.exists() else None)
+        yield Record(file, _array(folder / (name + ARRAY)), _array(times) if times.exists() else None)
+
+
+def _array(path: Path) -> np.ndarray:
+    with reading_output(path):
+        array: np.ndarray = np.load(path)
+    return array
 
 
 def _parsed_index(index: Path) -> tuple[dict[str, tuple[str, Origin]], bytes]:
     """Array, without suffix, and origin by file; and the whole lines of the index, which told them."""
-    with reading(index):
+    with reading_output(index):
         text = index.read_bytes().decode("utf-8")
         whole = text[: text.rfind("\n") + 1]
         header, *rows = csv.reader(io.StringIO(whole, newline=""), strict=True)

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.corpus.parquet import Parquet
-from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, reading
+from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, reading_output
 from m2d_hub.errors import ConfigError
 
 MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
@@ -64,12 +64,12 @@ class Safetensors(Format):
     def contents(self, path: Path, name: object = None) -> Contents:
         from safetensors import safe_open
 
-        with reading(path), safe_open(path, framework="numpy") as file:
+        with reading_output(path), safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             names = json.loads(metadata["file"])
             return Contents.parse(metadata[SETTINGS_KEY], names, file.get_tensor("origin"))
 
-    def records(self, path: Path) -> Iterator[Record]:
+    def _records(self, path: Path) -> Iterator[Record]:
         from safetensors import safe_open
 
         with safe_open(path, framework="numpy") as file:
@@ -106,10 +106,10 @@ class Npz(Format):
                 rows.close()
 
     def contents(self, path: Path, name: object = None) -> Contents:
-        with reading(path), _arrays(path) as arrays:
+        with reading_output(path), _arrays(path) as arrays:
             return Contents.parse(str(arrays["settings"]), arrays["file"].tolist(), arrays["origin"])
 
-    def records(self, path: Path) -> Iterator[Record]:
+    def _records(self, path: Path) -> Iterator[Record]:
         with _arrays(path) as arrays:
             files = arrays["file"].tolist()
             if "embedding" in arrays.files:

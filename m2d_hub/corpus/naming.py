@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sources import Source, possible_names
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import ConfigError, first_few
 from m2d_hub.files import as_text
 
 ARRAY, TIMES = ".npy", ".timestamps_s.npy"  # suffixes of what a folder keeps of a file
@@ -60,9 +60,8 @@ def plan(sources: Iterable[Source], done: Mapping[str, Origin], out: object) -> 
                     changed.append(name)
                 break
     if changed:
-        more = f" and {len(changed) - _MOST_NAMED:,} more" if len(changed) > _MOST_NAMED else ""
         raise ConfigError(
-            f"{', '.join(changed[:_MOST_NAMED])}{more} changed since {out} got their embeddings (by size or "
+            f"{first_few(changed, _MOST_NAMED)} changed since {out} got their embeddings (by size or "
             "time of change). Give another output, or delete what is there to embed all anew."
         )
     return Plan(left, {source.file: taken[source.file] for source in left})

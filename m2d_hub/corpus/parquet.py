@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Origin, Record, reading
+from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Origin, Record, reading_output
 from m2d_hub.errors import ConfigError
 
 ROW_GROUP_BYTES = 32 << 20
@@ -56,13 +56,13 @@ class Parquet(Format):
     def contents(self, path: Any, name: object = None) -> Contents:
         _, parquet = _pyarrow()
         columns = [f"origin_{field.name}" for field in dataclasses.fields(Origin)]
-        with reading(name or path), parquet.ParquetFile(path) as file:
+        with reading_output(path, name), parquet.ParquetFile(path) as file:
             settings = (file.schema_arrow.metadata or {})[SETTINGS_KEY.encode()]
             table = file.read(columns=["file", *columns])
             rows = np.stack([table[column].to_numpy() for column in columns], axis=1)
             return Contents.parse(settings, table["file"].to_pylist(), rows)
 
-    def records(self, path: Any) -> Iterator[Record]:
+    def _records(self, path: Any) -> Iterator[Record]:
         _, parquet = _pyarrow()
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):

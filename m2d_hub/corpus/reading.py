@@ -11,8 +11,6 @@ from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import AudioError
 
-UNREADABLE = (AudioError, OSError, UnicodeEncodeError)  # of a file; the last: its name is no text
-
 
 @dataclass(frozen=True)
 class OpenedBatch:
@@ -30,7 +28,7 @@ def open_batch(batch: Iterable[Source], sample_rate: int) -> OpenedBatch:
         try:
             opened.clips.extend(open_audio(source.path, sample_rate))
             opened.sources.append(source)
-        except UNREADABLE as error:
+        except AudioError as error:
             opened.failed.append((source, str(error)))
     return opened
 

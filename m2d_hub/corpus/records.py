@@ -5,12 +5,12 @@ Shapes: D features, T frames, L layers.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.audio.stored import StoredFile, identity_of
+from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import PARSER_ERRORS
 
 SETTINGS_KEY = "m2d_hub"  # under which every format keeps the settings
+KIND = "embeddings"  # that an output holds
+WAY_OUT = "It was not written by m2d-hub embed, or is damaged, and is left alone: give another one."
 
 
 @dataclass(frozen=True)
@@ -139,23 +141,49 @@ class Format(ABC):
             name: Of an open one, for messages.
         """
 
-    @abstractmethod
     def records(self, path: Any) -> Iterator[Record]:
-        """The records, in order, one at a time."""
+        """The records, in order, one at a time.
+
+        Raises:
+            ConfigError: They are damaged.
+        """
+        return checked(path, self._records(path))
+
+    @abstractmethod
+    def _records(self, path: Any) -> Iterator[Record]:
+        """The records, as they are read."""
 
 
-@contextlib.contextmanager
-def reading(path: object) -> Iterator[None]:
-    """Turns whatever a library makes of a file that is not this package's into :func:`foreign_file`."""
-    try:
-        yield
-    except PARSER_ERRORS as error:
-        raise foreign_file(path) from error
+def checked(path: object, records: Iterator[Record]) -> Iterator[Record]:
+    """Records of an output, each read through the door and looked at.
+
+    Raises:
+        ConfigError: One cannot be read, or is no embedding.
+    """
+    while True:
+        with reading(path, KIND, WAY_OUT, ConfigError):
+            record = next(records, None)
+            _check(record)
+        if record is None:
+            return
+        yield record
 
 
-def foreign_file(path: object) -> ConfigError:
-    """The error for a file that carries no settings of this package."""
-    return ConfigError(
-        f"{path} exists and was not written by m2d-hub embed, or is damaged; it is left alone. Give "
-        "another one."
-    )
+def reading_output(path: Any, name: object = None) -> AbstractContextManager[None]:
+    """The door to a file that should be this package's; ``name`` is that of one that is open."""
+    if name is None or isinstance(path, Path):
+        return reading_file(path, KIND, WAY_OUT, ConfigError)
+    return reading(name, KIND, WAY_OUT, ConfigError)
+
+
+def _check(record: Record | None) -> None:
+    """Raises a ValueError for arrays that are no embedding."""
+    if record is None:
+        return
+    shape, times = record.embedding.shape, record.timestamps_s
+    if record.embedding.dtype != np.float32 or (
+        len(shape) != 1 if times is None else len(shape) not in (2, 3)
+    ):
+        raise ValueError(f"an embedding of shape {shape}")
+    if times is not None and (times.shape != shape[-2:-1] or not len(times)):
+        raise ValueError(f"{len(times)} times of an embedding of shape {shape}")

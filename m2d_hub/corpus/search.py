@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,12 +12,9 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.corpus.records import Origin, Record
-from m2d_hub.corpus.stored import Stored, read_stored
+from m2d_hub.corpus.stored import Stored, frames_of, load_model_of, read_stored
 from m2d_hub.errors import ConfigError
-from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import locate
 from m2d_hub.results import require_top_k
 
 
@@ -71,9 +67,9 @@ def search(
     stored = read_stored(embeddings)
     own = _own_record(query, stored)
     if own is not None and not _has_changed(query, stored.origins[own]):
-        wanted = _frames(next(record for record in stored.records() if record.file == own))
+        wanted = frames_of(next(record for record in stored.records() if record.file == own))
     else:
-        loaded = model if isinstance(model, M2D) else _load(model, stored, device)
+        loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
         wanted = _encode(loaded, query, stored.settings["kind"], sample_rate, batch_size)
     matches = _matches(wanted, own, stored)
     return heapq.nlargest(top_k, matches, key=lambda match: match.score)
@@ -96,24 +92,6 @@ def _has_changed(query: str | os.PathLike[str], kept: Origin) -> bool:
     return not origin.is_missing and origin != kept
 
 
-def _load(name: str | os.PathLike[str] | None, stored: Stored, device: str | None) -> M2D:
-    """The model that the output was made with.
-
-    Raises:
-        ConfigError: Its weights are others.
-    """
-    settings = stored.settings
-    chosen = settings["model"] if name is None else name
-    if sha256_of_model(locate(chosen)) != settings.get("weights"):
-        raise ConfigError(
-            f"{stored.path} was embedded with {settings['model']!r}, and the weights of model "
-            f"{os.fspath(chosen)!r} are others: their embeddings cannot be compared. Leave model out, or "
-            "embed the files anew."
-        )
-    window = settings["window_s"]
-    return load_model(chosen, device=device, window_s=math.inf if window == "inf" else window)
-
-
 def _encode(model: M2D, query: Any, kind: str, sample_rate: int | None, batch_size: int) -> np.ndarray:
     """Embeddings (T, D) of the query's frames, or of the clip (1, D)."""
     if kind == "clip":
@@ -125,18 +103,12 @@ def _encode(model: M2D, query: Any, kind: str, sample_rate: int | None, batch_si
     return clips[0].reshape(-1, clips.shape[-1]).float().cpu().numpy()
 
 
-def _frames(record: Record) -> np.ndarray:
-    """A record's embedding as (T, D): of layers the last, of a clip one row."""
-    embedding = record.embedding[-1] if record.embedding.ndim == 3 else record.embedding
-    return embedding.reshape(-1, embedding.shape[-1])
-
-
 def _matches(wanted: np.ndarray, own: str | None, stored: Stored) -> Iterator[Match]:
     mean = wanted.mean(axis=0, dtype=np.float64)
     for record in stored.records():
         if record.file == own:
             continue
-        frames = _frames(record)
+        frames = frames_of(record)
         if frames.shape[1] != mean.shape[0]:
             raise ConfigError(
                 f"{stored.path} holds embeddings of {frames.shape[1]} values, but the query's has "

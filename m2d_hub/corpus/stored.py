@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,15 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, dataset_contents, dataset_records
-from m2d_hub.corpus.folder_output import folder_contents, folder_records
+from m2d_hub.corpus.folder_output import INDEX, SETTINGS, folder_contents, folder_records
 from m2d_hub.corpus.formats import FORMATS
 from m2d_hub.corpus.outputs import check_suffix
-from m2d_hub.corpus.records import Contents, Origin, Record, reading
+from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.errors import ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.model import M2D
+from m2d_hub.pretrained.folder import sha256_of_model
+from m2d_hub.pretrained.locate import locate
 
 
 @dataclass(frozen=True)
@@ -41,14 +46,9 @@ class Stored:
         Raises:
             ConfigError: The output is damaged.
         """
-        records = _records(self.path)
-        while True:
-            with reading(self.path):
-                record = next(records, None)
-                _check(record)
-            if record is None:
-                return
-            yield record
+        if not self.path.is_dir():
+            return FORMATS[_suffix(self.path)].records(self.path)
+        return dataset_records(self.path) if _is_dataset(self.path) else folder_records(self.path)
 
 
 def read_stored(path: str | os.PathLike[str]) -> Stored:
@@ -71,23 +71,46 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
     return Stored(path, FORMATS[_suffix(path)].contents(path))
 
 
-def _check(record: Record | None) -> None:
-    """Raises a ValueError for arrays that are no embedding."""
-    if record is None:
-        return
-    shape, times = record.embedding.shape, record.timestamps_s
-    if record.embedding.dtype != np.float32 or (
-        len(shape) != 1 if times is None else len(shape) not in (2, 3)
-    ):
-        raise ValueError(f"an embedding of shape {shape}")
-    if times is not None and (times.shape != shape[-2:-1] or not len(times)):
-        raise ValueError(f"{len(times)} times of an embedding of shape {shape}")
+def frames_of(record: Record) -> np.ndarray:
+    """A record's embedding as (T, D): of layers the last, of a clip one row."""
+    embedding = record.embedding[-1] if record.embedding.ndim == 3 else record.embedding
+    return embedding.reshape(-1, embedding.shape[-1])
 
 
-def _records(path: Path) -> Iterator[Record]:
-    if path.is_dir():
-        return dataset_records(path) if _is_dataset(path) else folder_records(path)
-    return FORMATS[_suffix(path)].records(path)
+def is_stored(path: str | os.PathLike[str]) -> bool:
+    """Whether a path means an output of :func:`m2d_hub.embed_files`, which need not be there, by its name.
+
+    A folder of ``.npy`` files is known by its index.
+    """
+    path = Path(path)
+    suffixes = (*FORMATS, DATASET_SUFFIX)
+    return path.suffix.lower() in suffixes or ((path / INDEX).is_file() and (path / SETTINGS).is_file())
+
+
+def load_model_of(
+    stored: Stored, name: str | os.PathLike[str] | None = None, device: str | None = None
+) -> M2D:
+    """The model that an output was made with.
+
+    Args:
+        stored: The output.
+        name: Where the model is to be had; None: by the name that the output tells.
+        device: As for :func:`m2d_hub.load_model`.
+
+    Raises:
+        ConfigError: Its weights are others.
+        M2DError: It cannot be loaded.
+    """
+    settings = stored.settings
+    chosen = settings["model"] if name is None else name
+    if sha256_of_model(locate(chosen)) != settings.get("weights"):
+        raise ConfigError(
+            f"{stored.path} was embedded with {settings['model']!r}, and the weights of model "
+            f"{os.fspath(chosen)!r} are others: their embeddings cannot be compared. Leave model out, or "
+            "embed the files anew."
+        )
+    window = settings["window_s"]
+    return load_model(chosen, device=device, window_s=math.inf if window == "inf" else window)
 
 
 def _is_dataset(path: Path) -> bool:

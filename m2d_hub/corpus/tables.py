@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.doors import reading, reading_file
+from m2d_hub.errors import ConfigError, first_few
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
 SHOWN = 5  # rows that a message names
@@ -39,10 +40,8 @@ def read_table(
     Raises:
         ConfigError: The file is missing, no such table, or a row has another number of cells than the header.
     """
-    if isinstance(path, Path) and not path.is_file():
-        raise ConfigError(f"{path} does not exist: give a CSV with the columns {', '.join(columns)}.")
     table = path if name is None else name
-    header, *rows = _rows(path, table) or [[]]
+    header, *rows = _rows(path, table, columns) or [[]]
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise ConfigError(
@@ -75,16 +74,20 @@ def refuse_empty(path: object, rows: Sequence[Row], column: str) -> None:
         raise ConfigError(f"{path}: {counted(empty)} no {column} ({listed(empty)}).")
 
 
-def _rows(path: Path | BinaryIO, table: object) -> list[list[str]]:
-    try:
+def _rows(path: Path | BinaryIO, table: object, columns: Sequence[str]) -> list[list[str]]:
+    kind, way_out = f"a CSV with the columns {', '.join(columns)}", "Save it as a CSV in UTF-8."
+    door = (
+        reading_file(path, kind, way_out, ConfigError)
+        if isinstance(path, Path)
+        else reading(table, kind, way_out, ConfigError)
+    )
+    with door:
         content = path.read_bytes() if isinstance(path, Path) else path.read()
         lines = io.StringIO(content.decode("utf-8-sig"), newline="")
         header = lines.readline()
         lines.seek(0)
         delimiter = ";" if ";" in header and "," not in header else ","
         return list(csv.reader(lines, delimiter=delimiter))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{table} is not a CSV in UTF-8 ({error}); save it as one.") from error
 
 
 def counted(rows: Sequence[object]) -> str:
@@ -94,5 +97,4 @@ def counted(rows: Sequence[object]) -> str:
 
 def listed(values: Sequence[object], noun: str = "row") -> str:
     """The first few values, and how many more there are."""
-    more = f" and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
-    return f"{noun}{'s' * (len(values) > 1)} {', '.join(map(str, values[:SHOWN]))}{more}"
+    return f"{noun}{'s' * (len(values) > 1)} {first_few(values, SHOWN)}"

@@ -15,7 +15,7 @@ from m2d_hub.config import FrontendConfig
 from m2d_hub.corpus.search import Match
 from m2d_hub.demo.listening import MOST_S, Heard, read_beginning
 from m2d_hub.errors import AudioError
-from m2d_hub.look import LEVELS, LIKENESS
+from m2d_hub.look import LEVELS, LIKENESS, picture_data
 from m2d_hub.plots import RANGE_DB, frequency_ticks, similarity, spectrogram_db
 from m2d_hub.results import Tag
 
@@ -148,15 +148,11 @@ def _picture(
     limits: tuple[float, float] | None = None,
 ) -> str:
     """Values (rows, columns), the first row at the bottom, as a PNG that is ``width`` times the page's."""
-    from matplotlib.image import imsave
-
     # From the first percentile: a few outliers must not take the colours from the rest.
     low, high = limits or (min(float(np.percentile(values, 1)), 0.99), 1.0)
-    buffer = io.BytesIO()
-    imsave(buffer, values, cmap=colours, vmin=low, vmax=high, origin="lower", format="png")
-    data = base64.b64encode(buffer.getvalue()).decode()
+    source = picture_data(values, colours, low, high)
     size = f'class="m2d-picture {kind}" style="width:{100 * width:.2f}%"'
-    return f'<img {size} alt="{html.escape(label, quote=True)}" src="data:image/png;base64,{data}">'
+    return f'<img {size} alt="{html.escape(label, quote=True)}" src="{source}">'
 
 
 def _axis(duration_s: float) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
+from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, reason_of
 
 MAX_TOKENS = 512
 
@@ -98,20 +98,16 @@ def load_text_encoder(
             model = AutoModel.from_pretrained(source, **options)
     except OSError as error:
         raise DownloadError(
-            f"The text encoder {source!r} could not be loaded: {_first_line(error)} "
+            f"The text encoder {source!r} could not be loaded: {reason_of(error)}. "
             f"To go on offline, fetch it on another machine (hf download {source} --local-dir FOLDER) and "
             "give the folder: model.clap.load_text_encoder('FOLDER')."
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"The text encoder {source!r} cannot be used: {_first_line(error)} If it needs code of its own "
+            f"The text encoder {source!r} cannot be used: {reason_of(error)}. If it needs code of its own "
             "repository and you trust that: model.clap.load_text_encoder(trust_remote_code=True)."
         ) from error
     return TextEncoder(tokenizer, model.eval().requires_grad_(False), pooling)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") + "."
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:

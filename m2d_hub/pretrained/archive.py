@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import shutil
 import stat
-import struct
 import zipfile
-import zlib
 from pathlib import Path, PurePosixPath
 
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError
-from m2d_hub.files import CHUNK_BYTES, FORBIDDEN, FULL
+from m2d_hub.files import CHUNK_BYTES, storage_errors
 
 MAX_ENTRIES = 1_000
 MAX_BYTES = 8 << 30  # the largest release unpacks to about 1 GB
 MAX_NAME_BYTES = 200  # of a file that is unpacked
-_ZIP_ERRORS = (
-    *(zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error),
-    *(EOFError, ValueError, LookupError, RuntimeError, OverflowError, MemoryError),
-)
 MAX_RATIO = 200  # unpacked to packed; weights hardly shrink
 
 
@@ -37,7 +32,10 @@ def extract_checkpoint(archive: Path, folder: Path, filename: str | None = None)
         CheckpointError: The zip is damaged, unsafe, or does not hold the file; nothing is left in ``folder``.
     """
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with (
+            reading_file(archive, "a zip", "Delete it and fetch it again.", CheckpointError),
+            zipfile.ZipFile(archive) as opened,
+        ):
             entries = opened.infolist()
             _check_safe(archive, entries)
             wanted = _find(archive, entries, filename)
@@ -46,14 +44,10 @@ def extract_checkpoint(archive: Path, folder: Path, filename: str | None = None)
                 if not entry.is_dir():
                     _read_through(opened, entry, target if entry is wanted else None)
             return target
-    except (*_ZIP_ERRORS, OSError) as error:
-        if isinstance(error, OSError) and error.errno in FULL | FORBIDDEN:
-            raise
+    except CheckpointError:
         for left in folder.glob("*.pth"):
             left.unlink()
-        raise CheckpointError(
-            f"{archive} is damaged or not a zip ({error}). Delete it and fetch it again."
-        ) from error
+        raise
 
 
 def _check_safe(archive: Path, entries: list[zipfile.ZipInfo]) -> None:
@@ -105,7 +99,7 @@ def _read_through(opened: zipfile.ZipFile, entry: zipfile.ZipInfo, target: Path 
     """Reads an entry to its end, where zipfile compares the CRC; keeps it as ``target`` if given."""
     with opened.open(entry) as source:
         if target is not None:
-            with target.open("wb") as file:
+            with storage_errors(target.parent), target.open("wb") as file:
                 shutil.copyfileobj(source, file, CHUNK_BYTES)
         else:
             while source.read(CHUNK_BYTES):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -14,9 +15,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError, ConfigError, first_few
 from m2d_hub.files import hash_into, replacing
-from m2d_hub.pretrained.tensors import check_finite, listed, open_safetensors, reading
+from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite, open_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -126,26 +128,35 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def _read_config(weights: Path, metadata: Mapping[str, str]) -> ModelConfig:
     beside = weights.with_name(CONFIG_FILE)
     if beside.is_file():
-        text, origin = _read_text(beside), beside
+        with _reading_config(beside):
+            text, origin = _read_text(beside), beside
     elif "m2d_hub_config" in metadata:
         text, origin = metadata["m2d_hub_config"], weights
     else:
         raise CheckpointError(
             f"{weights} has no {CONFIG_FILE} beside it that says its sizes; save the model again."
         )
-    try:
-        return ModelConfig.from_dict(json.loads(text))
-    except (ValueError, RecursionError, ConfigError) as error:
-        raise CheckpointError(f"{origin} is not a model configuration: {error}") from error
+    with _reading_config(origin):
+        return _parsed_config(text)
+
+
+def _reading_config(path: Path) -> contextlib.AbstractContextManager[None]:
+    return reading_file(path, "a model configuration", FETCH_AGAIN, CheckpointError)
 
 
 def _read_text(path: Path) -> str:
-    with reading(path, "is not a model configuration"):
-        with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES + 1)
-        if len(text) > MAX_CONFIG_BYTES:
-            raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
-        return text.decode("utf-8")
+    with path.open("rb") as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
+    return text.decode("utf-8")
+
+
+def _parsed_config(text: str) -> ModelConfig:
+    try:
+        return ModelConfig.from_dict(json.loads(text))
+    except ConfigError as error:  # of a file, not of an argument
+        raise ValueError(str(error)) from error
 
 
 def _check_sizes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], origin: Path) -> None:
@@ -193,10 +204,10 @@ def assign_tensors(
     expected = module.state_dict()
     problems = []
     if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"missing {listed(missing)}")
+        problems.append(f"missing {first_few(missing)}")
     extra = [name for name in tensors if name not in expected]
     if unexpected := [name for name in extra if optional is None or not name.startswith(optional)]:
-        problems.append(f"unexpected {listed(unexpected)}")
+        problems.append(f"unexpected {first_few(unexpected)}")
     problems += [
         f"{name} is {tuple(tensors[name].shape)} but must be {tuple(tensor.shape)}"
         for name, tensor in expected.items()

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import ChecksumError
 from m2d_hub.files import replacing, sha256_of
 from m2d_hub.pretrained.registry import ModelInfo
@@ -32,17 +33,14 @@ def read_origin(folder: Path) -> dict[str, Any]:
         ChecksumError: It is damaged.
     """
     path = folder / ORIGIN_FILE
-    try:
-        origin = json.loads(path.read_text(encoding="utf-8"))
+    again = f"Delete {folder} and load the model again."
+    with reading_file(path, "the record of a download", again, ChecksumError):
+        origin: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(origin["zip_bytes"], int):
             raise ValueError("no size of the zip")
         for recorded in origin["files"].values():
             recorded["stamp"], recorded["sha256"]
-        return origin
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise ChecksumError(
-            f"{path} is damaged ({error}). Delete {folder} and load the model again."
-        ) from error
+    return origin
 
 
 def verify(folder: Path) -> None:

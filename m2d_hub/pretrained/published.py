@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
-from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.doors import reading
+from m2d_hub.errors import CheckpointError, ConfigError, first_few
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 from m2d_hub.pretrained.published_names import part_of
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
 from m2d_hub.pretrained.tensor_file import read_tensors
-from m2d_hub.pretrained.tensors import check_finite, listed, reading
+from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite
 
 # What training wrappers put before the encoder's names, the longest first.
 _PREFIXES = (
@@ -86,7 +87,7 @@ def read_published(
     sorted_tensors = _sort_tensors(raw, path)
     check_finite(sorted_tensors["encoder"] | sorted_tensors["head"] | sorted_tensors["clap"], path)
     folder_name = folder_name or path.parent.name
-    with reading(path, "holds tensors of no M2D model"):  # tensors of other shapes than its layers have
+    with reading(path, "weights of an M2D", FETCH_AGAIN, CheckpointError):  # their shapes may be any
         config = _infer_config(sorted_tensors, args, folder_name, path, sample_rate, name)
     norm_stats = "norm_stats"
     tensors = {
@@ -118,7 +119,7 @@ def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, 
             unknown.append(published)
     if unknown:
         raise CheckpointError(
-            f"{path} holds tensors of an unknown layout: {listed(unknown)}. Known are the published "
+            f"{path} holds tensors of an unknown layout: {first_few(unknown)}. Known are the published "
             "M2D encoder, head, CLAP and pre-training names."
         )
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, M2DError, UnknownModelError
+from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, M2DError, UnknownModelError, reason_of
 from m2d_hub.files import storage_errors
 from m2d_hub.pretrained.cache import is_offline
 from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE
@@ -92,7 +92,7 @@ def _explain(error: Exception, repository: str, revision: str | None) -> M2DErro
             f"{named} lacks {CONFIG_FILE} or {WEIGHTS_FILE}. Models that save_pretrained or push_to_hub of "
             "this package wrote have both."
         )
-    reason = str(error.__cause__ or error).strip().partition("\n")[0].rstrip(".")
+    reason = reason_of(error.__cause__ or error)
     return DownloadError(
         f"{named} is not in the cache and could not be fetched ({reason}). To go on offline, fetch it "
         f"on another machine (hf download {repository} --local-dir FOLDER) and give it: load_model('FOLDER')."

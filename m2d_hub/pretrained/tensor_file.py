@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from m2d_hub.doors import reading
 from m2d_hub.errors import CheckpointError
 from m2d_hub.pretrained.folder import CONFIG_FILE, read_safetensors
 from m2d_hub.pretrained.published_names import published_state
@@ -38,7 +39,9 @@ def _of_run(path: Path, step: int, model: Mapping[str, Tensor]) -> tuple[dict[st
             f"{path} is a checkpoint of a fine-tuning that is not done; run it to its end and give export/."
         )
     run = path.absolute().parent.parent / CONFIG_FILE
-    try:
+    name = f"{path}, a checkpoint of a run whose sizes {run} must say,"
+    way_out = "Leave the file in its run's folder, or load the run's export/."
+    with reading(name, "weights", way_out, CheckpointError):
         told = json.loads(run.read_text(encoding="utf-8"))
         config, offline = told["config"], told["config"].get("offline") or {}
         settings = {
@@ -48,9 +51,4 @@ def _of_run(path: Path, step: int, model: Mapping[str, Tensor]) -> tuple[dict[st
             "head_width": config.get("head_width"),
             "text": (offline["text_encoder"], offline["text_pooling"]) if "text_encoder" in offline else None,
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(
-            f"{path} is a checkpoint of a run, whose sizes {run} must say, but that cannot be read "
-            f"({error!r}). Leave the file in its run's folder, or load the run's export/."
-        ) from error
     return published_state(model), settings

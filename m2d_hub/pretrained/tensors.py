@@ -14,11 +14,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from m2d_hub.errors import CheckpointError
-from m2d_hub.files import PARSER_ERRORS
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError, first_few, reason_of
 
 RUN_STATE = {"step", "model", "optimizer"}  # what a run's kept checkpoint holds
 RUN_STEP = "step of a run"  # its step, among the settings
+FETCH_AGAIN = "Fetch or save it again."
 MAX_TENSORS = 20_000  # in a file; the largest release has about 600
 _FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 _COUNTERS = ("num_batches_tracked", "position_ids")  # ends of names of whole numbers
@@ -39,7 +40,7 @@ class Safetensors:
         Raises:
             CheckpointError: One is not of plain numbers.
         """
-        with reading(self.path, "cannot be read as safetensors"):
+        with _reading_safetensors(self.path):
             tensors = {name: self._file.get_tensor(name).clone() for name in self.shapes}
         check_plain(tensors, self.path)
         return tensors
@@ -52,9 +53,8 @@ def open_safetensors(path: Path) -> Iterator[Safetensors]:
     Raises:
         CheckpointError: The file is missing, damaged, or of more tensors than a model has.
     """
-    _require_file(path)
     with contextlib.ExitStack() as stack:
-        with reading(path, "cannot be read as safetensors"):
+        with _reading_safetensors(path):
             file = stack.enter_context(safe_open(path, framework="pt"))
             names = list(file.keys())
             _check_number(names, path)
@@ -69,19 +69,8 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         CheckpointError: The file is unsafe, damaged, or holds something else.
     """
-    _require_file(path)
-    try:
-        with (
-            reading(path, "is damaged or not a PyTorch file"),
-            torch.serialization.safe_globals([argparse.Namespace]),
-        ):
-            contents = torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
-    except pickle.UnpicklingError as error:
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise CheckpointError(
-            f"{path} was not loaded: it holds more than tensors and plain settings, and unpickling it could "
-            f"run code ({reason}). Fetch the file from its publisher again."
-        ) from error
+    with reading_file(path, "a PyTorch file", FETCH_AGAIN, CheckpointError):
+        contents = _unpickled(path)
     args: Any = {}
     if isinstance(contents, Mapping) and isinstance(contents.get("model"), Mapping):
         is_run = contents.keys() >= RUN_STATE
@@ -100,16 +89,6 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return copies, dict(args) if isinstance(args, Mapping) else {}
 
 
-@contextlib.contextmanager
-def reading(path: Path, problem: str) -> Iterator[None]:
-    """Turns whatever a parser makes of a damaged file into a CheckpointError that says what to do."""
-    try:
-        yield
-    except PARSER_ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise CheckpointError(f"{path} {problem} ({reason}); fetch or save it again.") from error
-
-
 def check_plain(tensors: Mapping[str, Tensor], origin: object) -> None:
     """Refuses tensors that are no dense floating-point numbers with memory of their own.
 
@@ -120,7 +99,7 @@ def check_plain(tensors: Mapping[str, Tensor], origin: object) -> None:
     if bad:
         kinds = ", ".join(sorted({str(tensors[name].dtype).removeprefix("torch.") for name in bad}))
         raise CheckpointError(
-            f"{origin} holds tensors that are no weights ({kinds}): {listed(bad)}. Weights are dense, of "
+            f"{origin} holds tensors that are no weights ({kinds}): {first_few(bad)}. Weights are dense, of "
             "float32, float16, bfloat16 or float64; save them so."
         )
 
@@ -134,14 +113,9 @@ def check_finite(tensors: Mapping[str, Tensor], origin: object) -> None:
     ]
     bad = [name for name in suspects if not torch.isfinite(tensors[name]).all()]
     if bad:
-        raise CheckpointError(f"{origin} holds non-finite weights in {listed(bad)}; fetch or train it again.")
-
-
-def listed(names: Iterable[str], most: int = 8) -> str:
-    """The first names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+        raise CheckpointError(
+            f"{origin} holds non-finite weights in {first_few(bad)}; fetch or train it again."
+        )
 
 
 def _is_plain(name: str, tensor: Tensor) -> bool:
@@ -160,9 +134,19 @@ def _check_number(names: Iterable[Any], path: Path) -> None:
         )
 
 
-def _require_file(path: Path) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path} does not exist, or is no regular file.")
+def _reading_safetensors(path: Path) -> contextlib.AbstractContextManager[None]:
+    return reading_file(path, "safetensors", FETCH_AGAIN, CheckpointError)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=_is_zip(path))
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} was not loaded: it holds more than tensors and plain settings, and unpickling it could "
+            f"run code ({reason_of(error)}). Fetch the file from its publisher again."
+        ) from error
 
 
 def _is_zip(path: Path) -> bool:

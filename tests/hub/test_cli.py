@@ -375,7 +375,7 @@ def test_file_of_somebody_else_is_left_alone(name, tiny, tmp_path):
     out = tmp_path / name
     out.write_text("precious")
     result = embed(CLIPS[1], "--out", out, model=tiny, status=1)
-    assert f"{out} exists and was not written by m2d-hub embed" in result.output
+    assert f"{out} cannot be read as embeddings" in result.output
     assert out.read_text() == "precious"
 
 

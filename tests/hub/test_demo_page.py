@@ -5,6 +5,7 @@ import re
 import shutil
 import socket
 import sys
+import types
 import urllib.request
 
 import numpy as np
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 import m2d_hub
 from m2d_hub.cli.main import main
 from m2d_hub.config import ClapConfig, EncoderConfig, HeadConfig, ModelConfig
-from m2d_hub.demo.library import open_library
+from m2d_hub.corpus.library import open_library
 from m2d_hub.demo.listening import MOST_S, listen
 from m2d_hub.demo.page import Answers, serve
 
@@ -60,7 +61,7 @@ def test_the_folder_is_embedded_once_and_again_what_changed(folder, model_folder
     model = m2d_hub.load_model(model_folder, device="cpu")
     heard = listen(model, clips / "speech_it_1.wav")
     first = open_library(folder, model_folder, "cpu")
-    assert first.failed == 1
+    assert list(first.failed) == [str(folder / "broken.wav")]
     assert names_of(first.nearest(heard.waveform, model, 9))[0] == "speech_it_1.wav"
     written = first.embeddings.stat().st_mtime_ns
     again = open_library(folder, model_folder, "cpu")
@@ -121,6 +122,14 @@ def test_mistakes_are_told_in_sentences_with_the_users_own_names(tmp_path):
     assert "Two sounds are needed" in answers.two(str(broken), None)
     assert "at least one line" in answers.words(str(broken), " \n")
     assert answers.one(None) == ("", "")
+
+
+def test_files_of_the_folder_that_cannot_be_read_are_named(folder, model_folder, monkeypatch):
+    page = types.SimpleNamespace(local_url="http://127.0.0.1:7860/", block_thread=lambda: None)
+    monkeypatch.setattr("m2d_hub.demo.page.serve", lambda *arguments, **settings: page)
+    result = CliRunner().invoke(main, ["demo", str(folder), "--model", model_folder, "--device", "cpu"])
+    assert result.exit_code == 0 and "Open http://127.0.0.1:7860/" in result.stdout
+    assert f"Left out: {folder / 'broken.wav'} cannot be read" in result.stderr
 
 
 def test_a_missing_gradio_is_told_with_the_extra_to_install(monkeypatch):

@@ -20,6 +20,7 @@ from m2d_hub.pretrained.cache import release_url
 from m2d_hub.pretrained.download import download
 from m2d_hub.pretrained.registry import find_model
 
+from ..nobody import as_nobody
 from .release_server import Fault, ReleaseServer
 
 CONTENT = random.Random(0).randbytes(300_000)
@@ -40,24 +41,6 @@ def waits(monkeypatch):
     waited = []
     monkeypatch.setattr(m2d_hub.pretrained.download.time, "sleep", waited.append)
     return waited
-
-
-@contextlib.contextmanager
-def without_root(folder):
-    """Root may write anywhere: acts as nobody meanwhile, who may enter the folder."""
-    if os.geteuid() != 0:
-        yield
-        return
-    modes = {path: path.stat().st_mode for path in (folder.parent, folder.parent.parent)}
-    for path in modes:
-        path.chmod(0o755)
-    os.seteuid(65534)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        for path, mode in modes.items():
-            path.chmod(mode)
 
 
 def fetch(server, folder):
@@ -228,7 +211,7 @@ def test_folder_that_cannot_be_made_is_named(server, tmp_path):
 def test_folder_without_permission_is_named(server, tmp_path):
     tmp_path.chmod(0o555)
     with (
-        without_root(tmp_path),
+        as_nobody(tmp_path),
         pytest.raises(DownloadError, match=rf"{tmp_path} cannot be written \(.*Permission denied"),
     ):
         fetch(server, tmp_path)

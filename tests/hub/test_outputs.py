@@ -165,7 +165,8 @@ def test_a_folder_that_may_not_be_entered_is_reported(tiny, tmp_path, monkeypatc
     summary = embed(tmp_path / "rec", tmp_path / "out.npz", tiny)
     assert (summary.embedded, summary.failed) == (1, 1)
     [_, line] = (tmp_path / "out.npz.errors.csv").read_text().splitlines()
-    assert line == f"{tmp_path}/rec/in,{tmp_path}/rec/in cannot be entered (Permission denied)."
+    problem = "cannot be opened (Permission denied): look at its name and permissions."
+    assert line == f"{tmp_path}/rec/in,{tmp_path}/rec/in {problem}"
     [closed] = find_sources(tmp_path / "rec" / "in")
     assert closed.path == tmp_path / "rec" / "in"
 
@@ -284,7 +285,9 @@ def test_an_index_that_is_damaged_is_refused(index, tiny, tmp_path):
     out = tmp_path / "out"
     embed(write_noise(tmp_path / "a.wav"), out, tiny)
     (out / "index.csv").write_bytes(index)
-    with pytest.raises(ConfigError, match=r"index\.csv exists and was not written by"):
+    with pytest.raises(
+        ConfigError, match=r"index\.csv cannot be read as embeddings .* It was not written by"
+    ):
         embed(tmp_path / "a.wav", out, tiny)
 
 

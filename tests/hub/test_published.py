@@ -265,7 +265,7 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, contents, message):
 def test_a_damaged_file_is_refused_by_name(publish):
     path = publish(**SMALL)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(CheckpointError, match=r"checkpoint-300\.pth is damaged or not a PyTorch file"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-300\.pth cannot be read as a PyTorch file"):
         m2d_hub.load_model(path)
 
 

@@ -27,6 +27,7 @@ from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
 from m2d_hub.pretrained.registry import MODELS, find_model
 from m2d_hub.pretrained.release import fetch, load_all_tensors
 
+from ..nobody import as_nobody
 from .release_server import (
     Fault,
     checkpoint_bytes,
@@ -67,24 +68,14 @@ def left_in(root):
 def read_only(folder):
     """Nothing below ``folder`` can be written; root, who may write anywhere, acts as nobody meanwhile."""
     paths = [path for path in (folder, *folder.rglob("*")) if path.is_dir()]
-    closed = [path for path in folder.parents if not path.stat().st_mode & 0o001]
-    parents = {path: path.stat().st_mode for path in closed}
     for path in paths:
         path.chmod(0o555)
-    for path, mode in parents.items():
-        path.chmod(mode | 0o055)
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
     try:
-        yield
+        with as_nobody(folder):
+            yield
     finally:
-        if root:
-            os.seteuid(0)
         for path in paths:
             path.chmod(0o755)
-        for path, mode in parents.items():
-            path.chmod(mode)
 
 
 def assert_nothing_left(root):
@@ -230,7 +221,7 @@ def test_damaged_zip_put_there_by_hand_is_left_to_its_owner(server, tmp_path):
     message = fails(server, tmp_path, CheckpointError)
     assert (
         message
-        == f"{zip_path} is damaged or not a zip (File is not a zip file). Delete it and fetch it again."
+        == f"{zip_path} cannot be read as a zip (File is not a zip file). Delete it and fetch it again."
     )
     assert zip_path.exists()
 
@@ -257,7 +248,7 @@ def test_damaged_zip_is_refused_and_the_next_call_starts_anew(server, tmp_path, 
         "a web page": b"<html>Sign in to continue</html>",
     }[damage]
     message = fails(server, tmp_path, CheckpointError)
-    assert message.startswith(f"{tmp_path}/downloads/{TINY.folder}.zip is damaged or not a zip (")
+    assert message.startswith(f"{tmp_path}/downloads/{TINY.folder}.zip cannot be read as a zip (")
     assert message.endswith("Delete it and fetch it again.")
     assert_nothing_left(tmp_path)
     server.files[f"/{TINY.url_path}"] = whole
@@ -315,7 +306,7 @@ def test_missing_weights_are_told(server, tmp_path):
 def test_damaged_record_is_told(server, tmp_path):
     path = fetch(TINY, cache_dir=tmp_path) / "origin.json"
     path.write_text("{")
-    assert f"{path} is damaged (" in fails(server, tmp_path, ChecksumError)
+    assert f"{path} cannot be read as the record of a download (" in fails(server, tmp_path, ChecksumError)
 
 
 def test_copied_weights_are_hashed_once(server, tmp_path, monkeypatch):

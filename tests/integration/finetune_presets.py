@@ -27,6 +27,7 @@ from m2d_training.finetuning.data import FinetuneBatch, FinetuneDataset, augment
 from m2d_training.finetuning.loop import FinetuneTrainer, TaskObjective
 from m2d_training.finetuning.model import build_model
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
+from m2d_training.finetuning.sounds import SoundLearner
 
 from m2d_hub import M2D, ModelConfig
 from m2d_hub.config import EncoderConfig
@@ -75,12 +76,12 @@ def start(preset: str) -> Start:
     """One step of a preset."""
     config = dataclasses.replace(FINETUNE_PRESETS[preset](), batch_size=len(CLIPS))
     size = CLASSES.get(preset, SMALL_CLASSES)
-    targets = F.one_hot(torch.arange(len(CLIPS)) % size, size).float()
     torch.manual_seed(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         labels = tuple(f"class {index}" for index in range(size))
         model = build_model(write_model(preset, Path(folder)), config, labels, config.loss == "bce")
-    part = Part([str(ROOT / "tests" / "data" / name) for name in CLIPS], targets, list(range(len(CLIPS))))
+    files, rows = [str(ROOT / "tests" / "data" / name) for name in CLIPS], list(range(len(CLIPS)))
+    part = Part(files, [(row % size,) for row in rows], size, rows)
     dataset = FinetuneDataset(part, config, model.config.frontend, model.config.encoder, config.seed)
     batch = dataset.stack([dataset[SampleKey(1, index, index)] for index in range(len(CLIPS))])
     clean, _ = augmented(batch, model.frontend, without_augmentation(config))
@@ -89,7 +90,7 @@ def start(preset: str) -> Start:
     windows = Windows.of(encoder).fitted(inputs.shape[-1])
     objective = TaskObjective(config.loss == "bce")
     warm = dataclasses.replace(config, warmup_epochs=0)  # or the first step's rate is zero
-    trainer = FinetuneTrainer(warm, model, objective, 100, Accelerator(cpu=True))
+    trainer = FinetuneTrainer(warm, SoundLearner(model, warm), objective, 100, Accelerator(cpu=True))
     started = time.perf_counter()
     step = trainer.train_step([batch], 0)
     mels = encoder.patch_size[0]
@@ -185,7 +186,7 @@ def main() -> None:
     ).parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads())))
     starts = []
-    for preset in FINETUNE_PRESETS:
+    for preset in (name for name, config in FINETUNE_PRESETS.items() if config().images is None):
         starts.append(start(preset))
         print(preset, f"loss {starts[-1].loss:.3f}", flush=True)
     draw(starts, RESULTS.with_suffix(".png"))

@@ -106,7 +106,7 @@ def test_members_beyond_their_shard_are_refused_before_memory_is_taken(tmp_path)
 def test_pipes_and_folders_are_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "folder.npy").mkdir()
-    for name, problem in [("pipe", "is no file"), ("folder", "is no file"), ("none", "does not exist")]:
+    for name, problem in [("pipe", "is a pipe"), ("folder", "is a folder"), ("none", "does not exist")]:
         with pytest.raises(AudioError, match=f"{name}.npy {problem}"):
             read_array(Entry(str(tmp_path / f"{name}.npy")))
 

@@ -19,7 +19,12 @@ from m2d_training.finetuning.data import clips_to_score
 from m2d_training.finetuning.loop import TaskObjective, inverse_class_weights
 from m2d_training.finetuning.member import Score
 from m2d_training.finetuning.model import build_model
-from m2d_training.finetuning.optimizer import build_finetune_optimizer, finetune_rate, set_rate
+from m2d_training.finetuning.optimizer import (
+    build_finetune_optimizer,
+    finetune_rate,
+    parameter_groups,
+    set_rate,
+)
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
 import m2d_hub
@@ -216,8 +221,8 @@ CYCLES = ["Normal", "Crackle", "Wheeze", "Normal"]
 LABELS = {"as2m": AUDIOSET, "as20k": AUDIOSET, "icbhi2017": CYCLES, "sprsound": CYCLES}
 
 
-@pytest.mark.parametrize("preset", FINETUNE_PRESETS)
-def test_every_preset_starts(preset, model, sounds, tmp_path):
+@pytest.mark.parametrize("preset", [name for name in FINETUNE_PRESETS if name != "imagenet"])
+def test_every_preset_of_sounds_starts(preset, model, sounds, tmp_path):
     data = write_list(tmp_path / "list.csv", sounds, LABELS.get(preset, ["low", "high"]))
     report = finished(preset, model, data, tmp_path / "run", QUICK)
     config = FINETUNE_PRESETS[preset]()
@@ -286,7 +291,7 @@ def test_short_lists_are_passed_over_more_often():
 def test_rates_fall_from_the_head_down_and_only_matrices_decay(tiny):
     tiny.set_head(3)
     config = FinetuneConfig(layer_decay=0.5, weight_decay=0.1, lr=1e-3, warmup_epochs=0, epochs=10)
-    optimizer = build_finetune_optimizer(tiny, config)
+    optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
     assert set_rate(optimizer, config, step=0, steps_per_epoch=10) == pytest.approx(1e-3)
     names = {id(parameter): name for name, parameter in tiny.named_parameters()}
     found = {
@@ -306,7 +311,7 @@ def test_rates_fall_from_the_head_down_and_only_matrices_decay(tiny):
 def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
     tiny.set_head(3)
     config = FinetuneConfig(optimizer=name, lr=0.5, warmup_epochs=5, epochs=200)
-    optimizer = build_finetune_optimizer(tiny, config)
+    optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
     rates = [set_rate(optimizer, config, step, steps_per_epoch=2) for step in (0, 5, 400)]
     assert rates == pytest.approx([0.0, 0.25, 0.0], abs=1e-9)
     assert type(optimizer).__name__.lower() == name
@@ -345,7 +350,8 @@ def test_lars_without_weight_decay_is_sgd_with_momentum(tiny):
     ends = []
     for name in ("lars", "sgd"):
         tiny.load_state_dict(start)
-        optimizer = build_finetune_optimizer(tiny, FinetuneConfig(optimizer=name, lr=0.5))
+        config = FinetuneConfig(optimizer=name, lr=0.5)
+        optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
         for seed in range(3):
             generator = torch.Generator().manual_seed(seed)
             for parameter in tiny.parameters():
@@ -357,7 +363,8 @@ def test_lars_without_weight_decay_is_sgd_with_momentum(tiny):
 
 def test_adamw_of_voxceleb_decays_all_tensors_and_is_amsgrad(tiny):
     tiny.set_head(3)
-    optimizer = build_finetune_optimizer(tiny, FINETUNE_PRESETS["vc1"]())
+    config = FINETUNE_PRESETS["vc1"]()
+    optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
     found = {(group["weight_decay"], group["betas"], group["amsgrad"]) for group in optimizer.param_groups}
     assert found == {(1e-4, (0.9, 0.95), True)}
 

@@ -216,7 +216,9 @@ def test_wrong_columns_missing_lists_and_other_encodings_are_refused(save, tmp_p
         read_labelled(tmp_path / "empty.csv")
     with pytest.raises(ConfigError, match="does not exist: give a CSV with the columns file, label, split"):
         read_labelled(tmp_path / "none.csv")
-    with pytest.raises(ConfigError, match="is not a CSV in UTF-8"):
+    with pytest.raises(
+        ConfigError, match=r"cannot be read as a CSV with the columns file, label, split .* UTF-8"
+    ):
         read_labelled(save(["a.wav,Käfer,train"], encoding="latin-1"))
 
 
@@ -367,3 +369,31 @@ def test_multi_label_report_draws_average_precision_and_tells_what_is_left_out(e
     assert report["per_class"]["b"] == {"average_precision": 1.0, "test_clips": 1}
     assert "1 of 3 classes have no test clip" in caplog.text
     assert (tmp_path / "average_precision.png").exists() and not (tmp_path / "confusion.png").exists()
+
+
+def test_a_folder_of_splits_and_classes_is_a_list(tmp_path):
+    names = [
+        "Train/bark/1.wav",
+        "Train/rain/sub/2.flac",
+        "val/bark/3.wav",
+        "val/rain/4.WAV",
+        "test/bark/5.mp3",
+    ]
+    for name in [*names, "test/notes.txt", "test/bark/notes.txt", "extra/bark/6.wav"]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    labelled = read_labelled(tmp_path)
+    splits = {"Train": "train", "val": "valid", "test": "test"}
+    expected = {(str(tmp_path / name), (name.split("/")[1],), splits[name.split("/")[0]]) for name in names}
+    assert {(clip.file, clip.labels, clip.split) for clip in labelled.clips} == expected
+    (only,) = labelled.rounds()
+    assert (len(only.train), len(only.valid), len(only.test)) == (2, 2, 1)
+
+
+def test_a_folder_without_classes_to_train_on_is_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "1.wav").touch()
+    with pytest.raises(
+        ConfigError, match=r"no training clips in folders of their classes: it must hold train/CLASS"
+    ):
+        read_labelled(tmp_path)

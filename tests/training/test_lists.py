@@ -187,6 +187,23 @@ def librispeech(folder):
     touch(folder, "train-other-500/20/205/20-205-0000.flac", "dev-clean/84/121123/84-121123-0000.flac")
 
 
+def imagenet(folder):
+    touch(folder, "train/n01440764/n01440764_18.JPEG", "train/n01443537/n01443537_2.JPEG")
+    touch(folder, "val/n01440764/ILSVRC2012_val_00000293.JPEG", "val/n01443537/ILSVRC2012_val_00000236.JPEG")
+    touch(folder, "test/ILSVRC2012_test_00000001.JPEG")
+
+
+def imagenet_of_kaggle(folder):
+    imagenet(folder / "ILSVRC/Data/CLS-LOC")
+    val = folder / "ILSVRC/Data/CLS-LOC/val"
+    for file in sorted(val.glob("*/*")):
+        file.rename(val / file.name)
+        file.parent.rmdir()
+    rows = "ILSVRC2012_val_00000236,n01443537 3 142 208 466\n"
+    rows += "ILSVRC2012_val_00000293,n01440764 1 2 3 4 n01440764 1 2 3 4\n"
+    write(folder, **{"LOC_val_solution.csv": "ImageId,PredictionString\n" + rows})
+
+
 def evar(folder):
     table = "file_name,label,split\na/1.wav,yes,train\na/2.wav,no,valid\nb/3.wav,yes,test\n"
     write(folder.parent, **{"task.csv": table})
@@ -361,6 +378,26 @@ CASES = {
             ("train-other-500/20/205/20-205-0000.flac",),
         ],
     ),
+    "imagenet": (
+        imagenet,
+        {},
+        [
+            ("train/n01440764/n01440764_18.JPEG", "n01440764", "train"),
+            ("train/n01443537/n01443537_2.JPEG", "n01443537", "train"),
+            ("val/n01440764/ILSVRC2012_val_00000293.JPEG", "n01440764", "test"),
+            ("val/n01443537/ILSVRC2012_val_00000236.JPEG", "n01443537", "test"),
+        ],
+    ),
+    "imagenet of Kaggle": (
+        imagenet_of_kaggle,
+        {},
+        [
+            ("ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_18.JPEG", "n01440764", "train"),
+            ("ILSVRC/Data/CLS-LOC/train/n01443537/n01443537_2.JPEG", "n01443537", "train"),
+            ("ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000236.JPEG", "n01443537", "test"),
+            ("ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000293.JPEG", "n01440764", "test"),
+        ],
+    ),
     "evar": (
         evar,
         {"audio": "data"},
@@ -433,6 +470,10 @@ WRONG = {
     "icbhi2017": ("160_1b2_Al_mc_AKGC417L.txt", "has no 160_1b2_Al_mc_AKGC417L.txt"),
     "sprsound": ("train_json", "has no train_json. SPRSound is expected as published: train_json and"),
     "librispeech": ("train-*", "has no train-clean-100"),
+    "imagenet": (
+        "train/n*",
+        "has no training clips in folders of their classes: it must hold train/CLASS/FILE",
+    ),
     "evar": ("../task.csv", "task.csv does not exist: give a CSV with the columns file_name, label"),
 }
 
@@ -528,6 +569,7 @@ PUBLISHED = {
     ("gtzan", "all"): 930,
     ("fsd50k", "all"): 51_197,
     ("icbhi2017", "all"): 6_898,
+    ("imagenet", "all"): 1_331_167,
 }
 
 
@@ -603,11 +645,15 @@ BROKEN = {
         "file,label\n",
         r"row 1 is \['file', 'label'\]; rows are YTID, start, end",
     ),
-    "nsynth": ("nsynth-test/examples.json", "{", "is no table of notes that have instrument_family_str"),
+    "nsynth": (
+        "nsynth-test/examples.json",
+        "{",
+        "cannot be read as a table of notes that have instrument_family_str",
+    ),
     "sprsound": (
         "train_json/65101171_0.4_1_p1_3247.json",
         "{}",
-        "has no event_annotation with start, end and type",
+        r"cannot be read as annotations \(event_annotation with start, end and type\) \(it lacks",
     ),
     "fsd50k": ("FSD50K.ground_truth/dev.csv", "fname,labels,split\n1,a,x\n", "row 2 has the split 'x'"),
     "cremad": ("AudioWAV/song.wav", "", "song.wav is not named SPEAKER_SENTENCE_EMOTION_LEVEL"),
@@ -639,7 +685,7 @@ def test_folders_without_clips_and_empty_tables_are_refused(tmp_path):
 def test_a_table_that_is_no_utf8_is_refused(tmp_path):
     icbhi2017(tmp_path / "data")
     (tmp_path / "data" / "101_1b1_Al_sc_Meditron.txt").write_bytes("0\t1\té".encode("latin-1"))
-    with pytest.raises(ConfigError, match=r"Meditron\.txt is no text in UTF-8"):
+    with pytest.raises(ConfigError, match=r"Meditron\.txt cannot be read as text in UTF-8"):
         relist(tmp_path, "icbhi2017", {})
 
 

@@ -272,7 +272,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
     write_tensors(path, {"step": 1, "model": {"weight": torch.zeros(100_000)}, "optimizer": {}})
     path.write_bytes(path.read_bytes()[:9000] if damage == "cut" else damage)
     with pytest.raises(
-        m2d_hub.CheckpointError, match=r"step-000000001.pt is damaged \(.+\). Delete it: the run"
+        m2d_hub.CheckpointError, match=r"step-000000001.pt cannot be read as .+ \(.+\). Delete it: the run"
     ):
         read_state(path)
 
@@ -281,7 +281,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
 def test_a_damaged_config_is_named_with_the_way_out(command, tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     result = run(command("pretrain", tmp_path, "epochs=1"))
-    assert result.exit_code == 1 and "config.json is damaged" in result.output
+    assert result.exit_code == 1 and "config.json cannot be read as a run's configuration" in result.output
 
 
 @pytest.mark.parametrize("write", [replacing, replacing_folder])

@@ -19,6 +19,7 @@ from m2d_training.data.masking import count_visible, draw_mask
 from m2d_training.pretraining.analysis import TokenSums
 from m2d_training.pretraining.losses import class_loss
 from m2d_training.pretraining.offline import EncodedTokens, FrameMapper, build_offline, merge_tokens
+from m2d_training.pretraining.pretrainer import encoder_part
 from m2d_training.runs.schedules import learning_rate
 from torch.nn import functional as F
 
@@ -262,6 +263,40 @@ def test_weights_of_another_shape_are_named():
     shapes = r"patch_embed.proj.weight \(64, 1, 16, 8\) \(expected \(64, 1, 16, 16\)\)"
     with pytest.raises(CheckpointError, match=shapes):
         build(patch_size=(16, 16)).load_published(build().export_published())
+
+
+LABELS = {"offline": OfflineConfig(kind="labels", dim=5)}
+BOTH = "offline network and the predictor"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "parts"),
+    [
+        ({"method": "msm-mae"}, {}, "predictor"),  # pixels are predicted instead of features
+        ({"predictor_depth": 2}, {}, "predictor"),
+        (LABELS, {"offline": OfflineConfig(kind="labels", dim=7)}, "offline network"),
+        (LABELS | {"predictor_dim": 32}, {"offline": OfflineConfig(kind="labels", dim=7)}, BOTH),
+    ],
+)
+def test_weights_whose_encoder_fits_start_it_alone_by_the_remedy_that_is_named(given, wanted, parts):
+    weights = build(**given).export_published()
+    pretrainer = build(**wanted)
+    message = f'The encoder fits, but not the {parts}: set start_parts="encoder" to start from the encoder'
+    with pytest.raises(CheckpointError, match=message):
+        pretrainer.load_published(weights)
+    pretrainer.load_published(encoder_part(weights))
+
+
+def test_a_target_encoder_that_does_not_fit_is_named():
+    weights = build().export_published()
+    del weights["target_norm.bias"]
+    with pytest.raises(CheckpointError, match=r'not the target encoder: set start_parts="encoder"'):
+        build().load_published(weights)
+
+
+def test_weights_of_another_encoder_are_told_the_encoders_sizes_alone():
+    with pytest.raises(CheckpointError, match=r"Check input_size, patch_size, embed_dim and depth\.$"):
+        build(predictor_dim=32).load_published(build(depth=1).export_published())
 
 
 def test_unknown_tensors_are_named():

@@ -203,7 +203,7 @@ def test_shards_that_are_none_are_refused_by_name(tmp_path):
             read(path)
     (tmp_path / "pipes").mkdir()
     os.rename(tmp_path / "pipe.tar", tmp_path / "pipes" / "pipe.tar")
-    with pytest.raises(ConfigError, match=r"pipe\.tar is no file"):
+    with pytest.raises(ConfigError, match=r"pipe\.tar is a pipe or a device, not a tar shard"):
         read(tmp_path / "pipes")
 
 

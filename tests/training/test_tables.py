@@ -56,8 +56,8 @@ def test_every_reader_reads_what_spreadsheets_write(folder, reader, form):
 
 REPEATED = ("file", "label", "split", "file")
 BAD = {
-    "is not a CSV in UTF-8": {"encoding": "latin-1"},
-    "is not a CSV in UTF-8 ": {"encoding": "utf-16"},
+    "cannot be read .* Save it as a CSV in UTF-8": {"encoding": "latin-1"},
+    "cannot be read .* Save it as a CSV in UTF-8 ": {"encoding": "utf-16"},
     "has no column 'file'; its columns: path, label, split": {"header": ("path", "label", "split")},
     "has the column 'file' more than once": {"header": REPEATED, "rows": [(*row, "x") for row in ROWS]},
     r"1 row has another number of cells than the header \(row 4\)": {

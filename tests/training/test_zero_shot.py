@@ -121,6 +121,9 @@ def test_what_cannot_be_scored_is_refused(clap, model, files, tmp_path):
     trained = listed(tmp_path / "train.csv", [(file, label, "train") for file, label, _ in rows])
     with pytest.raises(ConfigError, match="has no clip in the split test, but train: name the clips"):
         m2d_training.zero_shot(trained, model=clap, out=out)
+    later = listed(tmp_path / "later.csv", [*rows, (files[0], "dog", "later")])
+    with pytest.raises(ConfigError, match=r"an unknown split \(row 11: 'later'\)"):
+        m2d_training.zero_shot(later, model=clap, out=out)
     one = listed(tmp_path / "one.csv", [(files[0], "dog", "test")])
     with pytest.raises(ConfigError, match="has one class only, 'dog'"):
         m2d_training.zero_shot(one, model=clap, out=out)

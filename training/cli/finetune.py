@@ -20,6 +20,7 @@ EXAMPLE = """\b
 Examples:
   m2d-train finetune small --model m2d-mini --data labelled.csv --out runs/mine
   m2d-train finetune esc50 --model m2d-0.7 --data esc50.csv --out runs/esc50 --seeds 6
+  m2d-train finetune imagenet --model RUN/export --data imagenet/ --out runs/imagenet
   torchrun --nproc_per_node=4 -m m2d_training finetune as2m --model m2d-0.7 --data audioset.csv \\
       --out runs/as2m --set batch_size=16
 """
@@ -28,7 +29,11 @@ Examples:
 @click.command(epilog=EXAMPLE)
 @click.argument("preset")
 @model_option()
-@click.option("--data", required=True, help="CSV with file, label and split (train, valid, test, or folds).")
+@click.option(
+    "--data",
+    required=True,
+    help="CSV with file, label and split (train, valid, test, or folds), or a folder train/CLASS/FILE ...",
+)
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
 )
@@ -68,10 +73,11 @@ def finetune(
 
     \b
     Presets: small (lists of one's own: nothing to tune), and the paper's
-    as2m, as20k, esc50, spcv2, vc1, icbhi2017, sprsound.
+    as2m, as20k, esc50, spcv2, vc1, icbhi2017, sprsound, and imagenet, of pictures.
 
-    OUT/export is the model, for `m2d-hub tag` and load_model; OUT/report.json, worst.csv and the pictures
-    beside them say how good it is on the test clips. Run again with the same --out, it resumes.
+    OUT/export is the model, for `m2d-hub tag` and load_model (of pictures: for timm); OUT/report.json,
+    worst.csv and the pictures beside them say how good it is on the test clips. Run again with the same
+    --out, it resumes.
     Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
     """
     from ..finetuning.presets import load_finetune_preset

@@ -55,7 +55,7 @@ def list_(
 
     \b
     DATASET: esc50, us8k, spcv1, spcv2, vc1, nsynth, gtzan, surge, cremad, voxforge, audioset, as20k,
-    fsd50k, icbhi2017, sprsound, librispeech; evar takes a table of that platform as FOLDER.
+    fsd50k, icbhi2017, sprsound, librispeech, imagenet; evar takes a table of that platform as FOLDER.
 
     The list is for `m2d-train finetune`, `linear-eval` and `pretrain`. Clips whose audio is not there are
     left out and counted; counts that differ from the published ones are told.

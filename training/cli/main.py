@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, compile_option, exit_status, logging_to
+from .options import answer, compile_option, exit_status, logging_to, runs_of, sweep_option
 from .statistics import measure
 from .suite import suite
 from .summarise import summarise
@@ -52,9 +53,7 @@ def main() -> None:
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@click.option(
-    "--sweep", metavar="FIELD=VALUE,VALUE", help="A run for each value of a field of the preset, within OUT."
-)
+@sweep_option
 @compile_option
 @json_option
 def pretrain(
@@ -78,11 +77,8 @@ def pretrain(
     chosen = load_preset(preset)
     config = with_fields(apply_settings(chosen.config, settings), {"compile": True} if compile else {})
     chosen = dataclasses.replace(chosen, config=config)
-    runs: dict[Path, dict[str, Any]] = {out: {}}
-    if sweep is not None:
-        runs = {out / name: fields for name, fields in parse_sweep(chosen.config, sweep).items()}
     left_out, told = 0, []
-    for folder, fields in runs.items():
+    for folder, fields in runs_of(out, sweep, partial(parse_sweep, chosen.config)).items():
         with logging_to(folder / "train.log"):
             result = run_pretraining(chosen, out=folder, **sources, **fields)
         left_out += result.left_out

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -22,6 +23,23 @@ compile_option = click.option(
     is_flag=True,
     help="The encoder's blocks through torch.compile: faster on GPUs after some minutes; --set compile=true.",
 )
+
+sweep_option = click.option(
+    "--sweep", metavar="FIELD=VALUE,VALUE", help="A run for each value of a field, in OUT/FIELD-VALUE."
+)
+
+
+def runs_of(
+    out: Path, sweep: str | None, parse: Callable[[str], dict[str, dict[str, Any]]]
+) -> dict[Path, dict[str, Any]]:
+    """Folders of a command's runs, each with what it has otherwise.
+
+    Args:
+        out: Of the only run, or of those of a sweep.
+        sweep: As it was given.
+        parse: What each run of a sweep has otherwise, by the name of its folder.
+    """
+    return {out: {}} if sweep is None else {out / name: fields for name, fields in parse(sweep).items()}
 
 
 class LogFile(logging.FileHandler):

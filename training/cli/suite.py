@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from m2d_hub.cli.options import json_option, model_option
 
-from .options import answer, exit_status, logging_to
-
-if TYPE_CHECKING:
-    from ..suites.tasks import Suite
+from .options import answer, exit_status, logging_to, runs_of, sweep_option
 
 EXAMPLE = """\b
 Examples:
   m2d-train suite paper-linear --model m2d-0.7 --data datasets/ --out runs/linear
   m2d-train suite paper-finetune --model m2d-0.7 --data datasets/ --out runs/finetune --task esc50
+  m2d-train suite paper-linear --model runs/ratios --sweep mask_ratio=0.5,0.7 --data datasets/ --out runs/eval
   m2d-train suite icbhi --model RUN/export --data datasets/ --out runs/icbhi --seeds 5
 """
 
@@ -35,6 +34,7 @@ Examples:
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each task.  [default: as the paper]")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of all tasks.")
+@sweep_option
 @json_option
 def suite(
     suite: str,
@@ -44,12 +44,14 @@ def suite(
     tasks: tuple[str, ...],
     seeds: int | None,
     settings: tuple[str, ...],
+    sweep: str | None,
     as_json: bool,
 ) -> None:
     """Evaluates NAME on all tasks of SUITE whose data sets --data holds, and writes one table.
 
     \b
-    SUITE: paper-linear (nine tasks), paper-finetune (as2m, as20k, esc50, spcv2, vc1), icbhi, sprsound.
+    SUITE: paper-linear (nine tasks), paper-finetune (as2m, as20k, esc50, spcv2, vc1), icbhi, sprsound,
+    imagenet.
 
     --data holds a folder for each data set as it is published, by the name of `m2d-train list` (esc50/,
     us8k/ ...) or the published one, or its list as NAME.csv; a split of others lies there as NAME-split.csv
@@ -57,25 +59,26 @@ def suite(
 
     OUT/suite.csv and suite.json have the figures with the paper's and the authors' beside them, where these
     are known; OUT/TASK is each task's run (exit status 3 where a task failed).
+
+    With --sweep there is a suite for each value of a field of all tasks, in OUT/lr-0.1 and so on; or, where
+    NAME is the folder of a pre-training's sweep, of each of its models.
     """
+    from ..runs.settings import parse_settings
     from ..suites.run import run_suite
+    from ..suites.sweep import evaluation_of, swept_suites
     from ..suites.tasks import find_suite
 
-    fields = _parsed(find_suite(suite), settings)
-    with logging_to(out / "suite.log"):
-        result = run_suite(suite, model=model, data=data, out=out, tasks=tasks, seeds=seeds, **fields)
-    click.echo(answer(result.to_dict(), as_json, f"{result.text()}\nIn percent. See {out}."))
-    exit_status(result.failed)
-
-
-def _parsed(suite: Suite, settings: tuple[str, ...]) -> dict[str, Any]:
-    """Fields of the suite's kind of evaluation as their types."""
-    from ..finetuning.config import FinetuneConfig
-    from ..linear.options import LinearEvalOptions
-    from ..runs.settings import parse_settings
-
-    is_linear = suite.tasks[0].preset is None
-    base: Any = LinearEvalOptions(model="", data="", out=Path()) if is_linear else FinetuneConfig()
-    fields = parse_settings(base, settings)
-    dataclasses.replace(base, **fields)  # refuses what is not allowed before any task is run
-    return fields
+    evaluation = evaluation_of(find_suite(suite))
+    fields = parse_settings(evaluation, settings)
+    dataclasses.replace(evaluation, **fields)  # refuses what is not allowed before any task is run
+    chosen: dict[str, Any] = {"model": model, "data": data, "tasks": tasks, "seeds": seeds, **fields}
+    told, failed = [], 0
+    for folder, own in runs_of(out, sweep, partial(swept_suites, find_suite(suite), model)).items():
+        with logging_to(folder / "suite.log"):
+            result = run_suite(suite, out=folder, **(chosen | own))
+        told.append(result)
+        failed += result.failed
+    values = {"runs": [one.to_dict() for one in told], "failed": failed} if sweep else told[0].to_dict()
+    text = "\n".join(f"{one.text()}\nIn percent. See {one.out}." for one in told)
+    click.echo(answer(values, as_json, text))
+    exit_status(failed)

@@ -8,10 +8,10 @@ from typing import Literal
 
 import numpy as np
 
+from m2d_hub.doors import reading
 from m2d_hub.errors import AudioError
 
 from .entry import Entry
-from .reading import reading
 
 NUMBERS = "fiu"  # kinds of dtype: floats, and integers with and without sign
 
@@ -22,7 +22,7 @@ def read_array(entry: Entry) -> np.ndarray:
     Raises:
         AudioError: The file is no such array, or does not hold what its header says.
     """
-    with reading(entry, "an array (.npy)"), entry.open() as file:
+    with reading(entry, "an array", "Write it by numpy.save.", AudioError), entry.open() as file:
         version = np.lib.format.read_magic(file)
         read_header = (
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0

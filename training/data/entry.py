@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import io
-import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from m2d_hub.doors import open_file, reading
 from m2d_hub.errors import AudioError
 
 from .parts import AudioFile
@@ -55,12 +55,7 @@ class Entry:
         """
         if self.name:
             return MemberFile(self)
-        if not os.path.isfile(self.path):  # opening a pipe would wait for ever
-            raise AudioError(f"{self} {'is no file' if os.path.exists(self.path) else 'does not exist'}.")
-        try:
-            return open(self.path, "rb")
-        except OSError as error:
-            raise AudioError(f"{self} cannot be read: {error}.") from error
+        return open_file(self.path, "a clip", AudioError)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.name}" if self.name else str(self.path)
@@ -70,13 +65,13 @@ class MemberFile(io.BytesIO):
     """A member of a tar shard in memory."""
 
     def __init__(self, entry: Entry):
-        try:
-            with open(entry.path, "rb") as shard:
-                shard.seek(entry.offset)
-                content = shard.read(entry.size)
-        except OSError as error:
-            raise AudioError(f"{entry} cannot be read: {error}.") from error
-        if len(content) < entry.size:
-            raise AudioError(f"{entry} cannot be read: the shard ends before it.")
+        with (
+            open_file(entry.path, "a tar shard", AudioError) as shard,
+            reading(entry, "a clip", "Make the shard again.", AudioError),
+        ):
+            shard.seek(entry.offset)
+            content = shard.read(entry.size)
+            if len(content) < entry.size:
+                raise EOFError("the shard ends before it")
         super().__init__(content)
         self.name = str(entry)

@@ -15,18 +15,18 @@ from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.checks import require
 from m2d_hub.corpus.sources import files_below
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import PARTIAL_SUFFIX
 
 from .entries import PackedEntries
 from .entry import Entry
+from .images import IMAGE_SUFFIXES, is_image
 from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
 from .parts import audio_files
-from .reading import reading
 from .shard_index import INDEX_NAME, read_index
 from .shards import ShardMember, expand_pattern, index_shards
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 STATISTICS_NAME = "statistics.json"
 
 logger = logging.getLogger(__name__)
@@ -161,8 +161,9 @@ def _of_one_kind(data: str, entries: list[Entry]) -> tuple[list[Entry], Kind]:
 
 
 def _kind(entry: Entry) -> Kind:
-    suffix = os.path.splitext(entry.name or entry.path)[1].lower()
-    return "spectrogram" if suffix == ".npy" else "image" if suffix in IMAGE_SUFFIXES else "audio"
+    name = entry.name or os.fspath(entry.path)
+    suffix = os.path.splitext(name)[1].lower()
+    return "spectrogram" if suffix == ".npy" else "image" if is_image(name) else "audio"
 
 
 def _read_statistics(path: Path) -> Statistics | None:
@@ -170,7 +171,7 @@ def _read_statistics(path: Path) -> Statistics | None:
     if path.suffix == ".csv" or not (folder / STATISTICS_NAME).is_file():
         return None
     file = folder / STATISTICS_NAME
-    with reading(file, "statistics of prepared data", ConfigError):
+    with reading_file(file, "statistics of prepared data", "Prepare the data anew.", ConfigError):
         values = json.loads(file.read_text(encoding="utf-8"))
         statistics = Statistics(float(values["mean"]), float(values["std"]), int(values["sample_rate"]))
     is_usable = math.isfinite(statistics.mean) and 0 < statistics.std < math.inf

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from m2d_hub.doors import reading
 from m2d_hub.errors import ConfigError
 
 from .entry import LABEL_SEPARATOR
-from .reading import reading
 
 LABEL_NAMES = ("label", "labels")  # of columns, and of values in a .json; the first that is filled counts
 CAPTION_NAMES = ("caption", "captions", "text")
@@ -47,12 +47,12 @@ def read_note(name: str, content: bytes) -> Note:
         ConfigError: The file is no UTF-8, no JSON object, or holds values of other types.
     """
     if name.lower().endswith(".txt"):
-        with reading(name, "text in UTF-8", ConfigError):
+        with reading(name, "text", "Save it in UTF-8.", ConfigError):
             return Note(caption=content.decode("utf-8-sig").strip())
-    with reading(name, "JSON", ConfigError):
+    with reading(name, "labels and a caption", "Write a JSON object {…}.", ConfigError):
         values = json.loads(content)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{name} cannot be read as labels and a caption: it is no JSON object {{…}}.")
+        if not isinstance(values, dict):
+            raise TypeError(f"it holds a {type(values).__name__}")
     return Note(
         label=_joined(name, values, LABEL_NAMES, LABEL_SEPARATOR),
         caption=_joined(name, values, CAPTION_NAMES, ", "),

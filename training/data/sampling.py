@@ -7,7 +7,7 @@ nor on the number of workers or processes.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,7 +91,7 @@ class StepSampler:
                 yield [SampleKey(epoch, position, int(order[position])) for position in positions]
 
 
-def balancing_weights(labels: Sequence[tuple[str, ...]], exponent: float = 1.0) -> np.ndarray:
+def balancing_weights(labels: Sequence[tuple[Hashable, ...]], exponent: float = 1.0) -> np.ndarray:
     """Class-balancing weight of each clip: the sum of the inverse counts of its labels, to a power.
 
     Args:

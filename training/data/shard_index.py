@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from m2d_hub.corpus.tables import Row, read_table
+from m2d_hub.doors import open_file
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
@@ -87,11 +88,11 @@ def _member(path: Path, row: Row, wanted: dict[str, str]) -> ShardMember:
 
 def _compare(path: Path, shard: str, members: list[ShardMember]) -> None:
     """Looks whether some of the members, the first and the last among them, are where the index says."""
-    end = os.path.getsize(shard)
     ordered = sorted(members, key=lambda member: member.offset)
     some = {*ordered[:: max(1, len(ordered) // COMPARED)], ordered[-1]}
     ranges = [(m.offset, m.size) for m in members] + [(m.features_offset, m.features_size) for m in members]
-    with open(shard, "rb") as file:
+    with open_file(shard, "a tar shard", ConfigError) as file:
+        end = file.seek(0, os.SEEK_END)
         if (
             any(offset + size > end for offset, size in ranges)
             or not all(_is_there(file, member) for member in some)

@@ -6,7 +6,6 @@ Random access keeps shuffling exact and a resumed run identical, which a stream 
 from __future__ import annotations
 
 import glob
-import os
 import posixpath
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,10 +14,10 @@ from typing import BinaryIO, TypeVar
 
 from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.corpus.shards import Member, members_of
+from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
 
 from .notes import MAX_BYTES, Note, read_note
-from .reading import reading
 
 CLIP_SUFFIXES = (*sorted(AUDIO_SUFFIXES), ".npy", ".jpg", ".jpeg", ".png", ".webp", ".bmp")
 NOTE_SUFFIXES = (".json", ".txt")
@@ -44,18 +43,17 @@ def expand_pattern(pattern: str) -> list[str]:
     """Shards that a pattern with ``{000000..000009}`` or ``*`` names.
 
     Raises:
-        ConfigError: The pattern is no tar pattern, or a shard is missing.
+        ConfigError: The pattern is no tar pattern, or names none.
     """
     import braceexpand
 
     if not pattern.endswith(".tar"):
         raise ConfigError(f"{pattern} is neither a .csv, a folder, nor a pattern of .tar shards.")
-    with reading(pattern, "a pattern of shards", ConfigError):
+    with reading(pattern, "a pattern of shards", "Write {000000..000009} or *.", ConfigError):
         expanded = list(braceexpand.braceexpand(pattern))
     shards = sorted(path for part in expanded for path in (glob.glob(part) if "*" in part else [part]))
-    missing = [shard for shard in shards if not os.path.isfile(shard)]
-    if missing or not shards:
-        raise ConfigError(f"{pattern}: {missing[:3] or 'no shard'} not found.")
+    if not shards:
+        raise ConfigError(f"{pattern} names no shard: give a pattern of .tar files that are there.")
     return list(dict.fromkeys(shards))
 
 
@@ -82,9 +80,8 @@ class _Contents:
 
 
 def _index_shard(shard: str) -> Iterator[ShardMember]:
-    if not os.path.isfile(shard):
-        raise ConfigError(f"{shard} is no file.")
-    with reading(shard, "a tar shard", ConfigError), open(shard, "rb") as file:
+    way_out = "Make it again, whole and without compression."
+    with reading_file(shard, "a tar shard", way_out, ConfigError), open(shard, "rb") as file:
         contents = _read_contents(shard, file)
     stems = [_stem(clip.name) for clip in contents.clips]
     notes, features = _belonging(stems, contents.notes), _belonging(stems, contents.features)

@@ -85,7 +85,7 @@ class ClipEncoder:
         try:
             (clip,) = open_audio(file, self.model.sample_rate)
             waveform = torch.cat(list(clip.blocks()))
-        except (AudioError, OSError) as error:
+        except AudioError as error:
             return str(error)
         if self.num_samples is None:
             return waveform
@@ -175,7 +175,7 @@ def mean_samples(files: Sequence[AudioFile], sample_rate: int, num_workers: int)
     def length(file: AudioFile) -> int:
         try:
             return open_audio(file, sample_rate)[0].expected_samples
-        except (AudioError, OSError):
+        except AudioError:
             return 0  # told later, when it is read
 
     with ThreadPoolExecutor(num_workers) as readers:

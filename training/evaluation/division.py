@@ -16,6 +16,7 @@ import numpy as np
 from m2d_hub.checks import require, require_choice
 from m2d_hub.corpus.tables import counted, listed
 from m2d_hub.errors import ConfigError
+from m2d_hub.pretrained.registry import natural_key
 
 from .labelled_rows import LabelledClip
 
@@ -41,6 +42,7 @@ class Division:
 
     select: Select = "valid"  # the epoch that counts: best on valid clips, the last, or best on test clips
     valid_share: float = 0.0  # of the training clips, held out at random to choose the epoch; 0: a split
+    trains: bool = True  # or nothing is learnt, and the clips of the test alone count, or all folds
 
     def __post_init__(self) -> None:
         require_choice("select", self.select, ("valid", "last", "test"))
@@ -56,10 +58,13 @@ class Division:
 
     @property
     def _needs_split(self) -> bool:
-        return self.select == "valid" and not self.valid_share
+        return self.trains and self.select == "valid" and not self.valid_share
 
     def plan(self, splits: Collection[str]) -> list[RoundPlan]:
         """The rounds of a list that has these splits; in folds, the next one chooses the epoch."""
+        if not self.trains:
+            tested = sorted((split for split in splits if split not in ("train", "valid")), key=natural_key)
+            return [RoundPlan(_round_name(split), (), None, split) for split in tested]
         if "train" in splits:
             trained: tuple[str, ...] = (
                 ("train", "valid") if self.select != "valid" and "valid" in splits else ("train",)
@@ -70,7 +75,7 @@ class Division:
         for place, test in enumerate(folds):
             valid = folds[(place + 1) % len(folds)] if self._needs_split else None
             others = tuple(fold for fold in folds if fold not in (test, valid))
-            plans.append(RoundPlan(f"fold {test}", others, valid, test))
+            plans.append(RoundPlan(_round_name(test), others, valid, test))
         return plans
 
     def hold_out(self, clips: Sequence[LabelledClip]) -> tuple[list[LabelledClip], list[LabelledClip]]:
@@ -119,7 +124,12 @@ class Division:
             self._check_folds(path, numbers)
 
     def _check_names(self, path: object, names: set[str]) -> None:
-        needed = SPLITS if self._needs_split else ("train", "test")
+        if not self.trains and "test" not in names:
+            raise ConfigError(
+                f"{path} has no clip in the split test, but {', '.join(sorted(names))}: name the clips that "
+                "count test, or give folds."
+            )
+        needed = SPLITS if self._needs_split else ("train", "test") if self.trains else ("test",)
         if empty := [split for split in needed if split not in names]:
             only_valid = " Without one, valid_share=0.1 holds a tenth of the training clips out to choose on."
             raise ConfigError(
@@ -131,7 +141,7 @@ class Division:
             raise ConfigError(f"{path} has a valid split: leave valid_share out, got {self.valid_share!r}.")
 
     def _check_folds(self, path: object, folds: set[str]) -> None:
-        least = 3 if self._needs_split else 2
+        least = 3 if self._needs_split else 2 if self.trains else 1
         if len(folds) < least:
             uses = ("train on", "choose the epoch on", "test on") if least == 3 else ("train on", "test on")
             raise ConfigError(
@@ -140,4 +150,9 @@ class Division:
             )
 
 
+def _round_name(split: str) -> str:
+    return f"fold {split}" if split.isdecimal() else split
+
+
 BY_SPLITS = Division()  # as a list's splits are named
+TEST_ALONE = Division(trains=False)

@@ -22,7 +22,7 @@ from m2d_hub.pretrained.registry import natural_key
 from ..data.manifest import audioset_classes
 from ..data.parts import AudioFile
 from .division import BY_SPLITS, Division, RoundPlan
-from .labelled_rows import LabelledClip, check_files, read_rows
+from .labelled_rows import LabelledClip, read_rows
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,27 @@ class Part:
     """Clips that are used together, with what is to be predicted of them."""
 
     files: list[AudioFile]
-    targets: Tensor  # (N, C) float32, 1 where the clip has the label
+    labels: list[tuple[int, ...]]  # of each clip, as indices of classes
+    num_classes: int  # C
     rows: list[int]  # of the list, for messages
 
     def __len__(self) -> int:
         return len(self.files)
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """What is to be predicted of all clips (N, C) float32, 1 where a clip has the label."""
+        targets = torch.zeros(len(self), self.num_classes)
+        places = [(row, label) for row, labels in enumerate(self.labels) for label in labels]
+        if places:
+            targets[tuple(torch.tensor(places).T)] = 1.0
+        return targets
+
+    def target(self, place: int) -> Tensor:
+        """Of one clip (C,): those of a large list that is trained on are never all in memory."""
+        target = torch.zeros(self.num_classes)
+        target[list(self.labels[place])] = 1.0
+        return target
 
     @property
     def classes(self) -> Tensor:
@@ -68,11 +84,9 @@ class LabelledList:
 
     def part(self, clips: Sequence[LabelledClip]) -> Part:
         """Some of the clips with their targets."""
-        places = [(row, self._columns[label]) for row, clip in enumerate(clips) for label in clip.labels]
-        targets = torch.zeros(len(clips), len(self.labels))
-        if places:
-            targets[tuple(torch.tensor(places).T)] = 1.0
-        return Part([clip.file for clip in clips], targets, [clip.row for clip in clips])
+        labels = [tuple(self._columns[label] for label in clip.labels) for clip in clips]
+        rows = [clip.row for clip in clips]
+        return Part([clip.file for clip in clips], labels, len(self.labels), rows)
 
     def rounds(self) -> list[Round]:
         """The trainings with their tests, as the division has them."""
@@ -96,7 +110,8 @@ class LabelledList:
         """
         left = [clip for clip in self.clips if clip.row not in rows]
         self.division.check(self.name, left)
-        _check_unseen(self.name, left, self.division)
+        if self.division.trains:
+            _check_unseen(self.name, left, self.division)
         return replace(self, clips=left)
 
 
@@ -105,13 +120,15 @@ def read_labelled(
 ) -> LabelledList:
     """Reads a CSV with ``file`` (relative to it), ``label`` (several joined by ``;``) and ``split``.
 
-    The optional ``start_s`` and ``end_s`` make a row a part of its file.
+    The optional ``start_s`` and ``end_s`` make a row a part of its file. Instead of a CSV there may be a
+    folder with clips in ``train/CLASS/``, ``valid/CLASS/`` and ``test/CLASS/``.
 
     Classes are in natural order (``class 2`` before ``class 10``); those of a multi-label list that are all
     AudioSet's are AudioSet's 527, in the order of the published heads.
 
     Args:
-        path: The CSV, UTF-8. Splits are train, valid and test, or whole numbers: folds for cross-validation.
+        path: The CSV, UTF-8, or a folder. Splits are train, valid and test, or whole numbers: folds for
+            cross-validation.
         multi_label: Whether a clip may have several labels; None: yes, if any row has several.
         division: What the splits are used for.
 
@@ -119,7 +136,6 @@ def read_labelled(
         ConfigError: The list cannot be used; the message names the rows.
     """
     clips = read_rows(Path(path))
-    check_files(path, clips)
     division.check(path, clips)
     several = [clip.row for clip in clips if len(clip.labels) > 1]
     if multi_label is False and several:
@@ -131,7 +147,10 @@ def read_labelled(
     found = {label for clip in clips for label in clip.labels}
     if len(found) < 2:
         raise ConfigError(f"{path} has one class only, {found.pop()!r}; at least two are needed.")
-    _check_unseen(path, clips, division)
+    if division.trains:
+        _check_unseen(path, clips, division)
+    else:
+        clips = [clip for clip in clips if clip.split not in ("train", "valid")]
     labels = (audioset_classes(found) if is_multi_label else None) or tuple(sorted(found, key=natural_key))
     return LabelledList(str(path), clips, labels, is_multi_label, division)
 

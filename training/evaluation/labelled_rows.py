@@ -12,6 +12,7 @@ from pathlib import Path
 from m2d_hub.corpus.tables import PART_COLUMNS, counted, listed, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 
+from ..data.class_folders import class_folders
 from ..data.entry import LABEL_SEPARATOR
 from ..data.listing import FolderListing
 from ..data.parts import AudioFile, audio_files
@@ -28,15 +29,26 @@ class LabelledClip:
     file: AudioFile  # absolute path, or a part of what is there
     labels: tuple[str, ...]
     split: str  # train, valid or test, or a fold's number
-    row: int  # as a spreadsheet shows it: the header is row 1
+    row: int  # as a spreadsheet shows it: the header is row 1; of a folder, the place from 1
 
 
 def read_rows(path: Path) -> list[LabelledClip]:
-    """All rows of a CSV but blank ones.
+    """All rows of a CSV but blank ones, or the clips of a folder in splits and classes.
 
     Raises:
-        ConfigError: It is no CSV with the columns, lists nothing, or a row lacks something.
+        ConfigError: It is neither, lists nothing, a row lacks something, or a file does not exist.
     """
+    if path.is_dir():
+        return [
+            LabelledClip(os.path.abspath(row.file), (row.label,), row.split, place)
+            for place, row in enumerate(class_folders(path), start=1)
+        ]
+    clips = _read_csv(path)
+    _check_files(path, clips)
+    return clips
+
+
+def _read_csv(path: Path) -> list[LabelledClip]:
     rows = read_table(path, COLUMNS, PART_COLUMNS)
     if not rows:
         raise ConfigError(f"{path} lists no clips.")
@@ -63,7 +75,7 @@ def _split_labels(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(label for label in labels if label))
 
 
-def check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
+def _check_files(path: str | os.PathLike[str], clips: list[LabelledClip]) -> None:
     """Refuses rows whose file does not exist, and warns of files that are in several splits.
 
     Raises:

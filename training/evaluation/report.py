@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from m2d_hub.checks import FINITE
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError
 from m2d_hub.files import json_text, replacing
 
-from ..data.reading import reading_own
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
 from .metrics import Interval, Metric, average_precisions, bootstrap_interval, over_seeds
@@ -151,7 +152,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         CheckpointError: The file is missing or damaged.
     """
     path = folder / REPORT_FILE
-    with reading_own(path, "Delete it and evaluate again."):
+    with reading_file(path, "a report", "Delete it and evaluate again.", CheckpointError):
         report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         figures = [report["value"], report["low"], report["high"], *report["per_seed"].values()]
         spread = report["over_seeds"]["plus_minus"]

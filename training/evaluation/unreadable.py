@@ -4,31 +4,44 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from m2d_hub.audio import open_audio
 from m2d_hub.errors import AudioError
 
+from ..data.entry import Entry
+from ..data.images import read_image
 from ..data.left_out import ERRORS_FILE, LeftOut, refuse_too_many, write_errors
 from ..data.parts import AudioFile
 from .labelled import LabelledList
 
-READERS = 2  # threads
+READERS = min(8, os.cpu_count() or 1)  # threads
+READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
 
 logger = logging.getLogger(__name__)
 
 
-def find_unreadable(labelled: LabelledList, sample_rate: int) -> dict[int, str]:
+def read_sound(file: AudioFile, sample_rate: int = READ_AT_HZ) -> None:
+    """Reads a clip to its end."""
+    (clip,) = open_audio(file, sample_rate)
+    for _ in clip.blocks():
+        pass
+
+
+def read_picture(file: AudioFile) -> None:
+    """Reads a picture to its end, as small as its format allows."""
+    read_image(Entry(file), least=(1, 1))
+
+
+def find_unreadable(labelled: LabelledList, read: Callable[[AudioFile], None] = read_sound) -> dict[int, str]:
     """Reads every clip to its end; gives the places of those that cannot be read, and why."""
 
     def reason(file: AudioFile) -> str:
         try:
-            (clip,) = open_audio(file, sample_rate)
-            for _ in clip.blocks():
-                pass
-        except (AudioError, OSError) as error:
+            read(file)
+        except AudioError as error:
             return str(error)
         return ""
 
@@ -49,23 +62,14 @@ def leave_out(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[Label
         AudioError: More than half of the clips cannot be read.
         ConfigError: What is left cannot be used.
     """
-    left_out = name_left_out(labelled, reasons)
-    return labelled.without({clip.row for clip in left_out}) if left_out else labelled, left_out
-
-
-def name_left_out(labelled: LabelledList, reasons: Mapping[int, str]) -> list[LeftOut]:
-    """Clips that cannot be read, of arguments as for :func:`leave_out`.
-
-    Raises:
-        AudioError: They are more than half.
-    """
     left_out = [
         LeftOut(labelled.clips[place].row, os.fspath(labelled.clips[place].file), reason)
         for place, reason in sorted(reasons.items())
     ]
     if left_out:
         refuse_too_many(labelled.name, len(left_out), len(labelled.clips), left_out[0])
-    return left_out
+        labelled = labelled.without({clip.row for clip in left_out})
+    return labelled, left_out
 
 
 def write_left_out(folder: Path, left_out: list[LeftOut]) -> None:

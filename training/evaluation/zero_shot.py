@@ -18,20 +18,18 @@ from torch import Tensor
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.registry import natural_key
 
 from ..data.left_out import LeftOut
-from .labelled import LabelledList
-from .labelled_rows import LabelledClip, check_files, read_rows
+from .division import TEST_ALONE
+from .labelled import LabelledList, read_labelled
 from .metrics import Interval, accuracy, mean_average_precision
 from .report import Evaluation, ScoredRound, write_report
-from .unreadable import find_unreadable, name_left_out, write_left_out
+from .unreadable import find_unreadable, leave_out, write_left_out
 
 logger = logging.getLogger(__name__)
 
 PLACE = "{}"  # of the label in a prompt
 PROMPTS = ("{} can be heard",)
-TEST = "test"
 
 
 @dataclass(frozen=True)
@@ -73,23 +71,28 @@ def zero_shot(
         AudioError: More than half of the clips cannot be read.
     """
     _check_prompts(prompts)
-    labelled, folder = _read_tested(Path(data)), Path(out)
+    labelled, folder = read_labelled(data, division=TEST_ALONE), Path(out)
     embedder = load_model(model, device=device)
     embedder.required_clap()
-    reasons = find_unreadable(labelled, embedder.sample_rate)
-    left_out = name_left_out(labelled, reasons)
+    labelled, left_out = leave_out(labelled, find_unreadable(labelled))
     folder.mkdir(parents=True, exist_ok=True)
     write_left_out(folder, left_out)
-    clips = [clip for place, clip in enumerate(labelled.clips) if place not in reasons]
+    rounds = labelled.rounds()
     audio = embedder.encode_audio_text_space(
-        [clip.file for clip in clips], batch_size=batch_size, progress=progress, normalize=True
+        [file for one in rounds for file in one.test.files],
+        batch_size=batch_size,
+        progress=progress,
+        normalize=True,
     )  # (N, E)
     scores = _scores(embedder, audio, _label_texts(embedder, labelled.labels, prompts), labelled)
     evaluation = Evaluation(
         labelled,
         mean_average_precision if labelled.is_multi_label else accuracy,
         (0,),
-        _scored_rounds(labelled, clips, scores),
+        [
+            ScoredRound(one.name, one.test, own[None])
+            for one, own in zip(rounds, scores.split([len(one.test) for one in rounds]), strict=True)
+        ],
     )
     report = write_report(folder, evaluation, _details(model, prompts, left_out))
     return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(left_out))
@@ -113,25 +116,6 @@ def _check_prompts(prompts: Sequence[str]) -> None:
         )
 
 
-def _read_tested(path: Path) -> LabelledList:
-    """The clips that count, with all labels of the list."""
-    clips = read_rows(path)
-    check_files(path, clips)
-    labels = tuple(sorted({label for clip in clips for label in clip.labels}, key=natural_key))
-    if len(labels) < 2:
-        raise ConfigError(f"{path} has one class only, {labels[0]!r}; at least two are needed.")
-    is_multi_label = any(len(clip.labels) > 1 for clip in clips)
-    splits = {clip.split for clip in clips}
-    if TEST in splits:
-        clips = [clip for clip in clips if clip.split == TEST]
-    elif not all(split.isdecimal() for split in splits):
-        raise ConfigError(
-            f"{path} has no clip in the split {TEST}, but {', '.join(sorted(splits))}: name the clips that "
-            f"count {TEST}, or give folds."
-        )
-    return LabelledList(str(path), clips, labels, is_multi_label)
-
-
 def _label_texts(model: M2D, labels: Sequence[str], prompts: Sequence[str]) -> Tensor:
     """Of each label the mean over the prompts, of unit length (C, E)."""
     names = [label.replace("_", " ") for label in labels]
@@ -148,14 +132,3 @@ def _scores(model: M2D, audio: Tensor, texts: Tensor, labelled: LabelledList) ->
     if labelled.is_multi_label:
         return (1 + cosine) / 2
     return (model.required_clap().logit_scale.detach().exp().float().cpu() * cosine).softmax(dim=-1)
-
-
-def _scored_rounds(labelled: LabelledList, clips: list[LabelledClip], scores: Tensor) -> list[ScoredRound]:
-    """One round, or one of each fold."""
-    rounds = []
-    for split in sorted({clip.split for clip in clips}, key=natural_key):
-        places = [place for place, clip in enumerate(clips) if clip.split == split]
-        name = split if split == TEST else f"fold {split}"
-        part = labelled.part([clips[place] for place in places])
-        rounds.append(ScoredRound(name, part, scores[places][None]))
-    return rounds

@@ -8,23 +8,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
-from m2d_hub.checks import (
-    COUNT,
-    NOT_NEGATIVE,
-    POSITIVE,
-    POSITIVE_INTEGER,
-    SHARE,
-    Numbers,
-    require,
-    require_choice,
-    require_numbers,
-)
+from m2d_hub.checks import Numbers, require, require_choice, require_numbers
+from m2d_hub.errors import ConfigError
 
-from ..data.sampling import SEED
 from ..evaluation.division import Division, Select
 from ..runs.devices import Precision
 from ..runs.settings import Needs, Yields
+from .allowed import NEEDS, NUMBERS, SOUNDS_ONLY, YIELDS
 from .augment import AugmentRanges
+from .image_config import ImageConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,48 +25,6 @@ MetricName = Literal["accuracy", "map", "icbhi"]
 OptimizerName = Literal["sgd", "lars", "adam", "adamw"]
 Mixed = Literal["waveform", "log-mel"]
 ShortClips = Literal["own", "pad", "repeat"]
-
-NUMBERS = {
-    "crop_frames": Numbers(least=1, is_whole=True, or_none="the model's window"),
-    "frozen_blocks": COUNT,
-    "head_std": NOT_NEGATIVE,
-    "mixup_ratio": SHARE,
-    "frequency_mask": COUNT,
-    "time_mask": COUNT,
-    "num_masks": POSITIVE_INTEGER,
-    "patchout_ratio": Numbers(least=0, most=1, without_ends="most"),
-    "lr": POSITIVE,
-    "min_lr": NOT_NEGATIVE,
-    "cosine_epochs": Numbers(least=0, without_ends="least", or_none="all epochs"),
-    "warmup_epochs": NOT_NEGATIVE,
-    "epochs": POSITIVE_INTEGER,
-    "min_steps": COUNT,
-    "accumulate_steps": POSITIVE_INTEGER,
-    "weight_decay": NOT_NEGATIVE,
-    "beta2": Numbers(least=0, most=1, without_ends="most"),
-    "layer_decay": Numbers(least=0, most=1, without_ends="least"),
-    "clip_norm": Numbers(least=0, without_ends="least", or_none="no clipping", or_inf="no clipping"),
-    "patience": Numbers(least=1, is_whole=True, or_none="all epochs"),
-    "seed": SEED,
-    "balance": SHARE,
-    "samples_per_epoch": Numbers(least=1, is_whole=True, or_none="the whole list"),
-    "num_workers": COUNT,
-    "validate_every_epochs": POSITIVE_INTEGER,
-    "save_every_steps": POSITIVE_INTEGER,
-}
-ADAMS = ("adam", "adamw")
-NEEDS: Needs = {
-    "normal_class": {"metric": ("icbhi",)},
-    "mixed": {"mixup_ratio": POSITIVE},
-    "num_masks": {"frequency_mask": POSITIVE, "time_mask": POSITIVE},
-    "shared_masks": {"frequency_mask": POSITIVE, "time_mask": POSITIVE},
-    "decay_all": {"weight_decay": POSITIVE},
-    "beta2": {"optimizer": ADAMS},
-    "amsgrad": {"optimizer": ADAMS},
-    "balance": {"weighted_sampling": (True,)},
-    "samples_per_epoch": {"weighted_sampling": (True,)},
-}
-YIELDS: Yields = {"epochs": {"min_steps": 0}}
 
 
 @dataclass(frozen=True)
@@ -113,6 +63,7 @@ class FinetuneConfig:
     valid_share: float = 0.0  # of the training clips, held out to choose the epoch; 0: the list's valid split
 
     # Augmentation
+    images: ImageConfig | None = None  # of clips that are pictures; None: they are sounds
     mixup_ratio: float = 0.0  # both parameters of mixup's beta distribution
     mixed: Mixed = "waveform"  # what mixup mixes
     frequency_mask: int = 0  # most mels of a band that SpecAugment masks
@@ -126,6 +77,7 @@ class FinetuneConfig:
     optimizer: OptimizerName = "adamw"
     lr: float = 5e-4  # peak, as it is: not scaled by the batch
     min_lr: float = 0.0  # at the end of the cosine
+    cosine_after_warmup: bool = False  # the cosine begins then, or has run since the start
     cosine_epochs: float | None = None  # of half a cosine, after which the rate rises again; None: all epochs
     warmup_epochs: float = 5
     epochs: int = 50
@@ -183,6 +135,13 @@ class FinetuneConfig:
             f"loss 'bce' is for several labels a clip, which metric {self.metric!r} cannot score: "
             "leave metric out.",
         )
+        require(
+            not (self.cosine_after_warmup and self.cosine_epochs),
+            "cosine_epochs says when the rate rises again, which it never does with cosine_after_warmup: "
+            "leave one out.",
+        )
+        if self.images is not None:
+            self._check_images()
 
     def _check_choices(self) -> None:
         require_choice("optimizer", self.optimizer, get_args(OptimizerName))
@@ -193,6 +152,16 @@ class FinetuneConfig:
             require_choice("loss", self.loss, get_args(TaskLoss))
         if self.metric is not None:
             require_choice("metric", self.metric, get_args(MetricName))
+
+    def _check_images(self) -> None:
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        if wrong := [name for name in SOUNDS_ONLY if getattr(self, name) != defaults[name]]:
+            told = ", ".join(f"{name} {getattr(self, name)!r}" for name in wrong)
+            raise ConfigError(f"images makes the clips pictures, but {told} is of sounds: leave it out.")
+        require(
+            self.batch_size % 2 == 0,
+            f"batch_size must be even for pictures, which are mixed in pairs, got {self.batch_size}.",
+        )
 
     @property
     def division(self) -> Division:

@@ -5,7 +5,7 @@ Shapes: B clips, S samples, F mels, T frames, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,7 +123,7 @@ class FinetuneDataset(Dataset):
         batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, place)
         draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)
         kept = self._draw_kept(num_frames, rng, batch) if self.config.patchout_ratio else None
-        return FinetuneSample(crop.values, num_frames, self.part.targets[key.index], draw, kept)
+        return FinetuneSample(crop.values, num_frames, self.part.target(key.index), draw, kept)
 
     def _draw_kept(self, num_frames: int, rng: np.random.Generator, batch: BatchRandomness) -> KeptColumns:
         num_freq, ratio = self.encoder.grid[0], self.config.patchout_ratio
@@ -202,7 +202,7 @@ def build_train_loader(
 class WholeClips(Dataset):
     """Waveforms (S,) of files, or of parts of them, as inference reads them, or their beginnings."""
 
-    def __init__(self, files: list[AudioFile], sample_rate: int, plan: CropPlan | None):
+    def __init__(self, files: Sequence[AudioFile], sample_rate: int, plan: CropPlan | None):
         self.files, self.sample_rate, self.plan = files, sample_rate, plan
 
     def __len__(self) -> int:
@@ -214,7 +214,7 @@ class WholeClips(Dataset):
         return waveform if self.plan is None else torch.from_numpy(self.plan.beginning(waveform.numpy()))
 
 
-def clips_to_score(files: list[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
+def clips_to_score(files: Sequence[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
     """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
     plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
     return DataLoader(

@@ -9,21 +9,17 @@ import contextlib
 import math
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2d_hub.model import M2D
-
 from ..evaluation.labelled import Part
 from ..runs.devices import autocast
 from ..runs.updates import Updater
 from .config import FinetuneConfig
-from .data import FinetuneBatch, augmented, clips_to_score
-from .head import head_features
-from .model import FinetuneModel
+from .learner import Learner
 from .optimizer import build_finetune_optimizer, set_rate
 
 if TYPE_CHECKING:
@@ -76,7 +72,7 @@ class FinetuneTrainer:
     def __init__(
         self,
         config: FinetuneConfig,
-        backbone: M2D,
+        learner: Learner,
         objective: TaskObjective,
         steps_per_epoch: int,
         accelerator: Accelerator,
@@ -85,27 +81,23 @@ class FinetuneTrainer:
 
         Args:
             config: The run, scaled to the data.
-            backbone: The model with its head, on any device.
+            learner: The model, on any device.
             objective: The loss.
             steps_per_epoch: Optimizer steps.
             accelerator: ``accelerate.Accelerator``, which holds devices and processes.
         """
         self.config, self.objective, self.accelerator = config, objective, accelerator
+        self.learner = learner
         self.steps_per_epoch = steps_per_epoch
-        optimizer = build_finetune_optimizer(backbone, config)
+        optimizer = build_finetune_optimizer(learner.parameter_groups(), config)
         self.model: nn.Module
-        self.model, prepared = accelerator.prepare(FinetuneModel(backbone), optimizer)
+        self.model, prepared = accelerator.prepare(learner.network, optimizer)
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
         self.updater = Updater(
             accelerator, self.model, self.optimizer, config.clip_norm or math.inf, config.precision
         )
 
-    @property
-    def backbone(self) -> M2D:
-        """The model without any wrapping."""
-        return self.accelerator.unwrap_model(self.model).backbone
-
-    def train_step(self, batches: list[FinetuneBatch], step: int) -> FinetuneStep:
+    def train_step(self, batches: list[Any], step: int) -> FinetuneStep:
         """One optimizer step over ``accumulate_steps`` batches.
 
         Args:
@@ -114,8 +106,6 @@ class FinetuneTrainer:
         """
         started = time.perf_counter()
         self.model.train()
-        if not self.config.head_norm:
-            self.backbone.required_head().norm.eval()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
         self.updater.begin()
         losses = []
@@ -130,44 +120,34 @@ class FinetuneTrainer:
         seconds = time.perf_counter() - started
         return FinetuneStep(mean, lr, update.grad_norm, update.is_taken, update.is_overflow, seconds)
 
-    def _loss(self, batch: FinetuneBatch) -> Tensor:
-        batch = batch.to(self.accelerator.device)
-        log_mel, targets = augmented(batch, self.backbone.frontend, self.config)
+    def _loss(self, batch: Any) -> Tensor:
+        inputs, targets = self.learner.inputs(batch.to(self.accelerator.device))
         with autocast(self.accelerator.device, self.config.precision):
-            logits = self.model(log_mel, batch.num_frames, batch.kept)
+            logits = self.model(*inputs)
         return self.objective(logits.float(), targets)
 
     @torch.no_grad()
     def logits(self, part: Part) -> Tensor:
-        """Logits (N, C) of whole clips, each process its share: all frames count, as in inference."""
-        backbone, accelerator = self.backbone, self.accelerator
+        """Logits (N, C) of whole clips, each process its share."""
+        accelerator = self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes
         self._share_buffers()
-        backbone.eval()
-        own = [
-            self._classify(clips)
-            for clips in clips_to_score(part.files[rank::processes], backbone, self.config)
-        ]
+        self.learner.model.eval()
+        own = list(self.learner.logits(part.files[rank::processes]))
         if processes == 1:
             return torch.cat(own)
         from accelerate.utils import gather_object
 
-        answer = torch.empty_like(part.targets)
+        answer = torch.empty(len(part), part.num_classes)
         shares = gather_object([torch.cat(own) if own else answer[:0]])
         for place, share in enumerate(shares):
             answer[place::processes] = share
         return answer
-
-    def _classify(self, clips: list[Tensor]) -> Tensor:
-        head = self.backbone.required_head()
-        with autocast(self.accelerator.device, self.config.precision):
-            features = head_features(self.backbone, clips, self.config.batch_size)
-        return head(features.to(head.linear.weight)).float().cpu()
 
     def _share_buffers(self) -> None:
         """Gives every process the first one's running statistics of the head."""
         if self.accelerator.num_processes > 1:
             from accelerate.utils import broadcast
 
-            for buffer in self.backbone.buffers():
+            for buffer in self.learner.model.buffers():
                 buffer.copy_(broadcast(buffer, from_process=0))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from ..data.reading import reading_own
+from m2d_hub.doors import reading
+from m2d_hub.errors import CheckpointError
+
 from ..data.sampling import EpochPlan, StepSampler
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import Metric
@@ -20,8 +22,6 @@ from ..runs.log import RunLog, read_metrics
 from ..runs.loop import Loop, LoopPlan
 from ..runs.state import read_tensors, require_finite, write_tensors
 from ..runs.stopping import StopRequests
-from .data import FinetuneBatch, FinetuneDataset, build_train_loader
-from .head import fit_head
 from .loop import FinetuneStep, FinetuneTrainer
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Best:
         if not path.exists():
             return None
         values = read_tensors(path, DO_AGAIN)
-        with reading_own(path, DO_AGAIN):
+        with reading(path, "the best epoch", DO_AGAIN, CheckpointError):
             return cls(Score(**values["score"]), dict(values["weights"]))
 
 
@@ -112,7 +112,8 @@ class Member:
             keep_every_steps=self.total_steps + 1,
             advice="lower lr or check the data",
         )
-        linear = self._try_linear() if config.try_linear else None
+        fit_head = self.trainer.learner.fit_head if config.try_linear else None
+        linear = None if fit_head is None else self._try_linear(fit_head)
         done = Loop(self.folder, self.trainer, plan, self.stop, self.progress).run(self)
         return self._finish(done, linear)
 
@@ -131,21 +132,20 @@ class Member:
         """How the model does on the validation clips."""
         logits, targets = self.trainer.logits(self.data.valid), self.data.valid.targets
         require_finite(logits, f"what the model says of the validation clips after step {done}")
-        score = self.metric(self._probabilities(logits), targets)
+        score = self.metric(self.trainer.learner.probabilities(logits), targets)
         return Score(done, score, float(self.trainer.objective(logits, targets)))
 
-    def _try_linear(self) -> Best:
+    def _try_linear(self, fit_head: Callable[[Round, int], None]) -> Best:
         """The frozen model with the layer of linear evaluation; the training's own head stays as it is."""
         path = self.folder.root / LINEAR_FILE
         known = Best.read(path)
         self.accelerator.wait_for_everyone()
         if known is not None:
             return known
-        head = self.trainer.backbone.required_head()
-        fresh = {name: tensor.clone() for name, tensor in head.state_dict().items()}
-        fit_head(self.trainer.backbone, self.data, self.config, self.seed)
+        fresh = self._weights(0)
+        fit_head(self.data, self.seed)
         linear = Best(self._validate(0), self._weights(0))
-        head.load_state_dict(fresh)
+        self.trainer.learner.model.load_state_dict(fresh)
         if self.accelerator.is_main_process:
             linear.write(path)
         return linear
@@ -162,12 +162,8 @@ class Member:
             return False
         return done - self.best.score.step >= self.config.patience * self.plan.steps_per_epoch
 
-    def batches(self, first_step: int) -> Iterable[FinetuneBatch]:
+    def batches(self, first_step: int) -> Iterable[Any]:
         """See Training."""
-        backbone = self.trainer.backbone
-        dataset = FinetuneDataset(
-            self.data.train, self.config, backbone.config.frontend, backbone.config.encoder, self.seed
-        )
         sampler = StepSampler(
             plan=self.plan,
             batch_size=self.config.batch_size,
@@ -177,7 +173,7 @@ class Member:
             rank=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
         )
-        return build_train_loader(dataset, sampler, self.config.num_workers)
+        return self.trainer.learner.batches(self.data.train, sampler, self.seed)
 
     def before_save(self, log: RunLog | None) -> None:
         """The best epoch first: a run that is killed in between finds it again, with the same weights."""
@@ -186,7 +182,7 @@ class Member:
 
     def _weights(self, done: int) -> dict[str, Tensor]:
         """A copy of the model's weights on the CPU; every process has one."""
-        weights = self.trainer.backbone.state_dict()
+        weights = self.trainer.learner.model.state_dict()
         require_finite(weights, f"the model after step {done}")
         return {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
 
@@ -194,7 +190,7 @@ class Member:
         best = self.best or Best(self._validate(done), self._weights(done))
         if linear is not None and not linear.score.is_beaten_by(best.score):
             best = linear
-        self.trainer.backbone.load_state_dict(best.weights)
+        self.trainer.learner.model.load_state_dict(best.weights)
         per_epoch = self.plan.steps_per_epoch
         result = MemberResult(
             best_epoch=best.score.step / per_epoch,
@@ -203,7 +199,7 @@ class Member:
             valid_loss=best.score.loss,
             linear_valid_score=None if linear is None else linear.score.score,
             seconds=sum(line["seconds"] for line in read_metrics(self.folder.metrics_file)),
-            test_scores=self._probabilities(self.trainer.logits(self.data.test)),
+            test_scores=self.trainer.learner.probabilities(self.trainer.logits(self.data.test)),
         )
         logger.info(
             "%s, seed %d: %s %.4f on the validation clips in epoch %g of %g",
@@ -215,9 +211,6 @@ class Member:
             result.epochs,
         )
         return result
-
-    def _probabilities(self, logits: Tensor) -> Tensor:
-        return self.trainer.backbone.required_head().scores(logits)
 
 
 def save_result(folder: RunFolder, result: MemberResult) -> None:
@@ -234,5 +227,5 @@ def read_result(folder: RunFolder) -> MemberResult | None:
     if not path.exists():
         return None
     values = read_tensors(path, DO_AGAIN)
-    with reading_own(path, DO_AGAIN):
+    with reading(path, "a training's result", DO_AGAIN, CheckpointError):
         return MemberResult(**values)

@@ -31,9 +31,21 @@ class FinetuneModel(nn.Module):
         backbone: The model; what is trained, saved and evaluated.
     """
 
-    def __init__(self, backbone: M2D):
+    def __init__(self, backbone: M2D, learns_norm: bool = True):
+        """Wraps a model.
+
+        Args:
+            backbone: With its head.
+            learns_norm: Whether the head normalises over the batch in training, or not at all.
+        """
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.learns_norm = backbone, learns_norm
+
+    def train(self, mode: bool = True) -> FinetuneModel:
+        super().train(mode)
+        if not self.learns_norm:
+            self.backbone.required_head().norm.eval()
+        return self
 
     def forward(self, log_mel: Tensor, num_frames: Tensor, kept: KeptTokens | None = None) -> Tensor:
         """Logits (B, C).
@@ -80,6 +92,10 @@ def build_model(name: str, config: FinetuneConfig, labels: tuple[str, ...], is_m
         ConfigError: The model does not go with the settings.
     """
     model = load_model(name, device="cpu")
+    channels = model.config.encoder.in_channels
+    require(
+        channels == 1, f"{name} is a model of pictures ({channels} channels): fine-tune it by 'imagenet'."
+    )
     if model.head is not None:
         logger.info(
             "The head of %s, %d classes, gives way to a new one.", name, model.head.config.num_classes

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from typing import Any
 
 import torch
 from torch import nn
 
 from m2d_hub.model import M2D
 
+from ..runs.schedules import learning_rate
 from .config import FinetuneConfig
 
 MOMENTUM = 0.9  # of SGD and LARS
 BETA1 = 0.9  # of Adam and AdamW
 
 
-def build_finetune_optimizer(model: M2D, config: FinetuneConfig) -> torch.optim.Optimizer:
-    """The optimizer over the parameters that are trained; their groups carry a ``scale`` of the rate.
+def parameter_groups(model: M2D, config: FinetuneConfig) -> list[dict[str, Any]]:
+    """Parameters that are trained, in groups with an ``lr_scale``, as timm's ``param_groups_layer_decay``.
 
     With ``layer_decay`` d, the head and the final norm have the scale 1, the last block d, the one before it
     d², and so on down to the patch embedding (as in BEiT and in masked autoencoders' fine-tuning). Biases,
-    norms and one-dimensional tensors do not decay unless ``decay_all`` says so. ``lars`` is timm's, which
-    adapts only tensors that decay: without weight decay, as for the paper's AudioSet, it is SGD.
+    norms and one-dimensional tensors do not decay unless ``decay_all`` says so.
 
     Args:
         model: With its head.
-        config: Gives optimizer, decays and rate.
+        config: Gives the decays.
     """
     depth = model.config.encoder.depth
     members: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
@@ -35,14 +36,26 @@ def build_finetune_optimizer(model: M2D, config: FinetuneConfig) -> torch.optim.
             is_weight = parameter.ndim > 1 and not name.endswith((".bias", "cls_token"))
             decays = config.decay_all or is_weight
             members[_layer_of(name, depth), decays].append(parameter)
-    groups = [
+    return [
         {
             "params": parameters,
             "weight_decay": config.weight_decay if decays else 0.0,
-            "scale": config.layer_decay ** (depth + 1 - layer),
+            "lr_scale": config.layer_decay ** (depth + 1 - layer),
         }
         for (layer, decays), parameters in sorted(members.items(), key=lambda item: item[0])
     ]
+
+
+def build_finetune_optimizer(groups: list[dict[str, Any]], config: FinetuneConfig) -> torch.optim.Optimizer:
+    """The optimizer of a fine-tuning.
+
+    ``lars`` is timm's, which adapts only tensors that decay: without weight decay, as for the paper's
+    AudioSet, it is SGD.
+
+    Args:
+        groups: As :func:`parameter_groups` gives them.
+        config: Gives optimizer and rate.
+    """
     if config.optimizer == "lars":
         from timm.optim import Lars
 
@@ -61,12 +74,20 @@ def _layer_of(name: str, depth: int) -> int:
 
 
 def finetune_rate(epoch: float, config: FinetuneConfig) -> float:
-    """The head's rate: linear warm-up, then a cosine that has run since the start (timm's).
+    """The head's rate: linear warm-up, then a cosine that has run since the start (timm's), or begins then.
 
     Args:
         epoch: Progress in epochs, fractional.
         config: Gives peak, warm-up and epochs.
     """
+    if config.cosine_after_warmup:
+        return learning_rate(
+            epoch,
+            peak_lr=config.lr,
+            min_lr=config.min_lr,
+            warmup_epochs=config.warmup_epochs,
+            epochs=config.epochs,
+        )
     if epoch < config.warmup_epochs:
         return config.lr * epoch / config.warmup_epochs
     progress = epoch / (config.cosine_epochs or config.epochs)
@@ -86,5 +107,5 @@ def set_rate(
     """
     lr = finetune_rate(step / steps_per_epoch, config)
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["scale"]
+        group["lr"] = lr * group["lr_scale"]
     return lr

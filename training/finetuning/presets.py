@@ -18,6 +18,7 @@ from typing import Any
 from m2d_hub.errors import ConfigError
 
 from .config import FinetuneConfig
+from .image_config import ImageConfig
 
 # Of all of Table II's tasks.
 TABLE_II: dict[str, Any] = {
@@ -193,6 +194,35 @@ def sprsound() -> FinetuneConfig:
     return FinetuneConfig(**RESPIRATORY, lr=5e-6, epochs=50)
 
 
+def imagenet() -> FinetuneConfig:
+    """ImageNet-1K, 1,281,167 pictures and 50,000 to test on, 1,000 classes (appendix A), a model of pictures.
+
+    The recipe is masked autoencoders' for ViT-B, "the same code and parameters as in the MAE": 1,024 pictures
+    a step, at a rate of 5e-4 for 256 of them. Its figure is that of the last epoch; its code also tells the
+    best one on the test pictures, which is select="test".
+
+    Result: Table XIV, top-1 accuracy 83.35 % of M2D.
+    Command: torchrun --nproc_per_node=8 -m m2d_training finetune imagenet --model RUN/export \\
+        --data imagenet/ --out RUN2 --set accumulate_steps=1
+    """
+    return FinetuneConfig(
+        images=ImageConfig(),
+        select="last",
+        mixup_ratio=0.8,
+        optimizer="adamw",
+        lr=5e-4 * 1024 / 256,
+        min_lr=1e-6,
+        cosine_after_warmup=True,
+        warmup_epochs=5,
+        epochs=100,
+        batch_size=128,
+        accumulate_steps=8,
+        weight_decay=0.05,
+        layer_decay=0.65,
+        precision="auto",
+    )
+
+
 def small() -> FinetuneConfig:
     """A list of one's own, from some dozens of clips to some thousands, of any length: nothing to tune.
 
@@ -225,6 +255,7 @@ FINETUNE_PRESETS: dict[str, Callable[[], FinetuneConfig]] = {
     "vc1": vc1,
     "icbhi2017": icbhi2017,
     "sprsound": sprsound,
+    "imagenet": imagenet,
     "small": small,
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import re
 from dataclasses import dataclass
@@ -18,11 +17,10 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import json_text, replacing, replacing_folder
+from m2d_hub.files import replacing_folder
 from m2d_hub.nn.compiled import compile_blocks
 
 from ..data.sampling import EpochPlan, balancing_weights
-from ..evaluation.charts import draw_curves
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import (
     Interval,
@@ -32,12 +30,14 @@ from ..evaluation.report import Evaluation, ScoredRound, read_report, write_repo
 from ..evaluation.unreadable import write_left_out
 from ..runs.devices import build_accelerator, resolve_precision
 from ..runs.folder import RunFolder, one_run_in
-from ..runs.log import read_metrics
 from ..runs.resolved import read_config
 from ..runs.schedules import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
+from .curves import write_metrics
+from .images import build_image_learner
+from .learner import Learner
 from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
 from .member import (
     Member,
@@ -48,6 +48,7 @@ from .member import (
 from .model import build_model
 from .presets import load_finetune_preset
 from .resolved import write_or_compare_run
+from .sounds import SoundLearner
 from .task import Task, read_task, without_unreadable
 
 if TYPE_CHECKING:
@@ -55,7 +56,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CURVES_FILE = "learning_curve.png"
 EPOCH_TOLD = {
     "valid": "best on the validation clips",
     "last": "the last",
@@ -83,7 +83,7 @@ class FinetuneResult:
     interval: Interval
     report: dict[str, Any]  # as report.json has it
     out: Path
-    model: Path  # for m2d_hub.load_model
+    model: Path  # for m2d_hub.load_model; of pictures for timm.create_model("local-dir:…", pretrained=True)
     left_out: int  # clips that cannot be read, see errors.csv
 
 
@@ -107,7 +107,7 @@ def finetune(
         preset: Its name, or a configuration of one's own.
         options: All that follows but the settings, in one object.
         model: As for :func:`m2d_hub.load_model`.
-        data: CSV with file, label and split.
+        data: CSV with file, label and split, or a folder ``train/CLASS/``, ``valid/CLASS/`` ...
         out: Folder of the run.
         seeds: Trainings of each round, with seeds that count up.
         progress: Whether to tell how far it is.
@@ -129,8 +129,9 @@ def finetune(
 
 
 def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopRequests) -> FinetuneResult:
-    task, left_out = without_unreadable(read_task(config, options.data))
-    run = FinetuneRun(config, options, task, build_accelerator(), stop)
+    accelerator = build_accelerator()
+    task, left_out = without_unreadable(read_task(config, options.data), accelerator)
+    run = FinetuneRun(config, options, task, accelerator, stop)
     if run.accelerator.is_main_process:
         write_left_out(options.out, left_out)
     run.train()
@@ -183,7 +184,12 @@ class FinetuneRun:
             for data in self.task.rounds:
                 results[seed, data.name] = self._train_member(data, seed)
         if self.accelerator.is_main_process:
-            self._write_metrics()
+            files = [
+                (data.name, seed, self._member_folder(data, seed).metrics_file)
+                for seed in self.seeds
+                for data in self.task.rounds
+            ]
+            write_metrics(self.folder, files, self.task.metric.name)
             self._report(results)
 
     def _train_member(self, data: Round, seed: int) -> MemberResult:
@@ -196,33 +202,34 @@ class FinetuneRun:
         warn_of_warmup(config.warmup_epochs, config.epochs)
         torch.manual_seed(seed)
         task = self.task
-        backbone = build_model(self.options.model, config, task.labelled.labels, task.labelled.is_multi_label)
+        learner = self._learner(config)
         if config.compile:
-            compile_blocks(backbone.encoder, self.accelerator.device)
+            compile_blocks(learner.model, self.accelerator.device)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
-        trainer = FinetuneTrainer(config, backbone, objective, plan.steps_per_epoch, self.accelerator)
+        trainer = FinetuneTrainer(config, learner, objective, plan.steps_per_epoch, self.accelerator)
         result = Member(
             folder, trainer, data, plan, task.metric, seed, self.stop, self.options.progress
         ).train()
         if self.accelerator.is_main_process:
             if seed == self.seeds[0] and data is task.rounds[0]:
                 with replacing_folder(self.folder.export) as partial:
-                    trainer.backbone.save_pretrained(partial)
+                    learner.save(partial)
             save_result(folder, result)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
         return result
 
+    def _learner(self, config: FinetuneConfig) -> Learner:
+        """A model with a fresh head."""
+        name, labelled = self.options.model, self.task.labelled
+        if config.images is not None:
+            return build_image_learner(name, config, labelled.labels)
+        return SoundLearner(build_model(name, config, labelled.labels, labelled.is_multi_label), config)
+
     def _plan(self, data: Round, seed: int) -> EpochPlan:
         config = self.config
-        weights = None
-        if config.weighted_sampling:
-            names = self.task.labelled.labels
-            rows = [row.nonzero()[:, 0].tolist() for row in data.train.targets]
-            weights = balancing_weights(
-                [tuple(names[index] for index in row) for row in rows], config.balance
-            )
+        weights = balancing_weights(data.train.labels, config.balance) if config.weighted_sampling else None
         return EpochPlan(
             list_size=len(data.train),
             global_batch=config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
@@ -234,23 +241,6 @@ class FinetuneRun:
     def _member_folder(self, data: Round, seed: int) -> RunFolder:
         name = re.sub(r"\W+", "-", data.name)
         return RunFolder(self.folder.root / "trainings" / f"{name}-seed-{seed}")
-
-    def _write_metrics(self) -> None:
-        """All trainings' metrics in one file, and their learning curves."""
-        losses: dict[str, list[float]] = {}
-        scores: dict[str, list[float]] = {}
-        with replacing(self.folder.metrics_file) as partial, partial.open("w", encoding="utf-8") as lines:
-            for seed in self.seeds:
-                for data in self.task.rounds:
-                    steps = read_metrics(self._member_folder(data, seed).metrics_file)
-                    for values in steps:
-                        lines.write(json_text({"round": data.name, "seed": seed, **values}) + "\n")
-                    name = f"{data.name}, seed {seed}" if len(self.task.rounds) > 1 else f"seed {seed}"
-                    losses[f"{name}, train"] = by_epoch(steps, "loss")
-                    losses[f"{name}, valid"] = by_epoch(steps, "validation_loss")
-                    scores[name] = by_epoch(steps, "validation_score")
-        curves = {"loss": losses, f"{self.task.metric.name} on valid": scores}
-        draw_curves(self.folder.root / CURVES_FILE, curves)
 
     def _report(self, results: dict[tuple[int, str], MemberResult]) -> None:
         scored = [
@@ -290,12 +280,3 @@ class FinetuneRun:
             name: float(np.mean([getattr(rate, name) for rate in rates]))
             for name in ("sensitivity", "specificity")
         }
-
-
-def by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
-    """Mean of a metric over the steps of each epoch; NaN for epochs without it."""
-    values: dict[int, list[float]] = {}
-    for step in steps:
-        own = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
-        own += [step[name]] if step.get(name) is not None else []
-    return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]

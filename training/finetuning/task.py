@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from m2d_hub.errors import ConfigError
 
+from ..data.images import is_image
 from ..data.left_out import LeftOut
 from ..evaluation.labelled import LabelledList, Round, read_labelled
 from ..evaluation.metrics import Metric, accuracy, icbhi_score, mean_average_precision
-from ..evaluation.unreadable import find_unreadable, leave_out
+from ..evaluation.unreadable import find_unreadable, leave_out, read_picture, read_sound
+from ..runs.measuring import first_tells
 from .config import FinetuneConfig
 
-READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,11 @@ class Task:
     metric: Metric
     normal: int | None  # index of the class that ICBHI's score calls normal
 
+    @property
+    def is_of_images(self) -> bool:
+        """Whether its clips are pictures; they are of one kind."""
+        return is_image(os.fspath(self.labelled.clips[0].file))
+
 
 def read_task(config: FinetuneConfig, data: str) -> Task:
     """Reads the list and checks that loss and metric suit it.
@@ -31,7 +41,9 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
     Raises:
         ConfigError: They do not, or the list cannot be used.
     """
-    labelled = read_labelled(data, True if config.loss == "bce" else None, config.division)
+    is_multi_label = False if config.images is not None else True if config.loss == "bce" else None
+    labelled = read_labelled(data, is_multi_label, config.division)
+    _check_kind(config, labelled)
     if labelled.is_multi_label:
         _refuse_single_label_settings(config, labelled)
         return Task(labelled, labelled.rounds(), mean_average_precision, None)
@@ -51,9 +63,27 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
     )
 
 
-def without_unreadable(task: Task) -> tuple[Task, list[LeftOut]]:
-    """The task without clips that cannot be read, which would end a training when their turn comes."""
-    reasons = find_unreadable(task.labelled, READ_AT_HZ)
+def _check_kind(config: FinetuneConfig, labelled: LabelledList) -> None:
+    """Sounds and pictures are learnt by settings of their own."""
+    wants_images = config.images is not None
+    others = [clip for clip in labelled.clips if is_image(os.fspath(clip.file)) != wants_images]
+    if others:
+        kinds = ("pictures", "a sound") if wants_images else ("sounds", "a picture")
+        raise ConfigError(
+            f"{labelled.name}: row {others[0].row} is {kinds[1]}, {others[0].file}, but these settings are "
+            f"for {kinds[0]}: the preset 'imagenet' is for pictures, all others are for sounds."
+        )
+
+
+def without_unreadable(task: Task, accelerator: Accelerator) -> tuple[Task, list[LeftOut]]:
+    """The task without clips that cannot be read, which would end a training when their turn comes.
+
+    Args:
+        task: With all clips.
+        accelerator: Of the run: its first process reads them.
+    """
+    read = read_picture if task.is_of_images else read_sound
+    reasons = first_tells(accelerator, lambda: find_unreadable(task.labelled, read))
     labelled, left_out = leave_out(task.labelled, reasons)
     if not left_out:
         return task, []

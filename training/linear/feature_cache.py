@@ -5,14 +5,16 @@ Shapes: N clips, L layers, K features of a clip.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,10 +22,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m2d_hub.audio import AudioPart
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError
 from m2d_hub.files import replacing
 
 from ..data.parts import AudioFile
-from ..data.reading import reading_own
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 
 PARTS = "*.safetensors"
@@ -42,7 +45,7 @@ class StoredFeatures:
     def num_layers(self) -> int:
         """L; 1 where only the last layer is stored."""
         part = next(iter(self._places.values()))[0]
-        with safe_open(part, framework="pt") as file:
+        with _open_part(part) as file:
             return file.get_slice("features").get_shape()[1]
 
     def layer(self, index: int) -> Tensor:
@@ -52,7 +55,7 @@ class StoredFeatures:
             by_part[part].append((place, row))
         values = torch.empty(0)
         for part, pairs in by_part.items():
-            with safe_open(part, framework="pt") as file:
+            with _open_part(part) as file:
                 stored = file.get_slice("features")[:, index]  # (rows, K)
             if not len(values):
                 values = torch.full((len(self.files), stored.shape[1]), torch.nan)
@@ -124,10 +127,19 @@ def _file_keys(files: Sequence[AudioFile]) -> tuple[dict[int, str], dict[int, in
 def _read_index(folder: Path) -> dict[str, tuple[Path, int]]:
     found: dict[str, tuple[Path, int]] = {}
     for path in sorted(folder.glob(PARTS)):
-        with reading_own(path, "Delete it and run again."), safe_open(path, framework="pt") as file:
+        with _open_part(path) as file:
             keys = json.loads(file.metadata()["clips"])
         found |= {key: (path, row) for row, key in enumerate(keys)}
     return found
+
+
+@contextlib.contextmanager
+def _open_part(path: Path) -> Iterator[Any]:
+    with (
+        reading_file(path, "features", "Delete it and run again.", CheckpointError),
+        safe_open(path, framework="pt") as file,
+    ):
+        yield file
 
 
 def _write_part(folder: Path, keys: list[str], features: Tensor) -> Path:

@@ -116,17 +116,17 @@ class Pretrainer(nn.Module):
             if given_part and not own_part:
                 logger.warning("This method has no %s: the one of the weights is left out.", part)
                 given -= given_part
-        wrong = [
-            f"{name} {tuple(tensors[name].shape)} (expected {tuple(present[name].shape)})"
+        shapes = {
+            name: f"{name} {tuple(tensors[name].shape)} (expected {tuple(present[name].shape)})"
             for name in sorted(expected & given)
             if present[name].shape != tensors[name].shape
-        ]
+        }
         missing, unknown = sorted(expected - given), sorted(given - expected)
-        if missing or unknown or wrong:
+        if missing or unknown or shapes:
             raise CheckpointError(
                 f"the weights do not fit this pre-training configuration: missing {missing or 'none'}; "
-                f"unknown {unknown or 'none'}; of another shape {wrong or 'none'}. "
-                "Check input_size, patch_size, embed_dim, depth and the predictor's sizes."
+                f"unknown {unknown or 'none'}; of another shape {list(shapes.values()) or 'none'}. "
+                + _advice({part_of(name) for name in (*missing, *unknown, *shapes)})
             )
         with torch.no_grad():
             for name in expected:
@@ -156,6 +156,17 @@ class Pretrainer(nn.Module):
                 f"this method has no offline network, got a target of {tuple(offline_target.shape)} for it: "
                 "set offline in PretrainConfig, or give none."
             )
+
+
+def _advice(parts: set[str | None]) -> str:
+    """What to do about parts of weights that do not fit."""
+    if parts & {"encoder", None}:
+        return "Check input_size, patch_size, embed_dim and depth."
+    names = " and the ".join(sorted(filter(None, parts)))
+    return (
+        f'The encoder fits, but not the {names}: set start_parts="encoder" to start from the encoder alone, '
+        "or give these parts the sizes of the weights."
+    )
 
 
 def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,20 +15,18 @@ from torch import Tensor
 
 from m2d_hub.errors import AudioError, ConfigError
 
-from ..data.crops import CropPlan
-from ..data.manifest import Manifest, Statistics, read_manifest
+from ..data.manifest import Manifest, read_manifest
 from ..data.missing import tell_missing
-from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.devices import resolve_precision
 from ..runs.folder import RunFolder
-from ..runs.measuring import others_wait
 from ..runs.resolved import read_config
 from ..runs.schedules import warn_of_warmup
 from ..runs.state import list_checkpoints
 from .config import PretrainConfig
 from .signal_check import check_signal
 from .start import start_weights
+from .statistics import with_statistics
 from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
 
 if TYPE_CHECKING:
@@ -105,73 +103,10 @@ def _read_data(config: PretrainConfig, options: RunOptions, accelerator: Acceler
     has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
     weights = start_weights(options.start) if has_start and options.start else None
     config, noise = _read_noise(config, options)
-    config = _with_statistics(config, manifest, noise, _Measured(_stored_statistics(folder), accelerator))
+    config = with_statistics(config, manifest, noise, _stored(folder), accelerator)
     check_signal(config.offline, manifest)
     classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
     return ResolvedRun(config, manifest, noise, valid, classes, weights)
-
-
-def _with_statistics(
-    config: PretrainConfig, manifest: Manifest, noise: Manifest | None, measured: _Measured
-) -> PretrainConfig:
-    """Fills in mean, std and noise_mean: as given, prepared, stored by this very run, or measured."""
-    if config.is_image:
-        return config
-    plan = CropPlan(config.frontend, config.input_size[1], short_clips=config.short_clips)
-    found: dict[str, float] = {}
-    if config.mean is None or config.std is None:
-        found |= measured.mean_and_std(manifest, plan, ("mean", "std"))
-    if noise is not None and config.noise_mean is None:
-        noise_plan = dataclasses.replace(plan, short_clips="repeat")
-        found |= measured.mean_and_std(noise, noise_plan, ("noise_mean",))
-    return dataclasses.replace(
-        config,
-        mean=found.get("mean") if config.mean is None else config.mean,
-        std=found.get("std") if config.std is None else config.std,
-        noise_mean=found.get("noise_mean") if config.noise_mean is None else config.noise_mean,
-    )
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Where statistics come from that are not given."""
-
-    stored: dict[str, float]  # by this very run, which goes on
-    accelerator: Accelerator
-
-    def mean_and_std(self, manifest: Manifest, plan: CropPlan, names: tuple[str, ...]) -> dict[str, float]:
-        """The statistics of a list under some names, the mean first."""
-        if manifest.statistics is None and all(name in self.stored for name in names):
-            return {name: self.stored[name] for name in names}
-        statistics = manifest.statistics or self._measure(manifest, plan)
-        _check_rate(manifest, statistics, plan.frontend.sample_rate)
-        return dict(zip(names, (statistics.mean, statistics.std), strict=False))
-
-    def _measure(self, manifest: Manifest, plan: CropPlan) -> Statistics:
-        """Of the first process, which tells the others."""
-        from accelerate.utils import broadcast_object_list
-
-        found: list[Any] = [None]
-        with others_wait(self.accelerator):
-            if self.accelerator.is_main_process:
-                found = [measure_statistics(manifest, plan)]
-        broadcast_object_list(found)
-        return found[0]
-
-
-def _check_rate(manifest: Manifest, statistics: Statistics, sample_rate: int) -> None:
-    if statistics.sample_rate != sample_rate:
-        raise ConfigError(
-            f"{manifest.name} was prepared at {statistics.sample_rate} Hz, but sample_rate is {sample_rate}: "
-            "prepare it at that rate, or give mean and std (noise_mean of noise)."
-        )
-
-
-def _stored_statistics(folder: RunFolder) -> dict[str, float]:
-    """What a run that goes on has measured."""
-    values = _stored(folder)
-    names = ("mean", "std", "noise_mean")
-    return {name: values[name] for name in names if values.get(name) is not None}
 
 
 def _stored(folder: RunFolder) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.errors import ConfigError, DownloadError
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
 
 from ..data.stored_features import pool_to_tokens
@@ -181,7 +182,10 @@ def load_hubert_teacher(name: str, config: PretrainConfig, device: torch.device)
 
 def _is_hubert_folder(folder: Path) -> bool:
     config = folder / "config.json"
-    return config.is_file() and '"hubert"' in config.read_text(encoding="utf-8")
+    if not config.is_file():
+        return False
+    with reading_file(config, "a model configuration", "Fetch or save it again.", CheckpointError):
+        return '"hubert"' in config.read_text(encoding="utf-8")
 
 
 def load_hubert(source: str) -> nn.Module:

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2d_hub.audio import AudioPart
-from m2d_hub.errors import ConfigError
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.files import replacing
 
-from ..data.reading import reading_own
 from .folder import RunFolder
 
 LISTS_FILE = "lists.json.gz"
@@ -124,7 +124,8 @@ def _difference(new: ListedClips | None, old: ListedClips | None) -> str:
 
 
 def _read(path: os.PathLike[str]) -> dict[str, ListedClips | None]:
-    with reading_own(path, "Delete it, if the clips are the same as before."):
+    way_out = "Delete it, if the clips are the same as before."
+    with reading_file(path, "lists of a run", way_out, CheckpointError):
         with gzip.open(path, "rt", encoding="utf-8") as text:
             values: dict[str, Any] = json.load(text)
         return {use: None if listed is None else ListedClips.read(listed) for use, listed in values.items()}

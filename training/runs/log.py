@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError
 from m2d_hub.files import json_text, replacing
 
 from ..evaluation.charts import draw_steps
@@ -67,7 +69,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = []
-    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    with reading_file(path, "metrics of a run", "Delete it: metrics then begin anew.", CheckpointError):
+        written = path.read_text(encoding="utf-8", errors="replace")
+    for text in written.splitlines():
         with contextlib.suppress(ValueError, RecursionError):
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from m2d_hub.errors import M2DError
 
 logger = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
 LONGEST_WAIT = timedelta(days=7)
 FAILURES = (
     M2DError,
@@ -49,3 +50,15 @@ def others_wait(accelerator: Any) -> Iterator[None]:
     yield
     dist.barrier(group=group)
     dist.destroy_process_group(group)
+
+
+def first_tells(accelerator: Any, find: Callable[[], Found]) -> Found:
+    """What the first process finds, however long that takes; it tells the others."""
+    from accelerate.utils import broadcast_object_list
+
+    found: list[Any] = [None]
+    with others_wait(accelerator):
+        if accelerator.is_main_process:
+            found = [find()]
+    broadcast_object_list(found)
+    return found[0]

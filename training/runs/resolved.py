@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.files import replacing
 
-from ..data.reading import reading_own
 from .folder import RunFolder
 
 
@@ -46,7 +46,7 @@ def read_config(folder: RunFolder) -> dict[str, Any]:
         CheckpointError: The file is damaged.
     """
     way_out = "Delete it: it is then written anew, from the settings that you give."
-    with reading_own(folder.config_file, way_out):
+    with reading_file(folder.config_file, "a run's configuration", way_out, CheckpointError):
         values: dict[str, Any] = json.loads(folder.config_file.read_text(encoding="utf-8"))
         if not isinstance(values["config"], dict):
             raise TypeError("its 'config' is no object")

@@ -82,15 +82,28 @@ def parse_settings(config: object, settings: Sequence[str]) -> dict[str, Any]:
     return own | {field: _changed_part(config, field, changes) for field, changes in of_parts.items()}
 
 
-def parse_sweep(config: Settable, sweep: str) -> dict[str, dict[str, Any]]:
+def parse_sweep(config: Any, sweep: str) -> dict[str, dict[str, Any]]:
     """Values of one field that are tried one after another, by a name for the folder of each.
 
     Args:
-        config: Where to start.
+        config: Where to start, a dataclass.
         sweep: ``field=value,value``, each written as for :func:`parse_settings`.
 
     Raises:
         ConfigError: It names one value only, one twice, or one that is not allowed.
+    """
+    field, values = split_sweep(sweep)
+    found = {f"{field}-{value}": parse_settings(config, [f"{field}={value}"]) for value in values}
+    for fields in found.values():
+        dataclasses.replace(config, **fields)  # refuses what is not allowed before any run begins
+    return found
+
+
+def split_sweep(sweep: str) -> tuple[str, list[str]]:
+    """A sweep's field and its values as they are written; the folder of each is ``FIELD-VALUE``.
+
+    Raises:
+        ConfigError: It names one value only, or one twice.
     """
     field, _, text = sweep.partition("=")
     values = [value.strip() for value in text.split(",")]
@@ -98,10 +111,7 @@ def parse_sweep(config: Settable, sweep: str) -> dict[str, dict[str, Any]]:
         raise ConfigError(
             f"--sweep takes field=value,value with two or more different values, got {sweep!r}."
         )
-    found = {f"{field}-{value}": parse_settings(config, [f"{field}={value}"]) for value in values}
-    for fields in found.values():
-        with_fields(config, fields)  # refuses what is not allowed before any run begins
-    return found
+    return field, values
 
 
 def require_given(**arguments: object) -> None:

@@ -18,10 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import CheckpointError, M2DError
 from m2d_hub.files import replacing
 
-from ..data.reading import reading_own
 from .folder import RunFolder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
@@ -69,12 +69,17 @@ def write_state(folder: RunFolder, state: TrainingState, keep_every_steps: int) 
         state: What to write.
         keep_every_steps: Checkpoints at multiples of it are kept for good.
     """
-    path = folder.checkpoints / f"step-{state.step:09d}.pt"
+    path = checkpoint_path(folder, state.step)
     write_tensors(path, dict(vars(state)))
     for old in list_checkpoints(folder)[:-RECENT_CHECKPOINTS]:
         if step_of(old) % keep_every_steps:
             old.unlink()
     return path
+
+
+def checkpoint_path(folder: RunFolder, step: int) -> Path:
+    """Where the checkpoint after an optimizer step is, if it was kept."""
+    return folder.checkpoints / f"step-{step:09d}.pt"
 
 
 def list_checkpoints(folder: RunFolder) -> list[Path]:
@@ -102,7 +107,7 @@ def read_state(path: Path) -> TrainingState:
     """
     way_out = "Delete it: the run then goes on from the checkpoint before it."
     values = read_tensors(path, way_out)
-    with reading_own(path, way_out):
+    with reading(path, "a checkpoint", way_out, CheckpointError):
         scale = values.get("loss_scale", {})
         state = TrainingState(values["step"], values["model"], values["optimizer"], scale)
     try:
@@ -128,7 +133,7 @@ def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
     Raises:
         CheckpointError: It is.
     """
-    with reading_own(path, way_out):
+    with reading_file(path, "tensors and plain values", way_out, CheckpointError):
         values = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}")

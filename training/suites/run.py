@@ -12,6 +12,7 @@ from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 
 from ..evaluation.report import REPORT_FILE, read_report
+from ..finetuning.presets import load_finetune_preset
 from ..finetuning.run import finetune
 from ..linear.run import linear_eval
 from ..runs.folder import RunFolder, one_run_in
@@ -43,7 +44,7 @@ def run_suite(
     begins.
 
     Args:
-        suite: ``paper-linear``, ``paper-finetune``, ``icbhi`` or ``sprsound``.
+        suite: ``paper-linear``, ``paper-finetune``, ``icbhi``, ``sprsound`` or ``imagenet``.
         model: As for :func:`m2d_hub.load_model`.
         data: Folder that holds the data sets: a folder of each as published, or its list as ``NAME.csv``.
         out: Folder of the answer.
@@ -149,7 +150,8 @@ class _Runner:
                 "seeds": self.seeds,
             }
             return linear_eval(**(linear | self.settings | common)).report
-        chosen = {} if found.has_valid else {"select": "test"}
+        asks_valid = load_finetune_preset(task.preset).select == "valid"
+        chosen = {"select": "test"} if asks_valid and not found.has_valid else {}
         return finetune(task.preset, **common, seeds=self.seeds, **(chosen | self.settings)).report
 
 

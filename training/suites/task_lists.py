@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.corpus.tables import read_table
-from m2d_hub.errors import ConfigError
+from m2d_hub.doors import reading_file
+from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.files import replacing
 
 from ..data.lists.catalogue import find_dataset
 from ..data.lists.make import make_list
-from ..data.reading import reading_own
 from ..runs.folder import make_folder
 
 # Names that the data sets' folders have as published, beside those of make_list; spelt by _key.
@@ -33,6 +33,7 @@ PUBLISHED_FOLDERS = {
     "as20k": ("audioset",),
     "icbhi2017": ("icbhifinaldatabase",),
     "sprsound": ("biocas2022",),
+    "imagenet": ("imagenet1k", "ilsvrc2012", "imagenetobjectlocalizationchallenge"),
 }
 
 
@@ -65,12 +66,13 @@ def task_list(dataset: str, folder: Path, out: Path) -> TaskList:
     if own.is_file():
         return _read(own, "")
     path, notes = out / f"{dataset}.csv", out / f"{dataset}.json"
-    if not (path.is_file() and notes.is_file()):
+    if not (path.is_file() and notes.exists()):
         make_folder(out)
         note = _make(dataset, folder, path)
         with replacing(notes) as partial:
             partial.write_text(json.dumps({"note": note}) + "\n", encoding="utf-8")
-    with reading_own(notes, "Delete it: the list is then made again."):
+    way_out = "Delete it: the list is then made again."
+    with reading_file(notes, "notes of a list", way_out, CheckpointError):
         note = json.loads(notes.read_text(encoding="utf-8"))["note"]
     return _read(path, str(note))
 

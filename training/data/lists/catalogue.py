@@ -12,6 +12,7 @@ from .evar import EVAR
 from .fsd50k import FSD50K
 from .gtzan import GTZAN
 from .icbhi2017 import ICBHI2017
+from .imagenet import IMAGENET
 from .librispeech import LIBRISPEECH
 from .nsynth import NSYNTH
 from .speech_commands import SPCV1, SPCV2
@@ -38,6 +39,7 @@ DATASETS: dict[str, PublicDataset] = {
     "icbhi2017": ICBHI2017,
     "sprsound": SPRSOUND,
     "librispeech": LIBRISPEECH,
+    "imagenet": IMAGENET,
     "evar": EVAR,
 }
 

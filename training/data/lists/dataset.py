@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
 
 ALL = "all"  # key of the number of clips in all splits
@@ -99,8 +100,6 @@ def text_lines(path: Path) -> list[tuple[int, str]]:
     Raises:
         ConfigError: The file is no text in UTF-8.
     """
-    try:
+    with reading_file(path, "text in UTF-8", "Fetch it again from its publisher.", ConfigError):
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path} is no text in UTF-8 ({error}).") from error
     return [(number, line.strip()) for number, line in enumerate(lines, start=1) if line.strip()]

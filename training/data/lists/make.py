@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.corpus.tables import PART_COLUMNS
+from m2d_hub.doors import open_file
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing
 
@@ -94,8 +95,8 @@ def _check(name: str, request: Request, out: Path) -> None:
 
 
 def _is_list(path: Path) -> bool:
-    with path.open(encoding="utf-8", errors="replace") as lines:
-        return lines.readline().strip().split(",")[0] == COLUMNS[0]
+    with open_file(path, "a list", ConfigError) as lines:
+        return lines.readline().strip().split(b",")[0] == COLUMNS[0].encode()
 
 
 def _usable(rows: Iterable[ListRow], title: str) -> tuple[list[ListRow], int]:

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Iterator
 
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
 
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant
@@ -16,11 +17,10 @@ CLIPS = {ALL: 305_979, "train": 289_205, "valid": 12_678, "test": 4_096}
 def _rows(request: Request, field: str) -> Iterator[ListRow]:
     for split in ("train", "valid", "test"):
         path = request.find(f"nsynth-{split}/examples.json")
-        try:
+        kind = f"a table of notes that have {field}"
+        with reading_file(path, kind, "Fetch it again from its publisher.", ConfigError):
             notes = json.loads(path.read_text(encoding="utf-8"))
             labels = {name: str(note[field]) for name, note in notes.items()}
-        except (ValueError, AttributeError, TypeError, KeyError) as error:
-            raise ConfigError(f"{path} is no table of notes that have {field} ({error!r}).") from error
         for name, label in labels.items():
             yield ListRow(str(path.parent / "audio" / f"{name}.wav"), label, split)
 

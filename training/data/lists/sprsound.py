@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
 
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant
@@ -53,13 +54,10 @@ def _test_of(annotation: Path, train_patients: set[str]) -> str:
 def _events(request: Request, annotations: list[Path], split: str, binary: bool) -> Iterator[ListRow]:
     audio = _folder(request, split, "wav")
     for path in annotations:
-        try:
+        kind = "annotations (event_annotation with start, end and type)"
+        with reading_file(path, kind, "Fetch it again from its publisher.", ConfigError):
             events = json.loads(path.read_text(encoding="utf-8"))["event_annotation"]
             found = [(event["type"], float(event["start"]), float(event["end"])) for event in events]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} has no event_annotation with start, end and type ({error!r})."
-            ) from error
         for label, start_ms, end_ms in found:
             name = ADVENTITIOUS if binary and label != NORMAL else label
             file = str(audio / f"{path.stem}.wav")
