@@ -9,6 +9,7 @@ so that a drift of the machine's speed hits both alike. Medians are given, and t
 from __future__ import annotations
 
 import argparse
+import copy
 import importlib.util
 import os
 import platform
@@ -76,10 +77,10 @@ def ragged_clips(reference: ModuleType) -> list[np.ndarray]:
 
 
 def product_rates() -> dict[str, float]:
-    """Billions of operations a second in products of one encoder layer's size: float32, 8-bit."""
+    """Billions of operations a second in products of one encoder layer's size, by type of numbers."""
     rows = torch.randn(1910, 768)
     layer = torch.nn.Linear(768, 3072)
-    quantised = Int8Linear(layer)
+    quantised, half, half_rows = Int8Linear(layer), copy.deepcopy(layer).bfloat16(), rows.bfloat16()
     operations = 2 * 1910 * 768 * 3072
 
     def best(run: Callable[[], object]) -> float:
@@ -88,6 +89,7 @@ def product_rates() -> dict[str, float]:
     with torch.no_grad():
         return {
             "float32": best(lambda: layer(rows)),
+            "bfloat16": best(lambda: half(half_rows)),
             "int8": best(lambda: quantised(rows)),
         }
 
@@ -136,6 +138,7 @@ def save_weights(work: Path, reference: ModuleType) -> tuple[Path, Path]:
 def race_speed(published: Path, own: Path, reference: ModuleType, repeats: int) -> dict[str, Any]:
     model = m2d_hub.load_model(published, device="cpu")
     quantised = m2d_hub.load_model(own, dtype="int8")
+    half = m2d_hub.load_model(own, device="cpu", dtype=torch.bfloat16)
     baseline = load_baseline(published)
     minute = reference.waveform(60.0)
     minute_batch = torch.from_numpy(minute)[None]
@@ -146,7 +149,7 @@ def race_speed(published: Path, own: Path, reference: ModuleType, repeats: int) 
         return baseline(minute_batch).mean(dim=1)
 
     difference = model.encode_frames(minute).features - baseline(minute_batch)
-    exact, rounded = (side.encode_clip([minute, *clips]) for side in (model, quantised))
+    exact, rounded, halved = (side.encode_clip([minute, *clips]) for side in (model, quantised, half))
     return {
         "minute": race(lambda: model.encode_clip(minute), baseline_minute, repeats),
         "ragged": race(
@@ -155,9 +158,19 @@ def race_speed(published: Path, own: Path, reference: ModuleType, repeats: int) 
             repeats,
         ),
         "int8": race(lambda: quantised.encode_clip(minute), baseline_minute, repeats),
+        "bfloat16": race(lambda: half.encode_clip(minute), baseline_minute, repeats),
+        "bfloat16_cosine": torch.cosine_similarity(exact, halved).min().item(),
+        "instructions": instructions(),
         "int8_cosine": torch.cosine_similarity(exact, rounded).min().item(),
         "difference": difference.abs().max().item(),
     }
+
+
+def instructions() -> list[str]:
+    """Those of the processor that decide which type of numbers is fast."""
+    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+    names = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
+    return [name for name in names if name in flags]
 
 
 def race_loading(published: Path, own: Path, repeats: int) -> dict[str, Any]:
@@ -228,6 +241,12 @@ def memory_row(kind: str, gigabytes: dict[str, float]) -> str:
 def report(found: dict[str, Any], repeats: int) -> str:
     fastest = max(found["products"].values())
     rate = found["operations"] / found["minute"]["ours_s"] / 1e9
+    half = half_cosine = ""
+    if "bfloat16" in found:
+        half = f"\n{race_row('60 s file, bfloat16', '–', found['bfloat16'])}"
+        half_cosine = f"; of a bfloat16 clip: {found['bfloat16_cosine']:.5f}. The processor has " + ", ".join(
+            found["instructions"]
+        )
     return f"""# Inference: m2d_hub against the plain runtime
 
 `python benchmarks/inference.py --repeats {repeats}` on {platform.machine()}, {os.cpu_count()} cores,
@@ -238,12 +257,12 @@ ViT-Base, random weights. Medians; in brackets the lowest and highest ratio of t
 |---|---|---|---|---|
 {race_row("60 s file, float32", "1.15×", found["minute"])}
 {race_row("48 ragged clips of 0.5–14 s, float32", "1.3×", found["ragged"])}
-{race_row("60 s file, int8", "2.5×", found["int8"])}
+{race_row("60 s file, int8", "2.5×", found["int8"])}{half}
 {race_row("load, own folder", "4×", found["load_own"])}
 {race_row("load, published .pth", "–", found["load_published"])}
 
 Largest difference of a feature between both: {found["difference"]:.1e}. Lowest cosine of an int8 clip to its
-float32 clip: {found["int8_cosine"]:.5f} (goal 0.999).
+float32 clip: {found["int8_cosine"]:.5f} (goal 0.999){half_cosine}.
 
 | peak memory of a process | 2 minutes | 20 minutes | growth | goal |
 |---|---|---|---|---|

@@ -11,6 +11,7 @@ import torch
 
 from m2d_hub.errors import ConfigError, reason_of
 from m2d_hub.model import M2D
+from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint
@@ -34,6 +35,7 @@ def load_model(
     revision: str | None = None,
     local_files_only: bool = False,
     token: str | bool | None = None,
+    compile: bool = False,
 ) -> M2D:
     """Loads a pre-trained model, in eval mode.
 
@@ -56,6 +58,8 @@ def load_model(
         revision: Branch, tag or commit of a Hugging Face repository.
         local_files_only: Use what is on disk; never the network.
         token: For private Hugging Face repositories; None: the one that ``hf auth login`` kept.
+        compile: Puts the encoder's blocks through ``torch.compile``, when they first run: some minutes for
+            many lengths of clips, then faster on GPUs. Weights, names and exports are as without.
 
     Returns:
         The model on ``device``, in eval mode.
@@ -71,6 +75,10 @@ def load_model(
         raise ConfigError(
             f"dtype must be torch.float32, torch.bfloat16, torch.float16 or 'int8', got {dtype!r}."
         )
+    if compile and dtype == "int8":
+        raise ConfigError(
+            "compile=True is for floating-point weights, but dtype='int8' was given: leave one out."
+        )
     device = _choose_device(device, dtype)
     path = locate(
         name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only, token=token
@@ -81,7 +89,10 @@ def load_model(
         if dtype == "int8":
             quantize_encoder(model.to(torch.float32).encoder)
             return model
-        return model.to(device=device, dtype=dtype)
+        model = model.to(device=device, dtype=dtype)
+    if compile:
+        compile_blocks(model.encoder, device)
+    return model
 
 
 def _with_statistics(checkpoint: Checkpoint, mean: float | None, std: float | None) -> Checkpoint:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.clips import AudioClip, Clip
+from m2d_hub.audio.stored import StoredFile
 from m2d_hub.checks import POSITIVE_INTEGER, require
 
 CLIPS_AHEAD = 32  # begun, at most, and not yet taken
@@ -62,7 +63,7 @@ class ReadAhead:
 
     def add(self, clip: AudioClip) -> AudioClip:
         """The clip, read ahead where it is a file of its own; file objects may share one place to read at."""
-        if not isinstance(clip, Clip) or not isinstance(clip.source, Path):
+        if not isinstance(clip, Clip) or not isinstance(clip.source, (Path, StoredFile)):
             return clip
         ahead = AheadClip(clip, self)
         with self._changed:

@@ -23,6 +23,7 @@ from torch import Tensor
 from m2d_hub.audio.decoding import BLOCK_VALUES, decode, read_header
 from m2d_hub.audio.given import Channels, Given, unpack
 from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
+from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import checked, to_clips, to_mono
 from m2d_hub.doors import open_file
 from m2d_hub.errors import AudioError
@@ -71,7 +72,7 @@ class Clip(AudioClip):
     """One piece of audio, not yet read: a file, or a waveform in memory."""
 
     name: str  # for messages: the path, or the place in the caller's list
-    source: Any  # path, file object, decoder of torchcodec, or mono float32 waveform (S,)
+    source: Any  # path, stored file, file object, decoder of torchcodec, or mono float32 waveform (S,)
     source_rate: int  # Hz
     sample_rate: int  # Hz wanted
     expected_samples: int  # at sample_rate, as announced by the source
@@ -90,7 +91,7 @@ class Clip(AudioClip):
         """Blocks (s,) of the source's samples ``first`` to ``stop``, at its rate."""
         if isinstance(self.source, Tensor):
             return _split(self.source[first:stop])
-        if isinstance(self.source, Path) or hasattr(self.source, "read"):
+        if isinstance(self.source, (Path, StoredFile)) or hasattr(self.source, "read"):
             return decode(self.source, self.name, first, stop)
         return _split(_decoded(self.source, self.name)[first:stop])
 
@@ -151,6 +152,11 @@ def _open_one(given: Given, sample_rate: int, array_rate: int) -> list[Clip]:
     if isinstance(item, (str, os.PathLike)):
         part = item if isinstance(item, AudioPart) else None
         return [_open_file(_check_path(Path(item)), str(item), sample_rate, part)]
+    if isinstance(item, StoredFile):
+        fetched = item.fetched()  # or why it cannot be
+        if not item.size:
+            raise AudioError(f"{item} is empty: it holds no samples.")
+        return [_open_file(fetched, str(item), sample_rate)]
     if hasattr(item, "read"):
         name = str(getattr(item, "name", name))
         return [_open_file(_seekable(item, name), name, sample_rate)]
@@ -186,7 +192,9 @@ def _rows(given: Given) -> list[tuple[str, Tensor]]:
     return [(f"row {index} of {given.name}", row) for index, row in enumerate(waveform)]
 
 
-def _open_file(source: Path | BinaryIO, name: str, sample_rate: int, part: AudioPart | None = None) -> Clip:
+def _open_file(
+    source: Path | StoredFile | BinaryIO, name: str, sample_rate: int, part: AudioPart | None = None
+) -> Clip:
     header = read_header(source, name, is_exact=part is not None)
     rate, samples = header.sample_rate, header.num_samples
     if part is None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from m2d_hub.audio import flac, foreign, mpeg, ogg, pcm
 from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
 from m2d_hub.audio.resampling import check_rate, resample
+from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.doors import reading
 from m2d_hub.errors import AudioError
@@ -44,11 +45,11 @@ class Header:
     num_samples: int  # of one channel, no more than its bytes can hold; 0: it does not say
 
 
-def read_header(source: Path | BinaryIO, name: str, is_exact: bool = False) -> Header:
+def read_header(source: Path | StoredFile | BinaryIO, name: str, is_exact: bool = False) -> Header:
     """Opens a file to see whether it can be read.
 
     Args:
-        source: A path, or a file object that can be sought.
+        source: A path, a file that is stored, or a file object that can be sought.
         name: For messages.
         is_exact: Tell a number of samples only where the header can be trusted.
 
@@ -69,13 +70,15 @@ def read_header(source: Path | BinaryIO, name: str, is_exact: bool = False) -> H
         return Header(rate, min(frames, _SAMPLES_PER_BYTE * size))
 
 
-def decode(source: Path | BinaryIO, name: str, first: int = 0, stop: int | None = None) -> Iterator[Tensor]:
+def decode(
+    source: Path | StoredFile | BinaryIO, name: str, first: int = 0, stop: int | None = None
+) -> Iterator[Tensor]:
     """Blocks (s,) of a file, float32, channels averaged, at the rate of its header.
 
     Where the audio ends before the header says, what is there is read, and a warning tells.
 
     Args:
-        source: A path, or a file object that can be sought.
+        source: A path, a file that is stored, or a file object that can be sought.
         name: For messages.
         first: Sample to begin with.
         stop: The one after the last; None: the end of the file.
@@ -98,7 +101,7 @@ def decode(source: Path | BinaryIO, name: str, first: int = 0, stop: int | None 
 
 
 def _decode(
-    source: Path | BinaryIO, file: BinaryIO, size: int, name: str, first: int, stop: int | None
+    source: Path | StoredFile | BinaryIO, file: BinaryIO, size: int, name: str, first: int, stop: int | None
 ) -> Iterator[tuple[int, Tensor]]:
     """Blocks of what libsndfile reads, with the place of each; those before ``first`` may be left out."""
     with _open_whole(source, file, size, name) as whole:
@@ -194,19 +197,22 @@ def _find_layout(format_name: str, file: BinaryIO, size: int) -> Layout:
 
 
 @contextlib.contextmanager
-def _binary(source: Path | BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
+def _binary(source: Path | StoredFile | BinaryIO) -> Iterator[tuple[BinaryIO, int]]:
     """The bytes of a source, and how many they are."""
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(source.open("rb")) if isinstance(source, Path) else source
+        if isinstance(source, Path):
+            file: BinaryIO = stack.enter_context(source.open("rb"))
+        else:
+            file = stack.enter_context(source.open()) if isinstance(source, StoredFile) else source
         size = file.seek(0, io.SEEK_END)
         file.seek(0)
         yield file, size
 
 
-def _open_whole(source: Path | BinaryIO, file: BinaryIO, size: int, name: str) -> Any:
+def _open_whole(source: Path | StoredFile | BinaryIO, file: BinaryIO, size: int, name: str) -> Any:
     """A SoundFile of a file as it is, or with its length put right where it cannot be opened otherwise."""
     try:
-        return _sound_file(source, name)
+        return _sound_file(source if isinstance(source, Path) else file, name)
     except AudioError:
         magic = read_at(file, 0, 4)
         is_mpeg = magic[:3] == b"ID3" or magic[:1] == b"\xff"

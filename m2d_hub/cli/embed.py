@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import click
@@ -28,9 +27,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 @click.command()
 @paths_argument
 @model_option(DEFAULT_MODEL)
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), metavar="OUT", help="Where to, see above."
-)
+@click.option("--out", required=True, metavar="OUT", help="Where to, see above.")
 @click.option(
     "--kind",
     type=click.Choice(["clip", "frames", "layers"]),
@@ -57,7 +54,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 def embed(
     paths: tuple[str, ...],
     model: str,
-    out: Path,
+    out: str,
     kind: Any,
     batch_size: int,
     num_workers: int | None,
@@ -68,6 +65,9 @@ def embed(
     as_json: bool,
 ) -> None:
     """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
+
+    Of tar shards (WebDataset) each audio file is one, under its name in the shard. URLs of object stores
+    (s3://bucket/prefix) are read, and written where OUT is .parquet or .dataset (pip install 'm2d-hub[s3]').
 
     \b
     The suffix of OUT says the format:
@@ -87,14 +87,16 @@ def embed(
       m2d-hub embed dog.wav --out dog.npz
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
       m2d-hub embed list.csv --engine ray --workers 8 --out embeddings.dataset
+      m2d-hub embed s3://bucket/recordings --out s3://bucket/embeddings.parquet
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
     from m2d_hub.corpus.embed_files import embed_files
     from m2d_hub.corpus.outputs import check_suffix
+    from m2d_hub.corpus.stores import place_of
 
     sources = find_files(paths)
     with wrong_usage():
-        check_suffix(out)
+        check_suffix(place_of(out))
     ray_engine = None
     if engine == "ray":
         from m2d_hub.corpus.ray_engine import RayEngine

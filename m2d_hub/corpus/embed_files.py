@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import math
 import os
 import sys
@@ -15,16 +14,18 @@ from typing import Any
 import torch
 
 from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.audio.stored import StoredFile
 from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, Kind, embed_opened
+from m2d_hub.corpus.errors_file import ErrorsFile
 from m2d_hub.corpus.outputs import Output, check_suffix, open_output
 from m2d_hub.corpus.reading import opened_ahead
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
+from m2d_hub.corpus.stores import place_of
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
-_ERRORS_HEAD = b"file,error\r\n"
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
 
 
@@ -63,7 +64,8 @@ def embed_files(
             :func:`m2d_hub.find_sources`, or what it answered. Files that ``out`` already has are not done
             again, those that failed earlier are.
         out: ``.parquet``, ``.npz``, ``.safetensors``, a folder of ``.npy`` files, or ``.dataset``: a folder
-            of Parquet files, which workers of a cluster write themselves.
+            of Parquet files, which workers of a cluster write themselves. A URL (``s3://bucket/name``) is
+            ``.parquet`` or ``.dataset``; there is no lock in a store: let one job at a time write there.
         model: What :func:`m2d_hub.load_model` takes.
         kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
         batch_size: Files, and windows of them, that go through the model at once.
@@ -78,20 +80,20 @@ def embed_files(
             embeddings of files that have changed since.
         M2DError: The model cannot be loaded, or the device's memory does not suffice.
     """
-    out = Path(out)
+    place = place_of(out)
     sources = _as_sources(paths)
-    check_suffix(out)
-    errors_path = _beside(out, ".errors.csv")
-    _refuse_foreign_errors(errors_path)
-    output = open_output(out, _settings(model, kind, window_s), sources)
+    check_suffix(place)
+    errors = ErrorsFile(place)
+    output = open_output(place, _settings(model, kind, window_s), sources)
     left = output.left
     failed = 0
     try:
-        errors_path.unlink(missing_ok=True)
+        errors.begin()
         if left:
             job = Job(model, kind, batch_size, device, window_s, num_workers, output.parts)
             with contextlib.closing((engine or _run_here)(_batches(left, batch_size), job)) as results:
-                failed = _keep(results, left, output, errors_path, len(sources), progress)
+                failed = _keep(results, left, output, errors, len(sources), progress)
+        errors.finish()
         output.finish()
     except torch.OutOfMemoryError as error:
         output.release()
@@ -102,25 +104,8 @@ def embed_files(
     except BaseException:
         output.release()
         raise
-    errors_file = str(errors_path) if failed else None
-    return Summary(str(out), len(left) - failed, len(sources) - len(left), failed, errors_file)
-
-
-def _beside(out: Path, suffix: str) -> Path:
-    """A file beside ``out``, named after it; ``.`` has the name of the folder that it is."""
-    named = out if out.name and out.name != ".." else Path(os.path.abspath(out))
-    return named.with_name((named.name or "root") + suffix)
-
-
-def _refuse_foreign_errors(path: Path) -> None:
-    if not os.path.lexists(path):
-        return
-    head = path.read_bytes()[: len(_ERRORS_HEAD)] if path.is_file() and not path.is_symlink() else b""
-    if head != _ERRORS_HEAD:
-        raise ConfigError(
-            f"{path}, where files that cannot be read are listed, was not written by m2d-hub embed; move it "
-            "away, or give another output."
-        )
+    errors_file = str(errors) if failed else None
+    return Summary(str(place), len(left) - failed, len(sources) - len(left), failed, errors_file)
 
 
 def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
@@ -154,7 +139,7 @@ def _keep(
     results: Iterable[EmbeddedBatch],
     sources: list[Source],
     output: Output,
-    errors_path: Path,
+    errors: ErrorsFile,
     total: int,
     progress: bool,
 ) -> int:
@@ -175,7 +160,7 @@ def _keep(
             if result.records:
                 output.add(result.records)
             if result.failed:
-                _report(errors_path, result.failed)
+                errors.add(result.failed)
             failures += len(result.failed)
             bar.update(len(result.records) + result.num_written + len(result.failed))
     return failures
@@ -185,7 +170,7 @@ def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source
     batch: list[Source] = []
     size = 0
     for source in sources:
-        num_bytes = os.path.getsize(source.path) if os.path.isfile(source.path) else 0
+        num_bytes = _size_of(source.path)
         if batch and (len(batch) == batch_size or size + num_bytes > BATCH_BYTES):
             yield batch
             batch, size = [], 0
@@ -195,10 +180,7 @@ def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source
         yield batch
 
 
-def _report(path: Path, failed: list[tuple[Source, str]]) -> None:
-    is_new = not path.exists()
-    with open(path, "a", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(["file", "error"])
-        writer.writerows([source.file, message] for source, message in failed)
+def _size_of(path: Path | StoredFile) -> int:
+    if isinstance(path, StoredFile):
+        return path.size
+    return os.path.getsize(path) if os.path.isfile(path) else 0

@@ -61,7 +61,7 @@ class Safetensors(Format):
             num_bytes += sum(len(json.dumps(file)) for file in files) * 2 + len(files) * _ENTRY_BYTES
         _check_header(path, num_bytes, len(files))
 
-    def contents(self, path: Path) -> Contents:
+    def contents(self, path: Path, name: object = None) -> Contents:
         from safetensors import safe_open
 
         with reading_output(path), safe_open(path, framework="numpy") as file:
@@ -105,7 +105,7 @@ class Npz(Format):
             if rows is not None:
                 rows.close()
 
-    def contents(self, path: Path) -> Contents:
+    def contents(self, path: Path, name: object = None) -> Contents:
         with reading_output(path), _arrays(path) as arrays:
             return Contents.parse(str(arrays["settings"]), arrays["file"].tolist(), arrays["origin"])
 

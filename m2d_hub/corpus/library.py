@@ -62,7 +62,8 @@ def open_library(
     if not os.path.isdir(folder):
         problem = "is no folder" if os.path.lexists(folder) else "does not exist"
         raise ConfigError(f"{os.fspath(folder)} {problem}: give a folder that holds sounds.")
-    sources = find_sources(Path(os.path.abspath(folder)))
+    found = find_sources(Path(os.path.abspath(folder)))
+    sources = [source for source in found if isinstance(source.path, Path)]  # which can be played
     if most is not None and len(sources) > most:
         raise ConfigError(
             f"folder {os.fspath(folder)} holds {len(sources):,} sounds, at most {most:,} can be used."
@@ -73,7 +74,7 @@ def open_library(
         kept.unlink()
     kept.parent.mkdir(parents=True, exist_ok=True)
     summary = embed_files(sources, kept, model=model, device=device, progress=progress)
-    paths = {source.file: source.path for source in sources}
+    paths = {source.file: source.path for source in sources if isinstance(source.path, Path)}
     failed = _failed(summary)
     if not kept.exists():
         raise ConfigError(

@@ -32,7 +32,7 @@ class Plan:
     origins: dict[str, Origin]  # by name
 
 
-def plan(sources: Iterable[Source], done: Mapping[str, Origin], out: Path) -> Plan:
+def plan(sources: Iterable[Source], done: Mapping[str, Origin], out: object) -> Plan:
     """Names files, and tells those that are done from those that are left.
 
     Args:

@@ -22,7 +22,7 @@ def write_settings(path: Path, settings: dict[str, Any]) -> None:
         partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
+def check_settings(out: object, begun: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Refuses to go on with other settings than an output was begun with.
 
     Raises:
@@ -38,7 +38,7 @@ def check_settings(out: Path, begun: dict[str, Any], wanted: dict[str, Any]) -> 
 
 
 @contextlib.contextmanager
-def lock_kept(folder: Path, out: Path) -> Iterator[filelock.BaseFileLock]:
+def lock_kept(folder: Path, out: object) -> Iterator[filelock.BaseFileLock]:
     """Takes the lock of an output, which is kept unless opening the output fails."""
     is_new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,29 +2,33 @@
 
 One file (``.parquet``, ``.npz``, ``.safetensors``): each finished batch is a part in the folder ``OUT.parts``
 that takes its name when it is whole; at the end the parts are merged into OUT, which does likewise. What this
-package did not write is neither written over nor removed.
+package did not write is neither written over nor removed. In a store of objects all is Parquet, which is read
+from there in parts.
 """
 
 from __future__ import annotations
 
 import itertools
 import re
-import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
 from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, DatasetOutput, PartWriter
 from m2d_hub.corpus.folder_output import FolderOutput
+from m2d_hub.corpus.folders import folder_of
 from m2d_hub.corpus.formats import FORMATS, Safetensors
 from m2d_hub.corpus.naming import Plan, plan
-from m2d_hub.corpus.output_job import check_settings, lock_kept
+from m2d_hub.corpus.output_job import check_settings
 from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.corpus.sources import Source
+from m2d_hub.corpus.stores import StoreUrl
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.files import PARTIAL_SUFFIX
 
-_OWN_IN_PARTS = re.compile(r"\d{8}\.safetensors(\.partial(\.body)?)?|\.lock")
+_PART = re.compile(r"\d{8}\.(safetensors|parquet)")
+_OWN_IN_PARTS = re.compile(_PART.pattern + r"(\.partial(\.body)?)?|\.lock")
+_IN_STORES = (".parquet", DATASET_SUFFIX)
 
 
 class Output(Protocol):
@@ -43,7 +47,7 @@ class Output(Protocol):
         """Lets the output go as it stands; a later run goes on from there."""
 
 
-def open_output(out: Path, settings: dict[str, Any], sources: Iterable[Source]) -> Output:
+def open_output(out: Path | StoreUrl, settings: dict[str, Any], sources: Iterable[Source]) -> Output:
     """Opens ``out`` for the embeddings of ``sources``, or opens it again.
 
     Args:
@@ -58,17 +62,21 @@ def open_output(out: Path, settings: dict[str, Any], sources: Iterable[Source]) 
     check_suffix(out)
     if out.suffix.lower() == DATASET_SUFFIX:
         return DatasetOutput(out, settings, sources)
-    if out.suffix.lower() in FORMATS and not out.is_dir():
+    if isinstance(out, StoreUrl) or (out.suffix.lower() in FORMATS and not out.is_dir()):
         return FileOutput(out, settings, sources)
     return FolderOutput(out, settings, sources)
 
 
-def check_suffix(out: Path) -> None:
+def check_suffix(out: Path | StoreUrl) -> None:
     """Refuses names that mean a format which is not written; ``.7`` and the like are part of a folder's name.
 
     Raises:
         ConfigError: The message says which suffixes are known.
     """
+    if isinstance(out, StoreUrl):
+        if out.suffix.lower() not in _IN_STORES:
+            raise ConfigError(f"{out}: in a store {' and '.join(_IN_STORES)} are written. Give such a name.")
+        return
     means_format = out.suffix[1:2].isalpha() and not out.is_dir()
     if means_format and out.suffix.lower() not in (*FORMATS, DATASET_SUFFIX):
         allowed = f"{', '.join([*FORMATS, DATASET_SUFFIX])}, or none for a folder of .npy files"
@@ -80,30 +88,31 @@ class FileOutput:
 
     parts: PartWriter | None = None
 
-    def __init__(self, out: Path, settings: dict[str, Any], sources: Iterable[Source]):
+    def __init__(self, out: Path | StoreUrl, settings: dict[str, Any], sources: Iterable[Source]):
         self._out, self._settings = out, settings
-        self._format = FORMATS[out.suffix.lower()]
-        self._parts = out.with_name(out.name + ".parts")
-        self._part_format = Safetensors()
+        self._home, self._format = folder_of(out.parent), FORMATS[out.suffix.lower()]
+        parts = out.with_name(out.name + ".parts")
+        self._parts = folder_of(parts)
+        self._part_format = self._format if isinstance(out, StoreUrl) else Safetensors()
+        self._part_suffix = out.suffix.lower() if isinstance(out, StoreUrl) else ".safetensors"
         self._refuse_foreign_parts()
-        existing = [self._format.contents(out)] if out.exists() else []
+        existing = [self._written()] if self._home.has(out.name) else []
         for contents in existing:
             check_settings(out, contents.settings, settings)
-        with lock_kept(self._parts, out) as self._lock:
+        with self._parts.locked(out) as self._lock:
             self._begin()
-            existing += [self._part_format.contents(part) for part in self._part_files()]
+            existing += [self._part_contents(part) for part in self._part_files()]
             done = {file: origin for contents in existing for file, origin in contents.origins.items()}
             self._plan: Plan = plan(sources, done, out)
             self.left = self._plan.left
             all_files = [*done, *(source.file for source in self.left)]
-            self._format.require(out, all_files, settings["kind"])
-            self._next_part = 1 + max((int(part.stem) for part in self._part_files()), default=0)
+            self._format.require(Path(out.name), all_files, settings["kind"])
+            self._next_part = 1 + max((int(part[:8]) for part in self._part_files()), default=0)
 
     def add(self, records: list[Record]) -> None:
         """Keeps records as one more part."""
-        part = self._parts / f"{self._next_part:08d}.safetensors"
         origins = {record.file: self._plan.origins[record.file] for record in records}
-        with replacing(part) as partial:
+        with self._parts.replacing(f"{self._next_part:08d}{self._part_suffix}") as partial:
             self._part_format.write(partial, Contents(self._settings, origins), records)
         self._next_part += 1
 
@@ -112,7 +121,7 @@ class FileOutput:
         if self._part_files():
             chosen = self._chosen()
             contents = Contents(self._settings, {k: v for _, kept in chosen for k, v in kept.items()})
-            with replacing(self._out) as partial:
+            with self._home.replacing(self._out.name) as partial:
                 self._format.write(partial, contents, _records(chosen))
                 if self._format.contents(partial) != contents:
                     raise ConfigError(
@@ -130,42 +139,51 @@ class FileOutput:
     def _let_go(self) -> None:
         """Removes the parts, unless somebody put something beside them meanwhile."""
         self._lock.release()
-        if all(_OWN_IN_PARTS.fullmatch(path.name) for path in self._parts.iterdir()):
-            shutil.rmtree(self._parts)
+        if all(_OWN_IN_PARTS.fullmatch(name) for name in self._parts.names()):
+            self._parts.remove_all()
 
     def _refuse_foreign_parts(self) -> None:
-        if self._parts.is_symlink() or (self._parts.exists() and not self._parts.is_dir()):
+        if self._parts.is_other:
             raise ConfigError(
                 f"{self._parts}, where finished batches are kept, is a link or a file; move it away, or give "
                 "another output."
             )
-        names = [path.name for path in self._parts.iterdir()] if self._parts.exists() else []
-        if foreign := sorted(name for name in names if not _OWN_IN_PARTS.fullmatch(name)):
+        if foreign := [name for name in self._parts.names() if not _OWN_IN_PARTS.fullmatch(name)]:
             raise ConfigError(
                 f"{self._parts}, where finished batches are kept, holds {foreign[0]!r}, which m2d-hub embed "
                 "did not write; move it away, or give another output."
             )
 
     def _begin(self) -> None:
-        for leftover in self._parts.glob("*.partial*"):
-            leftover.unlink()
+        for name in self._parts.names():
+            if PARTIAL_SUFFIX in name:
+                self._parts.remove(name)
         for part in self._part_files()[:1]:
-            check_settings(self._out, self._part_format.contents(part).settings, self._settings)
+            check_settings(self._out, self._part_contents(part).settings, self._settings)
 
-    def _part_files(self) -> list[Path]:
-        return sorted(self._parts.glob("[0-9]*.safetensors"))
+    def _part_files(self) -> list[str]:
+        return [name for name in self._parts.names() if _PART.fullmatch(name)]
+
+    def _part_contents(self, part: str) -> Contents:
+        return self._part_format.contents(self._parts.readable(part), f"{self._parts}/{part}")
+
+    def _written(self) -> Contents:
+        return self._format.contents(self._home.readable(self._out.name), self._out)
 
     def _chosen(self) -> list[tuple[Iterator[Record], dict[str, Origin]]]:
         """Records of the output so far and of each part, with the files to take of each, none twice."""
-        stores = [(self._format, self._out)] if self._out.exists() else []
-        stores += [(self._part_format, part) for part in self._part_files()]
+        stores = []
+        if self._home.has(self._out.name):
+            stores.append((self._written(), self._format.records(self._home.readable(self._out.name))))
+        for part in self._part_files():
+            records = self._part_format.records(self._parts.readable(part))
+            stores.append((self._part_contents(part), records))
         seen: set[str] = set()
         chosen = []
-        for layout, path in stores:
-            origins = layout.contents(path).origins
-            kept = {file: origin for file, origin in origins.items() if file not in seen}
+        for contents, records in stores:
+            kept = {file: origin for file, origin in contents.origins.items() if file not in seen}
             seen.update(kept)
-            chosen.append((layout.records(path), kept))
+            chosen.append((records, kept))
         return chosen
 
 

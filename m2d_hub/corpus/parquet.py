@@ -53,16 +53,16 @@ class Parquet(Format):
             if writer is not None:
                 writer.close()
 
-    def contents(self, path: Path) -> Contents:
+    def contents(self, path: Any, name: object = None) -> Contents:
         _, parquet = _pyarrow()
         columns = [f"origin_{field.name}" for field in dataclasses.fields(Origin)]
-        with reading_output(path):
-            settings = (parquet.read_schema(path).metadata or {})[SETTINGS_KEY.encode()]
-            table = parquet.read_table(path, columns=["file", *columns])
+        with reading_output(path, name), parquet.ParquetFile(path) as file:
+            settings = (file.schema_arrow.metadata or {})[SETTINGS_KEY.encode()]
+            table = file.read(columns=["file", *columns])
             rows = np.stack([table[column].to_numpy() for column in columns], axis=1)
             return Contents.parse(settings, table["file"].to_pylist(), rows)
 
-    def _records(self, path: Path) -> Iterator[Record]:
+    def _records(self, path: Any) -> Iterator[Record]:
         _, parquet = _pyarrow()
         with parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=64):

@@ -9,6 +9,7 @@ your own there is :class:`m2d_hub.clients.ray.EmbedAudio`.
 from __future__ import annotations
 
 import dataclasses
+import os
 import pickle
 from collections.abc import Generator, Iterator
 
@@ -49,7 +50,7 @@ class RayEngine:
     def _run(self, batches: list[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
         data = self._ray.data
         if not self._ray.is_initialized():
-            self._ray.init(log_to_driver=False)
+            self._ray.init(log_to_driver=False, num_cpus=self._cores())
         context = data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
@@ -68,6 +69,10 @@ class RayEngine:
         )
         for row in dataset.iter_rows():
             yield from pickle.loads(row["results"])  # noqa: S301  # of our own workers
+
+    def _cores(self) -> int | None:
+        """Of a cluster that is started here: one a worker, at least; None: there is one to connect to."""
+        return None if "RAY_ADDRESS" in os.environ else max(self._num_workers, os.cpu_count() or 1)
 
 
 def _absolute(source: Source) -> Source:

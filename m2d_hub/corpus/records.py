@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from m2d_hub.audio.stored import StoredFile, identity_of
 from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
 
@@ -43,15 +44,17 @@ class Record:
 class Origin:
     """The file that an embedding was made of."""
 
-    place: int  # 63 bits of the hash of its absolute path
+    place: int  # 63 bits of the hash of its place: an absolute path, or a URL
     size: int  # bytes
     modified_ns: int  # since 1970
 
     @classmethod
-    def of(cls, path: Path) -> Origin:
+    def of(cls, path: Path | StoredFile) -> Origin:
         """Of a file as it is now; of a missing one, size and time are 0."""
-        digest = hashlib.sha256(os.fsencode(os.path.abspath(path))).digest()
+        digest = hashlib.sha256(os.fsencode(identity_of(path))).digest()
         place = int.from_bytes(digest[:8], "big") >> 1
+        if isinstance(path, StoredFile):
+            return cls(place, path.size, path.modified_ns)
         try:
             status = path.stat()
         except (OSError, ValueError):
@@ -130,10 +133,15 @@ class Format(ABC):
         """Writes ``records``, which must be those of ``contents.files`` in that order."""
 
     @abstractmethod
-    def contents(self, path: Path) -> Contents:
-        """Settings and names, without reading the arrays."""
+    def contents(self, path: Any, name: object = None) -> Contents:
+        """Settings and names, without reading the arrays.
 
-    def records(self, path: Path) -> Iterator[Record]:
+        Args:
+            path: The file; for Parquet also one that is open.
+            name: Of an open one, for messages.
+        """
+
+    def records(self, path: Any) -> Iterator[Record]:
         """The records, in order, one at a time.
 
         Raises:
@@ -142,11 +150,11 @@ class Format(ABC):
         return checked(path, self._records(path))
 
     @abstractmethod
-    def _records(self, path: Path) -> Iterator[Record]:
+    def _records(self, path: Any) -> Iterator[Record]:
         """The records, as they are read."""
 
 
-def checked(path: Path, records: Iterator[Record]) -> Iterator[Record]:
+def checked(path: object, records: Iterator[Record]) -> Iterator[Record]:
     """Records of an output, each read through the door and looked at.
 
     Raises:
@@ -161,9 +169,11 @@ def checked(path: Path, records: Iterator[Record]) -> Iterator[Record]:
         yield record
 
 
-def reading_output(path: Path) -> AbstractContextManager[None]:
-    """The door to a file that should be this package's."""
-    return reading_file(path, KIND, WAY_OUT, ConfigError)
+def reading_output(path: Any, name: object = None) -> AbstractContextManager[None]:
+    """The door to a file that should be this package's; ``name`` is that of one that is open."""
+    if name is None or isinstance(path, Path):
+        return reading_file(path, KIND, WAY_OUT, ConfigError)
+    return reading(name, KIND, WAY_OUT, ConfigError)
 
 
 def _check(record: Record | None) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from m2d_hub.doors import reading_file
+from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError, first_few
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
@@ -22,32 +24,36 @@ class Row:
     cells: dict[str, str]  # by column, without spaces around; "" where an optional column is missing
 
 
-def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ()) -> list[Row]:
+def read_table(
+    path: Path | BinaryIO, columns: Sequence[str], optional: Sequence[str] = (), name: object = None
+) -> list[Row]:
     """Reads a CSV file in UTF-8, separated by commas or, where its header has none, by semicolons.
 
     Blank rows are left out.
 
     Args:
-        path: The file.
+        path: The file, or one that is open.
         columns: That it must have; others than these and ``optional`` are not read.
         optional: That it may have.
+        name: Of an open one, for messages.
 
     Raises:
         ConfigError: The file is missing, no such table, or a row has another number of cells than the header.
     """
-    header, *rows = _rows(path, columns) or [[]]
+    table = path if name is None else name
+    header, *rows = _rows(path, table, columns) or [[]]
     names = [name.strip() for name in header]
     if missing := [name for name in columns if name not in names]:
         raise ConfigError(
-            f"{path} has no column {' and no column '.join(map(repr, missing))}; its columns: "
+            f"{table} has no column {' and no column '.join(map(repr, missing))}; its columns: "
             f"{', '.join(names) or 'none'}."
         )
     if repeated := sorted({name for name in names if name and names.count(name) > 1}):
-        raise ConfigError(f"{path} has the column {repeated[0]!r} more than once; leave one.")
+        raise ConfigError(f"{table} has the column {repeated[0]!r} more than once; leave one.")
     filled = [(number, cells) for number, cells in enumerate(rows, start=2) if any(map(str.strip, cells))]
     if uneven := [number for number, cells in filled if len(cells) != len(names)]:
         raise ConfigError(
-            f"{path}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). A cell "
+            f"{table}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). A cell "
             "with a comma is written in quotes."
         )
     wanted = (*columns, *optional)
@@ -58,7 +64,7 @@ def read_table(path: Path, columns: Sequence[str], optional: Sequence[str] = ())
     ]
 
 
-def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
+def refuse_empty(path: object, rows: Sequence[Row], column: str) -> None:
     """Refuses rows without a value.
 
     Raises:
@@ -68,12 +74,16 @@ def refuse_empty(path: Path, rows: Sequence[Row], column: str) -> None:
         raise ConfigError(f"{path}: {counted(empty)} no {column} ({listed(empty)}).")
 
 
-def _rows(path: Path, columns: Sequence[str]) -> list[list[str]]:
-    kind = f"a CSV with the columns {', '.join(columns)}"
-    with (
-        reading_file(path, kind, "Save it as a CSV in UTF-8.", ConfigError),
-        path.open(newline="", encoding="utf-8-sig") as lines,
-    ):
+def _rows(path: Path | BinaryIO, table: object, columns: Sequence[str]) -> list[list[str]]:
+    kind, way_out = f"a CSV with the columns {', '.join(columns)}", "Save it as a CSV in UTF-8."
+    door = (
+        reading_file(path, kind, way_out, ConfigError)
+        if isinstance(path, Path)
+        else reading(table, kind, way_out, ConfigError)
+    )
+    with door:
+        content = path.read_bytes() if isinstance(path, Path) else path.read()
+        lines = io.StringIO(content.decode("utf-8-sig"), newline="")
         header = lines.readline()
         lines.seek(0)
         delimiter = ";" if ";" in header and "," not in header else ","

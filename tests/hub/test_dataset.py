@@ -101,6 +101,31 @@ def test_rows_of_a_worker_that_outlived_its_job_are_not_there_twice(embed, files
     assert sorted(rows(tmp_path / "out.dataset")["file"]) == [file.as_posix() for file in files]
 
 
+def test_a_part_that_is_the_rest_of_another_is_kept(embed, files, tmp_path):
+    """As a job leaves it that is killed after it wrote what only one of two overlapping parts has."""
+    embed(files[:6])
+    embed(files[2:6], out="late.dataset")
+    folder = tmp_path / "out.dataset"
+    first = next(part for part in folder.glob("part-*") if len(rows(part)["file"]) == 4)
+    first.rename(folder / f"part-{0:016}.parquet")
+    shutil.copy(next((tmp_path / "late.dataset").glob("part-*")), folder / f"part-{1:016}.parquet")
+    assert len(list(folder.glob("part-*"))) == 3
+    embed(files)
+    assert sorted(rows(folder)["file"]) == [file.as_posix() for file in files]
+    index = rows(folder / "_index.parquet")
+    assert sorted(index["file"]) == sorted(rows(folder)["file"])
+
+
+def test_footers_are_read_once_at_the_end(embed, files, tmp_path, monkeypatch):
+    read = []
+    contents = Parquet.contents
+    monkeypatch.setattr(
+        Parquet, "contents", lambda self, path, name: read.append(path) or contents(self, path, name)
+    )
+    embed(files)
+    assert len(read) == len(set(read)) == 3
+
+
 def test_another_kind_is_refused(embed, files):
     embed(files)
     with pytest.raises(m2d_hub.ConfigError, match=r"kind 'clip', now 'frames'"):

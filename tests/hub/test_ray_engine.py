@@ -3,17 +3,50 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+from collections import Counter
 
 import numpy as np
+import psutil
 import pyarrow.parquet
 import pytest
+import soundfile
 from click.testing import CliRunner
 
 import m2d_hub
 from m2d_hub.cli import main as cli
 
+from ..signals import noise
+
 pytest.importorskip("ray", reason="needs m2d-hub[ray]")
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
+
+RAY_ENVIRONMENT = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}  # no token in the home folder
+DRIVER = """
+import contextlib, os, signal, sys
+import psutil, ray
+import m2d_hub
+from m2d_hub.corpus.ray_engine import RayEngine
+
+folder, out, killed = sys.argv[1:]
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
+
+def is_worker(process):
+    with contextlib.suppress(psutil.Error):  # it has ended
+        return "_Worker" in "".join(process.cmdline())
+
+def engine(batches, job):
+    for number, result in enumerate(RayEngine(2)(batches, job)):
+        if number == 0 and killed == "worker":
+            next(filter(is_worker, psutil.Process().children(recursive=True))).kill()
+        if number == 0 and killed == "driver":
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield result
+
+m2d_hub.embed_files(folder, out, model="m2d-mini", batch_size=2, device="cpu", engine=engine)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +55,8 @@ def cluster():
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
-        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        for name, value in RAY_ENVIRONMENT.items():
+            patch.setenv(name, value)
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
         yield
         ray.shutdown()
@@ -98,3 +131,29 @@ def test_an_actor_embeds_rows_of_a_data_set(cluster, tiny, clips, tmp_path):
     found = {row["path"]: row["embedding"] for row in mapped.take_all()}
     for path in paths:
         np.testing.assert_allclose(found[path], tiny.encode_clip(path)[0].numpy(), atol=1e-5)
+
+
+def test_nothing_is_lost_nor_twice_where_the_driver_and_then_a_worker_is_killed(tmp_path):
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "links").mkdir()
+    originals = [tmp_path / "originals" / f"{seconds}.wav" for seconds in (14, 17, 20)]
+    for path in originals:
+        soundfile.write(path, noise(int(path.stem) * 16_000).numpy(), 16_000)
+    for number in range(120):
+        (tmp_path / "links" / f"{number:03}.wav").symlink_to(originals[number % 3])
+    out = tmp_path / "out.dataset"
+
+    def drive(killed):
+        command = [sys.executable, "-c", DRIVER, tmp_path / "links", out, killed]
+        child = psutil.Popen(list(map(str, command)), env={**os.environ, **RAY_ENVIRONMENT})
+        return child.wait(timeout=180)
+
+    assert drive("driver") == -signal.SIGKILL
+    kept = pyarrow.parquet.read_table(out).num_rows
+    assert 0 < kept < 120
+    assert drive("worker") == 0
+    table = pyarrow.parquet.read_table(out).to_pydict()
+    assert Counter(table["file"]) == Counter(str(path) for path in (tmp_path / "links").iterdir())
+    expected = m2d_hub.load_model("m2d-mini", device="cpu").encode_clip(originals).numpy()
+    for file, embedding in zip(table["file"], table["embedding"], strict=True):
+        np.testing.assert_allclose(embedding, expected[int(file[-7:-4]) % 3], atol=1e-5)

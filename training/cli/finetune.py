@@ -11,7 +11,7 @@ import click
 from m2d_hub.cli.options import json_option, model_option
 
 from ..runs.devices import is_first_process
-from .options import answer, exit_status, logging_to
+from .options import answer, compile_option, exit_status, logging_to
 
 if TYPE_CHECKING:
     from ..evaluation.division import Select
@@ -55,6 +55,7 @@ Examples:
     help="Of the training clips, held out to choose the epoch; folds then train on all others.",
 )
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
+@compile_option
 @json_option
 def finetune(
     preset: str,
@@ -65,6 +66,7 @@ def finetune(
     select: Select | None,
     valid_share: float | None,
     settings: tuple[str, ...],
+    compile: bool,
     as_json: bool,
 ) -> None:
     """Fine-tunes NAME on the labelled clips of --data with the settings of PRESET.
@@ -83,7 +85,7 @@ def finetune(
     from ..finetuning.run import finetune as run_finetuning
     from ..runs.settings import apply_settings, with_fields
 
-    given = {"select": select, "valid_share": valid_share}
+    given = {"select": select, "valid_share": valid_share, "compile": compile or None}
     config = with_fields(
         apply_settings(load_finetune_preset(preset), settings),
         {name: value for name, value in given.items() if value is not None},

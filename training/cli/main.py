@@ -15,7 +15,7 @@ from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, exit_status, logging_to, runs_of, sweep_option
+from .options import answer, compile_option, exit_status, logging_to, runs_of, sweep_option
 from .statistics import measure
 from .suite import suite
 from .summarise import summarise
@@ -54,12 +54,14 @@ def main() -> None:
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
 @sweep_option
+@compile_option
 @json_option
 def pretrain(
     preset: str,
     out: Path,
     settings: tuple[str, ...],
     sweep: str | None,
+    compile: bool,
     as_json: bool,
     **sources: Any,
 ) -> None:
@@ -70,10 +72,11 @@ def pretrain(
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..runs.settings import apply_settings, parse_sweep
+    from ..runs.settings import apply_settings, parse_sweep, with_fields
 
     chosen = load_preset(preset)
-    chosen = dataclasses.replace(chosen, config=apply_settings(chosen.config, settings))
+    config = with_fields(apply_settings(chosen.config, settings), {"compile": True} if compile else {})
+    chosen = dataclasses.replace(chosen, config=config)
     left_out, told = 0, []
     for folder, fields in runs_of(out, sweep, partial(parse_sweep, chosen.config)).items():
         with logging_to(folder / "train.log"):

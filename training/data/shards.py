@@ -6,15 +6,14 @@ Random access keeps shuffling exact and a resumed run identical, which a stream 
 from __future__ import annotations
 
 import glob
-import os
 import posixpath
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from m2d_hub.audio import AUDIO_SUFFIXES
+from m2d_hub.corpus.shards import Member, members_of
 from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
 
@@ -75,49 +74,51 @@ def index_shards(shards: Iterable[str]) -> list[ShardMember]:
 class _Contents:
     """What one shard holds."""
 
-    clips: list[tarfile.TarInfo] = field(default_factory=list)
+    clips: list[Member] = field(default_factory=list)
     notes: dict[str, Note] = field(default_factory=dict)  # by name up to the suffix
-    features: dict[str, tarfile.TarInfo] = field(default_factory=dict)
+    features: dict[str, Member] = field(default_factory=dict)
 
 
 def _index_shard(shard: str) -> Iterator[ShardMember]:
-    with (
-        reading_file(shard, "a tar shard", "Make it again, whole and without compression.", ConfigError),
-        tarfile.open(shard, "r:") as tar,
-    ):
-        contents = _read_contents(shard, tar)
-    stems = [_stem(info.name) for info in contents.clips]
+    way_out = "Make it again, whole and without compression."
+    with reading_file(shard, "a tar shard", way_out, ConfigError), open(shard, "rb") as file:
+        contents = _read_contents(shard, file)
+    stems = [_stem(clip.name) for clip in contents.clips]
     notes, features = _belonging(stems, contents.notes), _belonging(stems, contents.features)
-    for info, stem in zip(contents.clips, stems, strict=True):
+    for clip, stem in zip(contents.clips, stems, strict=True):
         note, feature = notes.get(stem, Note()), features.get(stem)
         yield ShardMember(
             shard=shard,
-            name=info.name,
-            offset=info.offset_data,
-            size=info.size,
+            name=clip.name,
+            offset=clip.offset,
+            size=clip.size,
             label=note.label,
             caption=note.caption,
-            features_offset=feature.offset_data if feature else 0,
+            features_offset=feature.offset if feature else 0,
             features_size=feature.size if feature else 0,
         )
 
 
-def _read_contents(shard: str, tar: tarfile.TarFile) -> _Contents:
-    contents, names = _Contents(), set[str]()
-    for info in _members(shard, tar):
-        name = posixpath.normpath(info.name)
-        if name in names:
-            raise ConfigError(f"{shard} holds {name} twice: give each clip a name of its own.")
-        names.add(name)
+def _read_contents(shard: str, file: BinaryIO) -> _Contents:
+    contents = _Contents()
+    for member in members_of(file, shard, (*CLIP_SUFFIXES, *NOTE_SUFFIXES)):
+        if member.problem:
+            raise ConfigError(member.problem)
+        name = posixpath.normpath(member.name)
         if is_features(name):
-            contents.features[name[: -len(FEATURES_SUFFIX)]] = info
+            contents.features[name[: -len(FEATURES_SUFFIX)]] = member
         elif is_clip(name):
-            contents.clips.append(info)
+            contents.clips.append(member)
         else:
-            file = tar.extractfile(info)
-            note = read_note(f"{shard}:{name}", file.read() if file else b"")
-            contents.notes[_stem(name)] = note | contents.notes.get(_stem(name), Note())
+            contents.notes[_stem(name)] = _note(shard, file, member) | contents.notes.get(_stem(name), Note())
     return contents
+
+
+def _note(shard: str, file: BinaryIO, member: Member) -> Note:
+    if member.size > MAX_BYTES:
+        raise ConfigError(f"{shard}:{member.name} has {member.size:,} bytes; at most {MAX_BYTES:,} are read.")
+    file.seek(member.offset)
+    return read_note(f"{shard}:{posixpath.normpath(member.name)}", file.read(member.size))
 
 
 def is_features(name: str) -> bool:
@@ -133,30 +134,6 @@ def is_clip(name: str) -> bool:
 def _is_hidden(name: str) -> bool:
     """Whether a member is a file that some programs leave behind."""
     return posixpath.basename(name).startswith(".")
-
-
-def _members(shard: str, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Clips and what belongs to them, each checked before it is read."""
-    end = os.path.getsize(shard)
-    for info in tar:
-        name = info.name.lower()
-        is_note = name.endswith(NOTE_SUFFIXES)
-        if info.isdir() or _is_hidden(name) or not name.endswith((*CLIP_SUFFIXES, *NOTE_SUFFIXES)):
-            continue
-        if not info.isreg() or info.issparse():
-            raise ConfigError(
-                f"{shard} holds {info.name} as a link or a sparse file: write it as a file (tar "
-                "--dereference --hard-dereference)."
-            )
-        if info.offset_data + info.size > end:
-            raise ConfigError(f"{shard} is cut off: it ends before its member {info.name} does.")
-        if is_note and info.size > MAX_BYTES:
-            raise ConfigError(f"{shard}:{info.name} has {info.size:,} bytes; at most {MAX_BYTES:,} are read.")
-        yield info
-    with open(shard, "rb") as file:
-        file.seek(tar.offset)
-        if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
-            raise ConfigError(f"{shard} is damaged at byte {tar.offset:,}: make it again.")
 
 
 def _stem(name: str) -> str:

@@ -92,6 +92,7 @@ class FinetuneConfig:
     clip_norm: float | None = None  # of all gradients together; None: no clipping
     patience: int | None = None  # epochs without a better validation score; None: all epochs
     precision: Precision = "fp32"  # as the reference; "auto" is half precision on GPUs
+    compile: bool = False  # blocks through torch.compile; numbers differ by rounding
     seed: int = 42  # of the first run; further ones count up
 
     # Data

@@ -14,7 +14,7 @@ from ..runs.lists import ListedClips, write_or_compare_lists
 from ..runs.resolved import write_or_compare
 from .config import FinetuneConfig
 
-MAY_CHANGE = {"num_workers", "save_every_steps"}
+MAY_CHANGE = {"num_workers", "compile", "save_every_steps"}
 
 
 def write_or_compare_run(

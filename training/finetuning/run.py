@@ -18,6 +18,7 @@ import torch
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import replacing_folder
+from m2d_hub.nn.compiled import compile_blocks
 
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.labelled import Round
@@ -202,6 +203,8 @@ class FinetuneRun:
         torch.manual_seed(seed)
         task = self.task
         learner = self._learner(config)
+        if config.compile:
+            compile_blocks(learner.model, self.accelerator.device)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
         trainer = FinetuneTrainer(config, learner, objective, plan.steps_per_epoch, self.accelerator)

@@ -105,6 +105,7 @@ class PretrainConfig:
     ema_start: float = 0.99995  # τ at the first step
     ema_end: float = 0.99999  # τ at the last step
     precision: Precision = "auto"  # bf16 on GPUs that have it, else fp16; fp32 on other devices
+    compile: bool = False  # blocks through torch.compile; numbers differ by rounding
     seed: int = 42
 
     # Data

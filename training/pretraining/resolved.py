@@ -15,9 +15,11 @@ from .config import PretrainConfig
 from .run_data import ResolvedRun, RunOptions
 from .teachers import weights_digest
 
-# Fields that change no weights; batch and accumulation may change as long as the global batch does not.
+# Fields that change no weights, or no more than another machine does; batch and accumulation may change as
+# long as the global batch does not.
 MAY_CHANGE = {
     "num_workers",
+    "compile",
     "save_every_steps",
     "keep_every_epochs",
     "analyse_every_steps",

@@ -1,0 +1,183 @@
+"""Tar shards as input of ``m2d-hub embed``: members are files, whatever an archive holds beside them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import tarfile
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner
+
+import m2d_hub
+from m2d_hub import ConfigError, embed_files, find_sources
+from m2d_hub.cli import main as cli
+from m2d_hub.corpus.stored import read_stored
+
+from ..signals import noise
+
+
+def wav(seed, samples=4_000):
+    file = io.BytesIO()
+    soundfile.write(file, noise(samples + seed).numpy(), 16_000, format="WAV")
+    return file.getvalue()
+
+
+def pack(path, members):
+    """A shard of ``(name, bytes)`` and of prepared headers."""
+    with tarfile.open(path, "w") as tar:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                tar.addfile(member)
+                continue
+            name, content = member
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def link(name, kind, target):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, target
+    return info
+
+
+@pytest.fixture
+def embed(tiny_folder, tmp_path):
+    def run(paths, out="out.npz", **options):
+        return embed_files(paths, tmp_path / out, model=tiny_folder, batch_size=2, device="cpu", **options)
+
+    return run
+
+
+def errors(tmp_path, out="out.npz"):
+    with (tmp_path / f"{out}.errors.csv").open(encoding="utf-8") as lines:
+        return {row["file"]: row["error"] for row in csv.DictReader(lines)}
+
+
+def embeddings(path):
+    return {record.file: record.embedding for record in read_stored(path).records()}
+
+
+@pytest.mark.parametrize("kind", ["clip", "frames"])
+def test_members_are_embedded_as_the_files_that_they_were(kind, embed, tmp_path):
+    contents = {f"{seed:06}.wav": wav(seed) for seed in range(5)}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    notes = [("000000.json", b"{}"), ("000001.txt", b"a dog"), ("._000002.wav", b"of another system")]
+    pack(tmp_path / "a.tar", [*contents.items(), *notes])
+    assert embed(tmp_path / "a.tar", kind=kind).embedded == 5
+    embed(sorted(tmp_path.glob("*.wav")), "files.npz", kind=kind)
+    found, expected = embeddings(tmp_path / "out.npz"), embeddings(tmp_path / "files.npz")
+    assert sorted(found) == sorted(contents)
+    for file, embedding in expected.items():
+        np.testing.assert_array_equal(found[file.rsplit("/", 1)[1]], embedding)
+
+
+@pytest.mark.parametrize("how", ["folder", "pattern", "list"])
+def test_shards_are_found_beside_files(how, tmp_path):
+    (tmp_path / "in").mkdir()
+    pack(tmp_path / "in" / "a.tar", [("x.wav", wav(0)), ("y.flac", b"")])
+    pack(tmp_path / "in" / "b.tar", [("x.wav", wav(1))])
+    pack(tmp_path / "in" / "notes.tar", [("notes.txt", b"")])
+    (tmp_path / "in" / "z.wav").write_bytes(wav(2))
+    (tmp_path / "list.csv").write_text("file\nin/a.tar\nin/b.tar\nin/z.wav\n")
+    given = {"folder": "in", "pattern": "in/*", "list": "list.csv"}[how]
+    names = [source.file for source in find_sources(tmp_path / given)]
+    assert names[:2] == ["x.wav", "y.flac"]
+    assert names[2].endswith("b.tar:x.wav") and names[3].endswith("z.wav") and len(names) == 4
+
+
+@pytest.mark.parametrize("out", ["out.npz", "out.parquet", "out.dataset", "out"])
+def test_a_job_on_shards_goes_on(out, embed, tmp_path):
+    shards = [pack(tmp_path / f"{name}.tar", [("x.wav", wav(0)), (f"{name}.wav", wav(1))]) for name in "ab"]
+    assert embed(shards[:1], out).embedded == 2
+    again = embed(shards, out)
+    assert (again.embedded, again.already_there, again.failed) == (2, 2, 0)
+    assert embed(shards, out).already_there == 4
+
+
+def test_members_that_cannot_be_read_are_reported_and_tried_again(embed, tmp_path, tiny_folder):
+    pack(tmp_path / "a.tar", [("good.wav", wav(0)), ("bad.wav", b"no audio"), ("empty.wav", b"")])
+    arguments = ["embed", tmp_path / "a.tar", "--model", tiny_folder, "--out", tmp_path / "out.npz"]
+    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
+    assert result.exit_code == 3, result.output
+    told = errors(tmp_path)
+    assert sorted(told) == ["bad.wav", "empty.wav"]
+    assert told["bad.wav"].startswith(f"{tmp_path / 'a.tar'}:bad.wav cannot be read as audio")
+    assert "is empty" in told["empty.wav"]
+    assert embed(tmp_path / "a.tar").failed == 2
+
+
+HOSTILE = {
+    "a symbolic link": link("evil.wav", tarfile.SYMTYPE, "/etc/passwd"),
+    "a hard link": link("evil.wav", tarfile.LNKTYPE, "good.wav"),
+    "a device": link("evil.wav", tarfile.CHRTYPE, ""),
+    "a pipe": link("evil.wav", tarfile.FIFOTYPE, ""),
+}
+
+
+@pytest.mark.parametrize("member", HOSTILE.values(), ids=HOSTILE)
+def test_what_is_no_file_in_a_shard_is_reported(member, embed, tmp_path):
+    pack(tmp_path / "a.tar", [("good.wav", wav(0)), member])
+    summary = embed(tmp_path / "a.tar")
+    assert (summary.embedded, summary.failed) == (1, 1)
+    assert "as a link or a sparse file: write it as a file" in errors(tmp_path)["evil.wav"]
+
+
+@pytest.mark.parametrize("name", ["../../evil.wav", "/evil.wav", "a/../../evil.wav"])
+@pytest.mark.parametrize("out", ["here/out", "here/out.npz"])
+def test_names_that_lead_out_of_a_shard_are_names_only(name, out, embed, tmp_path):
+    pack(tmp_path / "a.tar", [(name, wav(0))])
+    (tmp_path / "here").mkdir()
+    assert embed(tmp_path / "a.tar", out, kind="frames").embedded == 1
+    assert not list(tmp_path.glob("evil*")) and not list((tmp_path / "here").glob("evil*"))
+    assert list(read_stored(tmp_path / out).origins) == [name]
+
+
+def test_a_name_that_is_there_twice_is_read_once(embed, tmp_path):
+    pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("./x.wav", wav(1))])
+    summary = embed(tmp_path / "a.tar")
+    assert (summary.embedded, summary.failed) == (1, 1)
+    assert all("holds x.wav twice" in reason for reason in errors(tmp_path).values())
+
+
+def test_a_shard_that_is_cut_off_gives_what_is_whole(embed, tmp_path):
+    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("y.wav", wav(1, 40_000))])
+    shard.write_bytes(shard.read_bytes()[:20_000])
+    summary = embed(shard)
+    assert (summary.embedded, summary.failed) == (1, 1)
+    assert "is cut off" in errors(tmp_path)["y.wav"]
+
+
+def test_a_shard_that_is_damaged_gives_what_is_before(embed, tmp_path):
+    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0, 100)), ("y.wav", wav(1))])
+    content = bytearray(shard.read_bytes())
+    content[1_024:1_100] = b"\xff" * 76  # in the second header
+    shard.write_bytes(content)
+    summary = embed(shard)
+    assert (summary.embedded, summary.failed) == (1, 1)
+    assert errors(tmp_path) == {shard.as_posix(): f"{shard} is damaged at byte 1,024: make it again."}
+
+
+def test_a_file_that_is_no_shard_is_reported(embed, tmp_path):
+    (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
+    assert embed(tmp_path / "a.tar").failed == 1
+    assert "cannot be read as a tar shard" in errors(tmp_path)[(tmp_path / "a.tar").as_posix()]
+
+
+def test_a_shard_without_audio_is_refused(tmp_path):
+    pack(tmp_path / "a.tar", [("notes.txt", b"")])
+    with pytest.raises(ConfigError, match=r"a\.tar holds no audio files"):
+        find_sources(tmp_path / "a.tar")
+
+
+def test_a_shard_that_changed_is_told(embed, tmp_path):
+    pack(tmp_path / "a.tar", [("x.wav", wav(0))])
+    embed(tmp_path / "a.tar")
+    pack(tmp_path / "a.tar", [("x.wav", wav(3_000))])
+    with pytest.raises(m2d_hub.ConfigError, match="changed since"):
+        embed(tmp_path / "a.tar")

@@ -1,0 +1,119 @@
+"""``compile=True`` and ``--compile``: the same weights, names, exports and resumption, by compiled blocks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from click.testing import CliRunner
+from m2d_training.cli.main import main
+from safetensors.torch import load_file
+
+import m2d_hub
+from m2d_hub import ConfigError
+
+from ..processes import TRAIN, finish, kill_when
+from ..signals import noise
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+SIZES = [
+    "input_size=80x64",
+    "embed_dim=64",
+    "depth=2",
+    "predictor_dim=64",
+    "predictor_depth=1",
+    "warmup_epochs=0",
+]
+SHORT = ["min_steps=0", "try_linear=false", "crop_frames=64"]
+
+
+@pytest.fixture
+def labelled(clips, tmp_path):
+    files = sorted(clips.glob("*.wav"))[:4]
+    splits = ("train", "train", "valid", "test")
+    rows = [f"{file},{file.stem[0]},{split}" for file in files for split in splits]
+    (tmp_path / "list.csv").write_text("\n".join(["file,label,split", *rows]) + "\n")
+    return tmp_path / "list.csv"
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_model_answers_saves_and_exports_as_the_plain_one(tiny_folder, tmp_path):
+    plain = m2d_hub.load_model(tiny_folder, device="cpu")
+    compiled = m2d_hub.load_model(tiny_folder, device="cpu", compile=True)
+    clips = [noise(16_000 * seconds).numpy() for seconds in (1, 3)]
+    torch._dynamo.reset()
+    torch.testing.assert_close(compiled.encode_clip(clips), plain.encode_clip(clips), atol=1e-4, rtol=0)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "nothing was compiled"
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    compiled.save_pretrained(tmp_path / "saved")
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert saved.keys() == load_file(tiny_folder / "model.safetensors").keys()
+    compiled.export_onnx(tmp_path / "compiled.onnx")
+    plain.export_onnx(tmp_path / "plain.onnx")
+    assert (tmp_path / "compiled.onnx").stat().st_size == (tmp_path / "plain.onnx").stat().st_size
+
+
+def test_eight_bits_are_not_compiled(tiny_folder):
+    with pytest.raises(ConfigError, match=r"compile=True is for floating-point weights, but dtype='int8'"):
+        m2d_hub.load_model(tiny_folder, dtype="int8", compile=True)
+
+
+def test_a_missing_compiler_is_told(tiny_folder, monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(ConfigError, match=r"compile=True needs a C\+\+ compiler on a CPU: install g\+\+"):
+        m2d_hub.load_model(tiny_folder, device="cpu", compile=True)
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_compiled_run_goes_on_bit_for_bit(command, tiny_folder, labelled, tmp_path):
+    changes = [
+        *(SIZES if command == "pretrain" else SHORT),
+        "epochs=4",
+        "warmup_epochs=0",
+        "batch_size=4",
+        "save_every_steps=1",
+    ]
+    chosen = (
+        ["pretrain", "m2d-as"] if command == "pretrain" else ["finetune", "small", "--model", tiny_folder]
+    )
+    settings = [part for change in changes for part in ("--set", change)]
+
+    def arguments(out):
+        return [*TRAIN, *chosen, "--data", labelled, "--out", tmp_path / out, "--compile", *settings]
+
+    finish(arguments("whole"))
+    records = "metrics.jsonl" if command == "pretrain" else "trainings/*/metrics.jsonl"
+    (record,) = (tmp_path / "whole").glob(records)
+    kill_when(3, tmp_path / "broken" / record.relative_to(tmp_path / "whole"), arguments("broken"))
+    finish(arguments("broken"))
+    whole, broken = (
+        load_file(tmp_path / out / "export" / "model.safetensors") for out in ("whole", "broken")
+    )
+    assert whole.keys() == broken.keys()
+    assert all(torch.equal(whole[name], broken[name]) for name in whole)
+    config = json.loads((tmp_path / "broken" / "config.json").read_text())["config"]
+    assert config["compile"] is True
+
+
+@needs_compiler
+@pytest.mark.slow
+def test_a_compiled_pretraining_loses_what_a_plain_one_does(labelled, tmp_path):
+    settings = [
+        part
+        for change in [*SIZES, "warmup_epochs=0", "epochs=2", "batch_size=4"]
+        for part in ("--set", change)
+    ]
+    losses = []
+    for out, options in (("plain", []), ("compiled", ["--compile"])):
+        arguments = ["pretrain", "m2d-as", "--data", labelled, "--out", tmp_path / out, *options, *settings]
+        result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+        assert result.exit_code == 0, result.output
+        lines = (tmp_path / out / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
