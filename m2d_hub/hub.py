@@ -91,7 +91,7 @@ def load_model(
             return model
         model = model.to(device=device, dtype=dtype)
     if compile:
-        compile_blocks(model.encoder, device)
+        compile_blocks(model.encoder.blocks, device)
     return model
 
 

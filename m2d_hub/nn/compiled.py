@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable
 
 import torch
 from torch import nn
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.nn.encoder import Block
 
 
-def compile_blocks(module: nn.Module, device: torch.device) -> None:
-    """Compiles the blocks in a module, each when it first runs; a copy of the module is not compiled.
+def compile_blocks(blocks: Iterable[nn.Module], device: torch.device) -> None:
+    """Compiles blocks in their places, each when it first runs; a copy of one is not compiled.
 
     Args:
-        module: Holds blocks of the encoder, at any depth.
+        blocks: Of a transformer.
         device: That they are going to run on.
 
     Raises:
@@ -28,6 +28,5 @@ def compile_blocks(module: nn.Module, device: torch.device) -> None:
             "compile=True needs a C++ compiler on a CPU: install g++, or name one in the environment "
             "variable CXX; or leave compile out."
         )
-    for part in module.modules():
-        if isinstance(part, Block):
-            part.compile()
+    for block in blocks:
+        block.compile()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -113,6 +114,21 @@ def test_a_killed_run_ends_with_the_same_weights_and_scores(seeing, folder, tmp_
             assert torch.equal(torch.load(whole)["test_scores"], torch.load(killed)["test_scores"])
         else:
             assert whole.read_bytes() == killed.read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_blocks_learn_what_plain_ones_do(seeing, folder, tmp_path):
+    settings = ["epochs=1", "images.drop_path=0"]
+    finished(seeing, folder, tmp_path / "plain", *settings)
+    torch._dynamo.reset()
+    finished(seeing, folder, tmp_path / "compiled", *settings, "compile=true")
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "nothing was compiled"
+    plain, compiled = (
+        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("plain", "compiled")
+    )
+    assert compiled == pytest.approx(plain, abs=1e-4)
 
 
 @pytest.mark.multi_process

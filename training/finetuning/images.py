@@ -46,6 +46,7 @@ class ImageLearner:
             config: The run.
         """
         self.model = self.network = model
+        self.blocks: Iterable[nn.Module] = model.blocks  # type: ignore[assignment]
         self.arguments, self.labels, self.config = arguments, labels, config
 
     def parameter_groups(self) -> list[dict[str, Any]]:

@@ -30,6 +30,11 @@ class Learner(Protocol):
         ...
 
     @property
+    def blocks(self) -> Iterable[nn.Module]:
+        """Of the model's transformer."""
+        ...
+
+    @property
     def fit_head(self) -> Callable[[Round, int], None] | None:
         """Gives the model the layer of linear evaluation, by a seed; None: it has no such thing."""
         ...

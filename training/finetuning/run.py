@@ -204,7 +204,7 @@ class FinetuneRun:
         task = self.task
         learner = self._learner(config)
         if config.compile:
-            compile_blocks(learner.model, self.accelerator.device)
+            compile_blocks(learner.blocks, self.accelerator.device)
         weights = inverse_class_weights(data.train.targets) if config.class_weights else None
         objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
         trainer = FinetuneTrainer(config, learner, objective, plan.steps_per_epoch, self.accelerator)

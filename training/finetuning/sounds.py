@@ -27,6 +27,7 @@ class SoundLearner:
     def __init__(self, model: M2D, config: FinetuneConfig):
         self.model, self.config = model, config
         self.network = FinetuneModel(model, config.head_norm)
+        self.blocks = model.encoder.blocks
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """See Learner."""

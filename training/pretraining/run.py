@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from m2d_hub.nn.compiled import compile_blocks
+from m2d_hub.nn.encoder import Block
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.left_out import LeftOutLog, NamedLeftOut
@@ -127,7 +128,8 @@ def _pretrain(config: PretrainConfig, options: RunOptions, stop: StopRequests) -
     inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, data.teacher)
     pretrainer = _build(data)
     if config.compile:
-        compile_blocks(pretrainer, accelerator.device)
+        blocks = [part for part in pretrainer.modules() if isinstance(part, Block)]
+        compile_blocks(blocks, accelerator.device)
     trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
     run = Run(options, folder, data, trainer, stop)
     run.train()
