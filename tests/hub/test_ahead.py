@@ -172,7 +172,8 @@ def test_control_c_ends_a_program_that_waits_for_a_reader(tiny, tmp_path):
     tiny.save_pretrained(tmp_path / "model")
     soundfile.write(tmp_path / "a.wav", noise(RATE).numpy(), RATE)
     code = (
-        "import sys, time, m2d_hub\n"
+        "import signal, sys, time, m2d_hub\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # which a job in the background ignores
         "from m2d_hub.audio import Clip\n"
         "def slowly(clip):\n"
         "    print('reading', flush=True)\n"

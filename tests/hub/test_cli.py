@@ -306,7 +306,7 @@ def test_kill_between_merging_and_tidying_up_duplicates_nothing(name, tiny, tmp_
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("m2d_hub.corpus.outputs.shutil.rmtree", killed)
+        patch.setattr("m2d_hub.corpus.folders.shutil.rmtree", killed)
         CliRunner().invoke(cli.main, ["embed", str(tmp_path / "in"), "--out", str(out), "--model", tiny])
     assert out.exists() and (tmp_path / f"{name}.parts").exists()
     write_noise(tmp_path / "in" / "b.wav")
