@@ -21,7 +21,7 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a
 SIZES = [
     "input_size=80x64",
     "embed_dim=64",
-    "depth=2",
+    "depth=1",
     "predictor_dim=64",
     "predictor_depth=1",
     "warmup_epochs=0",
