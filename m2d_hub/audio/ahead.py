@@ -6,7 +6,9 @@ let other threads of Python run, are done here.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -21,13 +23,14 @@ from m2d_hub.checks import POSITIVE_INTEGER, require
 
 CLIPS_AHEAD = 32  # begun, at most, and not yet taken
 BYTES_AHEAD = 32 << 20  # of waveform, at most; the clip whose turn it is may always have one block more
+_LESS_URGENT = 10  # of 19: how far readers stand behind the threads of the encoder, where both use the CPU
 _MOST_WORKERS = 16  # by default: more files than that are seldom read at once without a queue at the disk
 
 
 def default_workers() -> int:
-    """Threads that read ahead where nobody says how many: one for each core that this process may use."""
+    """Threads that read ahead where nobody says how many: one a core that this process may use, less one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cores, _MOST_WORKERS)
+    return max(1, min(cores - 1, _MOST_WORKERS))
 
 
 class ReadAhead:
@@ -53,6 +56,7 @@ class ReadAhead:
         )
         self._num_workers = default_workers() if num_workers is None else num_workers
         self._pinned = device is not None and device.type == "cuda"
+        self._gives_way = device is None or device.type == "cpu"
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[AheadClip] = deque()  # added, not yet begun
         self._unfinished: deque[AheadClip] = deque()  # added, not yet closed
@@ -87,6 +91,8 @@ class ReadAhead:
             thread.join()
 
     def _work(self) -> None:
+        if self._gives_way:
+            _give_way()
         while (ahead := self._begin()) is not None:
             error = None
             try:
@@ -161,6 +167,17 @@ class ReadAhead:
                 self._waiting.remove(ahead)
             self._unfinished.remove(ahead)
             self._changed.notify_all()
+
+
+def _give_way() -> None:
+    """Lets other threads go first where the system orders threads, not processes.
+
+    An encoder's threads wait for one another at each layer: one that a reader holds up holds up all.
+    """
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            nice = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(nice + _LESS_URGENT, 19))
 
 
 class AheadClip(AudioClip):

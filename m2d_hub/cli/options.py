@@ -81,7 +81,7 @@ num_workers_option = click.option(
     "--num-workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads that read files while the model works on those before.  [default: one a core]",
+    help="Threads that read files while the model works on those before.  [default: one a core, less one]",
 )
 window_option = click.option(
     "--window",

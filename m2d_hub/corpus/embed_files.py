@@ -69,7 +69,8 @@ def embed_files(
         model: What :func:`m2d_hub.load_model` takes.
         kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
         batch_size: Files, and windows of them, that go through the model at once.
-        num_workers: Threads that read files while the model works on those before; None: one a core.
+        num_workers: Threads that read files while the model works on those before; None: one a core,
+            less one that encodes.
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
         progress: Shows a bar on the standard error stream.
