@@ -173,4 +173,4 @@ def _part_contents(folder: Folder, part: str) -> Contents:
 
 
 def _records(folder: Folder, part: str) -> Iterator[Record]:
-    return Parquet().records(folder.readable(part))
+    return Parquet().records(folder.readable(part), f"{folder}/{part}")

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, DatasetOutput, PartWriter
 from m2d_hub.corpus.folder_output import FolderOutput
 from m2d_hub.corpus.folders import folder_of
-from m2d_hub.corpus.formats import FORMATS, Safetensors
+from m2d_hub.corpus.formats import FORMATS
 from m2d_hub.corpus.naming import Plan, plan
 from m2d_hub.corpus.output_job import check_settings
 from m2d_hub.corpus.records import Contents, Origin, Record
@@ -93,8 +93,8 @@ class FileOutput:
         self._home, self._format = folder_of(out.parent), FORMATS[out.suffix.lower()]
         parts = out.with_name(out.name + ".parts")
         self._parts = folder_of(parts)
-        self._part_format = self._format if isinstance(out, StoreUrl) else Safetensors()
-        self._part_suffix = out.suffix.lower() if isinstance(out, StoreUrl) else ".safetensors"
+        self._part_suffix = ".parquet" if isinstance(out, StoreUrl) else ".safetensors"
+        self._part_format = FORMATS[self._part_suffix]
         self._refuse_foreign_parts()
         existing = [self._written()] if self._home.has(out.name) else []
         for contents in existing:
@@ -174,9 +174,10 @@ class FileOutput:
         """Records of the output so far and of each part, with the files to take of each, none twice."""
         stores = []
         if self._home.has(self._out.name):
-            stores.append((self._written(), self._format.records(self._home.readable(self._out.name))))
+            records = self._format.records(self._home.readable(self._out.name), self._out)
+            stores.append((self._written(), records))
         for part in self._part_files():
-            records = self._part_format.records(self._parts.readable(part))
+            records = self._part_format.records(self._parts.readable(part), f"{self._parts}/{part}")
             stores.append((self._part_contents(part), records))
         seen: set[str] = set()
         chosen = []

@@ -141,13 +141,13 @@ class Format(ABC):
             name: Of an open one, for messages.
         """
 
-    def records(self, path: Any) -> Iterator[Record]:
-        """The records, in order, one at a time.
+    def records(self, path: Any, name: object = None) -> Iterator[Record]:
+        """The records, in order, one at a time, of a file as for :meth:`contents`.
 
         Raises:
             ConfigError: They are damaged.
         """
-        return checked(path, self._records(path))
+        return checked(path if name is None else name, self._records(path))
 
     @abstractmethod
     def _records(self, path: Any) -> Iterator[Record]:

@@ -22,7 +22,7 @@ from m2d_hub.corpus import formats
 from m2d_hub.corpus.formats import FORMATS
 
 OUTS = ["out.parquet", "out.npz", "out.safetensors", "out"]
-pytest.importorskip("pyarrow")
+pyarrow = pytest.importorskip("pyarrow")
 
 
 def save_model(folder, seed=0):
@@ -431,3 +431,10 @@ def test_the_folder_itself_may_be_the_output(tiny, tmp_path, monkeypatch):
 def test_an_empty_path_is_refused():
     with pytest.raises(ConfigError, match="an empty path was given"):
         find_sources([""])
+
+
+def test_a_damaged_file_that_is_open_is_called_by_its_name():
+    parquet = FORMATS[".parquet"]
+    for read in (parquet.contents, lambda *given: list(parquet.records(*given))):
+        with pytest.raises(ConfigError, match=r"^s3://bucket/part\.parquet cannot be read as embeddings"):
+            read(pyarrow.BufferReader(b"no Parquet"), "s3://bucket/part.parquet")
