@@ -16,7 +16,7 @@ from m2d_hub.audio.clips import open_audio, read_part
 from m2d_hub.checks import COUNT, SHARE, Numbers, require, require_choice
 from m2d_hub.corpus.geometry import Projection, require_sklearn
 from m2d_hub.corpus.library import open_library
-from m2d_hub.corpus.map_page import Heading, page_of
+from m2d_hub.corpus.map_page import EXCERPT_S, Heading, page_of
 from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sound_map import SoundMap, map_of
 from m2d_hub.corpus.stored import Stored, frames_of, is_stored, load_model_of, read_stored
@@ -31,7 +31,6 @@ from m2d_hub.results import Tag
 logger = logging.getLogger(__name__)
 
 MOST_SOUNDS = 20_000  # of a map: each is compared with each, and all are drawn
-EXCERPT_S = 10  # of a sound, in its picture
 PICTURE_SIZE = (40, 96)  # mel bands and columns of it
 _TAGS = 3  # of a sound
 _BATCH = 1_024  # embeddings that are tagged at once

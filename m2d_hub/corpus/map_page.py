@@ -20,6 +20,7 @@ from m2d_hub.look import COLOURS
 _HERE = Path(__file__).parent
 _WIDTH, _HEIGHT, _MARGIN = 800, 600, 36  # units of the picture
 _LEAST_SCORE = 0.3  # on average, of the tag that a cluster is called by
+EXCERPT_S = 10  # of a sound, in its picture
 _MANY = 500  # sounds; of more, marks are smaller
 # Circle, square, triangle, diamond, triangle on its tip: with the colours a mark of its own for 30 clusters.
 _SHAPES = (
@@ -49,6 +50,7 @@ def page_of(result: SoundMap, heading: Heading, pictures: Mapping[str, str]) -> 
     """
     style, script = ((_HERE / f"map_page.{suffix}").read_text("utf-8") for suffix in ("css", "js"))
     names = _names([*(point.file for point in result.points), *result.failed])
+    places = _places(result)
     title = html.escape(f"Map of {heading.source}")
     policy = (
         f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
@@ -60,11 +62,11 @@ def page_of(result: SoundMap, heading: Heading, pictures: Mapping[str, str]) -> 
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
         f"<h1>{title}</h1>\n{_introduction(result, heading)}\n"
-        f'<main>\n<div class="frame">{_picture(result)}{_BUTTONS}</div>\n'
+        f'<main>\n<div class="frame">{_picture(result, places)}{_BUTTONS}</div>\n'
         '<div id="shown" aria-live="polite">Point at a sound, or choose one from the lists below.</div>\n'
         f"</main>\n{_clusters(result, names)}{_duplicates(result, names)}{_left_out(result, names)}"
         f'<p class="small">{_remark(result, pictures)}</p>\n'
-        f'<script type="application/json" id="sounds">{_data(result, names, pictures)}</script>\n'
+        f'<script type="application/json" id="sounds">{_data(result, places, names, pictures)}</script>\n'
         f"<script>{script}</script>\n</body>\n</html>\n"
     )
 
@@ -105,13 +107,11 @@ def _introduction(result: SoundMap, heading: Heading) -> str:
 def _remark(result: SoundMap, pictures: Mapping[str, str]) -> str:
     number = len(result.points)
     told = f"{len(pictures):,} of {number:,} sounds have" if len(pictures) < number else "All sounds have"
-    return (
-        f"{told} a spectrogram, of their first 10 s. Clusters are k-means of the embeddings. Made by m2d_hub."
-    )
+    made = "Clusters are k-means of the embeddings. Made by m2d_hub."
+    return f"{told} a spectrogram, of their first {EXCERPT_S} s. {made}"
 
 
-def _picture(result: SoundMap) -> str:
-    places = _places(result)
+def _picture(result: SoundMap, places: np.ndarray) -> str:
     size = f" scale({min(1.0, (_MANY / len(places)) ** 0.25):.2f})"
     marks = "".join(
         f'<g class="sound" {_at(place, size)}>{_mark(point.cluster)}</g>'
@@ -207,7 +207,7 @@ def _left_out(result: SoundMap, names: Mapping[str, str]) -> str:
     return f"<h2>Left out</h2>\n<ul>{rows}</ul>\n"
 
 
-def _data(result: SoundMap, names: Mapping[str, str], pictures: Mapping[str, str]) -> str:
+def _data(result: SoundMap, places: np.ndarray, names: Mapping[str, str], pictures: Mapping[str, str]) -> str:
     """What the script shows, as JSON that ends no element."""
     twins = {file: len(group.files) - 1 for group in result.duplicates for file in group.files}
     sounds = [
@@ -220,7 +220,7 @@ def _data(result: SoundMap, names: Mapping[str, str], pictures: Mapping[str, str
             "twins": twins.get(point.file, 0),
             "picture": pictures.get(point.file),
         }
-        for point, (x, y) in zip(result.points, _places(result), strict=True)
+        for point, (x, y) in zip(result.points, places, strict=True)
     ]
     return json.dumps(sounds, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
 

@@ -72,13 +72,15 @@ def suite(
     fields = parse_settings(evaluation, settings)
     dataclasses.replace(evaluation, **fields)  # refuses what is not allowed before any task is run
     chosen: dict[str, Any] = {"model": model, "data": data, "tasks": tasks, "seeds": seeds, **fields}
-    told, failed = [], 0
-    for folder, own in runs_of(out, sweep, partial(swept_suites, find_suite(suite), model)).items():
+    results, failed = [], 0
+    for folder, changes in runs_of(out, sweep, partial(swept_suites, find_suite(suite), model)).items():
         with logging_to(folder / "suite.log"):
-            result = run_suite(suite, out=folder, **(chosen | own))
-        told.append(result)
+            result = run_suite(suite, out=folder, **(chosen | changes))
+        results.append(result)
         failed += result.failed
-    values = {"runs": [one.to_dict() for one in told], "failed": failed} if sweep else told[0].to_dict()
-    text = "\n".join(f"{one.text()}\nIn percent. See {one.out}." for one in told)
+    values = results[0].to_dict()
+    if sweep:
+        values = {"runs": [result.to_dict() for result in results], "failed": failed}
+    text = "\n".join(f"{result.text()}\nIn percent. See {result.out}." for result in results)
     click.echo(answer(values, as_json, text))
     exit_status(failed)

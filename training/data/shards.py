@@ -17,9 +17,10 @@ from m2d_hub.corpus.shards import Member, members_of
 from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
 
+from .images import IMAGE_SUFFIXES
 from .notes import MAX_BYTES, Note, read_note
 
-CLIP_SUFFIXES = (*sorted(AUDIO_SUFFIXES), ".npy", ".jpg", ".jpeg", ".png", ".webp", ".bmp")
+CLIP_SUFFIXES = (*sorted(AUDIO_SUFFIXES), ".npy", *IMAGE_SUFFIXES)
 NOTE_SUFFIXES = (".json", ".txt")
 FEATURES_SUFFIX = ".features.npy"
 Thing = TypeVar("Thing")

@@ -120,16 +120,18 @@ class Division:
             )
         if names:
             self._check_names(path, names)
-        else:
+        elif self.trains:
             self._check_folds(path, numbers)
 
     def _check_names(self, path: object, names: set[str]) -> None:
-        if not self.trains and "test" not in names:
-            raise ConfigError(
+        if not self.trains:
+            require(
+                "test" in names,
                 f"{path} has no clip in the split test, but {', '.join(sorted(names))}: name the clips that "
-                "count test, or give folds."
+                "count test, or give folds.",
             )
-        needed = SPLITS if self._needs_split else ("train", "test") if self.trains else ("test",)
+            return
+        needed = SPLITS if self._needs_split else ("train", "test")
         if empty := [split for split in needed if split not in names]:
             only_valid = " Without one, valid_share=0.1 holds a tenth of the training clips out to choose on."
             raise ConfigError(
@@ -141,7 +143,7 @@ class Division:
             raise ConfigError(f"{path} has a valid split: leave valid_share out, got {self.valid_share!r}.")
 
     def _check_folds(self, path: object, folds: set[str]) -> None:
-        least = 3 if self._needs_split else 2 if self.trains else 1
+        least = 3 if self._needs_split else 2
         if len(folds) < least:
             uses = ("train on", "choose the epoch on", "test on") if least == 3 else ("train on", "test on")
             raise ConfigError(

@@ -79,7 +79,7 @@ def zero_shot(
     write_left_out(folder, left_out)
     rounds = labelled.rounds()
     audio = embedder.encode_audio_text_space(
-        [file for one in rounds for file in one.test.files],
+        [file for tested in rounds for file in tested.test.files],
         batch_size=batch_size,
         progress=progress,
         normalize=True,
@@ -90,8 +90,10 @@ def zero_shot(
         mean_average_precision if labelled.is_multi_label else accuracy,
         (0,),
         [
-            ScoredRound(one.name, one.test, own[None])
-            for one, own in zip(rounds, scores.split([len(one.test) for one in rounds]), strict=True)
+            ScoredRound(tested.name, tested.test, given[None])
+            for tested, given in zip(
+                rounds, scores.split([len(tested.test) for tested in rounds]), strict=True
+            )
         ],
     )
     report = write_report(folder, evaluation, _details(model, prompts, left_out))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, FrontendConfig
@@ -31,7 +31,7 @@ from ..data.entry import Entry
 from ..data.parts import AudioFile
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Part
-from ..runs.stopping import leave_signals_to_parent
+from ..runs.loader import read_by_workers
 from .augment import (
     AugmentDraw,
     BatchRandomness,
@@ -189,14 +189,7 @@ def build_train_loader(
     dataset: FinetuneDataset, sampler: StepSampler, num_workers: int
 ) -> Iterable[FinetuneBatch]:
     """Batches of ``sampler``, read by ``num_workers`` processes, or by this one."""
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=dataset.stack,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=leave_signals_to_parent,
-    )
+    return read_by_workers(dataset, num_workers, batch_sampler=sampler, collate_fn=dataset.stack)
 
 
 class WholeClips(Dataset):
@@ -217,11 +210,5 @@ class WholeClips(Dataset):
 def clips_to_score(files: Sequence[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
     """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
     plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
-    return DataLoader(
-        WholeClips(files, model.sample_rate, plan),
-        batch_size=CLIPS_AT_ONCE,
-        num_workers=config.num_workers,
-        collate_fn=list,
-        prefetch_factor=1 if config.num_workers else None,
-        worker_init_fn=leave_signals_to_parent,
-    )
+    clips = WholeClips(files, model.sample_rate, plan)
+    return read_by_workers(clips, config.num_workers, ahead=1, batch_size=CLIPS_AT_ONCE, collate_fn=list)

@@ -52,7 +52,7 @@ class ImageBatch:
 
     def to(self, device: torch.device) -> ImageBatch:
         """The same batch on another device."""
-        pixels, targets = (one.to(device, non_blocking=True) for one in (self.pixels, self.targets))
+        pixels, targets = (tensor.to(device, non_blocking=True) for tensor in (self.pixels, self.targets))
         return ImageBatch(pixels, targets, self.seed)
 
 

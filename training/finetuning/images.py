@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from m2d_hub.checks import require
 from m2d_hub.hub import load_model
@@ -21,7 +20,7 @@ from ..data.parts import AudioFile
 from ..data.sampling import StepSampler
 from ..evaluation.labelled import Part
 from ..runs.devices import autocast
-from ..runs.stopping import leave_signals_to_parent
+from ..runs.loader import read_by_workers
 from .config import FinetuneConfig
 from .image_config import ImageConfig
 from .image_data import TEST_CROP_SHARE, ImageBatch, ImageDataset, WholeImages
@@ -65,7 +64,13 @@ class ImageLearner:
     def batches(self, part: Part, sampler: StepSampler, seed: int) -> Iterable[ImageBatch]:
         """See Learner."""
         dataset = ImageDataset(part, self.config, self.arguments["img_size"], seed)
-        return _loader(dataset, self.config.num_workers, batch_sampler=sampler, collate_fn=dataset.stack)
+        return read_by_workers(
+            dataset,
+            self.config.num_workers,
+            batch_sampler=sampler,
+            collate_fn=dataset.stack,
+            pinned=True,
+        )
 
     def inputs(self, batch: ImageBatch) -> tuple[tuple[Any, ...], Tensor]:
         """See Learner."""
@@ -76,7 +81,13 @@ class ImageLearner:
         """See Learner: of the middle of each picture, as is usual."""
         pictures = WholeImages(files, self.arguments["img_size"])
         device = next(self.model.parameters()).device
-        for pixels in _loader(pictures, self.config.num_workers, batch_size=self.config.batch_size):
+        batches = read_by_workers(
+            pictures,
+            self.config.num_workers,
+            batch_size=self.config.batch_size,
+            pinned=True,
+        )
+        for pixels in batches:
             with autocast(device, self.config.precision):
                 logits = self.model(pixels.to(device, non_blocking=True))
             yield logits.float().cpu()
@@ -136,14 +147,3 @@ def build_image_learner(name: str, config: FinetuneConfig, labels: tuple[str, ..
     )
     nn.init.trunc_normal_(model.head.weight, std=config.head_std)
     return ImageLearner(model, arguments, labels, config)
-
-
-def _loader(dataset: Any, num_workers: int, **options: Any) -> DataLoader:
-    return DataLoader(
-        dataset,
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=leave_signals_to_parent,
-        **options,
-    )

@@ -12,7 +12,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from m2d_hub.errors import AudioError, ConfigError
 
@@ -24,7 +24,7 @@ from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
 from ..data.stored_features import caption_features, frame_features
-from ..runs.stopping import leave_signals_to_parent
+from ..runs.loader import read_by_workers
 from .config import PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
@@ -218,13 +218,4 @@ def _check_labels(manifest: Manifest, class_index: dict[str, int]) -> None:
 
 def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: int) -> Iterable[Batch]:
     """Batches of ``sampler``, read by ``num_workers`` processes, or by this one."""
-    pin = torch.cuda.is_available()
-    return DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=num_workers,
-        collate_fn=stack_samples,
-        pin_memory=pin,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=leave_signals_to_parent,
-    )
+    return read_by_workers(dataset, num_workers, pinned=True, batch_sampler=sampler, collate_fn=stack_samples)

@@ -40,7 +40,7 @@ def swept_suites(suite: Suite, model: str, sweep: str) -> dict[str, dict[str, An
     missing = [str(path) for path in models.values() if not path.exists()]
     if not missing:
         return {name: {"model": str(path)} for name, path in models.items()}
-    if field in {own.name for own in dataclasses.fields(evaluation_of(suite))}:
+    if field in {known.name for known in dataclasses.fields(evaluation_of(suite))}:
         return parse_sweep(evaluation_of(suite), sweep)
     raise ConfigError(
         f"{field} is no field of {suite.name}, nor a finished sweep of the pre-training: there is no "
