@@ -75,6 +75,10 @@ class FrontendConfig:
         """Seconds between spectrogram frames."""
         return self.hop_samples / self.sample_rate
 
+    def span(self, num_frames: int) -> int:
+        """Samples that so many frames are computed from, with what the first and the last reach beyond."""
+        return (num_frames - 1) * self.hop_samples + self.window_samples
+
     @classmethod
     def for_sample_rate(cls, sample_rate: int, **overrides: Any) -> FrontendConfig:
         """The published frontend at ``sample_rate``: 25 ms windows, 10 ms hops, 50 Hz to Nyquist."""

@@ -1,4 +1,4 @@
-"""Windows of many clips through the encoder in batches of equal length, and back to their clips."""
+"""Windows of many clips through frontend and encoder in batches, and back to their clips."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2d_hub.audio.clips import AudioClip
+from m2d_hub.audio.waveforms import scaled
 from m2d_hub.errors import AudioError
+from m2d_hub.nn.encoder import Encoder
 from m2d_hub.nn.frontend import LogMelFrontend
-from m2d_hub.windows import Window, Windows
+from m2d_hub.windows import WaveformCutter, Window, Windows, reflected
 
 NO_CLIPS = "there are no clips to encode: give at least one."
 
@@ -24,43 +26,48 @@ class ClipWindow:
 
     clip: int  # the clip's place in the call
     window: Window
-    log_mel: Tensor  # (F, N_T · patch frames), normalised
+    samples: Tensor  # (s,) that the frames of its tokens are computed from; zero where its clip has none
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Windows of equal length, encoded together."""
+    """Windows encoded together: of equal length, or zero beyond their own."""
 
     windows: list[ClipWindow]
     features: Tensor  # (..., B, N_T, N_F·D)
 
 
 def read_windows(
-    clips: Iterable[AudioClip],
-    frontend: LogMelFrontend,
-    windows: Windows,
-    device: torch.device,
+    clips: Iterable[AudioClip], frontend: LogMelFrontend, windows: Windows
 ) -> Iterator[ClipWindow]:
-    """Reads clip after clip in blocks and cuts each into windows; log-mel is computed on ``device``."""
+    """Reads clip after clip in blocks and cuts each into windows."""
     for index, clip in enumerate(clips):
-        blocks = (block.to(device, non_blocking=device.type == "cuda") for block in clip.blocks())
-        log_mel = (frontend.normalise(block) for block in frontend.stream_log_mel(blocks))
-        for window, frames in windows.cut(log_mel):
-            yield ClipWindow(index, window, frames)
+        cutter = WaveformCutter(frontend.config, windows)
+        for block in clip.blocks():
+            for window, samples in cutter.push(block):
+                yield ClipWindow(index, window, samples)
+        for window, samples in cutter.finish():
+            yield ClipWindow(index, window, samples)
 
 
 def split_windows(
-    waveform: Tensor,
-    lengths: list[int],
-    frontend: LogMelFrontend,
-    windows: Windows,
+    waveform: Tensor, lengths: list[int], frontend: LogMelFrontend, windows: Windows
 ) -> list[ClipWindow]:
     """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
-    found: list[ClipWindow] = []
-    for length in sorted(set(lengths)):
-        clips = [index for index, clip_length in enumerate(lengths) if clip_length == length]
-        for clip, log_mel in zip(clips, frontend(waveform[clips, :length])[:, 0], strict=True):
-            found += [ClipWindow(clip, window, frames) for window, frames in windows.cut([log_mel])]
+    plans = [windows.plan(frontend.num_frames(length)) for length in lengths]
+    most_frames = max(plan[-1].first_frame + windows.used_frames(plan[-1]) for plan in plans)
+    padded = reflected(
+        scaled(waveform, "the waveform"),
+        torch.tensor(lengths, device=waveform.device),
+        most_frames,
+        frontend.config,
+    )
+    found = []
+    for clip, plan in enumerate(plans):
+        for window in plan:
+            first = window.first_frame * frontend.config.hop_samples
+            end = first + frontend.config.span(windows.used_frames(window))
+            found.append(ClipWindow(clip, window, padded[clip, first:end]))
     return found
 
 
@@ -91,20 +98,28 @@ def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:
 
 
 def encode_batched(
-    windows: Iterable[ClipWindow], encode: Callable[[Tensor], Tensor], batch_size: int
+    windows: Iterable[ClipWindow],
+    frontend: LogMelFrontend,
+    encode: Callable[[Tensor], Tensor],
+    batch_size: int,
+    device: torch.device,
 ) -> Iterator[EncodedBatch]:
     """Encodes windows as they come, grouped by length, so that ragged clips need no padding.
 
+    A batch goes to the device as waveforms in one piece, and its log-mel is computed there.
+
     Args:
         windows: Of any clips, in any order.
+        frontend: Makes log-mel of them.
         encode: Maps log_mel (B, 1, F, T) to features (..., B, N_T, N_F·D).
         batch_size: Most windows encoded at once.
+        device: That of the encoder.
     """
     waiting: dict[int, list[ClipWindow]] = defaultdict(list)
 
     def flush(num_tokens: int) -> EncodedBatch:
         batch = waiting.pop(num_tokens)
-        return EncodedBatch(batch, encode(torch.stack([item.log_mel for item in batch])[:, None]))
+        return EncodedBatch(batch, encode(_log_mel(batch, frontend, device)))
 
     for item in windows:
         waiting[item.window.num_tokens].append(item)
@@ -112,6 +127,37 @@ def encode_batched(
             yield flush(item.window.num_tokens)
     for num_tokens in sorted(waiting):
         yield flush(num_tokens)
+
+
+def encode_together(
+    windows: list[ClipWindow], frontend: LogMelFrontend, encoder: Encoder, device: torch.device
+) -> EncodedBatch:
+    """Encodes windows of all lengths in one call: short ones are padded, and no token sees the padding.
+
+    This suits devices where many small computations take longer to begin than some padding takes to compute.
+    """
+    log_mel = _log_mel(windows, frontend, device)
+    num_tokens = torch.tensor([item.window.num_tokens for item in windows], device=device)
+    heard = torch.arange(max(item.window.num_tokens for item in windows), device=device) < num_tokens[:, None]
+    mask = heard[:, None].expand(-1, encoder.config.grid[0], -1).flatten(1)
+    return EncodedBatch(windows, encoder.frames(log_mel, mask) * heard[..., None])
+
+
+def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.device) -> Tensor:
+    """Normalised log-mel (B, 1, F, T) of the longest window's tokens, zero where a clip has no frames."""
+    samples = nn.utils.rnn.pad_sequence([item.samples for item in windows], batch_first=True)
+    if device.type == "cuda" and samples.device.type == "cpu":
+        samples = samples.pin_memory()  # CUDA copies from it while this program goes on
+    samples = samples.to(device, non_blocking=True)
+    # On a CPU one call gains nothing, and its rounding would depend on what else is in the batch.
+    parts = samples.split(1) if device.type == "cpu" else [samples]
+    log_mel = frontend.normalise(torch.cat([frontend.log_mel_block(part) for part in parts]))
+    num_frames = [item.window.num_frames for item in windows]
+    if min(num_frames) < log_mel.shape[-1]:
+        frames = torch.arange(log_mel.shape[-1], device=device)
+        is_audio = frames < torch.tensor(num_frames, device=device)[:, None]
+        log_mel = log_mel.where(is_audio[:, None], 0.0)
+    return log_mel[:, None]
 
 
 class FrameStore:
@@ -139,7 +185,7 @@ class FrameStore:
             if end > self._features.shape[-2]:
                 self._features = F.pad(self._features, (0, 0, 0, end - self._features.shape[-2]))
             clips = [batch.windows[row].clip for row in rows]
-            self._features[..., clips, first:end, :] = features[..., rows, :, :]
+            self._features[..., clips, first:end, :] = features[..., rows, : window.num_tokens, :]
             for clip in clips:
                 self.num_tokens[clip] = max(self.num_tokens[clip], end)
 

@@ -27,6 +27,7 @@ from m2d_hub.inference import (
     FrameStore,
     check_lengths,
     encode_batched,
+    encode_together,
     read_windows,
     split_windows,
 )
@@ -175,8 +176,12 @@ class M2D(Pretrained):
         samples = check_lengths(waveform, lengths)
         windows = split_windows(waveform, samples, self.frontend, self.windows)
         store = FrameStore(len(samples), self._expected_tokens(max(samples)))
-        for batch in encode_batched(windows, self.encoder.frames, batch_size=len(windows)):
-            store.put(batch)
+        if self.device.type == "cpu" or len({item.window.num_tokens for item in windows}) == 1:
+            encode = self.encoder.frames
+            for batch in encode_batched(windows, self.frontend, encode, len(windows), self.device):
+                store.put(batch)
+        else:
+            store.put(encode_together(windows, self.frontend, self.encoder, self.device))
         return self._frames(store)
 
     def classify_waveform(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
@@ -482,8 +487,8 @@ class M2D(Pretrained):
         self, clips: list[AudioClip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
         shown = tqdm(clips, unit="clip", disable=not progress)
-        windows = read_windows(shown, self.frontend, self.windows, self.device)
-        return encode_batched(windows, encode, batch_size)
+        windows = read_windows(shown, self.frontend, self.windows)
+        return encode_batched(windows, self.frontend, encode, batch_size, self.device)
 
     def _expected_tokens(self, num_samples: int) -> int:
         return self.windows.count(self.frontend.num_frames(num_samples))

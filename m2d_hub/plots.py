@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from m2d_hub.audio.clips import open_audio
+from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.files import as_text
+from m2d_hub.inference import read_windows
 from m2d_hub.look import (
     LEVELS,
     LIKENESS,
@@ -29,6 +30,7 @@ from m2d_hub.look import (
 )
 from m2d_hub.model import M2D
 from m2d_hub.results import Tag
+from m2d_hub.windows import Windows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -39,6 +41,7 @@ MAX_COLUMNS = 4_000  # of the spectrogram picture; longer ones keep the loudest 
 MOST_TAGS = 6  # shown
 MOST_LETTERS = 26  # of a tag's name
 MAX_FRAMES = 1_000  # of the similarity picture; longer ones average neighbours
+_FRAMES_AT_ONCE = 6_000  # of the spectrogram
 _TICKS_HZ = (250, 500, 1_000, 2_000, 4_000, 8_000, 16_000)
 
 
@@ -77,8 +80,7 @@ def plot_clip(
     clips = open_audio(audio, model.sample_rate, sample_rate)
     if len(clips) != 1:
         raise ConfigError(f"a picture shows one clip, got {len(clips)}; draw them one by one.")
-    blocks = (block.to(model.device) for block in clips[0].blocks())
-    log_mel = torch.cat([part.cpu() for part in model.frontend.stream_log_mel(blocks)], dim=-1)  # (F, T)
+    log_mel = _log_mel(model, clips[0])
     frames = model.encode_frames(clips, batch_size=batch_size)
     features = frames.features[0][frames.mask[0]]
     first_s, last_s = float(frames.timestamps_s[0]), float(frames.timestamps_s[len(features) - 1])
@@ -113,6 +115,13 @@ def mel_centres_hz(config: FrontendConfig) -> np.ndarray:
     edges = np.linspace(_hz_to_mel(config.f_min_hz), _hz_to_mel(config.f_max_hz), config.n_mels + 2)
     linear = edges * 200 / 3
     return np.where(edges < 15, linear, 1000 * 6.4 ** ((edges - 15) / 27))[1:-1]
+
+
+def _log_mel(model: M2D, clip: AudioClip) -> torch.Tensor:
+    """The log-mel spectrogram (F, T) of a whole clip, before normalisation, on the CPU."""
+    parts = read_windows([clip], model.frontend, Windows(_FRAMES_AT_ONCE, patch_frames=1))
+    blocks = (model.frontend.log_mel_block(part.samples[None].to(model.device))[0] for part in parts)
+    return torch.cat([block.cpu() for block in blocks], dim=-1)
 
 
 def _hz_to_mel(hz: float) -> float:

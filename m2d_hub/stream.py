@@ -21,9 +21,8 @@ from m2d_hub.audio.resampling import Resampling, check_rate
 from m2d_hub.audio.waveforms import checked, to_waveform
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.inference import ClipWindow, encode_batched
-from m2d_hub.nn.frontend import LogMelStream
 from m2d_hub.results import Frames, Tag
-from m2d_hub.windows import WindowCutter
+from m2d_hub.windows import WaveformCutter, Window
 
 if TYPE_CHECKING:
     from m2d_hub.model import M2D
@@ -61,8 +60,7 @@ class Stream:
         self.windows: list[StreamWindow] = []
         self._model = model
         self._resampling = Resampling(rate, model.sample_rate)
-        self._log_mel = LogMelStream(model.frontend)
-        self._cutter = WindowCutter(model.windows, hop_frames)
+        self._cutter = WaveformCutter(model.config.frontend, model.windows, hop_frames)
         self._heard_frames = 0  # of the spectrogram: those that tokens were given for
         self._num_samples = 0
         self._is_finished = False
@@ -127,27 +125,21 @@ class Stream:
     def _cut(self, waveform: Tensor) -> Iterator[ClipWindow]:
         """The windows that samples at the model's rate complete."""
         for block in waveform.split(BLOCK_VALUES):
-            if len(block) and (log_mel := self._log_mel.push(block.to(self._model.device))) is not None:
-                yield from self._cut_frames(log_mel)
+            yield from _of_the_stream(self._cutter.push(block))
 
     def _rest(self) -> Iterator[ClipWindow]:
         """The windows that the end of the stream completes, or cuts short."""
         yield from self._cut(self._resampling.finish())
-        if (log_mel := self._log_mel.finish()) is not None:
-            yield from self._cut_frames(log_mel)
-        for window, frames in self._cutter.finish():
-            yield ClipWindow(0, window, frames)
-
-    def _cut_frames(self, log_mel: Tensor) -> Iterator[ClipWindow]:
-        for window, frames in self._cutter.push(self._model.frontend.normalise(log_mel)):
-            yield ClipWindow(0, window, frames)
+        yield from _of_the_stream(self._cutter.finish())
 
     def _answer(self, cut: Iterator[ClipWindow]) -> Frames:
         """Encodes windows, keeps what they are in sum, and gives their frames that are new."""
-        hop_s, geometry = self._model.config.frontend.hop_s, self._model.windows
+        model = self._model
+        hop_s, geometry = model.config.frontend.hop_s, model.windows
+        batches = encode_batched(cut, model.frontend, model.encoder.frames, _MOST_WINDOWS, model.device)
         encoded = [
             (item.window, features)
-            for batch in encode_batched(cut, self._model.encoder.frames, _MOST_WINDOWS)
+            for batch in batches
             for item, features in zip(batch.windows, batch.features.to("cpu", torch.float32), strict=True)
         ]
         encoded.sort(key=lambda pair: pair[0].first_frame)
@@ -166,6 +158,10 @@ class Stream:
         features = torch.cat(new_features)[None]
         mask = torch.ones(features.shape[:2], dtype=torch.bool)
         return Frames(features, mask, torch.cat(new_times))
+
+
+def _of_the_stream(cut: Iterator[tuple[Window, Tensor]]) -> Iterator[ClipWindow]:
+    return (ClipWindow(0, window, samples) for window, samples in cut)
 
 
 def _hop_frames(model: M2D, hop_s: float | None) -> int:

@@ -1,4 +1,4 @@
-"""Which frames form which window, how many tokens each gives, and when those tokens sound. Pure planning.
+"""Which frames form which window, which samples they are computed from, how many tokens they give, and when.
 
 Windows stand one after another over a clip's spectrogram. The last one is zero-padded up to a whole patch; a
 window that is not a whole number of patches loses its odd frames (1001 frames of 16 give 62 tokens).
@@ -8,14 +8,14 @@ Shapes: B clips, F mels, K windows, N_T tokens along time of a window, T of a cl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from m2d_hub.config import EncoderConfig
+from m2d_hub.config import EncoderConfig, FrontendConfig
 
 ENDLESS_TOKENS = 2**40  # of a window that ends where its clip does
 
@@ -111,60 +111,120 @@ class Windows:
         first_frames = window.first_frame + _count(window.num_tokens) * self.patch_frames
         return (first_frames + (self.patch_frames - 1) / 2) * hop_s
 
-    def cut(self, log_mel_blocks: Iterable[Tensor]) -> Iterator[tuple[Window, Tensor]]:
-        """Forms windows from a stream of spectrogram blocks.
+    def used_frames(self, window: Window) -> int:
+        """Frames of a window's tokens; where the clip ends before them, the rest is padding."""
+        return window.num_tokens * self.patch_frames
 
-        It holds no more than one window and one block; a window of the clip's own length is the clip.
-
-        Args:
-            log_mel_blocks: Normalised blocks (..., F, t), in order.
-
-        Yields:
-            Each window with its frames (..., F, N_T · patch frames), zero-padded where the clip ends.
-        """
-        cutter = WindowCutter(self)
-        for block in log_mel_blocks:
-            yield from cutter.push(block)
-        yield from cutter.finish()
+    def cut(self, log_mel: Tensor) -> list[tuple[Window, Tensor]]:
+        """Windows of spectrograms (..., F, T), each with the frames of its tokens, zero-padded at the end."""
+        found = []
+        for window in self.plan(log_mel.shape[-1]):
+            used = self.used_frames(window)
+            frames = log_mel[..., window.first_frame : window.first_frame + min(window.num_frames, used)]
+            found.append((window, F.pad(frames, (0, used - frames.shape[-1]))))
+        return found
 
 
 def _count(num_tokens: int) -> Tensor:
     return torch.arange(num_tokens, dtype=torch.float64, device="cpu")
 
 
-class WindowCutter:
-    """Windows of one spectrogram that arrives block by block.
+def reflected(waveform: Tensor, lengths: Tensor, num_frames: int, config: FrontendConfig) -> Tensor:
+    """Waveforms as frames are computed from them: reflected at each clip's own ends, without a loop.
+
+    Args:
+        waveform: (B, S) float.
+        lengths: Samples of each clip (B,); a clip too short to be reflected is zero-padded.
+        num_frames: How many are wanted; frames of which no centre lies in the clip mean nothing.
+        config: Of the frames.
+
+    Returns:
+        (B, span of the frames), for the frontend's ``log_mel_block``.
+    """
+    half = config.window_samples // 2
+    last = (lengths - 1).clamp(min=half)[:, None]
+    samples = torch.arange(config.span(num_frames), device=last.device)
+    # Reflected at sample 0 and at the last one; what lies even further only fills whole windows.
+    places = (last - (last - (samples - half).abs()).abs()).clamp(min=0)
+    is_audio = places < lengths[:, None]
+    return waveform.gather(1, torch.minimum(places, (lengths - 1)[:, None])) * is_audio
+
+
+class WaveformCutter:
+    """Windows of one waveform that arrives block by block, as samples: log-mel is left to who has a batch.
 
     They stand one after another, or overlap: with ``hop_frames``, each begins so many after the one before.
+    It holds no more than one window and one block; a window of the clip's own length is the clip.
     """
 
-    def __init__(self, windows: Windows, hop_frames: int | None = None):
-        self._windows = windows
+    def __init__(self, frontend: FrontendConfig, windows: Windows, hop_frames: int | None = None):
+        self._frontend, self._windows = frontend, windows
         self._hop_frames = windows.length if hop_frames is None else hop_frames
-        self._pending: list[Tensor] = []
-        self._pending_frames = self._first_frame = self._first_token = 0
+        self._pending: list[Tensor] = []  # from the next window's first frame on
+        self._num_pending = self._first_frame = self._first_token = 0
+        self._is_reflected = False  # at its start, as frames are centred on samples
 
-    def push(self, log_mel: Tensor) -> Iterator[tuple[Window, Tensor]]:
-        """Windows that are whole now that frames (..., F, t) follow, as :meth:`Windows.cut` gives them."""
-        self._pending.append(log_mel)
-        self._pending_frames += log_mel.shape[-1]
-        while self._pending_frames >= self._windows.length:
+    @property
+    def _reach(self) -> int:
+        """Samples on either side of its centre that a frame is computed from."""
+        return self._frontend.window_samples // 2
+
+    def push(self, block: Tensor) -> Iterator[tuple[Window, Tensor]]:
+        """The windows that samples (s,) complete, each with the samples of its tokens' frames.
+
+        Yields:
+            A window, and samples of which frame i of the window is computed from i·hop … i·hop + window − 1.
+        """
+        self._append(block)
+        if not self._is_reflected and self._num_pending > self._reach:
+            joined = self._join()
+            self._replace(torch.cat([joined[1 : self._reach + 1].flip(0), joined]))
+            self._is_reflected = True
+        # Behind a window there stays as much as the waveform's end is reflected from.
+        kept = self._hop_frames * self._frontend.hop_samples + self._reach + 1
+        while self._is_reflected and self._num_pending >= max(
+            kept, self._frontend.span(self._windows.length)
+        ):
             yield self._take(self._windows.length)
 
     def finish(self) -> Iterator[tuple[Window, Tensor]]:
-        """The window that the end of the clip cuts short, unless the one before has all of it."""
-        seen = self._windows.length - self._hop_frames if self._first_frame else 0
-        if self._pending_frames > seen:
-            yield self._take(self._pending_frames)
+        """The windows that the end of the waveform completes or cuts short; of no samples there are none."""
+        if not self._num_pending:
+            return
+        joined = self._join()
+        if self._is_reflected:
+            self._append(joined[-self._reach - 1 : -1].flip(0))
+            left = (self._num_pending - self._frontend.window_samples) // self._frontend.hop_samples + 1
+        else:  # too short to be reflected, so zero-padded first
+            left = self._num_pending // self._frontend.hop_samples + 1
+            padded = F.pad(joined, (0, self._reach + 1 - len(joined)))
+            self._replace(F.pad(padded[None], (self._reach, self._reach), mode="reflect")[0])
+        while left >= self._windows.length:
+            yield self._take(self._windows.length)
+            left -= self._hop_frames
+        # A window that overlaps the one before brings something new, or there is none.
+        if left > (self._windows.length - self._hop_frames if self._first_frame else 0):
+            yield self._take(left)
 
     def _take(self, num_frames: int) -> tuple[Window, Tensor]:
-        windows = self._windows
-        joined = torch.cat(self._pending, dim=-1)
+        frontend, windows, joined = self._frontend, self._windows, self._join()
         window = windows.window(self._first_frame, num_frames, self._first_token)
-        used_frames = window.num_tokens * windows.patch_frames
-        kept = joined[..., : min(num_frames, used_frames)]
+        used = windows.used_frames(window)
+        samples = joined[: frontend.span(min(num_frames, used))]
         passed = min(num_frames, self._hop_frames)
-        self._pending, self._pending_frames = [joined[..., passed:]], self._pending_frames - passed
+        self._replace(joined[passed * frontend.hop_samples :])
         self._first_frame += passed
         self._first_token += min(window.num_tokens, self._hop_frames // windows.patch_frames)
-        return window, F.pad(kept, (0, used_frames - kept.shape[-1]))
+        return window, F.pad(samples, (0, frontend.span(used) - len(samples)))
+
+    def _join(self) -> Tensor:
+        if len(self._pending) > 1:
+            self._pending = [torch.cat(self._pending)]
+        return self._pending[0]
+
+    def _append(self, samples: Tensor) -> None:
+        self._pending.append(samples)
+        self._num_pending += len(samples)
+
+    def _replace(self, samples: Tensor) -> None:
+        self._pending, self._num_pending = [samples], len(samples)

@@ -45,7 +45,7 @@ class ReadAhead:
 
         Args:
             num_workers: Most threads; None: :func:`default_workers`.
-            device: Where the samples are going; for CUDA they are put into memory that it copies from.
+            device: Where the samples are going; where that is the CPU, the threads give way to the encoder's.
 
         Raises:
             ConfigError: ``num_workers`` is less than 1.
@@ -55,7 +55,6 @@ class ReadAhead:
             f"num_workers must be {POSITIVE_INTEGER} or None, got {num_workers!r}.",
         )
         self._num_workers = default_workers() if num_workers is None else num_workers
-        self._pinned = device is not None and device.type == "cuda"
         self._gives_way = device is None or device.type == "cpu"
         self._changed = threading.Condition()  # guards all below
         self._waiting: deque[AheadClip] = deque()  # added, not yet begun
@@ -97,7 +96,7 @@ class ReadAhead:
             error = None
             try:
                 for block in ahead.clip.blocks():
-                    if not self._put(ahead, block.pin_memory() if self._pinned else block):
+                    if not self._put(ahead, block):
                         break
             except Exception as raised:  # noqa: BLE001  # it is raised again where the clip is taken
                 error = raised

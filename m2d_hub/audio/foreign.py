@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.layout import after_id3, read_at
+from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import AudioError
 
 _MAGIC = {
@@ -87,7 +88,8 @@ def _frames(
 ) -> Iterator[tuple[int, np.ndarray]]:
     import av
 
-    resampler, rate = av.AudioResampler(format="fltp"), 0
+    # Interleaved, in one plane: of eight or more, PyAV reads one that is not there, which ends the program.
+    resampler, rate = av.AudioResampler(format="flt"), 0
     try:
         for frame in container.decode(stream):
             rate = rate or frame.sample_rate
@@ -95,7 +97,7 @@ def _frames(
                 raise AudioError(f"{name} changes its sample rate from {rate} to {frame.sample_rate} Hz.")
             frame.pts = None  # gaps in time are no matter here
             for plain in resampler.resample(frame):
-                yield rate, plain.to_ndarray().mean(axis=0, dtype=np.float32)
+                yield rate, mixed(plain.to_ndarray().reshape(-1, plain.layout.nb_channels))
     except av.FFmpegError:
         if not rate or file.tell() < size:  # else the last packet is not whole
             raise

@@ -230,7 +230,7 @@ class RuntimeM2D(nn.Module):
 
     def _encode_windows(self, log_mel: Tensor) -> list[Tensor]:
         """Frames of all layers (L, B, N_T, N_F·D) of each window."""
-        windows = Windows.of(self.backbone.config).cut([log_mel])
+        windows = Windows.of(self.backbone.config).cut(log_mel)
         return [self.backbone.layer_frames(window) for _, window in windows]
 
 

@@ -71,7 +71,8 @@ class UpstreamExpert(nn.Module):
         waveform = nn.utils.rnn.pad_sequence(list(wavs), batch_first=True).to(model.device)
         windows = split_windows(waveform, lengths, model.frontend, model.windows)
         store = FrameStore(len(lengths), 1)
-        for batch in encode_batched(windows, model.encoder.layer_frames, batch_size=len(windows)):
+        encode = model.encoder.layer_frames
+        for batch in encode_batched(windows, model.frontend, encode, len(windows), model.device):
             store.put(batch)
         layers, _ = store.features_and_mask()
         return {"hidden_states": list(layers.unbind(0))}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -69,22 +68,6 @@ class LogMelFrontend(nn.Module):
                 mel = spectrogram(padded.float())
             return (mel + EPSILON).log()
 
-    def stream_log_mel(self, blocks: Iterable[Tensor]) -> Iterator[Tensor]:
-        """The frames of :meth:`log_mel`, computed while the waveform arrives.
-
-        Args:
-            blocks: Consecutive parts (s,) of one waveform, of any lengths.
-
-        Yields:
-            Consecutive parts (F, t) of its log-mel spectrogram.
-        """
-        stream = LogMelStream(self)
-        for block in blocks:
-            if (frames := stream.push(block)) is not None:
-                yield frames
-        if (frames := stream.finish()) is not None:
-            yield frames
-
     def normalise(self, log_mel: Tensor) -> Tensor:
         """Standardises log-mel values with the statistics of the pre-training set."""
         return (log_mel - self.config.mean) / self.config.std
@@ -136,38 +119,3 @@ class LogMelFrontend(nn.Module):
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_mel_spectrograms": {}}
-
-
-class LogMelStream:
-    """The frames of :meth:`LogMelFrontend.log_mel` of one waveform that arrives block by block."""
-
-    def __init__(self, frontend: LogMelFrontend):
-        self._frontend = frontend
-        self._pending: Tensor | None = None
-        # Once reflected at the start, pending begins at the next frame's first sample.
-        self._is_reflected = False
-
-    def push(self, block: Tensor) -> Tensor | None:
-        """Frames (F, t) that are complete now that ``block`` (s,) follows; None: there are none."""
-        window, hop = self._frontend.config.window_samples, self._frontend.config.hop_samples
-        half = window // 2
-        pending = block.float() if self._pending is None else torch.cat([self._pending, block.float()])
-        if not self._is_reflected and len(pending) > half:
-            pending, self._is_reflected = torch.cat([pending[1 : half + 1].flip(0), pending]), True
-        # The last half window stays, for the end's reflection.
-        ready = min((len(pending) - window) // hop + 1, (len(pending) - half - 1) // hop)
-        if not self._is_reflected or ready <= 0:
-            self._pending = pending
-            return None
-        self._pending = pending[ready * hop :]
-        return self._frontend.log_mel_block(pending[None, : (ready - 1) * hop + window])[0]
-
-    def finish(self) -> Tensor | None:
-        """The frames (F, t) that are left where the waveform ends; None: there are none."""
-        if self._pending is None:
-            return None
-        if not self._is_reflected:
-            return self._frontend.log_mel(self._pending[None])[0]
-        window = self._frontend.config.window_samples
-        padded = torch.cat([self._pending, self._pending[-(window // 2) - 1 : -1].flip(0)])
-        return self._frontend.log_mel_block(padded[None])[0] if len(padded) >= window else None

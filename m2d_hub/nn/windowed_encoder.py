@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from m2d_hub.audio.waveforms import scaled
 from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
 from m2d_hub.nn.encoder import Encoder, tokens_to_frames
-from m2d_hub.windows import Windows
+from m2d_hub.windows import Windows, reflected
 
 
 class WindowedEncoder(nn.Module):
@@ -104,18 +104,7 @@ class WindowedEncoder(nn.Module):
     def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
         """Normalised log-mel frames (B, F, T), each clip's edges reflected; those beyond it mean nothing."""
         config = self.frontend_config
-        half = config.window_samples // 2
-        last = (lengths - 1).clamp(min=half)[:, None]  # a clip too short to reflect is zero-padded
-        samples = torch.arange(
-            (num_frames - 1) * config.hop_samples + config.window_samples, device=last.device
-        )
-        # Reflected at sample 0 and at the last one; what lies even further only fills whole windows.
-        places = (last - (last - (samples - half).abs()).abs()).clamp(min=0)
-        is_audio = places < lengths[:, None]
-        padded = (
-            scaled(waveform, "the waveform").gather(1, torch.minimum(places, (lengths - 1)[:, None]))
-            * is_audio
-        )
+        padded = reflected(scaled(waveform, "the waveform"), lengths, num_frames, config)
         projected = F.conv1d(padded[:, None], self.stft_filters.float(), stride=config.hop_samples)
         power = projected.square().unflatten(1, (2, -1)).sum(dim=1)  # (B, bins, T)
         log_mel = (torch.matmul(self.mel_filters.float(), power) + EPSILON).log()

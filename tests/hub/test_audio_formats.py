@@ -16,6 +16,7 @@ from m2d_hub.audio.clips import AUDIO_SUFFIXES, AudioPart, open_audio
 av = pytest.importorskip("av", reason="needs m2d-hub[formats]")
 
 KINDS = {
+    "pcm.mka": ("pcm_s16le", 16_000, "matroska"),
     "m4a": ("aac", 44_100, "ipod"),
     "alac.m4a": ("alac", 44_100, "ipod"),
     "mp4": ("aac", 48_000, "mp4"),
@@ -37,8 +38,8 @@ def tone(rate, seconds=SECONDS):
 def encoded(kind, channels=(1.0, 0.5), **options):
     """A tone, as loud in each channel as is said."""
     codec, rate, container = KINDS[kind]
-    layout = {1: "mono", 2: "stereo"}[len(channels)]
-    samples = np.stack([tone(rate) * loudness for loudness in channels]).astype(np.float32)
+    layout = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1", 16: "hexadecagonal"}[len(channels)]
+    samples = np.stack([tone(rate) * loudness for loudness in channels], axis=1).astype(np.float32)
     file = io.BytesIO()
     try:
         with av.open(file, "w", format=container, options=options) as output:
@@ -48,7 +49,7 @@ def encoded(kind, channels=(1.0, 0.5), **options):
             elif kind not in LOSSLESS:
                 stream.bit_rate = 128_000
             fifo = av.AudioFifo()
-            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+            frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), format="flt", layout=layout)
             frame.sample_rate = rate
             resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
             for plain in resampler.resample(frame) + resampler.resample(None):
@@ -66,6 +67,17 @@ def encoded(kind, channels=(1.0, 0.5), **options):
 def read(data, sample_rate=16_000):
     [clip] = open_audio(io.BytesIO(data), sample_rate)
     return torch.cat(list(clip.blocks()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_channels"), [("pcm.mka", 6), ("m4a", 8), ("pcm.mka", 8), ("pcm.mka", 16)]
+)
+def test_surround_sound_is_averaged_over_all_its_channels(kind, num_channels):
+    """PyAV ends the program where it is asked for the planes of eight channels or more."""
+    loudness = np.linspace(0.2, 1.0, num_channels)
+    loudness[3] = 0  # of low frequencies only, where it is coded
+    waveform = read(encoded(kind, tuple(loudness)))[16_000:32_000]
+    assert float(waveform.square().mean().sqrt()) == pytest.approx(0.3 * loudness.mean() / 2**0.5, rel=0.1)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,6 +9,7 @@ import torch
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.frontend import LogMelFrontend
+from m2d_hub.windows import reflected
 
 
 @pytest.fixture(scope="module")
@@ -16,13 +17,15 @@ def frontend():
     return LogMelFrontend(FrontendConfig())
 
 
-@pytest.mark.parametrize("num_samples", [1, 100, 200, 201, 400, 1000, 16_001])
-@pytest.mark.parametrize("block_samples", [97, 160, 4000])
-def test_streaming_gives_the_frames_of_the_whole(frontend, num_samples, block_samples):
-    waveform = torch.randn(num_samples, generator=torch.Generator().manual_seed(0)) * 0.1
-    streamed = torch.cat(list(frontend.stream_log_mel(waveform.split(block_samples))), dim=-1)
-    assert streamed.shape == (80, num_samples // 160 + 1)
-    torch.testing.assert_close(streamed, frontend.log_mel(waveform[None])[0], atol=1e-4, rtol=0)
+@pytest.mark.parametrize("lengths", [[1, 100, 200, 201], [400, 1000, 16_001, 16_000], [16_001] * 2])
+def test_clips_of_a_batch_are_reflected_each_at_its_own_end(frontend, lengths):
+    waveform = torch.randn(len(lengths), 16_001, generator=torch.Generator().manual_seed(0)) * 0.1
+    most_frames = frontend.num_frames(max(lengths))
+    log_mel = frontend.log_mel_block(reflected(waveform, torch.tensor(lengths), most_frames, frontend.config))
+    assert log_mel.shape == (len(lengths), 80, most_frames)
+    for clip, samples, length in zip(log_mel, waveform, lengths, strict=True):
+        alone = frontend.log_mel(samples[None, :length])[0]
+        torch.testing.assert_close(clip[:, : alone.shape[1]], alone, atol=1e-4, rtol=0)
 
 
 def test_a_tone_sounds_in_the_mel_band_of_its_frequency():

@@ -15,6 +15,7 @@ import torch
 import m2d_hub
 from m2d_hub import AudioError, CheckpointError, ConfigError
 from m2d_hub.audio import decoding
+from m2d_hub.inference import FrameStore, encode_batched, encode_together, split_windows
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.pretrained.folder import read_safetensors, save_checkpoint
 
@@ -140,6 +141,27 @@ def test_gradients_reach_waveform_and_weights(tiny):
     assert waveform.grad.abs().sum() > 0
     without = [name for name, p in tiny.named_parameters() if p.requires_grad and p.grad is None]
     assert without == []
+
+
+def test_one_padded_call_gives_the_frames_that_each_length_gives_alone(tiny):
+    lengths = [len(waveform) for waveform in RAGGED]
+    padded = torch.full((len(RAGGED), max(lengths)), 0.3)
+    for row, waveform in zip(padded, RAGGED, strict=True):
+        row[: len(waveform)] = torch.from_numpy(waveform)
+    windows = split_windows(padded, lengths, tiny.frontend, tiny.windows)
+    with torch.no_grad():
+        together = encode_together(windows, tiny.frontend, tiny.encoder, tiny.device)
+        for item, features in zip(together.windows, together.features, strict=True):
+            num_tokens = item.window.num_tokens
+            (alone,) = encode_batched([item], tiny.frontend, tiny.encoder.frames, 1, tiny.device)
+            torch.testing.assert_close(features[:num_tokens], alone.features[0], atol=1e-5, rtol=0)
+            assert not features[num_tokens:].any()
+    store = FrameStore(len(RAGGED), 1)
+    store.put(together)
+    features, mask = store.features_and_mask()
+    frames = tiny(padded, torch.tensor(lengths))
+    assert torch.equal(mask, frames.mask)
+    torch.testing.assert_close(features, frames.features, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Planning and cutting of windows; expected values follow from the facts of the published features."""
 
+import numpy as np
 import pytest
 import torch
 
-from m2d_hub.windows import Window, Windows
+from m2d_hub.config import FrontendConfig
+from m2d_hub.windows import WaveformCutter, Window, Windows
 
 
 def test_windows_follow_one_another_and_the_last_is_padded_to_a_whole_patch():
@@ -41,21 +43,73 @@ def test_windows_of_odd_length_keep_true_timestamps():
     assert times[62].item() == pytest.approx(10.01 + 0.075)
 
 
-@pytest.mark.parametrize("block_frames", [1, 7, 100, 5000])
 @pytest.mark.parametrize(("window_frames", "patch_frames"), [(608, 16), (1001, 16), (None, 16), (208, 4)])
 @pytest.mark.parametrize("num_frames", [1, 16, 17, 608, 609, 993, 2000])
-def test_streamed_windows_hold_the_planned_frames(num_frames, window_frames, patch_frames, block_frames):
+def test_cut_windows_hold_the_planned_frames(num_frames, window_frames, patch_frames):
     log_mel = torch.arange(1.0, 2 * num_frames + 1).view(2, num_frames)
     windows = Windows(window_frames, patch_frames)
-    cut = list(windows.cut(log_mel.split(block_frames, dim=1)))
+    cut = windows.cut(log_mel)
     assert [window for window, _ in cut] == windows.plan(num_frames)
     for window, frames in cut:
         used = min(window.num_frames, window.num_tokens * patch_frames)
-        torch.testing.assert_close(
-            frames[:, :used], log_mel[:, window.first_frame : window.first_frame + used]
-        )
+        assert torch.equal(frames[:, :used], log_mel[:, window.first_frame : window.first_frame + used])
         assert frames.shape[1] == window.num_tokens * patch_frames
         assert not frames[:, used:].any()
+
+
+def framed(waveform: torch.Tensor, config: FrontendConfig) -> torch.Tensor:
+    """Samples of each frame (T, window), centred on every hop, with numpy's reflection at both ends."""
+    half = config.window_samples // 2
+    short = np.pad(waveform.numpy(), (0, max(0, half + 1 - len(waveform))))
+    padded = torch.from_numpy(np.pad(short, half, mode="reflect"))
+    return padded.unfold(0, config.window_samples, config.hop_samples)[
+        : len(waveform) // config.hop_samples + 1
+    ]
+
+
+@pytest.mark.parametrize("block_samples", [97, 4_000, 100_000])
+@pytest.mark.parametrize(("window_frames", "patch_frames"), [(608, 16), (1001, 16), (None, 16), (208, 4)])
+@pytest.mark.parametrize(
+    "num_samples", [1, 100, 200, 201, 1_000, 97_119, 97_279, 97_280, 97_281, 97_480, 200_000]
+)
+def test_streamed_windows_hold_the_samples_of_the_planned_frames(
+    num_samples, window_frames, patch_frames, block_samples
+):
+    config, windows = FrontendConfig(), Windows(window_frames, patch_frames)
+    waveform = torch.randn(num_samples, generator=torch.Generator().manual_seed(0))
+    cutter = WaveformCutter(config, windows)
+    cut = [found for block in waveform.split(block_samples) for found in cutter.push(block)]
+    cut += list(cutter.finish())
+    frames = framed(waveform, config)
+    assert [window for window, _ in cut] == windows.plan(len(frames))
+    for window, samples in cut:
+        used = window.num_tokens * patch_frames
+        given = samples.unfold(0, config.window_samples, config.hop_samples)
+        assert len(given) == used
+        heard = min(window.num_frames, used)
+        assert torch.equal(given[:heard], frames[window.first_frame : window.first_frame + heard])
+
+
+@pytest.mark.parametrize("hop_frames", [16, 304, 592])
+@pytest.mark.parametrize("num_samples", [150, 97_000, 97_281, 200_000])
+def test_overlapping_windows_begin_a_hop_apart_and_the_last_brings_something_new(num_samples, hop_frames):
+    config, windows = FrontendConfig(), Windows(608, 16)
+    waveform = torch.randn(num_samples, generator=torch.Generator().manual_seed(0))
+    cutter = WaveformCutter(config, windows, hop_frames)
+    cut = [*cutter.push(waveform), *cutter.finish()]
+    frames = framed(waveform, config)
+    firsts = [window.first_frame for window, _ in cut]
+    assert firsts == [index * hop_frames for index in range(len(cut))]
+    ends = [window.first_frame + window.num_frames for window, _ in cut]
+    assert ends == sorted(set(ends)) and ends[-1] == len(frames)
+    for window, samples in cut:
+        heard = samples.unfold(0, config.window_samples, config.hop_samples)[: window.num_frames]
+        assert torch.equal(heard, frames[window.first_frame : window.first_frame + window.num_frames])
+
+
+def test_nothing_has_no_windows():
+    cutter = WaveformCutter(FrontendConfig(), Windows(608, 16))
+    assert [*cutter.push(torch.zeros(0)), *cutter.finish()] == []
 
 
 @pytest.mark.parametrize(
