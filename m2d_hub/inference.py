@@ -148,7 +148,7 @@ def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.
     samples = nn.utils.rnn.pad_sequence([item.samples for item in windows], batch_first=True)
     if device.type == "cuda" and samples.device.type == "cpu":
         samples = samples.pin_memory()  # CUDA copies from it while this program goes on
-    samples = samples.to(device, non_blocking=True)
+    samples = samples.to(device, non_blocking=device.type == "cuda")
     # On a CPU one call gains nothing, and its rounding would depend on what else is in the batch.
     parts = samples.split(1) if device.type == "cpu" else [samples]
     log_mel = frontend.normalise(torch.cat([frontend.log_mel_block(part) for part in parts]))
