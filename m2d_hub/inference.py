@@ -149,8 +149,9 @@ def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.
     if device.type == "cuda" and samples.device.type == "cpu":
         samples = samples.pin_memory()  # CUDA copies from it while this program goes on
     samples = samples.to(device, non_blocking=device.type == "cuda")
-    # On a CPU one call gains nothing, and its rounding would depend on what else is in the batch.
-    parts = samples.split(1) if device.type == "cpu" else [samples]
+    # On a CPU a convolution gains nothing by one call, and its rounding depends on what else is in the batch.
+    is_alone = device.type == "cpu" and frontend.config.transform == "convolution"
+    parts = samples.split(1) if is_alone else [samples]
     log_mel = frontend.normalise(torch.cat([frontend.log_mel_block(part) for part in parts]))
     num_frames = [item.window.num_frames for item in windows]
     if min(num_frames) < log_mel.shape[-1]:
