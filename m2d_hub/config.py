@@ -75,9 +75,17 @@ class FrontendConfig:
         """Seconds between spectrogram frames."""
         return self.hop_samples / self.sample_rate
 
+    def num_frames(self, num_samples: int) -> int:
+        """Frames of a waveform: one centred on every hop, the first on sample 0."""
+        return num_samples // self.hop_samples + 1
+
     def span(self, num_frames: int) -> int:
         """Samples that so many frames are computed from, with what the first and the last reach beyond."""
         return (num_frames - 1) * self.hop_samples + self.window_samples
+
+    def num_whole_frames(self, num_samples: int) -> int:
+        """Frames that lie in so many samples with all that they reach; the inverse of :meth:`span`."""
+        return (num_samples - self.window_samples) // self.hop_samples + 1
 
     @classmethod
     def for_sample_rate(cls, sample_rate: int, **overrides: Any) -> FrontendConfig:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from m2d_hub.audio.clips import AudioClip
 from m2d_hub.audio.waveforms import scaled
 from m2d_hub.errors import AudioError
-from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.encoder import Encoder, mask_of_tokens
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.windows import WaveformCutter, Window, Windows, reflected
 
@@ -54,19 +54,20 @@ def split_windows(
     waveform: Tensor, lengths: list[int], frontend: LogMelFrontend, windows: Windows
 ) -> list[ClipWindow]:
     """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
-    plans = [windows.plan(frontend.num_frames(length)) for length in lengths]
+    config = frontend.config
+    plans = [windows.plan(config.num_frames(length)) for length in lengths]
     most_frames = max(plan[-1].first_frame + windows.used_frames(plan[-1]) for plan in plans)
     padded = reflected(
         scaled(waveform, "the waveform"),
         torch.tensor(lengths, device=waveform.device),
         most_frames,
-        frontend.config,
+        config,
     )
     found = []
     for clip, plan in enumerate(plans):
         for window in plan:
-            first = window.first_frame * frontend.config.hop_samples
-            end = first + frontend.config.span(windows.used_frames(window))
+            first = window.first_frame * config.hop_samples
+            end = first + config.span(windows.used_frames(window))
             found.append(ClipWindow(clip, window, padded[clip, first:end]))
     return found
 
@@ -137,10 +138,13 @@ def encode_together(
     This suits devices where many small computations take longer to begin than some padding takes to compute.
     """
     log_mel = _log_mel(windows, frontend, device)
-    num_tokens = torch.tensor([item.window.num_tokens for item in windows], device=device)
-    heard = torch.arange(max(item.window.num_tokens for item in windows), device=device) < num_tokens[:, None]
-    mask = heard[:, None].expand(-1, encoder.config.grid[0], -1).flatten(1)
-    return EncodedBatch(windows, encoder.frames(log_mel, mask) * heard[..., None])
+    num_tokens = [item.window.num_tokens for item in windows]
+    if min(num_tokens) == max(num_tokens):  # attention without a mask is faster
+        return EncodedBatch(windows, encoder.frames(log_mel))
+    ends = torch.tensor(num_tokens, device=device)[:, None]
+    heard = torch.arange(max(num_tokens), device=device) < ends
+    features = encoder.frames(log_mel, mask_of_tokens(heard, encoder.config.grid[0]))
+    return EncodedBatch(windows, features * heard[..., None])
 
 
 def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.device) -> Tensor:

@@ -176,7 +176,7 @@ class M2D(Pretrained):
         samples = check_lengths(waveform, lengths)
         windows = split_windows(waveform, samples, self.frontend, self.windows)
         store = FrameStore(len(samples), self._expected_tokens(max(samples)))
-        if self.device.type == "cpu" or len({item.window.num_tokens for item in windows}) == 1:
+        if self.device.type == "cpu":
             encode = self.encoder.frames
             for batch in encode_batched(windows, self.frontend, encode, len(windows), self.device):
                 store.put(batch)
@@ -491,7 +491,7 @@ class M2D(Pretrained):
         return encode_batched(windows, self.frontend, encode, batch_size, self.device)
 
     def _expected_tokens(self, num_samples: int) -> int:
-        return self.windows.count(self.frontend.num_frames(num_samples))
+        return self.windows.count(self.config.frontend.num_frames(num_samples))
 
     def _frames(self, store: FrameStore) -> Frames:
         features, mask = store.features_and_mask()

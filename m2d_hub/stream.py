@@ -122,21 +122,22 @@ class Stream:
         if self._is_finished:
             raise ConfigError(f"{_NAME} was finished: model.stream() begins another.")
 
-    def _cut(self, waveform: Tensor) -> Iterator[ClipWindow]:
+    def _cut(self, waveform: Tensor) -> Iterator[tuple[Window, Tensor]]:
         """The windows that samples at the model's rate complete."""
         for block in waveform.split(BLOCK_VALUES):
-            yield from _of_the_stream(self._cutter.push(block))
+            yield from self._cutter.push(block)
 
-    def _rest(self) -> Iterator[ClipWindow]:
+    def _rest(self) -> Iterator[tuple[Window, Tensor]]:
         """The windows that the end of the stream completes, or cuts short."""
         yield from self._cut(self._resampling.finish())
-        yield from _of_the_stream(self._cutter.finish())
+        yield from self._cutter.finish()
 
-    def _answer(self, cut: Iterator[ClipWindow]) -> Frames:
+    def _answer(self, cut: Iterator[tuple[Window, Tensor]]) -> Frames:
         """Encodes windows, keeps what they are in sum, and gives their frames that are new."""
         model = self._model
         hop_s, geometry = model.config.frontend.hop_s, model.windows
-        batches = encode_batched(cut, model.frontend, model.encoder.frames, _MOST_WINDOWS, model.device)
+        windows = (ClipWindow(0, window, samples) for window, samples in cut)
+        batches = encode_batched(windows, model.frontend, model.encoder.frames, _MOST_WINDOWS, model.device)
         encoded = [
             (item.window, features)
             for batch in batches
@@ -158,10 +159,6 @@ class Stream:
         features = torch.cat(new_features)[None]
         mask = torch.ones(features.shape[:2], dtype=torch.bool)
         return Frames(features, mask, torch.cat(new_times))
-
-
-def _of_the_stream(cut: Iterator[tuple[Window, Tensor]]) -> Iterator[ClipWindow]:
-    return (ClipWindow(0, window, samples) for window, samples in cut)
 
 
 def _hop_frames(model: M2D, hop_s: float | None) -> int:

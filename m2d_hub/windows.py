@@ -194,11 +194,10 @@ class WaveformCutter:
         joined = self._join()
         if self._is_reflected:
             self._append(joined[-self._reach - 1 : -1].flip(0))
-            left = (self._num_pending - self._frontend.window_samples) // self._frontend.hop_samples + 1
-        else:  # too short to be reflected, so zero-padded first
-            left = self._num_pending // self._frontend.hop_samples + 1
-            padded = F.pad(joined, (0, self._reach + 1 - len(joined)))
-            self._replace(F.pad(padded[None], (self._reach, self._reach), mode="reflect")[0])
+            left = self._frontend.num_whole_frames(self._num_pending)
+        else:  # too short for that
+            left = self._frontend.num_frames(len(joined))
+            self._replace(reflected(joined[None], torch.tensor([len(joined)]), left, self._frontend)[0])
         while left >= self._windows.length:
             yield self._take(self._windows.length)
             left -= self._hop_frames

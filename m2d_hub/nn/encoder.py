@@ -240,6 +240,11 @@ def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
     return tokens.unflatten(-2, (num_freq, -1)).transpose(-3, -2).flatten(-2)
 
 
+def mask_of_tokens(heard: Tensor, num_freq: int) -> Tensor:
+    """Which tokens along time are heard (B, N_T), as a mask of all patch tokens (B, N_F·N_T)."""
+    return heard[:, None].expand(-1, num_freq, -1).flatten(1)
+
+
 def frames_to_tokens(frames: Tensor, num_freq: int) -> Tensor:
     """The inverse of :func:`tokens_to_frames`: frames (..., N_T, N_F·D) to tokens (..., N_F·N_T, D)."""
     return frames.unflatten(-1, (num_freq, -1)).transpose(-3, -2).flatten(-3, -2)

@@ -25,10 +25,6 @@ class LogMelFrontend(nn.Module):
         self.config = config
         self._mel_spectrograms: dict[torch.device, Any] = {}
 
-    def num_frames(self, num_samples: int) -> int:
-        """Frames of a waveform: one centred on every hop, the first on sample 0."""
-        return num_samples // self.config.hop_samples + 1
-
     def forward(self, waveform: Tensor) -> Tensor:
         """Maps waveform (B, S) to the normalised log-mel spectrogram (B, 1, F, T)."""
         return self.normalise(self.log_mel(waveform))[:, None]
@@ -45,7 +41,7 @@ class LogMelFrontend(nn.Module):
         Raises:
             AudioError: The waveform is of no type of audio.
         """
-        num_frames = self.num_frames(waveform.shape[-1])
+        num_frames = self.config.num_frames(waveform.shape[-1])
         half = self.config.window_samples // 2
         waveform = F.pad(scaled(waveform, "the waveform"), (0, max(0, half + 1 - waveform.shape[-1])))
         padded = F.pad(waveform, (half, half), mode="reflect")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from m2d_hub.audio.waveforms import scaled
 from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
-from m2d_hub.nn.encoder import Encoder, tokens_to_frames
+from m2d_hub.nn.encoder import Encoder, mask_of_tokens, tokens_to_frames
 from m2d_hub.windows import Windows, reflected
 
 
@@ -99,7 +99,7 @@ class WindowedEncoder(nn.Module):
 
     def _mask(self, heard: Tensor) -> Tensor:
         """Which tokens of each window are heard (B·K, N)."""
-        return heard.flatten(0, 1)[:, None].expand(-1, self.encoder.config.grid[0], -1).flatten(1)
+        return mask_of_tokens(heard.flatten(0, 1), self.encoder.config.grid[0])
 
     def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
         """Normalised log-mel frames (B, F, T), each clip's edges reflected; those beyond it mean nothing."""

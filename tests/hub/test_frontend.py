@@ -20,7 +20,7 @@ def frontend():
 @pytest.mark.parametrize("lengths", [[1, 100, 200, 201], [400, 1000, 16_001, 16_000], [16_001] * 2])
 def test_clips_of_a_batch_are_reflected_each_at_its_own_end(frontend, lengths):
     waveform = torch.randn(len(lengths), 16_001, generator=torch.Generator().manual_seed(0)) * 0.1
-    most_frames = frontend.num_frames(max(lengths))
+    most_frames = frontend.config.num_frames(max(lengths))
     log_mel = frontend.log_mel_block(reflected(waveform, torch.tensor(lengths), most_frames, frontend.config))
     assert log_mel.shape == (len(lengths), 80, most_frames)
     for clip, samples, length in zip(log_mel, waveform, lengths, strict=True):

@@ -143,10 +143,11 @@ def test_gradients_reach_waveform_and_weights(tiny):
     assert without == []
 
 
-def test_one_padded_call_gives_the_frames_that_each_length_gives_alone(tiny):
-    lengths = [len(waveform) for waveform in RAGGED]
-    padded = torch.full((len(RAGGED), max(lengths)), 0.3)
-    for row, waveform in zip(padded, RAGGED, strict=True):
+@pytest.mark.parametrize("clips", [RAGGED, [RAGGED[2], RAGGED[5]]])
+def test_one_padded_call_gives_the_frames_that_each_length_gives_alone(tiny, clips):
+    lengths = [len(waveform) for waveform in clips]
+    padded = torch.full((len(clips), max(lengths)), 0.3)
+    for row, waveform in zip(padded, clips, strict=True):
         row[: len(waveform)] = torch.from_numpy(waveform)
     windows = split_windows(padded, lengths, tiny.frontend, tiny.windows)
     with torch.no_grad():
@@ -156,7 +157,7 @@ def test_one_padded_call_gives_the_frames_that_each_length_gives_alone(tiny):
             (alone,) = encode_batched([item], tiny.frontend, tiny.encoder.frames, 1, tiny.device)
             torch.testing.assert_close(features[:num_tokens], alone.features[0], atol=1e-5, rtol=0)
             assert not features[num_tokens:].any()
-    store = FrameStore(len(RAGGED), 1)
+    store = FrameStore(len(clips), 1)
     store.put(together)
     features, mask = store.features_and_mask()
     frames = tiny(padded, torch.tensor(lengths))

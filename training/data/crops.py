@@ -47,7 +47,7 @@ class CropPlan:
     @property
     def num_samples(self) -> int:
         """Samples of T frames, the windows of the first and last frame included."""
-        return (self.num_frames - 1) * self.frontend.hop_samples + self.frontend.window_samples
+        return self.frontend.span(self.num_frames)
 
     def draw_start(self, spare: int, rng: np.random.Generator) -> int:
         """The crop's first frame, of those from 0 to ``spare``."""
@@ -84,7 +84,7 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
     """
     frontend = plan.frontend
     (clip,) = open_audio(entry.source(), frontend.sample_rate)
-    spare = clip.expected_samples // frontend.hop_samples + 1 - plan.num_frames
+    spare = frontend.num_frames(clip.expected_samples) - plan.num_frames
     if spare >= 0:
         first_frame = plan.draw_start(spare, rng)
         start = first_frame * frontend.hop_samples - frontend.window_samples // 2
@@ -100,14 +100,14 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
     """Crops a waveform that was read whole, lengthening a short one first."""
     frontend, half = plan.frontend, plan.frontend.window_samples // 2
     shortest = plan.num_samples - half
-    own_frames = len(waveform) // frontend.hop_samples + 1
+    own_frames = frontend.num_frames(len(waveform))
     if own_frames < plan.num_frames:
         if plan.short_clips == "own":
             num_samples = replace(plan, num_frames=own_frames).num_samples
             waveform = np.pad(waveform, (0, max(0, half + 1 - len(waveform))))[: num_samples - half]
             return Crop(_reflect(waveform, half, num_samples), 0)
         waveform = plan.lengthened(waveform, shortest)
-    spare = max(0, len(waveform) // frontend.hop_samples + 1 - plan.num_frames)
+    spare = max(0, frontend.num_frames(len(waveform)) - plan.num_frames)
     first_frame = plan.draw_start(spare, rng)
     start = first_frame * frontend.hop_samples - half
     part = waveform[max(0, start) : start + plan.num_samples]
