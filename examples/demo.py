@@ -1,4 +1,4 @@
-"""`make demo`: embeds the clips of tests/data, shows which are nearest to which, and draws a picture."""
+"""`make demo`: embeds the clips of tests/data, prints the nearest and the tags of each, draws a picture."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ AUDIO = {".wav", ".flac", ".ogg", ".mp3"}
 
 def main() -> None:
     """Runs the demo."""
-    model = m2d_hub.load_model("m2d-mini")  # its weights are in the package
+    model = m2d_hub.load_model("m2d-mini")  # its weights are in the package, and the tagger's
+    tagger = m2d_hub.load_model("m2d-mini-tags")
     files = sorted(path for path in CLIPS.iterdir() if path.suffix in AUDIO)
 
     begun = time.perf_counter()
@@ -31,33 +32,33 @@ def main() -> None:
         f"encode_frames of {PICTURE_OF}: {tuple(frames.features.shape)}, a frame every "
         f"{model.frame_hop_s * 1000:g} ms, the first centred on {frames.timestamps_s[0]:.3f} s\n"
     )
-    print(neighbour_table([path.name for path in files], clips))
+    tags = [
+        ", ".join(f"{tag.label} {tag.score:.2f}" for tag in best) for best in tagger.classify(files, top_k=2)
+    ]
+    print(answers([path.name for path in files], clips, tags))
 
     picture = ROOT / "demo" / f"{Path(PICTURE_OF).stem}.png"
     plot_clip(model, CLIPS / PICTURE_OF, picture)
     print(f"\nPicture (spectrogram, and how alike its frames are): {picture.relative_to(ROOT)}")
 
 
-def neighbour_table(names: list[str], clips: torch.Tensor) -> str:
-    """Each clip's two nearest others by cosine similarity; ``*`` marks those of its own kind.
+def answers(names: list[str], clips: torch.Tensor, tags: list[str]) -> str:
+    """Each clip's nearest other by cosine similarity, and its tags; ``*`` marks one of the same kind.
 
     Args:
-        names: File names; what stands before the first underscore is the kind.
+        names: File names (B,); what stands before the first underscore is the kind.
         clips: Embeddings (B, D).
+        tags: What the tagger says of each (B,).
     """
     unit = F.normalize(clips, dim=-1)
-    similarity = (unit @ unit.T).fill_diagonal_(-2)
-    scores, nearest = similarity.topk(2, dim=-1)
+    similarity, nearest = (unit @ unit.T).fill_diagonal_(-2).max(dim=-1)
     width = max(map(len, names))
-    lines = [f"{'clip':{width}}  {'nearest':{width + 8}}  second nearest"]
+    lines = [f"{'clip':{width}}  {'nearest':{width + 8}}  tags, of 0 to 1"]
     hits = 0
-    for index, name in enumerate(names):
-        cells = []
-        for score, other in zip(scores[index].tolist(), nearest[index].tolist(), strict=True):
-            same = kind(names[other]) == kind(name)
-            cells.append(f"{'*' if same else ' '} {names[other]:{width}} {score:.3f}")
-        hits += cells[0].startswith("*")
-        lines.append(f"{name:{width}}  {cells[0]:{width + 8}}  {cells[1]}")
+    for name, score, other, own in zip(names, similarity.tolist(), nearest.tolist(), tags, strict=True):
+        same = kind(names[other]) == kind(name)
+        hits += same
+        lines.append(f"{name:{width}}  {'*' if same else ' '} {names[other]:{width}} {score:.3f}  {own}")
     lines.append(f"* of the same kind: {hits} of {len(names)} nearest clips")
     return "\n".join(lines)
 

@@ -64,13 +64,13 @@ def test_neighbours_are_ranked_by_cosine_and_marked_by_kind(demo):
     # Angles of 0, 10 and 50 degrees, of different lengths.
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 50.0]))
     clips = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.2]])
-    lines = demo.neighbour_table(["dog_1.wav", "dog_2.wav", "rain_1.wav"], clips).splitlines()
-    assert lines[1].split() == ["dog_1.wav", "*", "dog_2.wav", "0.985", "rain_1.wav", "0.643"]
-    assert lines[3].split() == ["rain_1.wav", "dog_2.wav", "0.766", "dog_1.wav", "0.643"]
+    lines = demo.answers(["dog_1.wav", "dog_2.wav", "rain_1.wav"], clips, ["Dog", "Dog", "Rain"]).splitlines()
+    assert lines[1].split() == ["dog_1.wav", "*", "dog_2.wav", "0.985", "Dog"]
+    assert lines[3].split() == ["rain_1.wav", "dog_2.wav", "0.766", "Rain"]
     assert lines[4] == "* of the same kind: 2 of 3 nearest clips"
 
 
-def test_demo_prints_shapes_and_neighbours_and_draws_a_picture(tmp_path):
+def test_demo_prints_shapes_neighbours_and_tags_and_draws_a_picture(tmp_path):
     for folder in ("examples", "tests/data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     answer = subprocess.run(
@@ -82,6 +82,8 @@ def test_demo_prints_shapes_and_neighbours_and_draws_a_picture(tmp_path):
     assert answer.returncode == 0, answer.stderr
     assert re.search(rf"encode_clip of {len(CLIPS)} files, 8 to 48 kHz: \({len(CLIPS)}, \d+\)", answer.stdout)
     assert all(f"\n{path.name}" in answer.stdout for path in CLIPS)
+    spoken = [line for line in answer.stdout.splitlines() if line.startswith("speech_")]
+    assert spoken and all("  Speech " in line for line in spoken)
     assert (tmp_path / "demo" / "bang_fireworks.png").read_bytes().startswith(b"\x89PNG")
 
 
