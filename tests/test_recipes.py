@@ -1,6 +1,7 @@
 """The tables of recipes/m2d-mini: what users are told of the tags' training data holds."""
 
 import csv
+import random
 import sys
 from pathlib import Path
 
@@ -115,3 +116,31 @@ def test_the_released_head_has_calibrated_logits_of_the_kept_classes(recipe, tmp
     torch.testing.assert_close(
         released.classify_waveform(audio), before * factor + offset, atol=0.02, rtol=0.01
     )
+
+
+def test_neighbours_and_few_shots_learn_from_the_train_split_alone(recipe):
+    import compare
+    from evaluate import Task
+
+    # Two classes apart in every split; the valid split says the opposite of what is true.
+    splits = np.repeat(["train", "valid", "test"], 40)
+    truth = np.tile(["dog", "cat"], 60)
+    labels = np.where(splits == "valid", np.where(truth == "dog", "cat", "dog"), truth)
+    noise = np.random.default_rng(0).normal(size=(120, 3))
+    values = noise + 50 * (truth == "dog")[:, None] * [1.0, -1.0, 1.0]
+    task = Task("pets", [""] * 120, labels, splits, np.arange(120))
+    assert compare.neighbour_accuracy(values, task) == 1.0
+    assert compare.few_shot_accuracy(values, task) == 1.0
+    shuffled = values[np.random.default_rng(1).permutation(120)]
+    assert compare.few_shot_accuracy(shuffled, task) < 0.8
+
+
+def test_a_syllable_carries_its_consonant_vowel_and_tone_and_no_voice_without_one(recipe):
+    from syllables import syllable_lines
+
+    lines = syllable_lines(1, random.Random(0))
+    assert len({line.text for line in lines}) == len(lines) == 4 * 398
+    spoken = {line.text: line.label for line in lines}
+    assert spoken["zhuang4"].endswith(";initial:zh;final:uang;tone:4")
+    assert spoken["er2"].endswith(";initial:none;final:er;tone:2")
+    assert not any("whisper" in line.variant for line in lines)

