@@ -224,11 +224,32 @@ def _open_whole(source: Path | StoredFile | BinaryIO, file: BinaryIO, size: int,
         return _sound_file(StretchReader(file, stretch, size), name)
 
 
+class _SoughtByHeaders:
+    """A file that stays where it is when a damaged header sends libsndfile to a place before its start.
+
+    An error there would go through C: Python would print it and go on.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.tell = file.tell
+        self.read = file.read
+        if hasattr(file, "readinto"):
+            self.readinto = file.readinto
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        if whence == io.SEEK_SET and offset < 0:
+            return self.tell()
+        return self.file.seek(offset, whence)
+
+
 def _sound_file(source: Any, name: str) -> Any:
     import soundfile
 
     if isinstance(source, Path):
         source = os.fsencode(source) if os.name == "posix" else str(source)  # names that are no UTF-8
+    else:
+        source = _SoughtByHeaders(source)
     with reading_audio(name):
         sound = soundfile.SoundFile(source)
     # A seekable file is sought before and after each read, from where MP3 goes on with wrong samples and FLAC

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 SAMPLE_RATE = 16_000  # Hz
-CREPE_HOP = 640  # samples: a frame every 40 ms
+CREPE_HOP = 1600  # samples: a frame every 100 ms
 CREPE_BATCH = 512  # frames
 VOICE_LOUDNESS = -30  # dBFS, as Resemblyzer's own preparation of waveforms
 

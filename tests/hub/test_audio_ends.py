@@ -233,3 +233,11 @@ def test_a_page_of_ogg_that_breaks_off_within_its_header_is_none(kept, caplog):
 def test_a_file_of_two_or_three_bytes_of_mp3_is_refused(size):
     with pytest.raises(AudioError):
         read(encoded(tones(0.1), "mp3")[:size])
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_a_header_that_points_before_the_start_is_an_error_and_nothing_else_is_printed():
+    damaged = encoded(tones(0.25), "aiff")
+    damaged[damaged.index(b"SSND")] = 0xFF  # the block of samples has no name that is known
+    with pytest.raises(AudioError):
+        read(damaged)
