@@ -36,6 +36,7 @@ from syllables import syllable_lines
 
 SCORE_PACKAGES = ("freedm", "freedoom", "openttd-openmsx", "simutrans-data")
 SOUNDFONTS_PER_SCORE = 2
+VOICES = Path("/usr/share/festival/voices")
 LONGEST_SCORE_S = 240.0
 SHORTEST_S = 0.2
 SILENT = 1e-4  # largest value of a clip that says nothing
@@ -170,12 +171,17 @@ def write_lists(out: Path, made: list[Made], unpacked: Path | None, packages: di
 
 
 def festival_packages() -> dict[str, str]:
-    """The package of each of festival's voices."""
-    found = {}
+    """The package of each of festival's voices; the program ends where one is not installed."""
+    found, missing = {}, []
     for voice in FESTIVAL_VOICES:
-        folders = sorted(Path("/usr/share/festival/voices").glob(f"*/{voice}"))
-        owner = run("dpkg", "-S", folders[0]).stdout.decode().split(":")[0] if folders else "festival"
-        found[f"festival:{voice}"] = owner.split(",")[0]
+        folder = next(iter(sorted(VOICES.glob(f"*/{voice}"))), None)
+        if folder is None:
+            missing.append(voice)
+        else:
+            owner = run("dpkg", "-S", folder).stdout.decode().split(":")[0]
+            found[f"festival:{voice}"] = owner.split(",")[0]
+    if missing:
+        raise SystemExit(f"Voices of festival are not installed: {', '.join(missing)}; see README.md.")
     return found
 
 
@@ -187,12 +193,12 @@ def in_parallel(make: Callable[..., list[Made]], tasks: Iterable[tuple], jobs: i
 
 def speech(arguments: argparse.Namespace) -> list[Made]:
     """Reads texts aloud."""
-    rng, out = random.Random(0), arguments.out
+    rng, out, packages = random.Random(0), arguments.out, festival_packages()
     texts = out / "texts"
     unpack_catalogues(download(TEXT_PACKAGES, arguments.debs or out / "debs").values(), texts)
     lines = espeak_lines(texts, arguments.per_language, rng) + other_lines(texts, arguments.per_voice, rng)
     made = in_parallel(make_speech, ((line, out) for line in lines), arguments.jobs)
-    write_lists(out, made, None, festival_packages())
+    write_lists(out, made, None, packages)
     return made
 
 
