@@ -115,7 +115,7 @@ def times(encoders: dict[str, EncodeWaveform]) -> dict[str, float]:
 
 def encode_waveform(model: M2D) -> EncodeWaveform:
     """Clip features by a model of this package."""
-    return lambda waveform: model.encode_clip(torch.from_numpy(waveform)).numpy()
+    return lambda waveform: model.encode_clip(torch.from_numpy(waveform))[0].numpy()
 
 
 def cost_table(own: dict[str, M2D], loaded: dict[str, EncodeWaveform]) -> str:

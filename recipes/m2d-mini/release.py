@@ -1,20 +1,38 @@
-"""Puts a trained model into the package, in float16.
+"""Puts a trained model into the package, in float16, and its configuration, log and curves into ``runs``.
 
-python recipes/m2d-mini/release.py RUN/export
+python recipes/m2d-mini/release.py RUN
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
+import json
 from pathlib import Path
 
+import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
 
-FOLDER = Path(__file__).resolve().parents[2] / "m2d_hub" / "weights" / "m2d-mini"
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "m2d_hub" / "weights" / "m2d-mini"
+RUNS = Path(__file__).resolve().parent / "runs"
 SOURCE = "pre-trained on free audio packages, see MODEL_CARD.md"
+LOGGED_STEPS = 100  # from one row of the log to the next
+MEAN_STEPS = 50  # of a curve's point
+COLUMNS = (
+    *("step", "epoch", "loss", "m2d", "offline", "lr", "tau", "grad_norm", "seconds", "data_seconds"),
+    *("rank_me", "explained_variance_auc"),
+)
+CURVES = (
+    ("m2d", "latents or pixels, MSE"),
+    ("offline", "labels, BCE"),
+    ("rank_me", "RankMe"),
+    ("lr", "rate"),
+)
 
 
 def release(export: Path) -> None:
@@ -25,13 +43,56 @@ def release(export: Path) -> None:
     save_checkpoint(FOLDER, halves, config)
 
 
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """One row a step; of steps that were done again after a stop, the last."""
+    steps = {}
+    with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if "m2d" in row:
+                steps[row["step"]] = row
+    return [steps[step] for step in sorted(steps)]
+
+
+def keep_log(run: Path) -> None:
+    """Writes the configuration, every ``LOGGED_STEPS``-th step and the curves of a run."""
+    known = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    del known["options"]  # names of folders
+    (RUNS / "m2d-mini.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    steps = read_metrics(run)
+    with (RUNS / "m2d-mini.csv").open("w", newline="", encoding="utf-8") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(COLUMNS)
+        for row in steps:
+            if row["step"] == 1 or row["step"] % LOGGED_STEPS == 0:
+                writer.writerow(f"{row[name]:.6g}" if name in row else "" for name in COLUMNS)
+    draw(steps, RUNS / "curves.png", known["global_batch"])
+
+
+def draw(steps: list[dict[str, float]], path: Path, batch: int) -> None:
+    """Curves over steps, one above another."""
+    figure, axes = plt.subplots(len(CURVES), figsize=(7.2, 7.5), sharex=True, layout="constrained")
+    for axis, (name, title) in zip(axes, CURVES, strict=True):
+        points = np.array([(row["step"], row[name]) for row in steps if name in row])
+        if len(points) == len(steps):
+            whole = len(points) // MEAN_STEPS * MEAN_STEPS
+            points = points[:whole].reshape(-1, MEAN_STEPS, 2).mean(axis=1)
+        axis.plot(*points.T)
+        axis.set_ylabel(title)
+    axes[1].set_yscale("log")
+    axes[-1].set_xlabel(f"steps of {batch} clips; means of {MEAN_STEPS} steps")
+    figure.savefig(path, dpi=100)
+
+
 def main() -> None:
-    """Releases one export."""
+    """Releases one run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("export", type=Path)
-    release(parser.parse_args().export)
+    parser.add_argument("run", type=Path, help="folder of a run that has ended")
+    run = parser.parse_args().run
+    release(run / "export")
+    keep_log(run)
     for path in sorted(FOLDER.iterdir()):
         print(f"{path} {path.stat().st_size / 1e6:.2f} MB")
 
