@@ -241,3 +241,14 @@ def test_a_header_that_points_before_the_start_is_an_error_and_nothing_else_is_p
     damaged[damaged.index(b"SSND")] = 0xFF  # the block of samples has no name that is known
     with pytest.raises(AudioError):
         read(damaged)
+
+
+def test_samples_that_look_like_a_frame_of_another_rate_end_no_flac_file(caplog):
+    samples = np.random.default_rng(0).integers(-32768, 32768, 6000).astype(">i2")  # kept as they are: noise
+    header = b"\xff\xf8\xc9\x08\x00"  # frame 0, 4,096 samples at 44.1 kHz, mono, 16 bits
+    samples[5000:5003] = np.frombuffer(header + bytes([decoding.flac._crc8(header)]), ">i2")
+    data = encoded(samples.astype(np.int16), "flac")
+    assert header in data
+    with caplog.at_level("WARNING"):
+        assert len(read(data)) == 6000
+    assert not caplog.records
