@@ -1,7 +1,6 @@
 """Prints what a corpus is made of as the Markdown tables of data.md, from the ``sources.csv`` of its folders.
 
-cd DATA
-python RECIPE/sources.py pretrain packages notes scores speech syllables
+python recipes/m2d-mini/sources.py DATA/pretrain DATA/packages DATA/notes DATA/scores DATA/speech
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import subprocess
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from speech_texts import draw_texts
@@ -125,14 +125,12 @@ class Line:
     variant: str = ""  # of an espeak-ng voice
     speed: int = 0  # words a minute; 0: the engine's own
     pitch: int = 0  # of espeak-ng, 0-99
-    content: str = field(default="", repr=False)  # labels of what is said, joined by ";"
 
     @property
     def label(self) -> str:
         """What the clip is learnt by."""
         voice = f"espeak-ng-{self.variant}" if self.variant else f"{self.engine}-{self.voice}"
-        labels = f"kind:speech;kind:synthetic-speech;language:{self.language};voice:{voice}"
-        return f"{labels};{self.content}" if self.content else labels
+        return f"kind:speech;kind:synthetic-speech;language:{self.language};voice:{voice}"
 
 
 def espeak_lines(texts: Path, per_language: int, rng: random.Random) -> list[Line]:

@@ -1,7 +1,6 @@
-"""Audio that free programs make: speech of many voices and languages, syllables, notes, phrases and scores.
+"""Audio that free programs make: speech of many voices and languages, notes, phrases and scores.
 
     python synthesise.py speech --out DATA/speech
-    python synthesise.py syllables --out DATA/syllables
     python synthesise.py notes --out DATA/notes --unpacked DATA/packages/unpacked
     python synthesise.py scores --out DATA/scores --unpacked DATA/packages/unpacked
 
@@ -32,7 +31,6 @@ from midi import render, write_midi
 from packages import SAMPLE_RATE, download, files, licences, run
 from speech import FESTIVAL_VOICES, Line, espeak_lines, other_lines, speak
 from speech_texts import TEXT_PACKAGES, unpack_catalogues
-from syllables import syllable_lines
 
 SCORE_PACKAGES = ("freedm", "freedoom", "openttd-openmsx", "simutrans-data")
 SOUNDFONTS_PER_SCORE = 2
@@ -202,15 +200,6 @@ def speech(arguments: argparse.Namespace) -> list[Made]:
     return made
 
 
-def syllables(arguments: argparse.Namespace) -> list[Made]:
-    """Says syllables, one by one."""
-    out = arguments.out
-    lines = syllable_lines(arguments.rounds, random.Random(0))
-    made = in_parallel(make_speech, ((line, out) for line in lines), arguments.jobs)
-    write_lists(out, made, None, {})
-    return made
-
-
 def notes(arguments: argparse.Namespace) -> list[Made]:
     """Plays notes and phrases."""
     out, unpacked = arguments.out, arguments.unpacked
@@ -240,18 +229,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    makers = {"speech": speech, "syllables": syllables, "notes": notes, "scores": scores}
+    makers = {"speech": speech, "notes": notes, "scores": scores}
     parser.add_argument("kind", choices=makers)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--unpacked", type=Path, help="unpacked packages, for notes and scores")
     parser.add_argument("--debs", type=Path, help="folder for package files of texts; default: OUT/debs")
     parser.add_argument("--per-language", type=int, default=100, help="texts for espeak-ng")
     parser.add_argument("--per-voice", type=int, default=80, help="texts for other engines' voices")
-    parser.add_argument("--rounds", type=int, default=4, help="of all syllables")
     parser.add_argument("--notes-per-program", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    if arguments.kind in ("notes", "scores") and arguments.unpacked is None:
+    if arguments.kind != "speech" and arguments.unpacked is None:
         parser.error(f"{arguments.kind} needs --unpacked: the folder that packages.py filled.")
     arguments.out.mkdir(parents=True, exist_ok=True)
     made = makers[arguments.kind](arguments)
