@@ -71,7 +71,7 @@ def tag(
 ) -> None:
     """Say what is heard: the likeliest labels of each file, with scores from 0 to 1.
 
-    The model needs a classification head: m2d-mini-tags knows 57 everyday sounds, is inside the package and
+    The model needs a classification head: m2d-mini-tags knows 44 everyday sounds, is inside the package and
     free for any use; those of `m2d-hub list '*-as2m'` are better and have AudioSet's 527 labels. With --texts
     it needs a text space instead, and any words will do; the scores of all texts sum to 1.
 

@@ -61,7 +61,7 @@ _ROWS = (
     ModelInfo(
         "m2d-mini",
         "encoder only",
-        "mean of seven small tasks 76.5 (MODEL_CARD.md)",
+        "mean of seven small tasks 76.4 (MODEL_CARD.md)",
         filename="model.safetensors",
         input_size=(80, 208),
         embed_dim=None,
@@ -70,8 +70,8 @@ _ROWS = (
     ),
     ModelInfo(
         "m2d-mini-tags",
-        "fine-tuned on free clips: tags of 57 everyday sounds",
-        "mAP 0.375 on packages that gave no training clip (MODEL_CARD.md)",
+        "fine-tuned on free clips: tags of 44 everyday sounds",
+        "mAP 0.454 on packages that gave no training clip (MODEL_CARD.md)",
         filename="model.safetensors",
         input_size=(80, 208),
         embed_dim=None,

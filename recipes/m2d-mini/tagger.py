@@ -40,7 +40,7 @@ NAME = "m2d-mini-tags"
 PRESET = "small"
 SETTINGS = (  # rare classes are drawn more often than their share: three fifths of the clips are music
     *("batch_size=32", "epochs=30", "min_steps=0", "patience=none"),
-    *("weighted_sampling=true", "balance=0.5", "samples_per_epoch=4000"),
+    *("weighted_sampling=true", "balance=0.5", "samples_per_epoch=4000", "validate_every_epochs=3"),
 )
 THRESHOLD = 0.5  # of a score: above it, a clip is tagged
 GOOD = 0.5  # AP that a class should reach
