@@ -70,7 +70,7 @@ _ROWS = (
     ),
     ModelInfo(
         "m2d-mini-tags",
-        "fine-tuned on free clips: tags of 44 everyday sounds",
+        "a head trained on free clips: tags of 44 everyday sounds",
         "mAP 0.454 on packages that gave no training clip (MODEL_CARD.md)",
         filename="model.safetensors",
         input_size=(80, 208),

@@ -119,7 +119,7 @@ def calibrated(model: M2D, kept: list[int], labels: list[str], factor: Tensor, o
 
 def save(model: M2D, folder: Path) -> None:
     """Writes the model folder in float16."""
-    source = "m2d-mini, fine-tuned on clips of free packages, see MODEL_CARD.md"
+    source = "m2d-mini with a head trained on clips of free packages, see MODEL_CARD.md"
     config = replace(model.config, name=NAME, license="Apache-2.0", source=source)
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor
