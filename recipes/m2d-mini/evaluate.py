@@ -241,12 +241,18 @@ def quick_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Prints the table."""
+def dev_parser(description: str | None) -> argparse.ArgumentParser:
+    """A parser whose first argument is the folder of the dev tasks."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of the dev tasks, with manifest.csv")
+    return parser
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = dev_parser(__doc__)
     parser.add_argument("--cache", type=Path, required=True, help="folder for features")
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
     parser.add_argument("--quick", action="store_true", help="choose between runs; reads no test clip")

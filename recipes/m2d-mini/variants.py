@@ -9,7 +9,6 @@ model to race against, in float32) in turn. Needs ``[onnx]``.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import onnxruntime
 import soundfile
 import torch
 from compare import encode_waveform, times
-from evaluate import read_tasks
+from evaluate import dev_parser, read_tasks
 from peers import EncodeWaveform
 
 from m2d_hub import load_model
@@ -75,10 +74,7 @@ def table(model_name: str, former: str | None, files: list[str]) -> str:
 
 def main() -> None:
     """Prints the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("data", type=Path, help="folder of the dev tasks, with manifest.csv")
+    parser = dev_parser(__doc__)
     parser.add_argument("--model", default="m2d-mini", help="name or model folder")
     parser.add_argument("--former", help="model to race against: name or folder")
     arguments = parser.parse_args()
