@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 from m2d_hub.files import replacing
 from m2d_hub.nn.windowed_encoder import WindowedEncoder
 
@@ -81,11 +82,9 @@ def export_onnx(model: M2D, path: str | os.PathLike[str]) -> None:
     Raises:
         ConfigError: As for :func:`frames_module`, or onnx and onnxscript are not installed.
     """
-    try:
+    with importing("onnx and onnxscript", "ONNX export", "onnx"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ConfigError("ONNX export needs onnx and onnxscript: pip install 'm2d-hub[onnx]'.") from error
     module = frames_module(model)
     window_samples = (
         module.windowed.encoder.config.input_size[1] * module.windowed.frontend_config.hop_samples

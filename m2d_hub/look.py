@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 from m2d_hub.files import as_text
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ def new_figure(
 
 def require_matplotlib(extra: str = "plots") -> None:
     """Raises a ConfigError, which names the extra of this package to install, unless matplotlib is there."""
-    try:
+    with importing("matplotlib", "a picture", extra):
         import matplotlib.figure  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"pictures need matplotlib: pip install 'm2d-hub[{extra}]'") from error
 
 
 def picture_data(values: np.ndarray, colours: str, low: float, high: float) -> str:

@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 HUB_LAYERS = [
     *(
         "errors",
+        "extras",
         "doors",
         "checks",
         "config",

@@ -18,6 +18,7 @@ from torch import Tensor
 from m2d_hub.audio.layout import after_id3, read_at
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import AudioError
+from m2d_hub.extras import importing
 
 _MAGIC = {
     b"\x1a\x45\xdf\xa3": "matroska",
@@ -113,13 +114,9 @@ def _announced_s(container: Any, stream: Any, kind: str) -> float:
 
 @contextlib.contextmanager
 def _opened(file: BinaryIO, kind: str, name: str) -> Iterator[tuple[Any, Any]]:
-    try:
+    way_out = "Or convert it, for instance: ffmpeg -i INPUT OUTPUT.flac"
+    with importing("PyAV", f"{name} is of a kind ({kind}) that", "formats", way_out, AudioError):
         import av
-    except ImportError as error:
-        raise AudioError(
-            f"{name} is of a kind ({kind}) that needs PyAV: pip install 'm2d-hub[formats]'. Or convert it, "
-            "for instance: ffmpeg -i INPUT OUTPUT.flac"
-        ) from error
     file.seek(0)
     with av.open(file, format=kind, metadata_errors="ignore") as container:
         if not container.streams.audio:

@@ -11,6 +11,7 @@ from torch import Tensor
 from m2d_hub.audio.resampling import check_rate
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 
 logger = logging.getLogger(__name__)
 
@@ -29,13 +30,9 @@ def listen(sample_rate: int, channels: int = 1) -> Iterator[Tensor]:
         ConfigError: sounddevice is not installed, or there is no such device.
     """
     rate = check_rate(sample_rate, "sample_rate")
-    try:
+    way_out = "On Linux, PortAudio is not in it: apt install libportaudio2."
+    with importing("sounddevice and PortAudio", "a microphone", "live", way_out):
         import sounddevice
-    except (ImportError, OSError) as error:  # the latter: without PortAudio
-        raise ConfigError(
-            f"a microphone needs sounddevice and PortAudio ({error}): pip install 'm2d-hub[live]', and on "
-            "Linux: apt install libportaudio2."
-        ) from error
     try:
         with sounddevice.InputStream(
             samplerate=rate, channels=channels, dtype="float32", latency="high"

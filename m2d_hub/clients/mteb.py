@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 from m2d_hub.hub import load_model
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
-try:
+with importing("mteb", "M2DWrapper", "mteb"):
     from mteb.models import ModelMeta
     from mteb.models.abs_encoder import AbsEncoder
-except ImportError as error:
-    raise ConfigError("M2DWrapper needs mteb: pip install 'm2d-hub[mteb]'.") from error
 
 
 class M2DWrapper(AbsEncoder):

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
-try:
+with importing("scikit-learn", "M2DEmbedder", "sklearn"):
     from sklearn.base import BaseEstimator, TransformerMixin
-except ImportError as error:
-    raise ConfigError("M2DEmbedder needs scikit-learn: pip install 'm2d-hub[sklearn]'.") from error
 
 
 class M2DEmbedder(TransformerMixin, BaseEstimator):

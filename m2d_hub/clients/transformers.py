@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from m2d_hub.errors import ConfigError
 from m2d_hub.export import windowed_encoder
+from m2d_hub.extras import importing
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.model_card import model_card
@@ -124,10 +124,8 @@ def _add_to_json(path: Path, values: dict[str, Any]) -> None:
 
 
 def _transformers() -> Any:
-    try:
+    with importing("transformers", "a model for transformers", "transformers"):
         import transformers
-    except ImportError as error:
-        raise ConfigError("this needs transformers: pip install 'm2d-hub[transformers]'.") from error
     return transformers
 
 

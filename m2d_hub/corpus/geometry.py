@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 
 Projection = Literal["pca", "tsne"]
 
@@ -114,10 +114,6 @@ def duplicate_groups(unit: np.ndarray, least: float) -> list[np.ndarray]:
 
 def require_sklearn() -> None:
     """Raises a ConfigError unless scikit-learn is installed."""
-    try:
+    way_out = "Or give clusters=1 and projection='pca'."
+    with importing("scikit-learn", "a map with clusters or t-SNE", "sklearn", way_out):
         import sklearn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(
-            "clusters and t-SNE need scikit-learn: pip install 'm2d-hub[sklearn]'; or give clusters=1 and "
-            "projection='pca'."
-        ) from error

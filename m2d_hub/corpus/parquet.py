@@ -17,6 +17,7 @@ import numpy as np
 
 from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Origin, Record, reading_output
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 
 ROW_GROUP_BYTES = 32 << 20
 
@@ -127,12 +128,8 @@ def _unnested(values: Any) -> np.ndarray:
 
 
 def _pyarrow() -> tuple[Any, Any]:
-    try:
+    way_out = "An output whose name ends in .npz or .safetensors, or a folder, needs nothing."
+    with importing("pyarrow", ".parquet", "parquet", way_out):
         import pyarrow
         import pyarrow.parquet
-    except ImportError as error:
-        raise ConfigError(
-            ".parquet needs pyarrow: pip install 'm2d-hub[parquet]'. "
-            "An output whose name ends in .npz or .safetensors, or a folder, needs nothing."
-        ) from error
     return pyarrow, pyarrow.parquet

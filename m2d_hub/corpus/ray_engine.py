@@ -21,7 +21,7 @@ from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, embed_opened
 from m2d_hub.corpus.reading import opened_ahead
 from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sources import Source
-from m2d_hub.errors import ConfigError
+from m2d_hub.extras import importing
 
 _MOST_BATCHES = 64  # that a worker does at a time; done again where it dies
 
@@ -35,10 +35,8 @@ class RayEngine:
 
     def __init__(self, num_workers: int = 2):
         """Raises ConfigError where Ray is not installed."""
-        try:
+        with importing("Ray Data", "the engine ray", "ray"):
             import ray.data
-        except ImportError as error:
-            raise ConfigError("the engine ray needs Ray Data: pip install 'm2d-hub[ray]'.") from error
         self._ray, self._num_workers = ray, num_workers
 
     def __call__(self, batches: Iterator[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:

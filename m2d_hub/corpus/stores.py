@@ -21,6 +21,7 @@ from urllib.request import url2pathname
 
 from m2d_hub.audio.stored import FetchedFile, StoredFile
 from m2d_hub.errors import AudioError, ConfigError, M2DError
+from m2d_hub.extras import importing
 
 SCHEMES = ("s3", "gs", "abfs")
 _URL = re.compile(
@@ -196,8 +197,6 @@ def store_errors(url: StoreUrl, failure: type[M2DError] = ConfigError) -> Iterat
 
 @functools.cache
 def _file_system(scheme: str, bucket: str, options: str) -> Any:
-    try:
+    with importing("pyarrow", f"{scheme}://", "s3"):
         from pyarrow import fs
-    except ImportError as error:
-        raise ConfigError(f"{scheme}:// needs pyarrow: pip install 'm2d-hub[s3]'.") from error
     return fs.FileSystem.from_uri(f"{scheme}://{bucket}/{options}")[0]

@@ -13,6 +13,7 @@ from m2d_hub.corpus.library import Library
 from m2d_hub.demo.cards import brief_card, comparison, error_card, match_list, sound_card, tag_list
 from m2d_hub.demo.listening import MOST_S, listen
 from m2d_hub.errors import ConfigError, M2DError
+from m2d_hub.extras import importing
 from m2d_hub.model import M2D
 from m2d_hub.zero_shot import classify_by_text
 
@@ -131,11 +132,9 @@ def serve(
 def _gradio() -> Any:
     # Before it is imported: nothing is sent anywhere, not even the question for a newer version.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
+    with importing("gradio and matplotlib", "the demo page", "demo"):
         import gradio
         import matplotlib  # noqa: F401 - the pictures' colours
-    except ImportError as error:
-        raise ConfigError("the demo page needs gradio: pip install 'm2d-hub[demo]'") from error
     return gradio
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, reason_of
+from m2d_hub.extras import importing
 
 MAX_TOKENS = 512
 
@@ -79,13 +80,8 @@ def load_text_encoder(
         DownloadError: The files are neither in the cache nor to be fetched.
         CheckpointError: ``tensors`` do not fit the model.
     """
-    try:
+    with importing("transformers", "encoding text", "clap"):
         from transformers import AutoConfig, AutoModel, AutoTokenizer
-    except ImportError as error:
-        raise ConfigError(
-            f"Encoding text needs transformers, which cannot be imported ({error}). "
-            "Install it: pip install 'm2d-hub[clap]'."
-        ) from error
     options = {"local_files_only": local_files_only, "trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import require_extra
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
@@ -70,6 +71,7 @@ def zero_shot(
         ConfigError: The list cannot be used, a prompt has no place for a label, or the model no text space.
         AudioError: More than half of the clips cannot be read.
     """
+    require_extra("training", "zero-shot evaluation")
     _check_prompts(prompts)
     labelled, folder = read_labelled(data, division=TEST_ALONE), Path(out)
     embedder = load_model(model, device=device)

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import require_extra
 from m2d_hub.files import replacing_folder
 from m2d_hub.nn.compiled import compile_blocks
 
@@ -116,6 +117,7 @@ def finetune(
     Raises:
         ConfigError: Settings, model and data do not go together, or the folder holds another run.
     """
+    require_extra("training", "fine-tuning")
     config = load_finetune_preset(preset) if isinstance(preset, str) else preset
     config = with_fields(config, settings)
     if options is None:

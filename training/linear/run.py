@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import require_extra
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 
@@ -63,6 +64,7 @@ def linear_eval(options: LinearEvalOptions | None = None, **fields: Any) -> Line
     Raises:
         ConfigError: The list cannot be used, or an option contradicts the model.
     """
+    require_extra("training", "linear evaluation")
     options = LinearEvalOptions(**fields) if options is None else dataclasses.replace(options, **fields)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ConfigError("linear evaluation runs in one process: start it without torchrun or accelerate.")

@@ -14,6 +14,7 @@ import torch
 from m2d_hub.checks import COUNT, POSITIVE_INTEGER, Numbers, require_numbers
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import require_extra
 from m2d_hub.files import replacing_folder
 
 from ..data.entry import Entry
@@ -102,6 +103,7 @@ def prepare(
         ConfigError: The folder holds something already, or the clips are of no use.
         AudioError: More than half of the files cannot be read.
     """
+    require_extra("training", "preparing shards")
     if not isinstance(data, PrepareOptions):
         require_given(data=data, out=out)
         data = PrepareOptions(os.fspath(data), Path(out), **fields)

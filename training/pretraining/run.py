@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from m2d_hub.extras import require_extra
 from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.encoder import Block
 from m2d_hub.nn.frontend import LogMelFrontend
@@ -91,6 +92,7 @@ def pretrain(
         ConfigError: Settings and data do not go together, or the folder holds another run.
         AudioError: More than half of a list cannot be read.
     """
+    require_extra("training", "pre-training")
     chosen = load_preset(preset) if isinstance(preset, str) else preset
     chosen = Preset(chosen) if isinstance(chosen, PretrainConfig) else chosen
     config = with_fields(chosen.config, settings)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
+from m2d_hub.extras import importing
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
 
 from ..data.stored_features import pool_to_tokens
@@ -195,10 +196,8 @@ def load_hubert(source: str) -> nn.Module:
         ConfigError: transformers is not installed.
         DownloadError: The model is neither on disk nor can it be fetched.
     """
-    try:
+    with importing("transformers", "a HuBERT teacher", "clap"):
         from transformers import HubertModel
-    except ImportError as error:
-        raise ConfigError("a HuBERT teacher needs transformers: pip install 'm2d-hub[clap]'.") from error
     try:
         return HubertModel.from_pretrained(source).eval().requires_grad_(False)
     except OSError as error:

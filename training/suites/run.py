@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_hub.errors import ConfigError, M2DError
+from m2d_hub.extras import require_extra
 from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 
@@ -56,6 +57,7 @@ def run_suite(
     Raises:
         ConfigError: The folder holds none of the data sets, or ``out`` another suite.
     """
+    require_extra("training", "a suite")
     chosen, folder, place = find_suite(suite), Path(data), Path(out)
     wanted = chosen_tasks(chosen, tuple(tasks))
     count = chosen.seeds if seeds is None else seeds

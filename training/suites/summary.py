@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.errors import ConfigError
+from m2d_hub.extras import require_extra
 from m2d_hub.files import replacing
 
 from ..evaluation.charts import draw_points
@@ -64,6 +65,7 @@ def summarise(
     Raises:
         ConfigError: A run is not done, has another metric, or does not tell the field.
     """
+    require_extra("training", "a summary")
     reports = [_report(Path(run)) for run in runs]
     metrics = sorted({report["metric"] for report in reports})
     if len(metrics) != 1:

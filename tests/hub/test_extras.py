@@ -1,0 +1,127 @@
+"""What an extra brings may be missing, or broken: told in a line that names the extra."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, metadata, version
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from m2d_training.cli.main import main
+
+import m2d_hub
+from m2d_hub import extras
+from m2d_hub.audio.microphone import listen
+from m2d_hub.cli.main import main as hub
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINING = [
+    ["pretrain", "m2d-mini", "--data", "DATA", "--out", "OUT"],
+    ["prepare", "DATA", "--out", "OUT"],
+    ["finetune", "small", "--model", "m2d-mini", "--data", "DATA", "--out", "OUT"],
+    ["linear-eval", "--model", "m2d-mini", "--data", "DATA", "--out", "OUT"],
+    ["zero-shot", "DATA", "--model", "m2d-mini", "--out", "OUT"],
+    ["suite", "icbhi", "--model", "m2d-mini", "--data", "DATA", "--out", "OUT"],
+    ["summarise", "DATA", "--out", "OUT"],
+]
+
+
+def without(monkeypatch, *missing):
+    """As if some packages were not installed."""
+
+    def found(name):
+        if name in missing:
+            raise PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(extras, "version", found)
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """Puts packages of some names first that cannot be imported."""
+
+    def put(name, error):
+        (tmp_path / "broken").mkdir(exist_ok=True)
+        (tmp_path / "broken" / f"{name}.py").write_text(f"raise {error}\n")
+        monkeypatch.syspath_prepend(tmp_path / "broken")
+        monkeypatch.delitem(sys.modules, name, raising=False)
+
+    return put
+
+
+@pytest.mark.parametrize("arguments", TRAINING, ids=lambda arguments: arguments[0])
+def test_training_without_its_extra_begins_nothing_and_names_all_that_is_missing(
+    arguments, tmp_path, monkeypatch
+):
+    without(monkeypatch, "accelerate", "timm")
+    places = {"DATA": str(tmp_path / "list.csv"), "OUT": str(tmp_path / "out")}
+    answer = CliRunner().invoke(main, [places.get(part, part) for part in arguments])
+    assert answer.exit_code == 1
+    assert answer.output.rstrip().endswith("needs accelerate, timm: pip install 'm2d-hub[training]'.")
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".log"}
+
+
+def test_what_another_extra_brings_is_not_asked_for(monkeypatch):
+    without(monkeypatch, "ray", "torch", "gradio")
+    extras.require_extra("training", "this")
+    with pytest.raises(m2d_hub.ConfigError, match=r"^this needs ray: pip install 'm2d-hub\[ray\]'\.$"):
+        extras.require_extra("ray", "this")
+
+
+def test_a_source_tree_that_is_not_installed_is_not_asked_for_anything(monkeypatch):
+    def fail(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(extras, "requires", fail)
+    extras.require_extra("training", "this")
+
+
+def test_what_is_installed_but_broken_says_why(broken, tiny_folder, tmp_path):
+    broken("onnx", "ImportError('numpy.core.multiarray failed to import')")
+    model = m2d_hub.load_model(tiny_folder, device="cpu")
+    with pytest.raises(
+        m2d_hub.ConfigError,
+        match=r"^ONNX export needs onnx and onnxscript, which cannot be imported "
+        r"\(numpy\.core\.multiarray failed to import\): pip install 'm2d-hub\[onnx\]'\.$",
+    ):
+        model.export_onnx(tmp_path / "model.onnx")
+
+
+def test_a_missing_library_of_the_system_says_what_to_install(broken):
+    broken("sounddevice", "OSError('PortAudio library not found')")
+    with pytest.raises(
+        m2d_hub.ConfigError, match=r"\(PortAudio library not found\).*\[live\].*apt install libportaudio2\.$"
+    ):
+        next(listen(16_000, 1))
+
+
+def test_a_file_of_another_kind_names_its_extra_and_the_way_out(broken, tmp_path):
+    broken("av", "ImportError('libavcodec.so.61: cannot open shared object file')")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00" + bytes(64))
+    CliRunner().invoke(hub, ["embed", str(tmp_path / "in"), "--out", str(tmp_path / "out.npz")])
+    told = (tmp_path / "out.npz.errors.csv").read_text()
+    assert "libavcodec.so.61" in told and "'m2d-hub[formats]'" in told and "ffmpeg -i INPUT" in told
+
+
+def test_every_extra_that_is_named_exists():
+    known = set(metadata("m2d-hub").get_all("Provides-Extra"))
+    texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {
+        extra
+        for path in texts
+        for group in re.findall(r"m2d-hub\[([a-z0-9,]+)\]", path.read_text(encoding="utf-8"))
+        for extra in group.split(",")
+    }
+    places = {"importing": 2, "require_extra": 0}  # of the extra's name among the arguments
+    for folder in ("m2d_hub", "training"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", None) in places:
+                    given = node.args[places[node.func.id]]
+                    named |= {given.value} if isinstance(given, ast.Constant) else set()
+    assert {"onnx", "training", "formats", "s3"} <= named <= known
