@@ -102,21 +102,29 @@ def test_calibration_finds_what_the_scores_were_drawn_by_and_lends_it_to_classes
     assert offset.tolist() == pytest.approx([-1.0] * 3, abs=0.1)
 
 
-def test_the_released_head_has_calibrated_logits_of_the_kept_classes(recipe, tmp_path):
-    from tagger import NAME, calibrated, save
+def test_the_tags_head_tells_classes_apart_as_the_optimal_line_does(recipe, tmp_path):
+    from tagger import NAME, calibrate, fit_head, save
 
     model = load_model("m2d-mini", device="cpu")
-    model.set_head(3, activation="sigmoid", labels=("Dog", "none of these", "Bell"))
-    torch.nn.init.normal_(model.required_head().linear.weight, std=0.1)
-    audio = torch.randn(2, 16_000, generator=torch.Generator().manual_seed(0))
-    before = model.eval().classify_waveform(audio)[:, [0, 2]]
-    factor, offset = torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0])
-    save(calibrated(model, [0, 2], ["Dog", "Bell"], factor, offset), tmp_path / NAME)
+    size = model.config.encoder.frame_dim
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.bernoulli(torch.full((3000, 2), 0.5), generator=generator)
+    features = torch.randn(3000, size, generator=generator)
+    features[:, :2] = 3.0 * targets + features[:, :2]  # classes 3 deviations apart, each in a direction
+    fit_head(model, features, targets, ["Dog", "Bell"])
+    head = model.required_head()
+    with torch.no_grad():
+        assert ((head(features) > 0) == (targets > 0)).double().mean() > 0.93  # the best there is: 0.933
+        assert head.linear.weight.abs().argmax(dim=1).tolist() == [0, 1]
+        before = head(features[:10])
+    calibrate(model, torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0]))
+    save(model, tmp_path / NAME)
     released = load_model(tmp_path / NAME, device="cpu")
     assert list(released.labels) == ["Dog", "Bell"]
-    torch.testing.assert_close(
-        released.classify_waveform(audio), before * factor + offset, atol=0.02, rtol=0.01
-    )
+    with torch.no_grad():
+        after = released.required_head()(features[:10])
+    expected = before * torch.tensor([2.0, 0.5]) + torch.tensor([-1.0, 3.0])
+    torch.testing.assert_close(after, expected, atol=0.05, rtol=0.01)
 
 
 def test_neighbours_and_few_shots_learn_from_the_train_split_alone(recipe):
@@ -136,16 +144,39 @@ def test_neighbours_and_few_shots_learn_from_the_train_split_alone(recipe):
     assert compare.few_shot_accuracy(shuffled, task) < 0.8
 
 
-def test_the_preset_is_the_configuration_of_the_released_run():
+def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, tmp_path):
+    from teach import SAMPLE_RATE, parts_of, read_waveform
+
+    soundfile.write(tmp_path / "long.wav", np.linspace(0, 0.5, 20 * SAMPLE_RATE), SAMPLE_RATE)
+    soundfile.write(tmp_path / "short.wav", np.full(100, 0.25), SAMPLE_RATE)
+    rows = parts_of(["long.wav", "short.wav", "long.wav"], tmp_path)
+    assert [(row["start_s"], row["end_s"]) for row in rows] == [
+        ("0.000", "10.000"),
+        ("", ""),
+        ("10.000", "20.000"),
+    ]
+    assert len({row["features"] for row in rows}) == 3
+    heard = [read_waveform(tmp_path, row) for row in rows]
+    assert [len(waveform) for waveform in heard] == [10 * SAMPLE_RATE, SAMPLE_RATE, 10 * SAMPLE_RATE]
+    assert heard[2][0] == pytest.approx(0.25, abs=1e-3) and heard[0].max() < 0.2501
+    assert heard[1][:100].tolist() == pytest.approx([0.25] * 100) and not heard[1][100:].any()
+
+
+@pytest.mark.parametrize("name", ["m2d-mini", "m2d-mini-x"])
+def test_the_preset_is_the_configuration_of_the_released_run(name):
     from m2d_training import PretrainConfig
     from m2d_training.pretraining.presets import load_preset
 
-    known = json.loads((RECIPE / "runs" / "m2d-mini.json").read_text(encoding="utf-8"))
-    released, preset = PretrainConfig.from_dict(known["config"]), load_preset("m2d-mini").config.resolve()
+    known = json.loads((RECIPE / "runs" / f"{name}.json").read_text(encoding="utf-8"))
+    released, preset = PretrainConfig.from_dict(known["config"]), load_preset(name).config.resolve()
     # Two processes took half of each batch; the list has so many labels; what is kept changes no weight.
     assert known["global_batch"] == preset.batch_size == 2 * released.batch_size
     assert replace(released.offline, dim=preset.offline.dim) == preset.offline
-    kept = ("keep_every_epochs", "analyse_every_steps")  # and precision is chosen by the machine
+    kept = (
+        "keep_every_epochs",
+        "save_every_steps",
+        "analyse_every_steps",
+    )  # and precision is chosen by the machine
     names = {field.name for field in fields(preset)} - {*kept, "batch_size", "offline", "precision"}
     assert {name for name in names if getattr(released, name) != getattr(preset, name)} == set()
     frontend = load_model("m2d-mini", device="cpu").config.frontend

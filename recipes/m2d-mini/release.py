@@ -1,6 +1,8 @@
-"""Puts a trained model into the package, in float16, and its configuration, log and curves into ``runs``.
+"""Puts a model into the package, in float16; keeps a run's configuration, log and curves in ``runs``.
 
-python recipes/m2d-mini/release.py RUN
+python recipes/m2d-mini/release.py weights OUT/first/export
+python recipes/m2d-mini/release.py log OUT/first m2d-mini
+python recipes/m2d-mini/release.py log OUT/further m2d-mini-x
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ COLUMNS = (
 )
 CURVES = (
     ("m2d", "latents or pixels, MSE"),
-    ("offline", "labels, BCE"),
+    ("offline", "labels or features"),
     ("rank_me", "RankMe"),
     ("lr", "rate"),
 )
 
 
-def release(export: Path) -> None:
+def release(model: Path) -> None:
     """Writes the weights and their configuration where ``load_model("m2d-mini")`` looks."""
-    checkpoint = load_checkpoint(export)
+    checkpoint = load_checkpoint(model)
     config = dataclasses.replace(checkpoint.config, name="m2d-mini", license="Apache-2.0", source=SOURCE)
     halves = {name: tensor.to(torch.float16) for name, tensor in checkpoint.tensors.items()}
     save_checkpoint(FOLDER, halves, config)
@@ -54,19 +56,19 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
     return [steps[step] for step in sorted(steps)]
 
 
-def keep_log(run: Path) -> None:
+def keep_log(run: Path, name: str) -> None:
     """Writes the configuration, every ``LOGGED_STEPS``-th step and the curves of a run."""
     known = json.loads((run / "config.json").read_text(encoding="utf-8"))
     del known["options"]  # names of folders
-    (RUNS / "m2d-mini.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    (RUNS / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     steps = read_metrics(run)
-    with (RUNS / "m2d-mini.csv").open("w", newline="", encoding="utf-8") as lines:
+    with (RUNS / f"{name}.csv").open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(COLUMNS)
         for row in steps:
             if row["step"] == 1 or row["step"] % LOGGED_STEPS == 0:
                 writer.writerow(f"{row[name]:.6g}" if name in row else "" for name in COLUMNS)
-    draw(steps, RUNS / "curves.png", known["global_batch"])
+    draw(steps, RUNS / f"{name}.png", known["global_batch"])
 
 
 def draw(steps: list[dict[str, float]], path: Path, batch: int) -> None:
@@ -85,16 +87,20 @@ def draw(steps: list[dict[str, float]], path: Path, batch: int) -> None:
 
 
 def main() -> None:
-    """Releases one run."""
+    """Releases a model, or what is to be known of a run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, help="folder of a run that has ended")
-    run = parser.parse_args().run
-    release(run / "export")
-    keep_log(run)
-    for path in sorted(FOLDER.iterdir()):
-        print(f"{path} {path.stat().st_size / 1e6:.2f} MB")
+    parts = parser.add_subparsers(required=True)
+    weights = parts.add_parser("weights")
+    weights.add_argument("model", type=Path, help="model folder")
+    weights.set_defaults(do=release)
+    log = parts.add_parser("log")
+    log.add_argument("run", type=Path, help="folder of a run that has ended")
+    log.add_argument("name", help="the preset's")
+    log.set_defaults(do=keep_log)
+    given = vars(parser.parse_args())
+    given.pop("do")(**given)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Trains m2d-mini-tags on the list of ``tags.py``, calibrates it, and says how good it is on unseen packages.
+"""Fits m2d-mini-tags to the list of ``tags.py``, calibrates it, and says how good it is on unseen packages.
 
-    python recipes/m2d-mini/tagger.py DATA/tags.csv --model m2d-mini --out RUN
+    python recipes/m2d-mini/tagger.py DATA/tags.csv --model OUT/further/export --out TAGGER
 
-``RUN/finetune`` is the run of ``m2d-train finetune small`` with ``SETTINGS`` (``--set`` changes them); it
-goes on where it was stopped. ``RUN/m2d-mini-tags`` is the model folder, in float16: the head's logits are
-calibrated (Platt's scaling, folded into its weights and biases) by the validation packages, so that of their
-clips with a score of 0.5 about half have the class; ``NONE`` is dropped, as are classes that fewer than
-``LEAST_CLIPS`` clips train, or that neither three packages train nor a validation clip calibrates.
-``RUN/tags.md`` is the table for MODEL_CARD.md: average precision (AP) of each class on the test packages,
-precision and recall at 0.5, and which other class is most often put first. Intervals of classes are
-bootstrapped over clips, those of means over packages.
+The encoder stays as it was pre-trained. The head is a linear discriminant for each class, its covariance
+shrunk (``SHRINKAGE``), of whole clips' features. ``TAGGER/m2d-mini-tags`` is the model folder, in float16:
+the head's logits are calibrated (Platt's scaling, folded into its weights and biases) by the validation
+packages, so that of their clips with a score of 0.5 about half have the class; ``NONE`` is dropped, as are
+classes that fewer than ``LEAST_CLIPS`` clips train, or that neither three packages train nor a validation
+clip calibrates. ``TAGGER/tags.md`` is the table for MODEL_CARD.md: average precision (AP) of each class on
+the test packages, precision and recall at 0.5, and which other class is most often put first. Intervals of
+classes are bootstrapped over clips, those of means over packages.
 
-Shapes: N clips, C classes, R resamples.
+Shapes: N clips, K = N_F·D features, C classes, R resamples.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ import torch
 import torch.nn.functional as F
 from m2d_training.evaluation.labelled import LabelledList, Part, Round, read_labelled
 from m2d_training.evaluation.metrics import average_precisions, bootstrap_interval, mean_average_precision
-from m2d_training.finetuning.presets import load_finetune_preset
-from m2d_training.finetuning.run import FinetuneOptions, finetune
-from m2d_training.runs.settings import apply_settings
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tags import NONE, with_parents
 from torch import Tensor
 
@@ -37,11 +35,7 @@ from m2d_hub.corpus.tables import read_table
 from m2d_hub.pretrained.folder import save_checkpoint
 
 NAME = "m2d-mini-tags"
-PRESET = "small"
-SETTINGS = (  # rare classes are drawn more often than their share: three fifths of the clips are music
-    *("batch_size=32", "epochs=30", "min_steps=0", "patience=none"),
-    *("weighted_sampling=true", "balance=0.5", "samples_per_epoch=4000", "validate_every_epochs=3"),
-)
+SHRINKAGE = 0.5  # of covariances to the same in all directions
 THRESHOLD = 0.5  # of a score: above it, a clip is tagged
 GOOD = 0.5  # AP that a class should reach
 RIDGE = 1.0  # holds each class's calibration to that of all; about the weight of a clip
@@ -66,13 +60,37 @@ class Scored:
         return self.logits.sigmoid()
 
 
+def encode(model: M2D, part: Part) -> Tensor:
+    """Features (N, K) of whole clips."""
+    return model.encode_clip(part.files, batch_size=32, progress=True)
+
+
+@torch.no_grad()
+def fit_head(model: M2D, features: Tensor, targets: Tensor, labels: list[str]) -> None:
+    """Gives the model a head of linear discriminants, one for each class against all other clips.
+
+    Args:
+        model: Its head is replaced.
+        features: Of the training clips (N, K).
+        targets: Whether a clip has a class (N, C); each class has clips.
+        labels: Names of the classes.
+    """
+    model.set_head(targets.shape[1], labels=labels)
+    head = model.eval().required_head()
+    head.norm.running_mean.copy_(features.mean(dim=0))
+    head.norm.running_var.copy_(features.var(dim=0))
+    inputs = head.norm(features).numpy()
+    for column, has_class in enumerate(targets.T.numpy() > 0):
+        discriminant = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=SHRINKAGE).fit(inputs, has_class)
+        head.linear.weight[column] = torch.from_numpy(discriminant.coef_[0])
+        head.linear.bias[column] = float(discriminant.intercept_[0])
+
+
 @torch.no_grad()
 def score(model: M2D, part: Part, kept: list[int], packages: dict[int, str]) -> Scored:
     """Logits of whole clips for the classes ``kept`` of the list's."""
-    head = model.required_head()
-    logits = head(model.encode_clip(part.files, batch_size=32, progress=True))
     own = np.array([packages[row] for row in part.rows])
-    return Scored(logits, part.targets[:, kept], own)
+    return Scored(model.required_head()(encode(model, part)), part.targets[:, kept], own)
 
 
 def fit_platt(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,21 +123,17 @@ def fit_platt(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     return factor.detach(), offset.detach()
 
 
-def calibrated(model: M2D, kept: list[int], labels: list[str], factor: Tensor, offset: Tensor) -> M2D:
-    """The model with a head of the kept classes whose logits are scaled; the model itself changes."""
-    former = model.required_head()
-    model.set_head(len(kept), features=former.config.features, activation="sigmoid", labels=tuple(labels))
-    head = model.required_head()
-    head.norm.load_state_dict(former.norm.state_dict())
-    with torch.no_grad():
-        head.linear.weight.copy_(former.linear.weight[kept] * factor[:, None])
-        head.linear.bias.copy_(former.linear.bias[kept] * factor + offset)
-    return model.eval()
+@torch.no_grad()
+def calibrate(model: M2D, factor: Tensor, offset: Tensor) -> None:
+    """Scales and shifts the logits of a model's head."""
+    linear = model.required_head().linear
+    linear.weight.mul_(factor[:, None])
+    linear.bias.mul_(factor).add_(offset)
 
 
 def save(model: M2D, folder: Path) -> None:
     """Writes the model folder in float16."""
-    source = "m2d-mini with a head trained on clips of free packages, see MODEL_CARD.md"
+    source = "m2d-mini, pre-trained further, with a head fitted to clips of free packages, see MODEL_CARD.md"
     config = replace(model.config, name=NAME, license="Apache-2.0", source=source)
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor
@@ -209,12 +223,6 @@ def table(scored: Scored, labels: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def train(data: Path, model: str, out: Path, settings: tuple[str, ...]) -> Path:
-    """Fine-tunes and returns the folder of the model."""
-    config = apply_settings(load_finetune_preset(PRESET), (*SETTINGS, *settings))
-    return finetune(config, FinetuneOptions(PRESET, model, str(data), out)).model
-
-
 def is_known(division: Round, column: int, packages: dict[int, str]) -> bool:
     """Whether a class has clips enough, of several packages or calibrated by a clip of another."""
     clips = zip(division.train.rows, division.train.targets[:, column], strict=True)
@@ -224,37 +232,37 @@ def is_known(division: Round, column: int, packages: dict[int, str]) -> bool:
     return len(set(trained)) >= LEAST_PACKAGES or bool(division.valid.targets[:, column].any())
 
 
-def release(labelled: LabelledList, data: Path, export: Path, out: Path) -> str:
-    """Calibrates and writes the model; returns its table."""
+def release(labelled: LabelledList, data: Path, start: str, out: Path) -> str:
+    """Fits, calibrates and writes the model; returns its table."""
     rows = read_table(data, ("package",))
     packages = {row.number: row.cells["package"] for row in rows}
     (one,) = labelled.rounds()
-    model = load_model(export, device="cpu")
+    model = load_model(start, device="cpu")
     kept = [
         column
         for column, label in enumerate(labelled.labels)
         if label != NONE and is_known(one, column, packages)
     ]
     labels = [labelled.labels[column] for column in kept]
-    every = list(range(len(labelled.labels)))
-    valid = score(model, one.valid, every, packages)
-    factor, offset = fit_platt(valid.logits[:, kept], valid.targets[:, kept])
-    save(calibrated(model, kept, labels, factor, offset), out / NAME)
+    fit_head(model, encode(model, one.train), one.train.targets[:, kept], labels)
+    valid = score(model, one.valid, kept, packages)
+    print(f"mean AP on the validation packages {mean_average_precision(valid.scores, valid.targets):.3f}")
+    calibrate(model, *fit_platt(valid.logits, valid.targets))
+    save(model, out / NAME)
     return table(score(load_model(out / NAME, device="cpu"), one.test, kept, packages), labels)
 
 
 def main() -> None:
-    """Trains, calibrates, evaluates."""
+    """Fits, calibrates, evaluates."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="list that tags.py wrote")
-    parser.add_argument("--model", default="m2d-mini", help="what to start from")
+    parser.add_argument("--model", required=True, help="whose encoder is taken")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()
-    export = train(arguments.data, arguments.model, arguments.out / "finetune", tuple(arguments.settings))
-    text = release(read_labelled(arguments.data), arguments.data, export, arguments.out)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = release(read_labelled(arguments.data), arguments.data, arguments.model, arguments.out)
     (arguments.out / "tags.md").write_text(text, encoding="utf-8")
     print(text)
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+import m2d_hub
 from m2d_hub.errors import M2DError, UnknownModelError
 from m2d_hub.pretrained.registry import MODELS, find_model, list_models
 
@@ -64,6 +65,14 @@ def test_sizes_agree_with_the_folder_names_of_the_release():
 def test_mini_is_inside_the_package_under_its_own_licence(name):
     assert MODELS[name].license == "Apache-2.0"
     assert MODELS[name].is_packaged
+
+
+def test_what_is_said_of_the_packaged_models_is_what_their_weights_have():
+    for name in ("m2d-mini", "m2d-mini-tags"):
+        info, config = MODELS[name], m2d_hub.load_model(name, device="cpu").config
+        assert info.num_classes == (config.head.num_classes if config.head else None)
+        assert info.input_size == config.encoder.input_size
+    assert f" {info.num_classes} everyday sounds" in info.contents
 
 
 def test_path_below_the_release_address_names_tag_and_zip():

@@ -93,6 +93,8 @@ def options_of(preset: str, folder: Path, sounds: Path) -> list[str]:
         options += ["--teacher", str(write_hubert(folder / "hubert"))]
     if preset == "m2d-clap":
         options += ["--teacher", str(write_text_encoder(folder / "text"))]
+    if preset == "m2d-mini-x":
+        options += ["--start", "m2d-mini", "--teacher", "m2d-mini"]
     if preset.startswith("m2d-x-"):
         model = str(write_m2d(folder / "m2d"))
         options += ["--start", model, "--teacher", model]

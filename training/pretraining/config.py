@@ -138,11 +138,6 @@ class PretrainConfig:
             "msm-mae predicts pixels by mean squared error: leave loss unset or give 'mse', got 'cosine'.",
         )
         require(
-            self.method != "msm-mae" or self.offline is None or self.offline.kind != "features",
-            "msm-mae predicts pixels, so there are no features at the masked patches for "
-            "offline.kind 'features': use method 'm2d', or offline.kind 'labels' or 'text'.",
-        )
-        require(
             self.predictor.dim % self.predictor.head_width == 0 and self.predictor.dim % 4 == 0,
             f"predictor_dim {self.predictor.dim} must be a multiple of 4 and of "
             f"predictor_head_width {self.predictor.head_width}.",

@@ -70,7 +70,8 @@ def mean_visible_rows(visible: Tensor, visible_ids: Tensor, grid: tuple[int, int
 class FrameMapper(nn.Module):
     """Linear online mapper of time frames, for per-frame features or labels of clips.
 
-    Where the predictor predicts pixels, labels are mapped from the visible tokens alone.
+    Where the predictor predicts pixels, labels, or the features' mean over time, are mapped from the visible
+    tokens alone.
     """
 
     def __init__(self, config: OfflineConfig, embed_dim: int, grid: tuple[int, int]):
@@ -95,6 +96,8 @@ class FrameMapper(nn.Module):
         """
         if tokens.predicted is None:
             frames = mean_visible_rows(tokens.visible, tokens.visible_ids, self.grid)[:, None]
+            if self.config.kind == "features":
+                target = target.mean(dim=1, keepdim=True)
         else:
             merged = merge_tokens(tokens.visible, tokens.predicted, tokens.visible_ids, tokens.masked_ids)
             frames = tokens_to_frames(merged, self.grid[0])  # (B, N_T or 1, N_F·D)

@@ -1,0 +1,54 @@
+"""Trains m2d-mini and the encoder of m2d-mini-tags from the list of ``corpus.py``.
+
+    python recipes/m2d-mini/train.py DATA/corpus.csv --out OUT [--set precision=bf16]
+
+It goes on where it was stopped. ``OUT/first`` is the pre-training by labels: m2d-mini. ``OUT/further`` goes
+on from it, taught by YAMNet and Resemblyzer (``teach.py``): the encoder of m2d-mini-tags.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROCESSES = 2  # of training and of the teachers
+CLIPS = 64  # of a step, by all processes together
+
+
+def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: str) -> None:
+    """One pre-training, a process a core."""
+    command = ["torchrun", "--standalone", f"--nproc_per_node={PROCESSES}", "-m", "--", "m2d_training"]
+    command += ["pretrain", preset, "--data", str(data), "--out", str(out), *options]
+    for setting in (f"batch_size={CLIPS // PROCESSES}", *settings):
+        command += ["--set", setting]
+    subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def train(corpus: Path, out: Path, settings: list[str]) -> None:
+    """All steps, one after another."""
+    taught = corpus.with_name("taught.csv")
+    pretrain("m2d-mini", corpus, out / "first", settings)
+    if not taught.exists():
+        teach = [sys.executable, str(Path(__file__).with_name("teach.py")), str(corpus)]
+        subprocess.run([*teach, "--out", str(taught), "--jobs", str(PROCESSES)], check=True)
+    start = str(out / "first" / "export")
+    pretrain("m2d-mini-x", taught, out / "further", settings, "--start", start)
+
+
+def main() -> None:
+    """Trains."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corpus", type=Path, help="list that corpus.py wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE")
+    arguments = parser.parse_args()
+    train(arguments.corpus, arguments.out, arguments.settings)
+
+
+if __name__ == "__main__":
+    main()
