@@ -32,7 +32,7 @@ ROWS_AT_ONCE = 500  # of a file of what has been heard
 _teachers: list[EncodeWaveform] = []  # of one process
 
 
-def parts_of(files: list[str], folder: Path) -> list[dict[str, str]]:
+def parts_of(files: list[str], folder: Path, taught: str) -> list[dict[str, str]]:
     """Rows of ``file,features,start_s,end_s``: a file that is listed n times has n parts of one length."""
     counts, seen, rows = Counter(files), Counter[str](), []
     for number, file in enumerate(files):
@@ -41,7 +41,7 @@ def parts_of(files: list[str], folder: Path) -> list[dict[str, str]]:
             length = soundfile.info(folder / file).duration / counts[file]
             start, end = f"{seen[file] * length:.3f}", f"{(seen[file] + 1) * length:.3f}"
         seen[file] += 1
-        rows.append({"file": file, "features": f"taught/{number}.npy", "start_s": start, "end_s": end})
+        rows.append({"file": file, "features": f"{taught}/{number}.npy", "start_s": start, "end_s": end})
     return rows
 
 
@@ -91,13 +91,15 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("corpus", type=Path, help="list that corpus.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="CSV beside it")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="CSV beside it, its features in a folder of its name"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args()
-    folder, taught = arguments.corpus.parent, arguments.out.parent / "taught"
+    folder, taught = arguments.corpus.parent, arguments.out.with_suffix("")
     taught.mkdir(exist_ok=True)
     with arguments.corpus.open(newline="", encoding="utf-8") as lines:
-        rows = parts_of([row["file"] for row in csv.DictReader(lines)], folder)
+        rows = parts_of([row["file"] for row in csv.DictReader(lines)], folder, taught.name)
     values = hear(rows, folder, taught, arguments.jobs)
     values = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-6)
     for row, own in zip(rows, values.astype(np.float16), strict=True):

@@ -29,7 +29,7 @@ def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: 
 
 def train(corpus: Path, out: Path, settings: list[str]) -> None:
     """All steps, one after another."""
-    taught = corpus.with_name("taught.csv")
+    taught = corpus.with_name(f"{corpus.stem}-taught.csv")
     pretrain("m2d-mini", corpus, out / "first", settings)
     if not taught.exists():
         teach = [sys.executable, str(Path(__file__).with_name("teach.py")), str(corpus)]

@@ -207,7 +207,9 @@ def test_repository_with_code_of_its_own_is_not_run_unasked(tmp_path, text_folde
 
 def test_without_transformers_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ConfigError, match=r"Install it: pip install 'm2d-hub\[clap\]'\."):
+    with pytest.raises(
+        ConfigError, match=r"^encoding text needs transformers: pip install 'm2d-hub\[clap\]'\."
+    ):
         Clap(clap_config(), embed_dim=8).encode_text(["a dog"])
 
 
