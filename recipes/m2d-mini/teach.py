@@ -15,16 +15,20 @@ import argparse
 import csv
 import multiprocessing
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import torch
+from evaluate import kept
 from peers import SAMPLE_RATE, EncodeWaveform, load_resemblyzer, load_yamnet
 from tqdm import tqdm
 
-TEACHERS: dict[str, Callable[[], EncodeWaveform]] = {"yamnet": load_yamnet, "resemblyzer": load_resemblyzer}
+from m2d_hub.files import replacing
+
+TEACHERS = load_yamnet, load_resemblyzer
 MOST_S = 10.0  # heard of a row
 LEAST_SAMPLES = SAMPLE_RATE  # shorter ones are filled up with zeros
 ROWS_AT_ONCE = 500  # of a file of what has been heard
@@ -56,12 +60,16 @@ def read_waveform(folder: Path, row: dict[str, str]) -> np.ndarray:
 
 def _begin() -> None:
     torch.set_num_threads(1)
-    _teachers[:] = [load() for load in TEACHERS.values()]
+    _teachers[:] = [load() for load in TEACHERS]
 
 
 def _hear(task: tuple[Path, dict[str, str]]) -> np.ndarray:
     waveform = read_waveform(*task)
     return np.concatenate([encode(waveform) for encode in _teachers])
+
+
+def _hear_all(pool: multiprocessing.pool.Pool, tasks: list[tuple[Path, dict[str, str]]]) -> np.ndarray:
+    return np.stack(pool.map(_hear, tasks, chunksize=10)).astype(np.float32)
 
 
 def hear(rows: list[dict[str, str]], folder: Path, taught: Path, jobs: int) -> np.ndarray:
@@ -75,14 +83,8 @@ def _heard(
     rows: list[dict[str, str]], folder: Path, taught: Path, pool: multiprocessing.pool.Pool
 ) -> Iterator[np.ndarray]:
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        path = taught / f"heard-{first // ROWS_AT_ONCE}.npy"
-        if not path.exists():
-            tasks = [(folder, row) for row in rows[first : first + ROWS_AT_ONCE]]
-            values = np.stack(pool.map(_hear, tasks, chunksize=10)).astype(np.float32)
-            with path.with_suffix(".partial").open("wb") as file:
-                np.save(file, values)
-            path.with_suffix(".partial").replace(path)
-        yield np.load(path)
+        tasks = [(folder, row) for row in rows[first : first + ROWS_AT_ONCE]]
+        yield kept(taught / f"heard-{first // ROWS_AT_ONCE}.npy", partial(_hear_all, pool, tasks))
 
 
 def main() -> None:
@@ -104,7 +106,7 @@ def main() -> None:
     values = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-6)
     for row, own in zip(rows, values.astype(np.float16), strict=True):
         np.save(folder / row["features"], own[None])
-    with arguments.out.open("w", newline="", encoding="utf-8") as lines:
+    with replacing(arguments.out) as path, path.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)

@@ -20,7 +20,16 @@ CLIPS = 64  # of a step, by all processes together
 
 def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: str) -> None:
     """One pre-training, a process a core."""
-    command = ["torchrun", "--standalone", f"--nproc_per_node={PROCESSES}", "-m", "--", "m2d_training"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={PROCESSES}",
+        "-m",
+        "--",
+        "m2d_training",
+    ]
     command += ["pretrain", preset, "--data", str(data), "--out", str(out), *options]
     for setting in (f"batch_size={CLIPS // PROCESSES}", *settings):
         command += ["--set", setting]

@@ -289,7 +289,7 @@ def m2d_mini_x() -> Preset:
     The encoder of m2d-mini-tags.
 
     Result: no paper's; see the model card.
-    Hardware and time: two CPU cores that multiply in bfloat16, a process each with batch_size=32: 45 minutes.
+    Hardware and time: two CPU cores that multiply in bfloat16, a process each with batch_size=32: 47 minutes.
     Command: m2d-train pretrain m2d-mini-x --data taught.csv --start FIRST/export --out RUN
     """
     config = dataclasses.replace(
