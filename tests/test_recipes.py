@@ -12,8 +12,10 @@ import soundfile
 import torch
 import torchaudio
 
-from m2d_hub import load_model
+from m2d_hub import M2D, load_model
+from m2d_hub.errors import CheckpointError
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "m2d-mini"
 
@@ -162,13 +164,44 @@ def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, t
     assert heard[1][:100].tolist() == pytest.approx([0.25] * 100) and not heard[1][100:].any()
 
 
-@pytest.mark.parametrize("name", ["m2d-mini", "m2d-mini-x"])
-def test_the_preset_is_the_configuration_of_the_released_run(name):
+def test_an_average_is_of_each_weight_and_of_one_shape_alone(recipe, tmp_path):
+    from average import average
+
+    model = load_model("m2d-mini", device="cpu")
+    tensors = model.state_dict()
+    models = [tmp_path / name for name in ("once", "thrice", "five_times")]
+    for folder, factor in zip(models, (1.0, 3.0, 5.0), strict=True):
+        save_model_of(folder, {name: factor * tensor for name, tensor in tensors.items()}, model.config)
+    average(models, tmp_path / "average")
+    found = load_checkpoint(tmp_path / "average").tensors
+    assert found.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(found[name], 3.0 * tensor)
+    narrower = replace(model.config, encoder=replace(model.config.encoder, embed_dim=128))
+    save_model_of(models[1], M2D(narrower).state_dict(), narrower)
+    with pytest.raises(CheckpointError, match=r"thrice has not .*once has.* of one shape"):
+        average(models, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def save_model_of(folder, tensors, config):
+    folder.mkdir(exist_ok=True)
+    save_checkpoint(folder, tensors, config)
+
+
+@pytest.mark.parametrize(
+    ("name", "run"), [("m2d-mini", "m2d-mini"), ("m2d-mini", "m2d-mini-longer"), ("m2d-mini-x", "m2d-mini-x")]
+)
+def test_the_recipe_is_the_configuration_of_the_released_runs(recipe, name, run):
     from m2d_training import PretrainConfig
     from m2d_training.pretraining.presets import load_preset
+    from m2d_training.runs.settings import apply_settings
+    from train import LONGER
 
-    known = json.loads((RECIPE / "runs" / f"{name}.json").read_text(encoding="utf-8"))
-    released, preset = PretrainConfig.from_dict(known["config"]), load_preset(name).config.resolve()
+    known = json.loads((RECIPE / "runs" / f"{run}.json").read_text(encoding="utf-8"))
+    settings = LONGER if run == "m2d-mini-longer" else ()
+    released = PretrainConfig.from_dict(known["config"])
+    preset = apply_settings(load_preset(name).config, settings).resolve()
     # Two processes took half of each batch; the list has so many labels; what is kept changes no weight.
     assert known["global_batch"] == preset.batch_size == 2 * released.batch_size
     assert replace(released.offline, dim=preset.offline.dim) == preset.offline

@@ -1,7 +1,8 @@
 """Puts a model into the package, in float16; keeps a run's configuration, log and curves in ``runs``.
 
-python recipes/m2d-mini/release.py weights OUT/first/export
+python recipes/m2d-mini/release.py weights OUT/average
 python recipes/m2d-mini/release.py log OUT/first m2d-mini
+python recipes/m2d-mini/release.py log OUT/longer m2d-mini-longer
 python recipes/m2d-mini/release.py log OUT/further m2d-mini-x
 """
 
@@ -97,7 +98,7 @@ def main() -> None:
     weights.set_defaults(do=release)
     log = parts.add_parser("log")
     log.add_argument("run", type=Path, help="folder of a run that has ended")
-    log.add_argument("name", help="the preset's")
+    log.add_argument("name", help="of the files in runs")
     log.set_defaults(do=keep_log)
     given = vars(parser.parse_args())
     given.pop("do")(**given)

@@ -2,8 +2,9 @@
 
     python recipes/m2d-mini/train.py DATA/corpus.csv --out OUT [--set precision=bf16]
 
-It goes on where it was stopped. ``OUT/first`` is the pre-training by labels: m2d-mini. ``OUT/further`` goes
-on from it, taught by YAMNet and Resemblyzer (``teach.py``): the encoder of m2d-mini-tags.
+It goes on where it was stopped. ``OUT/first`` is the pre-training by labels. Two runs go on from it:
+``OUT/longer`` by the same labels, and ``OUT/further`` taught by YAMNet and Resemblyzer (``teach.py``), the
+encoder of m2d-mini-tags. ``OUT/average``, the mean of the weights of all three, is m2d-mini.
 """
 
 from __future__ import annotations
@@ -14,8 +15,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from average import average
+
 PROCESSES = 2  # of training and of the teachers
 CLIPS = 64  # of a step, by all processes together
+LONGER = "start_parts=encoder", "epochs=12", "decay_epochs=3", "seed=43"
 
 
 def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: str) -> None:
@@ -43,8 +47,11 @@ def train(corpus: Path, out: Path, settings: list[str]) -> None:
     if not taught.exists():
         teach = [sys.executable, str(Path(__file__).with_name("teach.py")), str(corpus)]
         subprocess.run([*teach, "--out", str(taught), "--jobs", str(PROCESSES)], check=True)
-    start = str(out / "first" / "export")
-    pretrain("m2d-mini-x", taught, out / "further", settings, "--start", start)
+    runs = [out / name / "export" for name in ("first", "longer", "further")]
+    start = "--start", str(runs[0])
+    pretrain("m2d-mini", corpus, out / "longer", [*LONGER, *settings], *start)
+    pretrain("m2d-mini-x", taught, out / "further", settings, *start)
+    average(runs, out / "average")
 
 
 def main() -> None:
