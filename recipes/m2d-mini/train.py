@@ -45,7 +45,7 @@ def train(corpus: Path, out: Path, settings: list[str]) -> None:
     taught = corpus.with_name(f"{corpus.stem}-taught.csv")
     pretrain("m2d-mini", corpus, out / "first", settings)
     if not taught.exists():
-        teach = [sys.executable, str(Path(__file__).with_name("teach.py")), str(corpus)]
+        teach = [sys.executable, str(Path(__file__).with_name("teach.py")), "clips", str(corpus)]
         subprocess.run([*teach, "--out", str(taught), "--jobs", str(PROCESSES)], check=True)
     runs = [out / name / "export" for name in ("first", "longer", "further")]
     start = "--start", str(runs[0])
