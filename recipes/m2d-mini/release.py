@@ -12,12 +12,14 @@ import argparse
 import csv
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-import torch
+from torch import Tensor
 
+from m2d_hub.config import ModelConfig
 from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,8 +44,15 @@ def release(model: Path) -> None:
     """Writes the weights and their configuration where ``load_model("m2d-mini")`` looks."""
     checkpoint = load_checkpoint(model)
     config = dataclasses.replace(checkpoint.config, name="m2d-mini", license="Apache-2.0", source=SOURCE)
-    halves = {name: tensor.to(torch.float16) for name, tensor in checkpoint.tensors.items()}
-    save_checkpoint(FOLDER, halves, config)
+    save_halves(FOLDER, checkpoint.tensors, config)
+
+
+def save_halves(folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
+    """Writes a model folder in float16; what counts stays whole numbers."""
+    halves = {
+        name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
+    }
+    save_checkpoint(folder, halves, config)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

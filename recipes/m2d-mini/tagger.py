@@ -26,13 +26,13 @@ import torch
 import torch.nn.functional as F
 from m2d_training.evaluation.labelled import LabelledList, Part, Round, read_labelled
 from m2d_training.evaluation.metrics import average_precisions, bootstrap_interval, mean_average_precision
+from release import save_halves
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from tags import NONE, with_parents
 from torch import Tensor
 
 from m2d_hub import M2D, load_model
 from m2d_hub.corpus.tables import read_table
-from m2d_hub.pretrained.folder import save_checkpoint
 
 NAME = "m2d-mini-tags"
 SHRINKAGE = 0.5  # of covariances to the same in all directions
@@ -135,11 +135,7 @@ def save(model: M2D, folder: Path) -> None:
     """Writes the model folder in float16."""
     source = "m2d-mini, pre-trained further, with a head fitted to clips of free packages, see MODEL_CARD.md"
     config = replace(model.config, name=NAME, license="Apache-2.0", source=source)
-    halves = {
-        name: tensor.half() if tensor.is_floating_point() else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    save_checkpoint(folder, halves, config)
+    save_halves(folder, model.state_dict(), config)
 
 
 def package_interval(scored: Scored) -> str:

@@ -67,11 +67,13 @@ _teachers: list[EncodeWaveform] = []  # of one process
 def parts_of(files: list[str], folder: Path, taught: str) -> list[dict[str, str]]:
     """Rows of ``file,features,start_s,end_s``: a file that is listed n times has n parts of one length."""
     counts, seen, rows = Counter(files), Counter[str](), []
+    lengths = {
+        file: soundfile.info(folder / file).duration / count for file, count in counts.items() if count > 1
+    }
     for number, file in enumerate(files):
         start = end = ""
-        if counts[file] > 1:
-            length = soundfile.info(folder / file).duration / counts[file]
-            start, end = f"{seen[file] * length:.3f}", f"{(seen[file] + 1) * length:.3f}"
+        if file in lengths:
+            start, end = (f"{part * lengths[file]:.3f}" for part in (seen[file], seen[file] + 1))
         seen[file] += 1
         rows.append({"file": file, "features": f"{taught}/{number}.npy", "start_s": start, "end_s": end})
     return rows
@@ -121,13 +123,14 @@ def _hear_all(
 def hear(
     rows: list[dict[str, str]], folder: Path, taught: Path, lesson: Lesson, jobs: int
 ) -> list[np.ndarray]:
-    """Values (T, K) of each row."""
-    parts: list[np.ndarray] = []
+    """Values (T, K) of each row, all together of zero mean and unit variance."""
     with multiprocessing.Pool(jobs, _begin, (lesson,)) as pool:
-        for part in tqdm(_heard(rows, folder, taught, lesson, pool), total=-(-len(rows) // ROWS_AT_ONCE)):
-            starts = np.flatnonzero(np.diff(part[:, 0])) + 1
-            parts += np.split(part[:, 1:], starts)
-    return parts
+        parts = list(tqdm(_heard(rows, folder, taught, lesson, pool), total=-(-len(rows) // ROWS_AT_ONCE)))
+    values = np.concatenate([part[:, 1:] for part in parts])
+    counts = np.concatenate([np.bincount(part[:, 0].astype(int)) for part in parts])
+    values -= values.mean(axis=0)
+    values /= values.std(axis=0) + 1e-6
+    return np.split(values, counts.cumsum()[:-1])
 
 
 def _heard(
@@ -156,15 +159,13 @@ def main() -> None:
     with arguments.corpus.open(newline="", encoding="utf-8") as lines:
         rows = parts_of([row["file"] for row in csv.DictReader(lines)], folder, taught.name)
     heard = hear(rows, folder, taught, lesson, arguments.jobs)
-    every = np.concatenate(heard)
-    mean, deviation = every.mean(axis=0), every.std(axis=0) + 1e-6
     for row, values in zip(rows, heard, strict=True):
-        np.save(folder / row["features"], frames_of((values - mean) / deviation, lesson).astype(np.float16))
+        np.save(folder / row["features"], frames_of(values, lesson).astype(np.float16))
     with replacing(arguments.out) as path, path.open("w", newline="", encoding="utf-8") as lines:
         writer = csv.DictWriter(lines, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    print(f"{len(rows)} rows, {every.shape[1]} features each")
+    print(f"{len(rows)} rows, {heard[0].shape[1]} features each")
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import soundfile
 import torch
 from compare import encode_waveform, times
 from evaluate import dev_parser, read_tasks
-from peers import EncodeWaveform
+from peers import EncodeWaveform, load_onnx
 
 from m2d_hub import load_model
 
@@ -26,16 +25,9 @@ CLIPS = 400
 
 
 def onnx_encoder(path: Path) -> EncodeWaveform:
-    """Clip features (mean of frames) by ONNX Runtime in one thread."""
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-
-    def encode(waveform: np.ndarray) -> np.ndarray:
-        return session.run(None, {given.name: waveform[None]})[0][0].mean(axis=0)
-
-    return encode
+    """Clip features (mean of frames) by ONNX Runtime."""
+    run = load_onnx(str(path))
+    return lambda waveform: run(waveform[None])[0].mean(axis=0)
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
