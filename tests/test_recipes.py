@@ -164,11 +164,8 @@ def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, t
     assert heard[1][:100].tolist() == pytest.approx([0.25] * 100) and not heard[1][100:].any()
     speech = LESSONS["speech"]
     assert [len(read_waveform(tmp_path, row, speech)) for row in rows] == [160_000, 100, 160_000]
-    # A value every 160 ms is eight frames of 20 ms; a clip shorter than a crop is repeated, as its audio is.
-    values = np.arange(14.0)[:, None]
+    values = np.arange(14.0)[:, None]  # one every 160 ms, eight frames of 20 ms
     assert frames_of(values, speech)[:, 0].tolist() == np.repeat(np.arange(14.0), 8).tolist()
-    assert frames_of(values[:2], speech)[:24, 0].tolist() == [0.0] * 8 + [1.0] * 8 + [0.0] * 8
-    assert len(frames_of(values[:2], speech)) >= 104
 
 
 def test_an_average_is_of_each_weight_and_of_one_shape_alone(recipe, tmp_path):

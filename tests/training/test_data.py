@@ -368,6 +368,25 @@ def test_features_are_averaged_over_the_frames_of_each_token(patch_frames, expec
     assert pooled.flatten().tolist() == expected
 
 
+@pytest.mark.parametrize("kind", ["waveform", "spectrogram"])
+def test_features_are_repeated_with_a_short_clip(tmp_path, kind):
+    # 2,336 samples are 14.6 frames of 10 ms. Sound and features both say which 20 ms of the clip they are.
+    numbers = np.arange(2336) // 320
+    np.save(tmp_path / "features.npy", np.arange(8.0)[:, None])
+    if kind == "waveform":
+        soundfile.write(tmp_path / "clip.wav", numbers / 10, RATE, subtype="FLOAT")
+    else:
+        np.save(tmp_path / "clip.npy", np.tile(np.arange(15.0) // 2, (80, 1)))
+    name = "clip.wav" if kind == "waveform" else "clip.npy"
+    listed = write_list(tmp_path, [name], features=["features.npy"])
+    offline = OfflineConfig(kind="features", dim=1)
+    config = PretrainConfig(input_size=(80, 64), patch_size=(80, 2), short_clips="repeat", offline=offline)
+    sample = PretrainDataset(config, read_manifest(listed))[SampleKey(0, 0, 0)]
+    heard = 10 * sample.values[200::320][:32] if kind == "waveform" else sample.values[0, ::2]
+    np.testing.assert_allclose(sample.signal[:, 0], heard, atol=1e-5)
+    assert len(set(sample.signal[8:, 0])) == 8
+
+
 def test_pictures_are_cropped_to_the_size_asked_for(tmp_path):
     from PIL import Image
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from m2d_training import PretrainConfig
 from m2d_training.cli.main import main
 from m2d_training.data.arrays import read_array
-from m2d_training.data.crops import CropPlan, crop_waveform
+from m2d_training.data.crops import Crop, CropPlan, crop_waveform
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.stored_features import frame_features
 from m2d_training.pretraining.teachers import load_teacher
@@ -130,9 +130,8 @@ def test_stored_features_are_cut_where_the_crop_is(hubert, sounds, tmp_path):
     config = PretrainConfig(input_size=(80, 64), patch_size=(80, 2))
     (entry, *_) = read_manifest(str(tmp_path / "shards")).entries
     features = read_array(entry.features)
-    cut = frame_features(
-        entry, 32, first_frame=10, num_tokens=config.grid[1], patch_frames=config.patch_size[1]
-    )
+    crop = Crop(np.empty(0), first_frame=10)
+    cut = frame_features(entry, 32, crop, num_tokens=config.grid[1], patch_frames=config.patch_size[1])
     assert features.shape[1] == 32 and cut.shape == (32, 32)
     np.testing.assert_allclose(cut[:20], features[5:25], atol=1e-6)
 

@@ -30,6 +30,7 @@ class Crop:
 
     values: np.ndarray  # waveform (S,), or log-mel spectrogram (F, T), float32
     first_frame: int  # of the clip's spectrogram
+    period: float | None = None  # frames of the clip, where it is repeated
 
 
 @dataclass(frozen=True)
@@ -100,18 +101,20 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
     """Crops a waveform that was read whole, lengthening a short one first."""
     frontend, half = plan.frontend, plan.frontend.window_samples // 2
     shortest = plan.num_samples - half
-    own_frames = frontend.num_frames(len(waveform))
+    own_frames, period = frontend.num_frames(len(waveform)), None
     if own_frames < plan.num_frames:
         if plan.short_clips == "own":
             num_samples = replace(plan, num_frames=own_frames).num_samples
             waveform = np.pad(waveform, (0, max(0, half + 1 - len(waveform))))[: num_samples - half]
             return Crop(_reflect(waveform, half, num_samples), 0)
+        if plan.short_clips == "repeat":
+            period = len(waveform) / frontend.hop_samples
         waveform = plan.lengthened(waveform, shortest)
     spare = max(0, frontend.num_frames(len(waveform)) - plan.num_frames)
     first_frame = plan.draw_start(spare, rng)
     start = first_frame * frontend.hop_samples - half
     part = waveform[max(0, start) : start + plan.num_samples]
-    return Crop(_reflect(part, max(0, -start), plan.num_samples), first_frame)
+    return Crop(_reflect(part, max(0, -start), plan.num_samples), first_frame, period)
 
 
 def _reflect(waveform: np.ndarray, before: int, num_samples: int) -> np.ndarray:
@@ -135,9 +138,9 @@ def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> 
     log_mel = stored.reshape(plan.frontend.n_mels, -1)
     first_frame = plan.draw_start(max(0, log_mel.shape[1] - plan.num_frames), rng)
     part = read_finite(entry, log_mel[:, first_frame : first_frame + plan.num_frames])
-    missing = plan.num_frames - part.shape[1]
+    period, missing = part.shape[1], plan.num_frames - part.shape[1]
     if missing and plan.short_clips == "repeat":
-        part = part[:, np.arange(plan.num_frames) % part.shape[1]]
-    elif missing:
+        return Crop(part[:, np.arange(plan.num_frames) % period], first_frame, period)
+    if missing:
         part = np.pad(part, ((0, 0), (0, missing)), constant_values=SILENCE)
     return Crop(part, first_frame)

@@ -12,6 +12,7 @@ from torch import Tensor
 from m2d_hub.errors import AudioError
 
 from .arrays import read_array, read_finite
+from .crops import Crop
 from .entry import Entry
 
 FRAMES_PER_FEATURE = 2  # a HuBERT feature spans 20 ms, a spectrogram frame 10 ms
@@ -63,14 +64,15 @@ def caption_features(entry: Entry, width: int | None) -> np.ndarray:
 
 
 def frame_features(
-    entry: Entry, width: int | None, first_frame: int, num_tokens: int, patch_frames: int
+    entry: Entry, width: int | None, crop: Crop, num_tokens: int, patch_frames: int
 ) -> np.ndarray:
     """Features of a crop's token frames, out of those of the whole clip that were computed beforehand.
 
     Args:
-        entry: The clip; its features are (clip's frames of 20 ms, K).
+        entry: The clip; its features are (clip's frames of 20 ms, K). Where the crop repeats the clip, they
+            are repeated with it.
         width: K as it must be; None: any.
-        first_frame: Of the crop, in spectrogram frames of 10 ms.
+        crop: What was cut out of the clip.
         num_tokens: N_T.
         patch_frames: Spectrogram frames of one token.
 
@@ -84,7 +86,11 @@ def frame_features(
     if stored.ndim != 2 or width not in (None, stored.shape[1]):
         expected = f"(frames, {'features' if width is None else width})"
         raise AudioError(f"the features {entry.features} have the shape {stored.shape}, expected {expected}.")
-    first = min(first_frame // FRAMES_PER_FEATURE, len(stored) - 1)
     count = (num_tokens * patch_frames - 1) // FRAMES_PER_FEATURE + 1
-    part = torch.from_numpy(read_finite(entry.features, stored[first : first + count]))
-    return pool_to_tokens(part[None], num_tokens, patch_frames)[0].numpy()
+    frames = crop.first_frame // FRAMES_PER_FEATURE + np.arange(count)
+    if crop.period is not None:
+        frames = (frames % (crop.period / FRAMES_PER_FEATURE)).astype(int)
+    frames = frames.clip(max=len(stored) - 1)
+    first = int(frames.min())
+    part = read_finite(entry.features, stored[first : int(frames.max()) + 1])[frames - first]
+    return pool_to_tokens(torch.from_numpy(part)[None], num_tokens, patch_frames)[0].numpy()

@@ -179,7 +179,7 @@ class PretrainDataset(Dataset):
         if offline.kind == "text":
             return caption_features(entry, offline.text_dim)
         tokens, patch_frames = self.config.grid[1], self.config.patch_size[1]
-        return frame_features(entry, offline.dim, crop.first_frame, tokens, patch_frames)
+        return frame_features(entry, offline.dim, crop, tokens, patch_frames)
 
 
 def _draw(
