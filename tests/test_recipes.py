@@ -168,6 +168,25 @@ def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, t
     assert frames_of(values, speech)[:, 0].tolist() == np.repeat(np.arange(14.0), 8).tolist()
 
 
+def test_patches_play_no_program_that_they_lack(recipe, tmp_path):
+    from instruments import Part, holds, soundfont_path
+
+    folder = tmp_path / "unpacked" / "freepats" / "etc" / "timidity"
+    folder.mkdir(parents=True)
+    lines = ["dir /usr/share/midi/freepats", "drumset 0", " 35\tkick.pat amp=100", "bank 0", " 7\tclavi.pat"]
+    (folder / "freepats.cfg").write_text("\n".join(lines))
+    own = soundfont_path("freepats", tmp_path / "unpacked", tmp_path)
+    assert [holds(own, Part("freepats", program, [], [])) for program in (7, 3, 35, None)] == [
+        *(True, False, False, True)
+    ]
+    # The system's own configuration is read before: what it plays is forgotten first, in both banks.
+    before, mapped = own.read_text().split(" 35\tkick.pat")
+    drums, programs = before.split("bank 0")
+    for bank in (drums, programs):
+        assert {f"#extension undef {program}" for program in range(128)} <= set(bank.splitlines())
+    assert "undef" not in mapped and str(tmp_path / "unpacked") in before
+
+
 def test_an_average_is_of_each_weight_and_of_one_shape_alone(recipe, tmp_path):
     from average import average
 

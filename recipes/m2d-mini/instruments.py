@@ -100,14 +100,34 @@ def all_parts(notes_per_program: int, rng: random.Random) -> list[Part]:
 
 
 def soundfont_path(name: str, unpacked: Path, work: Path) -> Path:
-    """A soundfont, or a configuration of patches that finds them where they were unpacked."""
+    """A soundfont, or a configuration of patches that finds them where they were unpacked.
+
+    Timidity reads the system's own configuration before, by which another soundfont would play what these
+    patches lack: ours begins with no program at all.
+    """
     package, inside = SOUNDFONTS[name]
     path = unpacked / package / inside
     if path.suffix != ".cfg":
         return path
     lines = path.read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if not line.startswith("dir ")]
+    none = [f"#extension undef {program}" for program in PROGRAMS]
     patches = (unpacked / package / FREEPATS_FOLDER).resolve()
     own = work / path.name
-    own.write_text("\n".join([f"dir {patches}", *kept]) + "\n", encoding="utf-8")
+    text = "\n".join([f"dir {patches}", "drumset 0", *none, "bank 0", *none, *kept])
+    own.write_text(text + "\n", encoding="utf-8")
     return own
+
+
+def holds(soundfont: Path, part: Part) -> bool:
+    """Whether a soundfont has a part's program, or a kit; those that are no configuration have all."""
+    if soundfont.suffix != ".cfg":
+        return True
+    banks: dict[str, set[int]] = {}
+    for line in soundfont.read_text(encoding="utf-8").splitlines():
+        first, *rest = line.split() or [""]
+        if first in ("bank", "drumset"):
+            programs = banks.setdefault(f"{first} {rest[0]}", set())
+        elif first.isdigit():
+            programs.add(int(first))
+    return bool(banks["drumset 0"]) if part.program is None else part.program in banks["bank 0"]

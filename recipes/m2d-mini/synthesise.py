@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from instruments import SCORE_SOUNDFONTS, SOUNDFONTS, Part, all_parts, soundfont_path
+from instruments import SCORE_SOUNDFONTS, SOUNDFONTS, Part, all_parts, holds, soundfont_path
 from midi import render, write_midi
 from packages import SAMPLE_RATE, download, files, licences, run
 from speech import FESTIVAL_VOICES, Line, espeak_lines, other_lines, speak
@@ -205,6 +205,7 @@ def notes(arguments: argparse.Namespace) -> list[Made]:
     out, unpacked = arguments.out, arguments.unpacked
     fonts = {name: soundfont_path(name, unpacked, out) for name in SOUNDFONTS}
     parts = all_parts(arguments.notes_per_program, random.Random(0))
+    parts = [part for part in parts if holds(fonts[part.soundfont], part)]
     made = in_parallel(make_part, ((part, fonts, out) for part in parts), arguments.jobs)
     write_lists(out, made, unpacked, {})
     return made
