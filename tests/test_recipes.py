@@ -213,16 +213,22 @@ def save_model_of(folder, tensors, config):
 
 
 @pytest.mark.parametrize(
-    ("name", "run"), [("m2d-mini", "m2d-mini"), ("m2d-mini", "m2d-mini-longer"), ("m2d-mini-x", "m2d-mini-x")]
+    ("name", "run"),
+    [
+        ("m2d-mini", "m2d-mini"),
+        ("m2d-mini", "m2d-mini-longer"),
+        ("m2d-mini-x", "m2d-mini-x"),
+        ("m2d-mini-x", "m2d-mini-speech"),
+    ],
 )
 def test_the_recipe_is_the_configuration_of_the_released_runs(recipe, name, run):
     from m2d_training import PretrainConfig
     from m2d_training.pretraining.presets import load_preset
     from m2d_training.runs.settings import apply_settings
-    from train import LONGER
+    from train import LONGER, SPEECH
 
     known = json.loads((RECIPE / "runs" / f"{run}.json").read_text(encoding="utf-8"))
-    settings = LONGER if run == "m2d-mini-longer" else ()
+    settings = {"m2d-mini-longer": LONGER, "m2d-mini-speech": SPEECH}.get(run, ())
     released = PretrainConfig.from_dict(known["config"])
     preset = apply_settings(load_preset(name).config, settings).resolve()
     # Two processes took half of each batch; the list has so many labels; what is kept changes no weight.

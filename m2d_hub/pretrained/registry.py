@@ -61,7 +61,7 @@ _ROWS = (
     ModelInfo(
         "m2d-mini",
         "encoder only",
-        "mean of seven small tasks 77.0 (MODEL_CARD.md)",
+        "mean of seven small tasks 77.4 (MODEL_CARD.md)",
         filename="model.safetensors",
         input_size=(80, 208),
         embed_dim=None,

@@ -1,6 +1,6 @@
 """Averages the weights of models that were trained further from one and the same.
 
-    python recipes/m2d-mini/average.py OUT/average OUT/first/export OUT/longer/export OUT/further/export
+    python recipes/m2d-mini/average.py OUT/average OUT/first/export OUT/longer/export
 
 Each counts alike (model soups, Wortsman et al., ICML 2022, "uniform"); the configuration is the first one's.
 """

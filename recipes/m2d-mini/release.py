@@ -4,6 +4,7 @@ python recipes/m2d-mini/release.py weights OUT/average
 python recipes/m2d-mini/release.py log OUT/first m2d-mini
 python recipes/m2d-mini/release.py log OUT/longer m2d-mini-longer
 python recipes/m2d-mini/release.py log OUT/further m2d-mini-x
+python recipes/m2d-mini/release.py log OUT/speech m2d-mini-speech
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python recipes/m2d-mini/train.py DATA/corpus.csv --out OUT [--set precision=bf16]
 
-It goes on where it was stopped. ``OUT/first`` is the pre-training by labels. Two runs go on from it:
-``OUT/longer`` by the same labels, and ``OUT/further`` taught by YAMNet and Resemblyzer (``teach.py``), the
-encoder of m2d-mini-tags. ``OUT/average``, the mean of the weights of all three, is m2d-mini.
+It goes on where it was stopped. ``OUT/first`` is the pre-training by labels. Three runs go on from it:
+``OUT/longer`` by the same labels, ``OUT/further`` taught by YAMNet and Resemblyzer (``teach.py``), the
+encoder of m2d-mini-tags, and ``OUT/speech`` taught by Google's speech embedding. ``OUT/average``, the mean of
+the weights of all four, is m2d-mini.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from average import average
 PROCESSES = 2  # of training and of the teachers
 CLIPS = 64  # of a step, by all processes together
 LONGER = "start_parts=encoder", "epochs=12", "decay_epochs=3", "seed=43"
+SPEECH = ("seed=44",)
 
 
 def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: str) -> None:
@@ -40,17 +42,23 @@ def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: 
     subprocess.run(command, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+def taught(corpus: Path, lesson: str) -> Path:
+    """The list with what a lesson's teachers make of the corpus, who hear it once."""
+    path = corpus.with_name(f"{corpus.stem}-{lesson}.csv")
+    if not path.exists():
+        teach = [sys.executable, str(Path(__file__).with_name("teach.py")), lesson, str(corpus)]
+        subprocess.run([*teach, "--out", str(path), "--jobs", str(PROCESSES)], check=True)
+    return path
+
+
 def train(corpus: Path, out: Path, settings: list[str]) -> None:
     """All steps, one after another."""
-    taught = corpus.with_name(f"{corpus.stem}-taught.csv")
-    pretrain("m2d-mini", corpus, out / "first", settings)
-    if not taught.exists():
-        teach = [sys.executable, str(Path(__file__).with_name("teach.py")), "clips", str(corpus)]
-        subprocess.run([*teach, "--out", str(taught), "--jobs", str(PROCESSES)], check=True)
-    runs = [out / name / "export" for name in ("first", "longer", "further")]
+    runs = [out / name / "export" for name in ("first", "longer", "further", "speech")]
     start = "--start", str(runs[0])
+    pretrain("m2d-mini", corpus, out / "first", settings)
     pretrain("m2d-mini", corpus, out / "longer", [*LONGER, *settings], *start)
-    pretrain("m2d-mini-x", taught, out / "further", settings, *start)
+    pretrain("m2d-mini-x", taught(corpus, "clips"), out / "further", settings, *start)
+    pretrain("m2d-mini-x", taught(corpus, "speech"), out / "speech", [*SPEECH, *settings], *start)
     average(runs, out / "average")
 
 

@@ -251,7 +251,7 @@ def m2d_image() -> Preset:
 def m2d_mini() -> Preset:
     """A small MSM-MAE over 2 s with labels, for 10 s in less than 60 ms on one core of a CPU.
 
-    The first of the three runs whose average the released m2d-mini is (recipes/m2d-mini/train.py). Labels are
+    The first of the four runs whose average the released m2d-mini is (recipes/m2d-mini/train.py). Labels are
     names of packages, folders and files, joined by ';', as recipes/m2d-mini/corpus.py lists them; mean and
     std are those of that audio.
 
@@ -287,7 +287,7 @@ def m2d_mini() -> Preset:
 def m2d_mini_x() -> Preset:
     """m2d-mini pre-trained further as M2D-X, taught by features of whole clips (recipes/m2d-mini/teach.py).
 
-    The encoder of m2d-mini-tags, and one of the three runs whose average m2d-mini is.
+    The encoder of m2d-mini-tags, and one of the four runs whose average m2d-mini is.
 
     Result: no paper's; see the model card.
     Hardware and time: two CPU cores that multiply in bfloat16, a process each with batch_size=32: 47 minutes.
