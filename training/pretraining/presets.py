@@ -285,9 +285,10 @@ def m2d_mini() -> Preset:
 
 
 def m2d_mini_x() -> Preset:
-    """m2d-mini pre-trained further as M2D-X, taught by features of whole clips (recipes/m2d-mini/teach.py).
+    """m2d-mini pre-trained further as M2D-X, taught by other models (recipes/m2d-mini/teach.py).
 
-    The encoder of m2d-mini-tags, and one of the four runs whose average m2d-mini is.
+    Two of the four runs whose average m2d-mini is: one by features of whole clips, the encoder of
+    m2d-mini-tags, and one by such of frames of speech.
 
     Result: no paper's; see the model card.
     Hardware and time: two CPU cores that multiply in bfloat16, a process each with batch_size=32: 47 minutes.
