@@ -7,14 +7,18 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INDEX := $(if $(CPU),--extra-index-url https://download.pytorch.org/whl/cpu)
 SIZE := $(if $(CPU),0.5 GB to download and 2 GB on disk,3 GB to download and 6.5 GB on disk (with CPU=1: 0.5 and 2 GB))
 
-.PHONY: demo test fuzz lint types docs wheel clean
+.PHONY: demo test test-slow fuzz lint types docs wheel clean
 
 demo: $(INSTALLED)
 	@$(BIN)/python examples/demo.py
 
-# A file of tests at a time in each of two processes; pytest alone does one after the other.
+# All tests but those marked slow, in two processes.
 test: $(INSTALLED)
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest --numprocesses 2 --dist worksteal -m "not slow"
+
+# The tests that take 10 s or more each.
+test-slow: $(INSTALLED)
+	@$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
 # The readers on files that chance has damaged, for about an hour; what they did becomes tests/fuzz/outcomes.md.
 fuzz: $(INSTALLED)
@@ -23,6 +27,7 @@ fuzz: $(INSTALLED)
 lint: $(INSTALLED)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 types: $(INSTALLED)
 	@$(BIN)/mypy

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import importing
-from m2d_hub.files import replacing
+from m2d_hub.io import importing, replacing
 from m2d_hub.nn.windowed_encoder import WindowedEncoder
 
 if TYPE_CHECKING:

@@ -10,10 +10,10 @@ from typing import Any, Literal
 import torch
 
 from m2d_hub.errors import ConfigError, reason_of
+from m2d_hub.io import plain_tensors
 from m2d_hub.model import M2D
 from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.int8_linear import quantize_encoder
-from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint
 from m2d_hub.pretrained.locate import locate
 from m2d_hub.pretrained.weights import read_weights

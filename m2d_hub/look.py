@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from m2d_hub.extras import importing
-from m2d_hub.files import as_text
+from m2d_hub.io import as_text, importing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

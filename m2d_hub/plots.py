@@ -13,8 +13,8 @@ import torch
 from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import as_text
 from m2d_hub.inference import read_windows
+from m2d_hub.io import as_text
 from m2d_hub.look import (
     LEVELS,
     LIKENESS,

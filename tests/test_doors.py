@@ -371,7 +371,7 @@ def test_a_reader_names_what_it_cannot_read(name, kind, tmp_path):
             return
     assert path.name in told or str(path.parent) in told
     if kind == "forbidden":
-        assert "cannot be opened (Permission denied): look at its name and permissions." in told
+        assert "cannot be opened (Permission denied): check its name and permissions." in told
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -16,14 +16,11 @@ ROOT = Path(__file__).parents[1]
 HUB_LAYERS = [
     *(
         "errors",
-        "extras",
-        "doors",
         "checks",
         "config",
         "results",
-        "files",
+        "io",
         "look",
-        "plain_tensors",
         "audio",
         "windows",
         "nn",

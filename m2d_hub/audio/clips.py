@@ -25,8 +25,8 @@ from m2d_hub.audio.given import Channels, Given, unpack
 from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import checked, to_clips, to_mono
-from m2d_hub.doors import open_file
 from m2d_hub.errors import AudioError
+from m2d_hub.io import open_file
 
 # What cannot be read, or only with PyAV, is looked for as well, so that it is reported, not passed over.
 _READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64 sph voc gsm"

@@ -20,8 +20,8 @@ from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
 from m2d_hub.audio.resampling import check_rate, resample
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import mixed
-from m2d_hub.doors import reading
 from m2d_hub.errors import AudioError
+from m2d_hub.io import reading
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from m2d_hub.audio.layout import after_id3, read_at
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import AudioError
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 _MAGIC = {
     b"\x1a\x45\xdf\xa3": "matroska",

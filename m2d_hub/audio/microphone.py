@@ -11,7 +11,7 @@ from torch import Tensor
 from m2d_hub.audio.resampling import check_rate
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import AudioError, M2DError
-from m2d_hub.plain_tensors import plain_tensors
+from m2d_hub.io import plain_tensors
 
 MIN_RATE_HZ, MAX_RATE_HZ = 100, 10_000_000
 MAX_FILTER_TAPS = 16_000_000  # numbers in a resampling kernel, 64 MB

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import importing
 from m2d_hub.hub import load_model
+from m2d_hub.io import importing
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 with importing("mteb", "M2DWrapper", "mteb"):

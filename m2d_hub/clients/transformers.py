@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from m2d_hub.export import windowed_encoder
-from m2d_hub.extras import importing
 from m2d_hub.hub import load_model
+from m2d_hub.io import importing
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.model_card import model_card
 from m2d_hub.pretrained.registry import DEFAULT_MODEL

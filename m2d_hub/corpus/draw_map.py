@@ -21,7 +21,7 @@ from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sound_map import SoundMap, map_of
 from m2d_hub.corpus.stored import Stored, frames_of, is_stored, load_model_of, read_stored
 from m2d_hub.errors import AudioError, ConfigError, M2DError
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing
 from m2d_hub.look import LEVELS, picture_data, require_matplotlib
 from m2d_hub.model import M2D
 from m2d_hub.plots import RANGE_DB, spectrogram_db

@@ -22,7 +22,7 @@ from m2d_hub.corpus.output_job import LOCK, check_settings, lock_kept, write_set
 from m2d_hub.corpus.records import WAY_OUT, Contents, Origin, Record, checked, parse_settings, reading_output
 from m2d_hub.corpus.sources import Source
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing
 
 INDEX, SETTINGS, PENDING = "index.csv", "settings.json", ".pending"
 _COLUMNS = ["file", "array", "size", "modified_ns", "place"]

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from m2d_hub.corpus.output_job import LOCK, lock_kept
 from m2d_hub.corpus.stores import StoreUrl, store_errors
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing
 
 _COPIED_BYTES = 8 << 20  # at a time
 

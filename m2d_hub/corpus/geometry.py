@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 Projection = Literal["pca", "tsne"]
 

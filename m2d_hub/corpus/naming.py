@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sources import Source, possible_names
 from m2d_hub.errors import ConfigError, first_few
-from m2d_hub.files import as_text
+from m2d_hub.io import as_text
 
 ARRAY, TIMES = ".npy", ".timestamps_s.npy"  # suffixes of what a folder keeps of a file
 _MOST_BYTES = 255 - len(TIMES + ".partial")  # of a name, before its suffix

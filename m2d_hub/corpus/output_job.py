@@ -11,7 +11,7 @@ from typing import Any
 import filelock
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing
 
 LOCK = ".lock"
 

@@ -24,7 +24,7 @@ from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.corpus.sources import Source
 from m2d_hub.corpus.stores import StoreUrl
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import PARTIAL_SUFFIX
+from m2d_hub.io import PARTIAL_SUFFIX
 
 _PART = re.compile(r"\d{8}\.(safetensors|parquet)")
 _OWN_IN_PARTS = re.compile(_PART.pattern + r"(\.partial(\.body)?)?|\.lock")

@@ -17,7 +17,7 @@ import numpy as np
 
 from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Origin, Record, reading_output
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 ROW_GROUP_BYTES = 32 << 20
 

@@ -21,7 +21,7 @@ from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, embed_opened
 from m2d_hub.corpus.reading import opened_ahead
 from m2d_hub.corpus.records import Origin
 from m2d_hub.corpus.sources import Source
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 _MOST_BATCHES = 64  # that a worker does at a time; done again where it dies
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.audio.stored import StoredFile, identity_of
-from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import reading, reading_file
 
 SETTINGS_KEY = "m2d_hub"  # under which every format keeps the settings
 KIND = "embeddings"  # that an output holds

@@ -17,7 +17,7 @@ from m2d_hub.corpus.shards import SHARD_SUFFIX, shard_files
 from m2d_hub.corpus.stores import StoreFile, StoreUrl, look_up, place_of
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import as_text
+from m2d_hub.io import as_text
 
 logger = logging.getLogger(__name__)
 

@@ -64,7 +64,7 @@ def read_stored(path: str | os.PathLike[str]) -> Stored:
         raise ConfigError(
             f"{path} is not finished: run the m2d-hub embed that writes it again."
             if begun
-            else f"{path} does not exist: give what m2d-hub embed wrote."
+            else f"{path} does not exist; give what m2d-hub embed wrote."
         )
     if path.is_dir():
         return Stored(path, dataset_contents(path) if _is_dataset(path) else folder_contents(path))

@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 
 from m2d_hub.audio.stored import FetchedFile, StoredFile
 from m2d_hub.errors import AudioError, ConfigError, M2DError
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 SCHEMES = ("s3", "gs", "abfs")
 _URL = re.compile(

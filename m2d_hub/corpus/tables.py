@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError, first_few
+from m2d_hub.io import reading, reading_file
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
 SHOWN = 5  # rows that a message names

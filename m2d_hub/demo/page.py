@@ -13,7 +13,7 @@ from m2d_hub.corpus.library import Library
 from m2d_hub.demo.cards import brief_card, comparison, error_card, match_list, sound_card, tag_list
 from m2d_hub.demo.listening import MOST_S, listen
 from m2d_hub.errors import ConfigError, M2DError
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 from m2d_hub.model import M2D
 from m2d_hub.zero_shot import classify_by_text
 

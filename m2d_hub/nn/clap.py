@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from m2d_hub.config import ClapConfig
 from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.io import plain_tensors
 from m2d_hub.nn.encoder import Block
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
-from m2d_hub.plain_tensors import plain_tensors
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 

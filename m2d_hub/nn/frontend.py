@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from m2d_hub.audio.waveforms import scaled
 from m2d_hub.config import EPSILON, FrontendConfig
-from m2d_hub.plain_tensors import plain_tensors
+from m2d_hub.io import plain_tensors
 
 
 class LogMelFrontend(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, reason_of
-from m2d_hub.extras import importing
+from m2d_hub.io import importing
 
 MAX_TOKENS = 512
 

@@ -7,9 +7,8 @@ import stat
 import zipfile
 from pathlib import Path, PurePosixPath
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError
-from m2d_hub.files import CHUNK_BYTES, storage_errors
+from m2d_hub.io import CHUNK_BYTES, reading_file, storage_errors
 
 MAX_ENTRIES = 1_000
 MAX_BYTES = 8 << 30  # the largest release unpacks to about 1 GB

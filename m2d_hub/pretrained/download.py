@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_hub.errors import DownloadError
-from m2d_hub.files import CHUNK_BYTES, FORBIDDEN, FULL, hash_into, storage_errors
+from m2d_hub.io import CHUNK_BYTES, FORBIDDEN, FULL, hash_into, storage_errors
 
 logger = logging.getLogger(__name__)
 

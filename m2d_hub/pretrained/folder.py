@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, ConfigError, first_few
-from m2d_hub.files import hash_into, replacing
+from m2d_hub.io import hash_into, reading_file, replacing
 from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite, open_safetensors
 
 WEIGHTS_FILE = "model.safetensors"

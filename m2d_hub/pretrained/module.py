@@ -12,9 +12,9 @@ from torch import nn
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import plain_tensors
 from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.int8_linear import Int8Linear
-from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.folder import Checkpoint, assign_tensors, save_checkpoint
 from m2d_hub.pretrained.locate import locate_pretrained
 from m2d_hub.pretrained.model_card import Metrics, model_card, push_options

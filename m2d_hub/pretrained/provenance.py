@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import ChecksumError
-from m2d_hub.files import replacing, sha256_of
+from m2d_hub.io import reading_file, replacing, sha256_of
 from m2d_hub.pretrained.registry import ModelInfo
 
 ORIGIN_FILE = "origin.json"

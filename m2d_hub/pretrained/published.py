@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
-from m2d_hub.doors import reading
 from m2d_hub.errors import CheckpointError, ConfigError, first_few
+from m2d_hub.io import reading
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 from m2d_hub.pretrained.published_names import part_of

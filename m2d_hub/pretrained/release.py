@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m2d_hub.errors import DownloadError, M2DError
-from m2d_hub.files import locked, sha256_of, storage_errors
+from m2d_hub.io import locked, sha256_of, storage_errors
 from m2d_hub.pretrained.archive import extract_checkpoint
 from m2d_hub.pretrained.cache import PACKAGED, cache_root, is_offline, release_url, zip_path_of
 from m2d_hub.pretrained.download import download, offline_advice

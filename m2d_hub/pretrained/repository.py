@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, M2DError, UnknownModelError, reason_of
-from m2d_hub.files import storage_errors
+from m2d_hub.io import storage_errors
 from m2d_hub.pretrained.cache import is_offline
 from m2d_hub.pretrained.folder import CONFIG_FILE, WEIGHTS_FILE
 

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from m2d_hub.doors import reading
 from m2d_hub.errors import CheckpointError
+from m2d_hub.io import reading
 from m2d_hub.pretrained.folder import CONFIG_FILE, read_safetensors
 from m2d_hub.pretrained.published_names import published_state
 from m2d_hub.pretrained.tensors import RUN_STEP, read_pickled

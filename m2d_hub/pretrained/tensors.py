@@ -14,8 +14,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, first_few, reason_of
+from m2d_hub.io import reading_file
 
 RUN_STATE = {"step", "model", "optimizer"}  # what a run's kept checkpoint holds
 RUN_STEP = "step of a run"  # its step, among the settings

@@ -17,9 +17,8 @@ import torch
 from torch import nn
 
 from m2d_hub.config import EncoderConfig, FrontendConfig, ModelConfig
-from m2d_hub.files import locked, replacing_folder
+from m2d_hub.io import locked, plain_tensors, replacing_folder
 from m2d_hub.nn.encoder import Encoder
-from m2d_hub.plain_tensors import plain_tensors
 from m2d_hub.pretrained.cache import cache_root
 from m2d_hub.pretrained.folder import WEIGHTS_FILE, save_checkpoint
 from m2d_hub.pretrained.registry import MODELS

@@ -37,7 +37,7 @@ from peers import (
 )
 from tqdm import tqdm
 
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing
 
 ROWS_AT_ONCE = 500  # of a file of what has been heard
 FRAME_SAMPLES = SAMPLE_RATE // 50  # of features that m2d-train takes by frames

@@ -446,7 +446,7 @@ def test_window_option_is_that_of_load_model(tiny, tmp_path):
         (["embed", "*.wav", "--out", "x"], "pattern '*.wav' matches no audio files"),
         (["embed", "list.csv", "--out", "x"], "list.csv has no column 'file'; its columns: path, label"),
         (["embed", "gap.csv", "--out", "x"], "gap.csv: 1 row has no file (row 3)"),
-        (["embed", "gone.csv", "--out", "x"], "gone.csv does not exist: give a CSV with the columns file"),
+        (["embed", "gone.csv", "--out", "x"], "gone.csv does not exist; give a CSV with the columns file"),
         (["tag", "."], "folder . holds no audio files"),
         (["tag", "a.wav", "--top", "0"], "0 is not in the range"),
         (["convert", "a.pth"], "Missing option '--out'"),

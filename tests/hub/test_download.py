@@ -15,7 +15,7 @@ import pytest
 
 import m2d_hub.pretrained.download
 from m2d_hub.errors import DownloadError
-from m2d_hub.files import CHUNK_BYTES, locked
+from m2d_hub.io import CHUNK_BYTES, locked
 from m2d_hub.pretrained.cache import release_url
 from m2d_hub.pretrained.download import download
 from m2d_hub.pretrained.registry import find_model

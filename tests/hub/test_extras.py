@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from m2d_training.cli.main import main
 
 import m2d_hub
-from m2d_hub import extras
+from m2d_hub import io
 from m2d_hub.audio.microphone import listen
 from m2d_hub.cli.main import main as hub
 
@@ -37,7 +37,7 @@ def without(monkeypatch, *missing):
             raise PackageNotFoundError(name)
         return version(name)
 
-    monkeypatch.setattr(extras, "version", found)
+    monkeypatch.setattr(io, "version", found)
 
 
 @pytest.fixture
@@ -67,17 +67,17 @@ def test_training_without_its_extra_begins_nothing_and_names_all_that_is_missing
 
 def test_what_another_extra_brings_is_not_asked_for(monkeypatch):
     without(monkeypatch, "ray", "torch", "gradio")
-    extras.require_extra("training", "this")
+    io.require_extra("training", "this")
     with pytest.raises(m2d_hub.ConfigError, match=r"^this needs ray: pip install 'm2d-hub\[ray\]'\.$"):
-        extras.require_extra("ray", "this")
+        io.require_extra("ray", "this")
 
 
 def test_a_source_tree_that_is_not_installed_is_not_asked_for_anything(monkeypatch):
     def fail(name):
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(extras, "requires", fail)
-    extras.require_extra("training", "this")
+    monkeypatch.setattr(io, "requires", fail)
+    io.require_extra("training", "this")
 
 
 def test_what_is_installed_but_broken_says_why(broken, tiny_folder, tmp_path):

@@ -244,7 +244,7 @@ def test_wrong_settings_are_told_before_any_work(folder, tmp_path):
     told(r"thumbnails must be .*, got -1", folder, thumbnails=-1)
     told(r"must end in \.html.*map\.png", folder, tmp_path / "map.png")
     told(r"none\.npz does not exist", tmp_path / "none.npz", model=None)
-    told(r"none does not exist: give a folder", tmp_path / "none")
+    told(r"none does not exist; give a folder", tmp_path / "none")
     told(r"birds_1\.ogg is no folder", folder / "birds_1.ogg")
 
 

@@ -165,7 +165,7 @@ def test_a_folder_that_may_not_be_entered_is_reported(tiny, tmp_path, monkeypatc
     summary = embed(tmp_path / "rec", tmp_path / "out.npz", tiny)
     assert (summary.embedded, summary.failed) == (1, 1)
     [_, line] = (tmp_path / "out.npz.errors.csv").read_text().splitlines()
-    problem = "cannot be opened (Permission denied): look at its name and permissions."
+    problem = "cannot be opened (Permission denied): check its name and permissions."
     assert line == f"{tmp_path}/rec/in,{tmp_path}/rec/in {problem}"
     [closed] = find_sources(tmp_path / "rec" / "in")
     assert closed.path == tmp_path / "rec" / "in"

@@ -214,7 +214,7 @@ def test_wrong_columns_missing_lists_and_other_encodings_are_refused(save, tmp_p
     with pytest.raises(ConfigError, match="its columns: none"):
         (tmp_path / "empty.csv").touch()
         read_labelled(tmp_path / "empty.csv")
-    with pytest.raises(ConfigError, match="does not exist: give a CSV with the columns file, label, split"):
+    with pytest.raises(ConfigError, match="does not exist; give a CSV with the columns file, label, split"):
         read_labelled(tmp_path / "none.csv")
     with pytest.raises(
         ConfigError, match=r"cannot be read as a CSV with the columns file, label, split .* UTF-8"

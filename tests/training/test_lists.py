@@ -474,7 +474,7 @@ WRONG = {
         "train/n*",
         "has no training clips in folders of their classes: it must hold train/CLASS/FILE",
     ),
-    "evar": ("../task.csv", "task.csv does not exist: give a CSV with the columns file_name, label"),
+    "evar": ("../task.csv", "task.csv does not exist; give a CSV with the columns file_name, label"),
 }
 
 

@@ -29,7 +29,7 @@ from m2d_training.runs.updates import Updater
 from torch import nn
 
 import m2d_hub
-from m2d_hub.files import replacing, replacing_folder
+from m2d_hub.io import replacing, replacing_folder
 
 from ..processes import ONE_THREAD, TRAIN, TRAIN_ON_TWO, finish, wait_for_lines
 
@@ -297,7 +297,7 @@ def test_a_damaged_config_is_named_with_the_way_out(command, tmp_path, text):
 )
 def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch, write, error):
     usage = type(shutil.disk_usage(tmp_path))
-    monkeypatch.setattr("m2d_hub.files.shutil.disk_usage", lambda folder: usage(3 << 20, 3 << 20, 0))
+    monkeypatch.setattr("m2d_hub.io.shutil.disk_usage", lambda folder: usage(3 << 20, 3 << 20, 0))
     with pytest.raises(OSError, match=f"no space left on the disk of {tmp_path}"), write(tmp_path / "file"):
         raise error
     assert not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ import click
 
 from m2d_hub.cli.options import SOME_FAILED
 from m2d_hub.errors import M2DError
-from m2d_hub.files import json_text
+from m2d_hub.io import json_text
 
 from ..runs.devices import is_first_process
 from ..runs.folder import make_folder

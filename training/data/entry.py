@@ -6,8 +6,8 @@ import io
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from m2d_hub.doors import open_file, reading
 from m2d_hub.errors import AudioError
+from m2d_hub.io import open_file, reading
 
 from .parts import AudioFile
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from m2d_hub.doors import reading
 from m2d_hub.errors import AudioError
+from m2d_hub.io import reading
 
 from .entry import Entry
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import AudioError
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing
 
 ERRORS_FILE = "errors.csv"
 COLUMNS = ("row", "file", "error")

@@ -15,9 +15,8 @@ from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.checks import require
 from m2d_hub.corpus.sources import files_below
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import PARTIAL_SUFFIX
+from m2d_hub.io import PARTIAL_SUFFIX, reading_file
 
 from .entries import PackedEntries
 from .entry import Entry

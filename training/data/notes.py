@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from m2d_hub.doors import reading
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import reading
 
 from .entry import LABEL_SEPARATOR
 

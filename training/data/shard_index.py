@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from m2d_hub.corpus.tables import Row, read_table
-from m2d_hub.doors import open_file
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import open_file, replacing
 
 from .shards import ShardMember, index_shards, is_clip
 

@@ -14,8 +14,8 @@ from typing import BinaryIO, TypeVar
 
 from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.corpus.shards import Member, members_of
-from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import reading, reading_file
 
 from .images import IMAGE_SUFFIXES
 from .notes import MAX_BYTES, Note, read_note

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.checks import FINITE
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError
-from m2d_hub.files import json_text, replacing
+from m2d_hub.io import json_text, reading_file, replacing
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part

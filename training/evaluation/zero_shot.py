@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import require_extra
 from m2d_hub.hub import load_model
+from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
 from ..data.left_out import LeftOut

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.files import json_text, replacing
+from m2d_hub.io import json_text, replacing
 
 from ..evaluation.charts import draw_curves
 from ..runs.folder import RunFolder

@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from m2d_hub.doors import reading
 from m2d_hub.errors import CheckpointError
+from m2d_hub.io import reading
 
 from ..data.sampling import EpochPlan, StepSampler
 from ..evaluation.labelled import Round

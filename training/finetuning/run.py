@@ -17,8 +17,7 @@ import numpy as np
 import torch
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import require_extra
-from m2d_hub.files import replacing_folder
+from m2d_hub.io import replacing_folder, require_extra
 from m2d_hub.nn.compiled import compile_blocks
 
 from ..data.sampling import EpochPlan, balancing_weights

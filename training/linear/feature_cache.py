@@ -22,9 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from m2d_hub.audio import AudioPart
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError
-from m2d_hub.files import replacing
+from m2d_hub.io import reading_file, replacing
 
 from ..data.parts import AudioFile
 from ..evaluation.clip_encoder import ClipEncoder, encode_files

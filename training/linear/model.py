@@ -13,7 +13,7 @@ from torch import Tensor
 
 from m2d_hub.config import Activation
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing_folder
+from m2d_hub.io import replacing_folder
 from m2d_hub.model import M2D
 
 from ..evaluation.labelled import LabelledList

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import require_extra
 from m2d_hub.hub import load_model
+from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
 from ..evaluation.clip_encoder import ClipEncoder, mean_samples

@@ -14,8 +14,7 @@ import torch
 from m2d_hub.checks import COUNT, POSITIVE_INTEGER, Numbers, require_numbers
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import require_extra
-from m2d_hub.files import replacing_folder
+from m2d_hub.io import replacing_folder, require_extra
 
 from ..data.entry import Entry
 from ..data.left_out import LeftOut, refuse_too_many, write_errors

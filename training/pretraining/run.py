@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from m2d_hub.extras import require_extra
+from m2d_hub.io import require_extra
 from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.encoder import Block
 from m2d_hub.nn.frontend import LogMelFrontend

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
-from m2d_hub.extras import importing
+from m2d_hub.io import importing, reading_file
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
 
 from ..data.stored_features import pool_to_tokens

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from m2d_hub.audio import AudioPart
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import reading_file, replacing
 
 from .folder import RunFolder
 

@@ -8,9 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError
-from m2d_hub.files import json_text, replacing
+from m2d_hub.io import json_text, reading_file, replacing
 
 from ..evaluation.charts import draw_steps
 from .folder import RunFolder

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import reading_file, replacing
 
 from .folder import RunFolder
 

@@ -18,9 +18,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from m2d_hub.doors import reading, reading_file
 from m2d_hub.errors import CheckpointError, M2DError
-from m2d_hub.files import replacing
+from m2d_hub.io import reading, reading_file, replacing
 
 from .folder import RunFolder
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from m2d_hub.files import json_text, replacing
+from m2d_hub.io import json_text, replacing
 
 CSV_FILE, JSON_FILE = "suite.csv", "suite.json"
 COLUMNS = (

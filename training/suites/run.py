@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from m2d_hub.errors import ConfigError, M2DError
-from m2d_hub.extras import require_extra
+from m2d_hub.io import require_extra
 from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.extras import require_extra
-from m2d_hub.files import replacing
+from m2d_hub.io import replacing, require_extra
 
 from ..evaluation.charts import draw_points
 from ..evaluation.metrics import over_seeds

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.corpus.tables import read_table
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import reading_file, replacing
 
 from ..data.lists.catalogue import find_dataset
 from ..data.lists.make import make_list

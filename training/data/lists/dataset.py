@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from m2d_hub.audio import AUDIO_SUFFIXES
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import reading_file
 
 ALL = "all"  # key of the number of clips in all splits
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.corpus.tables import PART_COLUMNS
-from m2d_hub.doors import open_file
 from m2d_hub.errors import ConfigError
-from m2d_hub.files import replacing
+from m2d_hub.io import open_file, replacing
 
 from ..entry import LABEL_SEPARATOR
 from ..listing import FolderListing

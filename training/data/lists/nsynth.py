@@ -6,8 +6,8 @@ import functools
 import json
 from collections.abc import Iterator
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import reading_file
 
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant
 

@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from m2d_hub.doors import reading_file
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import reading_file
 
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant
 

@@ -1,0 +1,329 @@
+"""Atomic writes, locks, hashes, untrusted files and optional imports."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import stat
+import unicodedata
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from m2d_hub.errors import ConfigError, DownloadError, M2DError, reason_of
+
+logger = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 20
+PARTIAL_SUFFIX = ".partial"  # of unfinished files and folders
+FULL = {errno.ENOSPC, errno.EDQUOT}
+FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_MIN_FREE_BYTES = 1 << 16  # a disk with less counts as full
+_MAX_NAME_LENGTH = 200  # characters of a path in a message
+_LINE_BREAKING = {"Cc", "Zl", "Zp"}  # Unicode categories
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file that replaces ``path`` only when it is complete and synced to disk.
+
+    If writing fails, the unfinished file is removed and ``path`` is unchanged. A killed process leaves
+    ``<path>.partial``, which the next write overwrites.
+
+    Yields:
+        The path to write to, in the same folder. Missing parent folders are created.
+
+    Raises:
+        OSError: The disk is full; the message names the folder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    if partial.is_symlink():  # writing would follow the link
+        partial.unlink()
+    try:
+        yield partial
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as error:
+        full = _disk_full_error(error, partial)
+        partial.unlink(missing_ok=True)
+        if full is not None:
+            raise full from error
+        raise
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder that replaces ``folder`` only when it is complete.
+
+    If filling it fails, the unfinished folder is removed and ``folder`` is unchanged.
+
+    Yields:
+        The path of an empty folder beside it.
+
+    Raises:
+        OSError: The disk is full; the message names the folder.
+    """
+    partial, old = (folder.with_name(folder.name + suffix) for suffix in (PARTIAL_SUFFIX, ".old"))
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
+        full = _disk_full_error(error, partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        if full is not None:
+            raise full from error
+        raise
+
+
+def _disk_full_error(error: BaseException, partial: Path) -> OSError | None:
+    """Return an error that names the full disk, or None if ``error`` has another cause.
+
+    torch, safetensors and numpy report a failed write with exceptions of their own; torch and numpy omit the
+    cause, so the free space is checked as well.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if not isinstance(error, Exception) or (number is not None and number not in FULL):
+        return None
+    is_full = number is not None or "No space left" in str(error)
+    with contextlib.suppress(OSError):
+        is_full = is_full or shutil.disk_usage(partial.parent).free < _MIN_FREE_BYTES
+    text = f"no space left on the disk of {partial.parent}"
+    return OSError(errno.ENOSPC, text) if is_full else None
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; other processes wait, and the lock is released if its holder dies.
+
+    Raises:
+        DownloadError: The lock file cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path)
+    with storage_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.info("waiting for another process that holds %s", path)
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path) -> Iterator[None]:
+    """Raise a full disk or a missing permission in ``folder`` as a DownloadError with a hint."""
+    hint = "choose another folder: load_model(..., cache_dir=FOLDER) or the environment variable HF_HOME."
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise DownloadError(
+                f"The disk of {folder} is full ({error}). Free some space, or {hint}"
+            ) from error
+        if error.errno in FORBIDDEN:
+            raise DownloadError(
+                f"{folder} cannot be written ({error}). Change its permissions, or {hint}"
+            ) from error
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    hash_into(digest, path)
+    return digest.hexdigest()
+
+
+def hash_into(digest: Any, path: Path) -> int:
+    """Feed a file to a hashlib object and return the file's size in bytes."""
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+        return file.tell()
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return strict JSON, with null for NaN and infinity, which JSON cannot represent."""
+
+    def finite(part: Any) -> Any:
+        if isinstance(part, dict):
+            return {key: finite(inner) for key, inner in part.items()}
+        if isinstance(part, (list, tuple)):
+            return [finite(inner) for inner in part]
+        return None if isinstance(part, float) and not math.isfinite(part) else part
+
+    return json.dumps(finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def as_text(path: str) -> str:
+    """Return a path as valid UTF-8 on one line, with control characters escaped."""
+    try:
+        text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:
+        text = path.encode("utf-8", "backslashreplace").decode()
+    if text.isprintable():
+        return text
+    return "".join(
+        char.encode("unicode_escape").decode() if unicodedata.category(char) in _LINE_BREAKING else char
+        for char in text
+    )
+
+
+@contextlib.contextmanager
+def reading(name: object, kind: str, hint: str, failure: type[M2DError]) -> Iterator[None]:
+    """Parse data that may be damaged or hostile; every failure is raised as one error type.
+
+    Args:
+        name: What the message names: a file, or a part of one.
+        kind: What the data should be, with its article: "an image".
+        hint: What to do when it cannot be read, as a sentence.
+        failure: The error type to raise.
+
+    Raises:
+        M2DError: A ``failure`` for any exception raised inside. Errors of this package pass unchanged.
+        OSError: The disk is full, which is not the fault of the data.
+    """
+    try:
+        yield
+    except M2DError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise failure(f"{name} cannot be read as {kind} ({reason_of(error)}). {hint}") from error
+
+
+@contextlib.contextmanager
+def reading_file(
+    path: str | os.PathLike[str], kind: str, hint: str, failure: type[M2DError]
+) -> Iterator[None]:
+    """Like :func:`reading`, for a file on disk, which must exist and be a regular file.
+
+    Raises:
+        M2DError: As for :func:`reading` and :func:`open_file`.
+    """
+    open_file(path, kind, failure).close()
+    with reading(path, kind, hint, failure):
+        yield
+
+
+def open_file(path: str | os.PathLike[str], kind: str, failure: type[M2DError]) -> BinaryIO:
+    """Open a regular file for reading bytes. Pipes and devices are refused, since reading may block forever.
+
+    Args:
+        path: The file.
+        kind: What it should contain, with its article.
+        failure: The error type to raise.
+
+    Raises:
+        M2DError: A ``failure`` if the path is missing, forbidden, or not a regular file.
+    """
+    problem = None
+    try:
+        mode = os.stat(path).st_mode
+        if stat.S_ISREG(mode):
+            return open(path, "rb")
+        problem = f"is a pipe or a device, not {kind}; write its contents to a file"
+        if stat.S_ISDIR(mode):
+            os.scandir(path).close()  # raises if the folder is not readable
+            problem = f"is a folder, not {kind}"
+    except (FileNotFoundError, NotADirectoryError):
+        problem = f"does not exist; give {kind}"
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        problem = f"cannot be opened ({getattr(error, 'strerror', error)}); check its name and permissions"
+    raise failure(f"{str(path)[:_MAX_NAME_LENGTH]} {problem}.")
+
+
+@contextlib.contextmanager
+def importing(
+    packages: str, by: str, extra: str, hint: str = "", failure: type[M2DError] = ConfigError
+) -> Iterator[None]:
+    """Import optional dependencies, with one message when they are missing or fail to import.
+
+    Args:
+        packages: The imported packages under the names that users know: "scikit-learn".
+        by: The feature that needs them, as the start of a sentence: "ONNX export".
+        extra: The extra of this package that installs them.
+        hint: An alternative that works without them, as a sentence.
+        failure: The error type to raise.
+
+    Raises:
+        M2DError: A ``failure`` if an import fails, with the reason unless the package is just missing.
+    """
+    try:
+        yield
+    except (ImportError, OSError) as error:  # OSError: a missing system library
+        need = f"{by} needs {packages}"
+        if not isinstance(error, ModuleNotFoundError):
+            need += f", which cannot be imported ({reason_of(error)})"
+        raise failure(f"{need}: pip install 'm2d-hub[{extra}]'. {hint}".rstrip()) from error
+
+
+def require_extra(extra: str, by: str) -> None:
+    """Check that every package of an extra is installed, without importing any.
+
+    Raises:
+        ConfigError: Packages are missing; all of them are named.
+    """
+    missing = [name for name in _packages(extra) if not _is_installed(name)]
+    if missing:
+        raise ConfigError(f"{by} needs {', '.join(missing)}: pip install 'm2d-hub[{extra}]'.")
+
+
+def _packages(extra: str) -> list[str]:
+    """Return the packages that only ``extra`` installs; empty when this package is not installed itself."""
+    from packaging.requirements import Requirement
+
+    try:
+        needs = [Requirement(need) for need in requires("m2d-hub") or ()]
+    except PackageNotFoundError:
+        return []
+    return [
+        need.name
+        for need in needs
+        if need.marker and need.marker.evaluate({"extra": extra}) and not need.marker.evaluate({"extra": ""})
+    ]
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def plain_tensors() -> Iterator[None]:
+    """Create ordinary float32 CPU tensors, whatever inference mode, device or dtype the caller has set."""
+    import torch
+
+    dtype = torch.get_default_dtype()
+    if dtype is not torch.float32:  # a process-wide setting: change it only if necessary
+        torch.set_default_dtype(torch.float32)
+    try:
+        with torch.inference_mode(mode=False), torch.device("cpu"):
+            yield
+    finally:
+        if dtype is not torch.float32:
+            torch.set_default_dtype(dtype)
