@@ -24,9 +24,11 @@ from m2d_training.finetuning.loop import FinetuneTrainer
 from m2d_training.pretraining.loop import Trainer
 from m2d_training.runs.devices import build_accelerator
 from m2d_training.runs.folder import RunFolder
+from m2d_training.runs.loader import read_by_workers
 from m2d_training.runs.state import list_checkpoints, read_state, write_tensors
 from m2d_training.runs.updates import Updater
 from torch import nn
+from torch.utils.data import Dataset
 
 import m2d_hub
 from m2d_hub.io import replacing, replacing_folder
@@ -443,3 +445,48 @@ def test_a_log_on_a_full_disk_neither_hides_the_error_nor_adds_to_it(tmp_path, m
         raise m2d_hub.ConfigError("the real one")
     monkeypatch.undo()
     assert "Traceback" not in capsys.readouterr().err
+
+
+class Squares(Dataset):
+    """Numbers, of which one ends its reader where that is asked for."""
+
+    def __init__(self, deadly=None):
+        self.deadly = deadly
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor(index**2)
+
+
+ENDS_BY_AN_ERROR = """
+import sys, torch
+from m2d_training.runs.loader import read_by_workers
+batches = read_by_workers(torch.arange(40), 2, batch_size=2)
+next(batches)
+raise ValueError("the traceback keeps the batches alive")
+"""
+
+
+def test_a_process_that_fails_while_workers_read_ends():
+    answer = subprocess.run(
+        [sys.executable, "-c", ENDS_BY_AN_ERROR], env=ONE_THREAD, capture_output=True, text=True, timeout=60
+    )
+    assert answer.returncode == 1 and "keeps the batches alive" in answer.stderr
+
+
+def test_a_killed_worker_is_an_error_of_this_package():
+    with pytest.raises(m2d_hub.M2DError, match="a worker that reads clips was killed, probably for lack of"):
+        list(read_by_workers(Squares(deadly=9), 2, batch_size=2))
+
+
+def test_full_shared_memory_is_named_instead_of_waited_for(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("unable to write to file </torch_1_2_3>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(m2d_hub.M2DError, match=r"shared memory is full: 2 workers.*smaller num_workers"):
+        list(read_by_workers(Squares(), 2, batch_size=2))

@@ -211,4 +211,4 @@ def clips_to_score(files: Sequence[AudioFile], model: M2D, config: FinetuneConfi
     """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
     plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
     clips = WholeClips(files, model.sample_rate, plan)
-    return read_by_workers(clips, config.num_workers, ahead=1, batch_size=CLIPS_AT_ONCE, collate_fn=list)
+    return read_by_workers(clips, config.num_workers, prefetch=1, batch_size=CLIPS_AT_ONCE, collate_fn=list)

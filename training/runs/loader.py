@@ -1,32 +1,119 @@
-"""Batches that are read by processes of their own."""
+"""Batches read by worker processes, which end with the run, whatever ends it."""
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from multiprocessing.synchronize import Event
+from types import FrameType
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
-from .stopping import leave_signals_to_parent
+from m2d_hub.errors import M2DError
 
 
 def read_by_workers(
-    dataset: Dataset, num_workers: int, *, ahead: int = 4, pinned: bool = False, **options: Any
-) -> DataLoader:
-    """Batches of a data set, read by ``num_workers`` processes, or by this one.
+    dataset: Dataset,
+    num_workers: int,
+    *,
+    collate_fn: Callable[[list], Any] = default_collate,
+    prefetch: int = 4,
+    pinned: bool = False,
+    **options: Any,
+) -> Iterator[Any]:
+    """Yield batches of a data set, read by worker processes or by this one.
+
+    Closing the iterator ends the workers.
 
     Args:
         dataset: What is read.
-        num_workers: Processes; signals are left to the one that started them.
-        ahead: Batches that each of them reads ahead.
-        pinned: On a machine with CUDA, puts tensors into memory that it copies from.
-        options: Further ones of ``DataLoader``.
+        num_workers: Number of processes; 0: this process reads.
+        collate_fn: Builds a batch of samples.
+        prefetch: Batches that each worker reads ahead.
+        pinned: Use page-locked memory on a machine with CUDA.
+        options: Further arguments of ``DataLoader``.
+
+    Raises:
+        M2DError: A worker was killed, or shared memory is full.
     """
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         num_workers=num_workers,
-        prefetch_factor=ahead if num_workers else None,
+        prefetch_factor=prefetch if num_workers else None,
         pin_memory=pinned and torch.cuda.is_available(),
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=functools.partial(_handle_signals, _exiting()) if num_workers else None,
+        collate_fn=functools.partial(_collate_shared, collate_fn),
         **options,
     )
+    batches = iter(loader)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "shared memory" in str(error) or "/torch_" in str(error):
+            raise M2DError(
+                f"shared memory is full: {num_workers} workers pass batches through it (/dev/shm). Give it "
+                "more space (docker run --shm-size=8g), or set a smaller num_workers or batch_size."
+            ) from error
+        if str(error).startswith("DataLoader worker"):
+            raise M2DError(
+                f"a worker that reads clips was killed, probably for lack of memory: {error} Run the same "
+                "command to resume, with a smaller num_workers."
+            ) from error
+        raise
+    finally:
+        shutdown = getattr(batches, "_shutdown_workers", None)  # references in a traceback keep them alive
+        if shutdown is not None:
+            shutdown()
+
+
+def _collate_shared(collate_fn: Callable[[list], Any], samples: list) -> Any:
+    """Build a batch; in a worker, move it to shared memory.
+
+    The queue would do that later in a thread of its own, where a full memory raises nothing: the batch is
+    lost, and the process that waits for it waits forever.
+    """
+    batch = collate_fn(samples)
+    if get_worker_info() is not None:
+        _share(batch)
+    return batch
+
+
+def _share(values: Any) -> None:
+    if isinstance(values, Tensor):
+        values.share_memory_()
+    elif isinstance(values, (list, tuple, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            _share(value)
+    elif is_dataclass(values):
+        _share(vars(values))
+
+
+@functools.cache
+def _exiting() -> Event:
+    """Event that is set when this process exits, before its children are terminated."""
+    event = multiprocessing.Event()
+    atexit.register(event.set)
+    return event
+
+
+def _handle_signals(exiting: Event, worker: int) -> None:
+    """Ignore stop signals in a worker until its parent exits.
+
+    A signal to the whole group must not end workers that the parent needs until it has saved; SIGTERM is also
+    how multiprocessing ends its children.
+    """
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if exiting.is_set():
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, receive)

@@ -132,7 +132,7 @@ class Loop:
         """
         step = self._resume()
         log = RunLog(self.folder, step) if self.is_first_process else None
-        batches = iter(training.batches(step))
+        batches: Any = iter(training.batches(step))
         progress = Progress(self.plan.name, step, self.plan.total_steps, self.is_shown)
         try:
             with progress, self.stop.held():
@@ -140,7 +140,7 @@ class Loop:
                     step = self._step(step, batches, training, log)
                     progress.update(step, self._loss)
         finally:
-            del batches  # ends the workers
+            batches.close()  # ends the workers
             if log is not None:
                 log.close()
         return step

@@ -79,9 +79,3 @@ def stop_requests() -> Iterator[StopRequests]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def leave_signals_to_parent(worker: int) -> None:
-    """In a loader's worker: a signal to the whole group must not end what the parent still needs to save."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
