@@ -494,6 +494,16 @@ def test_a_folder_of_another_run_is_not_overwritten(model, sounds, labelled, tmp
     assert result.exit_code == 1 and "labels ['high', 'low'] there, ['a', 'b'] now" in result.output
 
 
+@pytest.mark.parametrize("name", ["report.json", "export/config.json", "config.json"])
+def test_files_that_are_not_of_a_fine_tuning_are_never_overwritten(model, labelled, tmp_path, name):
+    other = tmp_path / "run" / name
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    result = run("small", model, labelled, tmp_path / "run", QUICK)
+    assert result.exit_code == 1, result.output
+    assert other.read_text() == "{}"
+
+
 def test_help_shows_an_example_and_the_answer_is_json_on_demand(model, labelled, tmp_path):
     assert "m2d-train finetune small --model" in CliRunner().invoke(main, ["finetune", "--help"]).output
     result = run("small", model, labelled, tmp_path / "run", QUICK, "--json")

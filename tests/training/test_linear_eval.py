@@ -280,9 +280,28 @@ def test_run_replaces_what_an_earlier_one_left_and_nothing_else(sounds, model, t
         linear_eval(LinearEvalOptions(**{**shared, "model": first.model}))
     linear_eval(LinearEvalOptions(pooling="max", **shared))
     assert not first.model.exists() and (tmp_path / "run" / "report.json").exists()
-    (tmp_path / "other" / "model").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="model is not of a linear evaluation, and would be replaced"):
-        linear_eval(LinearEvalOptions(**{**shared, "out": tmp_path / "other"}))
+
+
+@pytest.mark.parametrize("name", ["config.json", "report.json", "model/x", "worst.csv", "errors.csv"])
+def test_files_that_are_not_of_an_evaluation_are_never_overwritten(sounds, model, tmp_path, name):
+    other = tmp_path / "out" / name
+    other.parent.mkdir(parents=True)
+    other.write_text("{}")
+    arguments = ["linear-eval", "--model", str(model), "--data", str(sounds / "list.csv")]
+    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1 and "is not the result of linear evaluation" in result.output
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [other]
+    assert other.read_text() == "{}"
+
+
+def test_an_earlier_answer_stays_until_the_new_one_is_complete(sounds, model, tmp_path, monkeypatch):
+    options = LinearEvalOptions(model, sounds / "list.csv", tmp_path / "run", **FAST)
+    linear_eval(options)
+    before = {path: path.read_bytes() for path in options.out.rglob("*") if path.is_file()}
+    monkeypatch.setattr("m2d_training.linear.model._mean_layer", lambda fits: 1 / 0)  # the last step
+    with pytest.raises(ZeroDivisionError):
+        linear_eval(options)
+    assert {path: path.read_bytes() for path in options.out.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture

@@ -127,3 +127,7 @@ def test_what_cannot_be_scored_is_refused(clap, model, files, tmp_path):
     one = listed(tmp_path / "one.csv", [(files[0], "dog", "test")])
     with pytest.raises(ConfigError, match="has one class only, 'dog'"):
         m2d_training.zero_shot(one, model=clap, out=out)
+    out.mkdir(exist_ok=True)
+    (out / "report.json").write_text('{"method": "fine-tuning"}')
+    with pytest.raises(ConfigError, match="is not the result of zero-shot classification"):
+        m2d_training.zero_shot(data, model=clap, out=out)

@@ -122,9 +122,12 @@ def linear_eval(
     layer, for `m2d-hub tag` and load_model. Features are kept: run again, they are not computed again. Clips
     that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
     """
+    from ..evaluation.report import require_own
+    from ..linear.report import METHOD
     from ..linear.run import LinearEvalOptions
     from ..linear.run import linear_eval as run_evaluation
 
+    require_own(out, METHOD)
     with logging_to(out / "eval.log"):
         result = run_evaluation(
             LinearEvalOptions(

@@ -49,9 +49,11 @@ def zero_shot(
     OUT/report.json, worst.csv and the picture beside them say more. Clips that cannot be read are listed in
     OUT/errors.csv and left out (exit status 3 then).
     """
-    from ..evaluation.zero_shot import PROMPTS
+    from ..evaluation.report import require_own
+    from ..evaluation.zero_shot import METHOD, PROMPTS
     from ..evaluation.zero_shot import zero_shot as run_evaluation
 
+    require_own(out, METHOD)
     with logging_to(out / "eval.log"):
         result = run_evaluation(
             data, model=model, out=out, prompts=prompts or PROMPTS, device=device, batch_size=batch_size

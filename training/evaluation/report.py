@@ -5,11 +5,13 @@ Shapes: N test clips, C classes, S seeds.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import logging
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +22,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.checks import FINITE
-from m2d_hub.errors import CheckpointError
-from m2d_hub.io import json_text, reading_file, replacing
+from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.io import json_text, reading_file, replacing_folder
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Part
@@ -33,6 +35,12 @@ REPORT_FILE = "report.json"
 CONFUSION_FILE = "confusion.png"
 PRECISION_FILE = "average_precision.png"
 WORST_FILE = "worst.csv"
+REPORT_FILES = (REPORT_FILE, CONFUSION_FILE, PRECISION_FILE, WORST_FILE)
+ANSWER_FILES = (
+    *REPORT_FILES,
+    *("config.json", "errors.csv", "model"),
+    *("learning_curve.png", "layers.png", "mix.png"),
+)  # everything that an evaluation may write into its folder, besides features and the log
 WORST_COLUMNS = ("row", "file", "true", "predicted", "probability", "probability_of_true")
 
 
@@ -111,18 +119,71 @@ class Evaluation:
         ]
 
 
-def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) -> dict[str, Any]:
-    """Writes ``report.json``, ``confusion.png`` or ``average_precision.png``, and ``worst.csv``.
+def require_own(folder: Path, method: str, names: Sequence[str] = ANSWER_FILES) -> None:
+    """Check that an evaluation overwrites nothing but an earlier answer of its own kind.
 
     Args:
-        folder: Of the run; made if need be.
+        folder: Output folder, which may be missing.
+        method: Kind of the evaluation, as its report states it.
+        names: Files and folders that the evaluation writes.
+
+    Raises:
+        ConfigError: The folder contains one of the names, but no report of this method.
+    """
+    present = [name for name in names if os.path.lexists(folder / name)]
+    if present and _method_of(folder) != method:
+        raise ConfigError(
+            f"{folder} contains {present[0]}, which is not the result of {method} and would be overwritten; "
+            "choose another output folder."
+        )
+
+
+def _method_of(folder: Path) -> str | None:
+    try:
+        return str(read_report(folder).get("method"))
+    except CheckpointError:
+        return None
+
+
+@contextlib.contextmanager
+def replacing_answer(folder: Path, names: Sequence[str] = ANSWER_FILES) -> Iterator[Path]:
+    """Write an answer that replaces an earlier one only when all of its files are complete.
+
+    Args:
+        folder: Output folder.
+        names: Files and folders of an earlier answer, which are removed.
+
+    Yields:
+        An empty folder to write the new answer into.
+
+    Raises:
+        OSError: The disk is full; the message names the folder.
+    """
+    complete = folder / ".answer"
+    with replacing_folder(complete) as partial:
+        yield partial
+    for name in names:
+        old = folder / name
+        if old.is_dir() and not old.is_symlink():
+            shutil.rmtree(old)
+        else:
+            old.unlink(missing_ok=True)
+    for path in complete.iterdir():
+        os.replace(path, folder / path.name)
+    complete.rmdir()
+
+
+def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) -> dict[str, Any]:
+    """Write ``report.json``, ``confusion.png`` or ``average_precision.png``, and ``worst.csv``.
+
+    Args:
+        folder: Where to write them, see :func:`replacing_answer`.
         evaluation: The scores.
         details: Settings, model, timing and what else the report is to say; plain JSON types.
 
     Returns:
         The report as written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     labelled, interval = evaluation.labelled, evaluation.interval
     if evaluation.unseen and labelled.is_multi_label:
         logger.warning(
@@ -133,8 +194,7 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
         )
     report = _summary(evaluation) | details
     text = json_text(report, indent=2) + "\n"
-    with replacing(folder / REPORT_FILE) as partial:
-        partial.write_text(text, encoding="utf-8")
+    (folder / REPORT_FILE).write_text(text, encoding="utf-8")
     _write_worst(folder / WORST_FILE, evaluation)
     title = f"{evaluation.metric.name} {interval}"
     if labelled.is_multi_label:

@@ -13,7 +13,7 @@ from m2d_hub.errors import AudioError
 
 from ..data.entry import Entry
 from ..data.images import read_image
-from ..data.left_out import ERRORS_FILE, LeftOut, refuse_too_many, write_errors
+from ..data.left_out import ERRORS_FILE, LeftOut, refuse_too_many
 from ..data.parts import AudioFile
 from .labelled import LabelledList
 
@@ -72,15 +72,13 @@ def leave_out(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[Label
     return labelled, left_out
 
 
-def write_left_out(folder: Path, left_out: list[LeftOut]) -> None:
-    """Writes ``errors.csv``, and warns of what it holds."""
-    write_errors(folder, left_out)
-    if not left_out:
-        return
-    logger.warning(
-        "%d clips cannot be read and are left out, the first in row %d: %s All are in %s",
-        len(left_out),
-        left_out[0].row,
-        left_out[0].error,
-        folder / ERRORS_FILE,
-    )
+def warn_of_left_out(folder: Path, left_out: list[LeftOut]) -> None:
+    """Warn about clips that are skipped and listed in the folder's ``errors.csv``."""
+    if left_out:
+        logger.warning(
+            "%d clips cannot be read and are skipped, the first in row %d: %s All are listed in %s",
+            len(left_out),
+            left_out[0].row,
+            left_out[0].error,
+            folder / ERRORS_FILE,
+        )

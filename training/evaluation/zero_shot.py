@@ -20,15 +20,17 @@ from m2d_hub.hub import load_model
 from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
-from ..data.left_out import LeftOut
+from ..data.left_out import LeftOut, write_errors
+from ..runs.folder import make_folder
 from .division import TEST_ALONE
 from .labelled import LabelledList, read_labelled
 from .metrics import Interval, accuracy, mean_average_precision
-from .report import Evaluation, ScoredRound, write_report
-from .unreadable import find_unreadable, leave_out, write_left_out
+from .report import Evaluation, ScoredRound, replacing_answer, require_own, write_report
+from .unreadable import find_unreadable, leave_out, warn_of_left_out
 
 logger = logging.getLogger(__name__)
 
+METHOD = "zero-shot classification"
 PLACE = "{}"  # of the label in a prompt
 PROMPTS = ("{} can be heard",)
 
@@ -73,12 +75,14 @@ def zero_shot(
     """
     require_extra("training", "zero-shot evaluation")
     _check_prompts(prompts)
-    labelled, folder = read_labelled(data, division=TEST_ALONE), Path(out)
+    folder = Path(out)
+    require_own(folder, METHOD)
+    labelled = read_labelled(data, division=TEST_ALONE)
     embedder = load_model(model, device=device)
     embedder.required_clap()
     labelled, left_out = leave_out(labelled, find_unreadable(labelled))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_left_out(folder, left_out)
+    make_folder(folder)
+    warn_of_left_out(folder, left_out)
     rounds = labelled.rounds()
     audio = embedder.encode_audio_text_space(
         [file for tested in rounds for file in tested.test.files],
@@ -98,7 +102,9 @@ def zero_shot(
             )
         ],
     )
-    report = write_report(folder, evaluation, _details(model, prompts, left_out))
+    with replacing_answer(folder) as partial:
+        write_errors(partial, left_out)
+        report = write_report(partial, evaluation, _details(model, prompts, left_out))
     return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(left_out))
 
 
@@ -106,6 +112,7 @@ def _details(
     model: str | os.PathLike[str], prompts: Sequence[str], left_out: list[LeftOut]
 ) -> dict[str, Any]:
     return {
+        "method": METHOD,
         "model": str(model),
         "settings": {"prompts": list(prompts)},
         "left_out": [asdict(clip) for clip in left_out],

@@ -20,14 +20,23 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.io import replacing_folder, require_extra
 from m2d_hub.nn.compiled import compile_blocks
 
+from ..data.left_out import LeftOut, write_errors
 from ..data.sampling import EpochPlan, balancing_weights
 from ..evaluation.labelled import Round
 from ..evaluation.metrics import (
     Interval,
     sensitivity_specificity,
 )
-from ..evaluation.report import Evaluation, ScoredRound, read_report, write_report
-from ..evaluation.unreadable import write_left_out
+from ..evaluation.report import (
+    REPORT_FILES,
+    Evaluation,
+    ScoredRound,
+    read_report,
+    replacing_answer,
+    require_own,
+    write_report,
+)
+from ..evaluation.unreadable import warn_of_left_out
 from ..runs.devices import build_accelerator, resolve_precision
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.resolved import read_config
@@ -56,6 +65,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+METHOD = "fine-tuning"
+TRAININGS = "trainings"  # folder with a folder per round and seed
 EPOCH_TOLD = {
     "valid": "best on the validation clips",
     "last": "the last",
@@ -133,8 +144,7 @@ def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopReques
     accelerator = build_accelerator()
     task, left_out = without_unreadable(read_task(config, options.data), accelerator)
     run = FinetuneRun(config, options, task, accelerator, stop)
-    if run.accelerator.is_main_process:
-        write_left_out(options.out, left_out)
+    run.prepare(left_out)
     run.train()
     run.accelerator.wait_for_everyone()
     run.accelerator.end_training()
@@ -163,9 +173,12 @@ class FinetuneRun:
         )
         self.seeds = [config.seed + index for index in range(options.seeds)]
 
-    def train(self) -> None:
-        """Trains what is not finished, and reports."""
+    def prepare(self, left_out: list[LeftOut]) -> None:
+        """Check that the folder is new or holds the same run, and write down its settings."""
         if self.accelerator.is_main_process:
+            root = self.folder.root
+            if not self.folder.config_file.is_file() and not (root / TRAININGS).is_dir():
+                require_own(root, METHOD, (*REPORT_FILES, self.folder.export.name))
             told = {
                 "preset": self.options.name,
                 "model": str(self.options.model),
@@ -180,6 +193,11 @@ class FinetuneRun:
                 told,
                 self.accelerator.num_processes,
             )
+            write_errors(root, left_out)
+            warn_of_left_out(root, left_out)
+
+    def train(self) -> None:
+        """Trains what is not finished, and reports."""
         results: dict[tuple[int, str], MemberResult] = {}
         for seed in self.seeds:  # the first one's rounds come first
             for data in self.task.rounds:
@@ -241,7 +259,7 @@ class FinetuneRun:
 
     def _member_folder(self, data: Round, seed: int) -> RunFolder:
         name = re.sub(r"\W+", "-", data.name)
-        return RunFolder(self.folder.root / "trainings" / f"{name}-seed-{seed}")
+        return RunFolder(self.folder.root / TRAININGS / f"{name}-seed-{seed}")
 
     def _report(self, results: dict[tuple[int, str], MemberResult]) -> None:
         scored = [
@@ -254,7 +272,7 @@ class FinetuneRun:
         ]
         evaluation = Evaluation(self.task.labelled, self.task.metric, self.seeds, scored)
         details: dict[str, Any] = {
-            "method": "fine-tuning",
+            "method": METHOD,
             "preset": self.options.name,
             "model": self.options.model,
             "export": str(self.folder.export),
@@ -268,7 +286,8 @@ class FinetuneRun:
         }
         if self.task.normal is not None:
             details |= self._sensitivity_specificity(scored, self.task.normal)
-        write_report(self.folder.root, evaluation, details)
+        with replacing_answer(self.folder.root, REPORT_FILES) as partial:
+            write_report(partial, evaluation, details)
 
     @staticmethod
     def _sensitivity_specificity(scored: list[ScoredRound], normal: int) -> dict[str, float]:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from m2d_hub.config import Activation
 from m2d_hub.errors import ConfigError
-from m2d_hub.io import replacing_folder
 from m2d_hub.model import M2D
 
 from ..evaluation.labelled import LabelledList
@@ -54,8 +53,7 @@ def save_linear_model(
     with torch.no_grad():
         head.linear.weight.copy_(weight * (var + head.norm.eps).sqrt())
         head.linear.bias.copy_(bias + weight @ mean)
-    with replacing_folder(folder) as partial:
-        model.eval().save_pretrained(partial)
+    model.eval().save_pretrained(folder)
 
 
 def _mean_layer(fits: Sequence[tuple[Standardiser, LinearFit]]) -> tuple[Tensor, Tensor]:

@@ -18,25 +18,28 @@ import torch
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.io import require_extra
+from m2d_hub.io import json_text, require_extra
 from m2d_hub.model import M2D
 
+from ..data.left_out import write_errors
 from ..evaluation.clip_encoder import ClipEncoder, mean_samples
 from ..evaluation.division import Division
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_layers import FitSettings
 from ..evaluation.linear_rounds import Outcome, fit_rounds
 from ..evaluation.metrics import Interval
-from ..evaluation.unreadable import leave_out, write_left_out
+from ..evaluation.report import replacing_answer, require_own
+from ..evaluation.unreadable import leave_out, warn_of_left_out
 from ..runs.folder import one_run_in
 from ..runs.stopping import stop_requests
 from .feature_cache import StoredFeatures, stored_features
-from .folder import LinearFolder
 from .model import save_linear_model
 from .options import LinearEvalOptions
-from .report import report_outcomes
+from .report import METHOD, report_outcomes
 
 logger = logging.getLogger(__name__)
+
+CONFIG_FILE, MODEL_FOLDER = "config.json", "model"
 
 
 @dataclass(frozen=True)
@@ -74,21 +77,20 @@ def linear_eval(options: LinearEvalOptions | None = None, **fields: Any) -> Line
 
 def _linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
     started = time.perf_counter()
-    folder = LinearFolder(options.out)
+    _check_output(options)
     labelled = read_labelled(options.data, options.multi_label, Division(valid_share=options.valid_share))
     model = load_model(options.model, device=options.device, window_s=options.window_s)
     layer = _checked_layer(options.layer, model.config.encoder.depth)
-    folder.prepare(options)
     encoder = _clip_encoder(options, labelled, model, all_layers=layer != "last")
     features = stored_features(
         encoder,
         [clip.file for clip in labelled.clips],
-        options.cache or folder.features,
+        options.features_folder,
         num_workers=options.num_workers,
         progress=options.progress,
     )
     labelled, left_out = leave_out(labelled, features.errors)
-    write_left_out(options.out, left_out)
+    warn_of_left_out(options.out, left_out)
     encoded = time.perf_counter()
     outcomes = _fit_outcomes(options, labelled, features, layer, model.device)
     best = max(outcomes, key=lambda outcome: (outcome.valid_score, -outcome.valid_loss))
@@ -107,10 +109,22 @@ def _linear_eval(options: LinearEvalOptions) -> LinearEvalResult:
             "linear_layers_s": time.perf_counter() - encoded,
         },
     }
-    report = report_outcomes(options.out, outcomes, best, details)
-    saved = folder.model if _save_model(folder, options, model, best) else None
+    with replacing_answer(options.out) as partial:
+        settings = json_text(options.to_dict(), indent=2)
+        (partial / CONFIG_FILE).write_text(settings + "\n", encoding="utf-8")
+        write_errors(partial, left_out)
+        report = report_outcomes(partial, outcomes, best, details)
+        is_saved = _save_model(partial / MODEL_FOLDER, options, model, best)
+    saved = options.out / MODEL_FOLDER if is_saved else None
     metric, interval = best.settings.metric.name, best.evaluation.interval
     return LinearEvalResult(metric, interval, report, options.out, saved, len(left_out))
+
+
+def _check_output(options: LinearEvalOptions) -> None:
+    require_own(options.out, METHOD)
+    place = (options.out / MODEL_FOLDER).resolve()
+    if Path(options.model).resolve().is_relative_to(place):
+        raise ConfigError(f"{place} is the model to evaluate, and would be replaced; choose another output.")
 
 
 def _checked_layer(layer: int | str, depth: int) -> str:
@@ -190,12 +204,12 @@ def _warn_of_limit(options: LinearEvalOptions, outcome: Outcome) -> None:
     )
 
 
-def _save_model(folder: LinearFolder, options: LinearEvalOptions, model: M2D, best: Outcome) -> bool:
+def _save_model(folder: Path, options: LinearEvalOptions, model: M2D, best: Outcome) -> bool:
     """Saves the encoder with the linear layer, if its features are those that ``encode_clip`` gives."""
     is_last = best.layer in ("last", str(model.config.encoder.depth))
     if not is_last or options.pooling != "mean":
         logger.info("No model is saved: a head takes the mean over the frames of the last layer only.")
         return False
     fits = [(fitted.standardiser, fitted.fit) for fitted in best.rounds]
-    save_linear_model(folder.model, model, best.labelled, fits)
+    save_linear_model(folder, model, best.labelled, fits)
     return True
