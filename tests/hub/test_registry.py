@@ -86,6 +86,6 @@ def test_unknown_name_lists_the_likeliest_first_and_says_what_else_is_taken():
     assert message.startswith("Unknown model 'm2d-as-0.8'. Available: m2d-as-0.7, ")
     assert all(name in message for name in ALL_NAMES)
     assert message.endswith(
-        "See list_models(). A file, a folder, or 'hf-hub:org/repo[@revision]' is taken as well."
+        "See list_models(). A file, a folder, or 'hf-hub:org/repo[@revision]' is accepted as well."
     )
     assert isinstance(error.value, M2DError)
