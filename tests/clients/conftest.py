@@ -6,7 +6,6 @@ import pytest
 
 
 @pytest.fixture
-def folder(tiny, tmp_path) -> str:
-    """Where ``tiny`` is saved, as a name for ``load_model``."""
-    tiny.save_pretrained(tmp_path / "tiny")
-    return str(tmp_path / "tiny")
+def folder(tiny_folder) -> str:
+    """Folder of the small model, as a name for ``load_model``."""
+    return str(tiny_folder)

@@ -1,4 +1,4 @@
-"""A host of releases for the tests of names and downloads."""
+"""A local release server for the tests of names and downloads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .release_server import ReleaseServer
 
 @pytest.fixture
 def release_host(monkeypatch):
-    """An empty release host, named as the mirror, whose downloads are tried again at once."""
+    """An empty release server, set as the mirror. Downloads are retried without a delay."""
     with ReleaseServer() as running:
         monkeypatch.setenv("M2D_HUB_MIRROR", running.url)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
