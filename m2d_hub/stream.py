@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decoding import BLOCK_VALUES
-from m2d_hub.audio.resampling import Resampling, check_rate
+from m2d_hub.audio.resample import Resampler, check_rate
 from m2d_hub.audio.waveforms import checked, to_waveform
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.inference import ClipWindow, encode_batched
@@ -59,7 +59,7 @@ class Stream:
         self.hop_s = hop_frames * model.config.frontend.hop_s
         self.windows: list[StreamWindow] = []
         self._model = model
-        self._resampling = Resampling(rate, model.sample_rate)
+        self._resampler = Resampler(rate, model.sample_rate)
         self._cutter = WaveformCutter(model.config.frontend, model.windows, hop_frames)
         self._heard_frames = 0  # of the spectrogram: those that tokens were given for
         self._num_samples = 0
@@ -91,7 +91,7 @@ class Stream:
             )
         (waveform,) = checked(iter([waveform]), f"the block at sample {self._num_samples} of {_NAME}")
         self._num_samples += len(waveform)
-        return self._answer(self._cut(self._resampling.push(waveform)))
+        return self._answer(self._cut(self._resampler.push(waveform)))
 
     @torch.no_grad()
     def finish(self) -> Frames:
@@ -129,7 +129,7 @@ class Stream:
 
     def _rest(self) -> Iterator[tuple[Window, Tensor]]:
         """The windows that the end of the stream completes, or cuts short."""
-        yield from self._cut(self._resampling.finish())
+        yield from self._cut(self._resampler.finish())
         yield from self._cutter.finish()
 
     def _answer(self, cut: Iterator[tuple[Window, Tensor]]) -> Frames:

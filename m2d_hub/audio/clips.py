@@ -22,7 +22,7 @@ from torch import Tensor
 
 from m2d_hub.audio.decoding import BLOCK_VALUES, decode, read_header
 from m2d_hub.audio.given import Channels, Given, unpack
-from m2d_hub.audio.resampling import check_rate, resample, resampled_length, steps
+from m2d_hub.audio.resample import check_rate, resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import checked, to_clips, to_mono
 from m2d_hub.errors import AudioError
@@ -99,7 +99,7 @@ class Clip(AudioClip):
 def read_part(clip: Clip, start: int, stop: int) -> Tensor:
     """Reads some samples of a clip without those before them, as :meth:`Clip.blocks` gives them.
 
-    Where a file is entered is as exact as its format: to the sample, but to some milliseconds in Ogg Vorbis.
+    Where the rates differ, resampled samples agree within 1e-5 (full scale is 1).
 
     Args:
         clip: What :func:`open_audio` gave.
@@ -112,7 +112,7 @@ def read_part(clip: Clip, start: int, stop: int) -> Tensor:
     Raises:
         AudioError: The audio is non-finite or unreadable; the message names it.
     """
-    step_in, step_out, context = steps(clip.source_rate, clip.sample_rate)
+    step_in, step_out, context = resampling_steps(clip.source_rate, clip.sample_rate)
     margin = -(-context // step_in)
     first, last = max(0, start // step_out - margin), -(-stop // step_out) + margin
     begin, end = clip.frames

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from m2d_hub.audio import flac, foreign, mpeg, ogg, pcm
 from m2d_hub.audio.layout import Layout, Stretch, StretchReader, read_at
-from m2d_hub.audio.resampling import check_rate, resample
+from m2d_hub.audio.resample import check_rate, resample
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import AudioError

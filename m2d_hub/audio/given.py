@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from torch import Tensor
 
-from m2d_hub.audio.resampling import check_rate
+from m2d_hub.audio.resample import check_rate
 from m2d_hub.audio.waveforms import is_number, is_numbers
 from m2d_hub.errors import AudioError, ConfigError
 

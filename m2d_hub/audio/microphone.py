@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.resampling import check_rate
+from m2d_hub.audio.resample import check_rate
 from m2d_hub.audio.waveforms import mixed
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import importing

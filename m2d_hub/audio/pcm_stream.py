@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.resampling import check_rate
+from m2d_hub.audio.resample import check_rate
 from m2d_hub.audio.waveforms import mixed, scaled
 from m2d_hub.errors import AudioError, ConfigError
 

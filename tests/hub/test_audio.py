@@ -3,21 +3,21 @@
 import io
 import mmap
 import os
-import re
-import shlex
+import subprocess
+import sys
 import tarfile
 import tempfile
-from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-import torchaudio
 
-from m2d_hub import AudioError, M2DError
-from m2d_hub.audio import decoding, resampling
+from m2d_hub import AudioError
+from m2d_hub.audio import decoding
 from m2d_hub.audio.clips import AudioPart, open_audio, read_part
+
+from ..processes import ONE_THREAD
 
 
 def read(audio, sample_rate=16_000, array_rate=None):
@@ -40,21 +40,28 @@ def test_real_clips_of_each_format_are_read_at_the_models_rate(clips, suffix):
         assert waveform.abs().max() > 0.01
 
 
-@pytest.mark.parametrize("source_rate", [8_000, 11_025, 22_050, 44_100, 48_000, 96_000])
+@pytest.mark.parametrize("source_rate", [8_000, 11_025, 44_100, 44_101, 96_000])
 @pytest.mark.parametrize("num_samples", [1, 500, 70_001])
-def test_streamed_resampling_equals_torchaudio_on_the_whole(monkeypatch, source_rate, num_samples):
+def test_resampled_blocks_equal_librosa_on_the_whole(monkeypatch, source_rate, num_samples):
+    librosa = pytest.importorskip("librosa")
     monkeypatch.setattr(decoding, "BLOCK_S", 0.37)
     waveform = noise(num_samples)
     file = io.BytesIO()
     soundfile.write(file, waveform, source_rate, format="WAV", subtype="FLOAT")
-    [streamed] = read(file)
-    whole = torchaudio.functional.resample(torch.from_numpy(waveform), source_rate, 16_000)
-    torch.testing.assert_close(streamed, whole, atol=5e-5, rtol=0)
+    expected = librosa.resample(waveform, orig_sr=source_rate, target_sr=16_000, res_type="soxr_hq")
+    [clip] = open_audio(file, 16_000)
+    assert clip.expected_samples == len(expected)
+    np.testing.assert_array_equal(torch.cat(list(clip.blocks())), expected)
 
 
-def test_a_rate_without_common_divisor_is_resampled_within_a_hundredth_of_a_percent():
-    [waveform] = read(noise(44_101), array_rate=44_101)
-    assert len(waveform) == pytest.approx(16_000, rel=1e-4)
+def test_a_file_is_embedded_without_torchaudio(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(44_100), 44_100)
+    code = (
+        "import sys, m2d_hub\n"
+        "m2d_hub.load_model('m2d-mini', device='cpu').encode_clip(sys.argv[1])\n"
+        "assert 'soxr' in sys.modules and 'torchaudio' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True, env=ONE_THREAD)
 
 
 def test_channels_are_averaged(tmp_path):
@@ -238,24 +245,6 @@ def test_whole_numbers_of_unknown_scale_are_refused():
         read([0, 40_000])
 
 
-@pytest.mark.parametrize("cuda", [None, "13.0"])
-def test_a_torchaudio_that_does_not_load_is_named_with_a_pair_of_torchs_kind(monkeypatch, cuda):
-    resampling._resampler.cache_clear()
-    monkeypatch.setitem(__import__("sys").modules, "torchaudio", None)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
-    with pytest.raises(M2DError, match=r"does not load with torch \d") as caught:
-        read(noise(100), array_rate=8_000)
-    project = Path(__file__).parents[2] / "pyproject.toml"
-    bounds = re.findall(r'^    "(torch|torchaudio)([<>=].+)",$', project.read_text(encoding="utf-8"), re.M)
-    assert len(bounds) == 2
-    command = shlex.split(str(caught.value).partition("one kind: ")[2])
-    wanted = {(name, frozenset(bound.split(","))) for name, bound in bounds}
-    given = [re.fullmatch(r"(torch|torchaudio)([<>=].+)", word) for word in command[3:5]]
-    assert {(word[1], frozenset(word[2].split(","))) for word in given} == wanted
-    index = ["--index-url", "https://download.pytorch.org/whl/cpu"] if cuda is None else []
-    assert command == ["pip", "install", "--force-reinstall", *command[3:5], *index]
-
-
 @pytest.mark.parametrize("source_rate", [8_000, 16_000, 44_100])
 @pytest.mark.parametrize("kind", ["file", "part", "object", "array"])
 def test_a_part_that_is_read_alone_equals_that_of_the_whole(tmp_path, source_rate, kind):
@@ -271,7 +260,7 @@ def test_a_part_that_is_read_alone_equals_that_of_the_whole(tmp_path, source_rat
     whole = torch.cat(list(clip.blocks()))
     for start, stop in [(0, 1), (0, 900), (7_001, 12_345), (20_000, 90_000), (90_000, 90_100)]:
         part = read_part(clip, start, stop)
-        torch.testing.assert_close(part, whole[start:stop], atol=1e-6, rtol=0)
+        torch.testing.assert_close(part, whole[start:stop], atol=1e-5, rtol=0)
 
 
 def test_blocks_and_parts_of_an_mp3_equal_one_read_of_the_whole(monkeypatch, tmp_path):

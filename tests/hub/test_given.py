@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
-import torchaudio
 
 from m2d_hub import AudioError, ConfigError
 from m2d_hub.audio import open_audio
@@ -21,7 +21,7 @@ from ..signals import noise
 LEFT, RIGHT = noise(8_000).numpy(), noise(8_001).numpy()[:8_000]
 STEREO = np.stack([LEFT, RIGHT])
 MONO = (LEFT + RIGHT) / 2
-AT_16K = torchaudio.functional.resample(torch.from_numpy(MONO), 8_000, 16_000)
+AT_16K = torch.from_numpy(soxr.resample(MONO, 8_000, 16_000, quality="HQ"))
 
 
 class Samples(SimpleNamespace):

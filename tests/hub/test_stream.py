@@ -177,7 +177,5 @@ def test_nothing_is_kept_of_what_was_heard(tiny):
     for second in range(60):
         stream.push(noise(44_100))
         if second in (10, 59):
-            waiting = sum(map(len, stream._cutter._pending))
-            held.append((waiting, len(stream._resampling._pending)))
-    for samples, raw in held:
-        assert samples < tiny.config.frontend.span(208) and raw < 2_000
+            held.append(sum(map(len, stream._cutter._pending)))
+    assert max(held) < tiny.config.frontend.span(208)
