@@ -11,13 +11,11 @@ import pytest
 import soundfile
 from m2d_training import (
     FinetuneOptions,
-    OfflineConfig,
     PretrainConfig,
     RunOptions,
     finetune,
     linear_eval,
     load_finetune_preset,
-    load_preset,
     prepare,
     pretrain,
 )
@@ -98,18 +96,6 @@ def test_options_in_one_object_are_taken_too(labelled, tmp_path, tiny):
 def test_calls_that_lack_something_are_refused(call, message):
     with pytest.raises(m2d_hub.ConfigError, match=message):
         call()
-
-
-@pytest.mark.parametrize("preset", ["m2d-0.7", "m2d-as", "m2d-clap", "m2d-mini"])
-def test_a_configuration_comes_back_from_json(preset):
-    config = load_preset(preset).config
-    assert PretrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-
-
-def test_a_configuration_with_an_unknown_field_is_refused():
-    values = PretrainConfig(offline=OfflineConfig(kind="labels", dim=3)).to_dict()
-    with pytest.raises(m2d_hub.ConfigError, match="PretrainConfig has no epoch"):
-        PretrainConfig.from_dict({**values, "epoch": 3})
 
 
 @pytest.mark.parametrize(

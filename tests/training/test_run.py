@@ -96,22 +96,6 @@ def test_set_changes_fields_of_the_preset_and_of_its_offline_network(sounds, tmp
     assert first["loss"] == pytest.approx(first["m2d"] + 0.5 * first["offline"], rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (["mask_ratios=0.5"], "Unknown field 'mask_ratios'. Available: method, input_size"),
-        (["input_size=80"], "input_size must be a size such as 80x608, got '80'"),
-        (["epochs=two"], "epochs must be int, got 'two'"),
-        (["offline.weight=1"], "set offline.kind too"),
-        (["mask_ratio"], "--set takes field=value, got 'mask_ratio'"),
-    ],
-)
-def test_settings_that_are_wrong_are_refused(sounds, tmp_path, settings, message):
-    result = run("m2d-0.7", sounds, tmp_path, settings)
-    assert result.exit_code == 1
-    assert message in result.output
-
-
 def test_a_warm_up_longer_than_the_run_is_told(sounds, tmp_path):
     assert run("m2d-0.7", sounds, tmp_path, ["epochs=1", "warmup_epochs=20"]).exit_code == 0
     assert "warmup_epochs is 20, but the training has 1 epochs" in (tmp_path / "train.log").read_text()

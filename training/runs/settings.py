@@ -1,97 +1,138 @@
-"""Changes of single fields of a configuration, as ``--set field=value`` writes them.
-
-What is set is never outweighed in silence: fields of a preset give way where the configuration says so
-(``YIELDS``), and a field that does nothing beside the others (``NEEDS``) is told.
-"""
+"""Settings as frozen pydantic dataclasses, and their changes by ``--set field=value``."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import re
-import types
 import typing
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
+
+import numpy as np
+from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+from typing_extensions import dataclass_transform
 
 from m2d_hub.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-Needs = Mapping[str, Mapping[str, Any]]  # a field → others, one of which must be among these values
-Yields = Mapping[str, Mapping[str, Any]]  # a field that is set → others that become this
+Config = TypeVar("Config")
+Needs: TypeAlias = Mapping[str, Mapping[str, Any]]
+Yields: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
-class Settable(Protocol):
-    """A configuration, a dataclass, that says which of its fields hang together."""
+def _size(value: Any) -> tuple[int, int]:
+    if isinstance(value, str) and re.fullmatch(r"\d+x\d+", value):
+        value = [int(side) for side in value.split("x")]
+    if isinstance(value, (tuple, list)) and len(value) == 2:
+        sides = [side.item() if isinstance(side, np.generic) else side for side in value]
+        if all(type(side) is int and side > 0 for side in sides):
+            return sides[0], sides[1]
+    raise ValueError("two positive integers, on the command line a size such as 80x608")
 
-    NEEDS: ClassVar[Needs]
-    YIELDS: ClassVar[Yields]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=1 << 63)]  # torch's largest seed
+Size = Annotated[tuple[int, int], PlainValidator(_size)]
 
 
-Config = TypeVar("Config", bound=Settable)
+@dataclass_transform(frozen_default=True, field_specifiers=(Field,))
+def settings(config: type[Config]) -> type[Config]:
+    """Make a class a frozen dataclass that checks its fields' types and bounds.
+
+    Values are not converted, except numpy's numbers; :class:`ConfigError` names each field that is wrong.
+    """
+    strict = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
+    checked: Any = pydantic_dataclass(frozen=True, config=strict)(config)
+    validate = checked.__init__
+
+    @functools.wraps(validate)
+    def initialise(self: Any, *args: Any, **fields: Any) -> None:
+        plain = {name: _plain(checked, name, value) for name, value in fields.items()}
+        try:
+            validate(self, *args, **plain)
+        except ValidationError as error:
+            raise ConfigError(_message(error, checked)) from None
+
+    checked.__init__ = initialise
+    return typing.cast(type[Config], checked)
 
 
-def apply_settings(config: Config, settings: Sequence[str]) -> Config:
-    """Changes fields of a run.
-
-    Args:
-        config: Where to start.
-        settings: As for :func:`parse_settings`.
+def apply_settings(config: Config, texts: Sequence[str]) -> Config:
+    """Change fields of a configuration by ``field=value``, see :func:`parse_settings`.
 
     Raises:
-        ConfigError: A field is unknown, or a value not allowed.
+        ConfigError: A field is unknown, or a value is not allowed.
     """
-    return with_fields(config, parse_settings(config, settings))
+    return with_fields(config, parse_settings(config, texts))
 
 
-def parse_settings(config: object, settings: Sequence[str]) -> dict[str, Any]:
-    """Fields that settings change, with their new values.
+def parse_settings(config: Any, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the fields that settings change, with their new values.
 
     Args:
-        config: A dataclass, whose parts a setting may change a field of.
-        settings: ``field=value``; sizes are written 80x608, nothing ``none``, fields of a part
-            ``offline.weight=0.5``. ``offline=none`` takes the part away.
+        config: A dataclass, whose fields may be dataclasses.
+        texts: ``field=value``; sizes are written 80x608, None as ``none``, fields of a nested configuration
+            ``offline.weight=0.5``. ``offline=none`` removes it.
 
     Raises:
         ConfigError: A field is unknown, or a value cannot be read.
     """
     own: dict[str, Any] = {}
-    of_parts: dict[str, dict[str, Any]] = defaultdict(dict)
-    for setting in settings:
-        name, separator, text = setting.partition("=")
+    nested: dict[str, dict[str, Any]] = defaultdict(dict)
+    for text in texts:
+        name, separator, value = text.partition("=")
         if not separator:
-            raise ConfigError(f"--set takes field=value, got {setting!r}.")
+            raise ConfigError(f"--set takes field=value, got {text!r}.")
         field, dot, inner = name.partition(".")
-        hint = _hint(type(config), field, name)
-        part = next((choice for choice in _choices(hint) if _is_part(choice)), None)
-        if dot and part is not None:
-            of_parts[field][inner] = _parse(name, text, _hint(part, inner, name))
-        elif dot:
-            raise ConfigError(f"{field} has no fields of its own, got {setting!r}.")
-        elif part is None:
-            own[name] = _parse(name, text, hint)
-        elif text.lower() == "none":
-            own[name] = None
-        else:
-            raise ConfigError(
-                f"{name} can only be set to none as a whole, got {text!r}: set {name}.{_needed(part)[0]}."
+        part = _nested(type(config), field)
+        if bool(dot) != bool(part) and value.lower() != "none":
+            known = (
+                f"set a field of it, such as {field}.{next(iter(_hints(part)))}" if part else "no such field"
             )
-    return own | {field: _changed_part(config, field, changes) for field, changes in of_parts.items()}
+            raise ConfigError(f"{field} cannot be set by {text!r}: {known}.")
+        if part and dot:
+            nested[field][inner] = _parse(name, value, _hint(part, inner))
+        else:
+            own[name] = _parse(name, value, _hint(type(config), name))
+    return own | {field: _changed(config, field, changes) for field, changes in nested.items()}
+
+
+def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
+    """Return the configuration with other values of some fields.
+
+    A class may name, in ``YIELDS``, fields of a preset that would outweigh a field that is set: they become
+    what it says there, with a warning.
+
+    Raises:
+        ConfigError: A field is unknown, or a value is not allowed.
+    """
+    for name in fields:
+        _hint(type(config), name)
+    yields: Mapping[str, Mapping[str, Any]] = getattr(config, "YIELDS", {})
+    reset = {
+        other: value
+        for name in fields
+        if fields[name] is not None
+        for other, value in yields.get(name, {}).items()
+        if other not in fields and getattr(config, other) != value
+    }
+    for other, value in reset.items():
+        present = f"{other}={getattr(config, other)!r}"
+        logger.warning("%s of the preset is overridden by what was set: it is now %r.", present, value)
+    return dataclasses.replace(config, **{**reset, **fields})  # type: ignore[type-var]
 
 
 def parse_sweep(config: Any, sweep: str) -> dict[str, dict[str, Any]]:
-    """Values of one field that are tried one after another, by a name for the folder of each.
-
-    Args:
-        config: Where to start, a dataclass.
-        sweep: ``field=value,value``, each written as for :func:`parse_settings`.
-
-    Raises:
-        ConfigError: It names one value only, one twice, or one that is not allowed.
-    """
+    """Return the fields of each run of ``field=value,value``, by the name of its folder."""
     field, values = split_sweep(sweep)
     found = {f"{field}-{value}": parse_settings(config, [f"{field}={value}"]) for value in values}
     for fields in found.values():
@@ -100,11 +141,7 @@ def parse_sweep(config: Any, sweep: str) -> dict[str, dict[str, Any]]:
 
 
 def split_sweep(sweep: str) -> tuple[str, list[str]]:
-    """A sweep's field and its values as they are written; the folder of each is ``FIELD-VALUE``.
-
-    Raises:
-        ConfigError: It names one value only, or one twice.
-    """
+    """Return the field and the values of a sweep."""
     field, _, text = sweep.partition("=")
     values = [value.strip() for value in text.split(",")]
     if len(set(values)) < max(2, len(values)) or not all(values):
@@ -115,7 +152,7 @@ def split_sweep(sweep: str) -> tuple[str, list[str]]:
 
 
 def require_given(**arguments: object) -> None:
-    """Refuses arguments that are empty.
+    """Refuse empty arguments.
 
     Raises:
         ConfigError: The message names them.
@@ -125,112 +162,67 @@ def require_given(**arguments: object) -> None:
         raise ConfigError(f"{' and '.join(missing)} must be given.")
 
 
-def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
-    """The same configuration with other values of some fields.
-
-    Raises:
-        ConfigError: A field is unknown, or a value not allowed.
-    """
-    for name in fields:
-        _hint(type(config), name, name)
-    given_way = {
-        other: value
-        for name in fields
-        if fields[name] is not None
-        for other, value in config.YIELDS.get(name, {}).items()
-        if other not in fields and getattr(config, other) != value
-    }
-    for other, value in given_way.items():
-        outweighing = f"{other}={getattr(config, other)!r}"
-        logger.warning("%s of the preset gives way to what was set: it is %r.", outweighing, value)
-    changed = dataclasses.replace(config, **{**given_way, **fields})  # type: ignore[type-var]
-    _tell_what_does_nothing(changed, fields.keys())
-    return changed
+@functools.cache
+def _hints(config: type) -> dict[str, Any]:
+    names = [field.name for field in dataclasses.fields(config)]
+    hints = typing.get_type_hints(config, include_extras=True)
+    return {name: hints[name] for name in names}
 
 
-def _tell_what_does_nothing(config: Settable, names: AbstractSet[str], prefix: str = "") -> None:
-    """Warns of fields that were set and are not looked at, as others are."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}  # type: ignore[arg-type]
-    for name in config.NEEDS.keys() & names:
-        others = config.NEEDS[name]
-        if getattr(config, name) == defaults[name] or any(
-            getattr(config, other) in allowed for other, allowed in others.items()
-        ):
-            continue
-        present = " and ".join(f"{prefix}{other} is {getattr(config, other)!r}" for other in others)
-        wanted = " or ".join(f"{prefix}{other} {_words(allowed)}" for other, allowed in others.items())
-        logger.warning(
-            "%s%s=%r does nothing where %s: it is for %s.",
-            prefix,
-            name,
-            getattr(config, name),
-            present,
-            wanted,
-        )
+def _hint(config: type, name: str) -> Any:
+    hints = _hints(config)
+    if name not in hints:
+        raise ConfigError(f"Unknown field {name!r}. Available: {', '.join(hints)}.")
+    return hints[name]
 
 
-def _words(allowed: Any) -> str:
-    return " or ".join(map(repr, allowed)) if isinstance(allowed, tuple) else str(allowed)
+def _nested(config: type, name: str) -> Any:
+    """The dataclass that a field may hold, or None."""
+    choices = typing.get_args(_hint(config, name))  # of a union
+    return next((one for one in choices if isinstance(one, type) and dataclasses.is_dataclass(one)), None)
 
 
-def _changed_part(config: object, field: str, changes: dict[str, Any]) -> Any:
+def _plain(config: type, name: str, value: Any) -> Any:
+    """A number of numpy as Python's own, a nested configuration from JSON as its class."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping) and (part := _nested(config, name)):
+        return part(**value)
+    return value
+
+
+def _changed(config: Any, field: str, changes: dict[str, Any]) -> Any:
+    """The nested configuration of a field with some of its fields changed, or a new one."""
     present = getattr(config, field)
     if present is not None:
-        changed = dataclasses.replace(present, **changes)
-    else:
-        part = next(choice for choice in _choices(_hint(type(config), field, field)) if _is_part(choice))
-        missing = [name for name in _needed(part) if name not in changes]
-        if missing:
-            raise ConfigError(
-                f"there is no {field}: set {field}.{missing[0]} too, got only {sorted(changes)}."
-            )
-        changed = part(**changes)
-    _tell_what_does_nothing(changed, changes.keys(), f"{field}.")
-    return changed
-
-
-def _is_part(hint: Any) -> bool:
-    return isinstance(hint, type) and dataclasses.is_dataclass(hint)
-
-
-def _needed(part: type) -> list[str]:
-    """Fields without a default."""
-    return [field.name for field in dataclasses.fields(part) if field.default is dataclasses.MISSING]
-
-
-def _hint(owner: type, field: str, name: str) -> Any:
-    fields = [own.name for own in dataclasses.fields(owner)]
-    if field not in fields:
-        raise ConfigError(f"Unknown field {name!r}. Available: {', '.join(fields)}.")
-    return typing.get_type_hints(owner)[field]
-
-
-def _choices(hint: Any) -> tuple[Any, ...]:
-    """The types of a union, or the one type."""
-    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    return typing.get_args(hint) if is_union else (hint,)
+        return dataclasses.replace(present, **changes)
+    try:
+        return _nested(type(config), field)(**changes)
+    except ConfigError as error:
+        raise ConfigError(f"{field}.{error}") from None
 
 
 def _parse(name: str, text: str, hint: Any) -> Any:
-    choices = _choices(hint)
-    if text.lower() == "none" and type(None) in choices:
+    if text.lower() == "none" and type(None) in typing.get_args(hint):
         return None
-    hint = next(choice for choice in choices if choice is not type(None))
     try:
-        if hint is bool:
-            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
-        if typing.get_origin(hint) is tuple:
-            match = re.fullmatch(r"(\d+)x(\d+)", text)
-            if match is None:
-                raise ValueError(text)
-            return int(match[1]), int(match[2])
-        return hint(text) if hint in (int, float) else text
-    except (ValueError, KeyError) as error:
-        expected = (
-            "true or false"
-            if hint is bool
-            else "a size such as 80x608"
-            if hint not in (int, float)
-            else hint.__name__
-        )
-        raise ConfigError(f"{name} must be {expected}, got {text!r}.") from error
+        return TypeAdapter(hint).validate_strings(text)
+    except ValidationError as error:
+        raise ConfigError(_message(error, None, name)) from None
+
+
+def _message(error: ValidationError, config: type | None, name: str = "") -> str:
+    """What is wrong, in the words of pydantic."""
+    texts = []
+    names = [] if config is None else list(_hints(config))
+    for one in error.errors():
+        where = name or ".".join(names[key] if isinstance(key, int) else key for key in one["loc"])
+        if one["type"] == "unexpected_keyword_argument":
+            texts.append(f"Unknown field {where!r}. Available: {', '.join(names)}.")
+        elif one["type"] == "missing":
+            texts.append(f"{where} must be given.")
+        else:
+            wanted = one["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+            wanted = wanted.partition(", unable")[0]
+            texts.append(f"{where} must be {wanted}, got {one['input']!r}.")
+    return " ".join(texts)
