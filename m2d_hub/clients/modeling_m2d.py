@@ -55,6 +55,8 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
         super().__init__(
             feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **options
         )
+        if self.padding_side != "right":
+            raise ValueError(f"padding_side is {self.padding_side!r}; M2D needs padding_side='right'.")
         self.return_attention_mask = True
 
     def __call__(
@@ -148,7 +150,8 @@ class M2DModel(M2DPreTrainedModel):
 
         Args:
             input_values: Waveforms (B, S).
-            attention_mask: 1 where they are audio (B, S); None: everywhere.
+            attention_mask: 1 for the samples of each clip and 0 for the padding after them (B, S); None if
+                nothing is padded.
             output_hidden_states: Give every layer's frames; None: as the configuration says.
             output_attentions: Not given by this model.
             return_dict: False: a tuple; None: as the configuration says.
@@ -159,11 +162,12 @@ class M2DModel(M2DPreTrainedModel):
             of the embedded patches and of each block, the last of which are ``last_hidden_state``.
 
         Raises:
-            ValueError: Attentions are asked for.
+            ValueError: Attentions are asked for, or the mask does not have the shape of the waveforms, has no
+                samples for a clip, or has padding before or inside a clip.
         """
         if self._asked(output_attentions, "output_attentions"):
             raise ValueError("M2D does not give attentions; leave output_attentions out.")
-        lengths = None if attention_mask is None else attention_mask.sum(dim=1).long()
+        lengths = None if attention_mask is None else _lengths(input_values, attention_mask)
         hidden_states = None
         if self._asked(output_hidden_states, "output_hidden_states"):
             layers, heard = self.windowed.layers(input_values, lengths)
@@ -201,7 +205,7 @@ class M2DForAudioClassification(M2DPreTrainedModel):
 
         Args:
             input_values: Waveforms (B, S), as for :class:`M2DModel`.
-            attention_mask: Which samples are the clip's (B, S); None: all.
+            attention_mask: As for :class:`M2DModel`.
             labels: Class numbers (B,), or scores (B, num_labels) with ``problem_type`` multi-label.
             output_hidden_states: As for :class:`M2DModel`.
             output_attentions: Not given by this model.
@@ -211,7 +215,7 @@ class M2DForAudioClassification(M2DPreTrainedModel):
             ``logits`` (B, num_labels), ``loss`` where labels are given, ``hidden_states`` where asked for.
 
         Raises:
-            ValueError: Attentions are asked for.
+            ValueError: As for :class:`M2DModel`.
         """
         encoded = self.m2d(input_values, attention_mask, output_hidden_states, output_attentions, True)
         logits = self.head(self.head.clip_input(encoded.pooler_output))
@@ -222,3 +226,20 @@ class M2DForAudioClassification(M2DPreTrainedModel):
             loss = F.cross_entropy(logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
         return output if self._asked(return_dict, "return_dict") else output.to_tuple()
+
+
+def _lengths(input_values: Tensor, attention_mask: Tensor) -> Tensor:
+    """Return the number of samples of each clip (B,), given that padding only follows a clip."""
+    if attention_mask.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values has shape "
+            f"{tuple(input_values.shape)}; give one value per sample."
+        )
+    is_audio = attention_mask != 0
+    lengths = is_audio.sum(dim=1)
+    samples = torch.arange(is_audio.shape[1], device=is_audio.device)
+    if not torch.equal(is_audio, samples < lengths[:, None]):
+        raise ValueError("attention_mask has zeros before or inside a clip; pad clips on the right.")
+    if not lengths.all():
+        raise ValueError("attention_mask is 0 for all samples of a clip; leave that clip out.")
+    return lengths

@@ -54,6 +54,23 @@ def test_ragged_batches_give_each_clips_own_embedding(folder, tagger):
     torch.testing.assert_close(output.pooler_output, tagger.encode_clip(RAGGED), atol=1e-5, rtol=0)
 
 
+def test_masks_other_than_of_padding_after_the_clip_are_refused(folder):
+    with pytest.raises(ValueError, match="M2D needs padding_side='right'"):
+        transformers.AutoFeatureExtractor.from_pretrained(folder, padding_side="left")
+    model = transformers.AutoModel.from_pretrained(folder)
+    left, hole, empty = (torch.ones(2, 4_000) for _ in range(3))
+    left[0, :500] = hole[1, 1_000:2_000] = empty[1] = 0
+    for mask, message in (
+        (left, "zeros before or inside a clip; pad clips on the right"),
+        (hole, "zeros before or inside a clip"),
+        (empty, "is 0 for all samples of a clip"),
+        (torch.ones(2, 3_000), r"shape \(2, 3000\), but input_values has shape \(2, 4000\)"),
+        (torch.ones(3, 4_000), r"shape \(3, 4000\), but"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(torch.zeros(2, 4_000), attention_mask=mask)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("way", ["loaded", "cast", "autocast"])
 def test_half_precision_is_of_the_weights_and_not_of_the_spectrogram(folder, tagger, dtype, way):

@@ -229,6 +229,28 @@ def test_lists_that_cannot_be_used_are_refused(tmp_path, content, message):
         read_manifest(str(tmp_path / "list.csv"))
 
 
+def test_only_the_wanted_split_of_a_list_is_used(tmp_path, caplog):
+    caplog.set_level("INFO")
+    splits = ["train", "validation", "test", "", "eval", "training"]
+    data = write_list(tmp_path, [f"{index}.wav" for index in range(6)], label=list("abcdef"), split=splits)
+    manifest = read_manifest(data)
+    assert [entry.label for entry in manifest.entries] == ["a", "d", "f"]
+    assert [entry.row for entry in manifest.entries] == [2, 5, 7]
+    assert manifest.classes() == ("a", "d", "f")
+    assert "3 of 6 clips are not in the split train and are skipped" in caplog.text
+    assert [entry.label for entry in read_manifest(data, "valid").entries] == ["b", "d"]
+
+
+def test_all_folds_of_a_list_are_used_and_unknown_splits_are_refused(tmp_path, caplog):
+    folds = write_list(tmp_path, ["a.wav", "b.wav"], split=["1", "2"])
+    assert len(read_manifest(folds).entries) == 2
+    assert "the clips of all folds are used" in caplog.text
+    with pytest.raises(ConfigError, match="row 3 has the split 'later'; write train, valid, test or"):
+        read_manifest(write_list(tmp_path, ["a.wav", "b.wav"], split=["train", "later"]))
+    with pytest.raises(ConfigError, match="has no clips in the split train"):
+        read_manifest(write_list(tmp_path, ["a.wav"], split=["test"]))
+
+
 def test_lists_with_a_byte_order_mark_are_read(tmp_path):
     (tmp_path / "list.csv").write_text("\ufefffile,label\na.wav,x\n", encoding="utf-8")
     (entry,) = read_manifest(str(tmp_path / "list.csv")).entries

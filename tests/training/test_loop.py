@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_pictures")
 
 RATE = 16_000
 SMALL = (
-    "input_size=80x64 embed_dim=64 depth=2 predictor_dim=64 predictor_depth=1 batch_size=4 warmup_epochs=0"
+    "input_size=80x64 embed_dim=64 depth=2 predictor_dim=64 predictor_depth=1 batch_size=2 warmup_epochs=0"
 )
 QUICK = "min_steps=0 batch_size=4 try_linear=false"
 KINDS = ["pretrain", "finetune"]

@@ -51,7 +51,8 @@ GOOD = {
 @pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("form", GOOD)
 def test_every_reader_reads_what_spreadsheets_write(folder, reader, form):
-    assert READERS[reader](written(folder, **GOOD[form])) == NAMES
+    expected = NAMES[:2] if reader == "pretrain" else NAMES  # pre-training reads the split train only
+    assert READERS[reader](written(folder, **GOOD[form])) == expected
 
 
 REPEATED = ("file", "label", "split", "file")

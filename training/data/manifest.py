@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import math
@@ -14,13 +15,14 @@ from typing import Literal
 from m2d_hub.audio import AUDIO_SUFFIXES, AudioPart
 from m2d_hub.checks import require
 from m2d_hub.corpus.sources import files_below
-from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
+from m2d_hub.corpus.tables import PART_COLUMNS, Row, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import PARTIAL_SUFFIX, reading_file
 
 from .entries import PackedEntries
 from .entry import Entry
 from .images import IMAGE_SUFFIXES, is_image
+from .lists.splits import standard_split
 from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
 from .parts import audio_files
 from .shard_index import INDEX_NAME, read_index
@@ -65,14 +67,15 @@ def audioset_classes(labels: Iterable[str]) -> tuple[str, ...] | None:
     return tuple(AUDIOSET_LABELS) if found and found <= set(AUDIOSET_LABELS) else None
 
 
-def read_manifest(data: str) -> Manifest:
+def read_manifest(data: str, split: str = "train") -> Manifest:
     """Reads what ``--data`` names.
 
     Args:
         data: A CSV with a ``file`` column, relative to the CSV, and optional ``label``, ``caption``,
-            ``features``, and ``start_s`` and ``end_s`` of a part; a pattern of tar shards
+            ``features``, ``split``, and ``start_s`` and ``end_s`` of a part; a pattern of tar shards
             (``train-{000000..000009}.tar``, ``shards/*.tar``), or a folder of them; or a folder of audio
             files, spectrograms or pictures.
+        split: Clips of a CSV that are in another of the splits train, valid and test are skipped.
 
     Raises:
         ConfigError: Nothing is found there, or what is found is of several kinds.
@@ -82,7 +85,7 @@ def read_manifest(data: str) -> Manifest:
         shards = sorted(str(shard) for shard in path.glob("*.tar"))
         entries = _read_shards(shards) if shards else _read_folder(path)
     elif path.suffix.lower() == ".csv":
-        entries = _read_csv(path)
+        entries = _read_csv(path, split)
     else:
         entries = _read_shards(expand_pattern(data))
     if not entries:
@@ -93,9 +96,11 @@ def read_manifest(data: str) -> Manifest:
     return Manifest(data, kind, PackedEntries(entries), _read_statistics(path))
 
 
-def _read_csv(path: Path) -> list[Entry]:
-    rows = read_table(path, ["file"], [*LABEL_NAMES, *CAPTION_NAMES, "features", *PART_COLUMNS])
+def _read_csv(path: Path, split: str) -> list[Entry]:
+    optional = [*LABEL_NAMES, *CAPTION_NAMES, "features", "split", *PART_COLUMNS]
+    rows = read_table(path, ["file"], optional)
     refuse_empty(path, rows, "file")
+    rows = _rows_of_split(path, rows, split)
     files = audio_files(path, [str(path.parent / row.cells["file"]) for row in rows], rows)
     notes = [note_of_cells(row.cells) for row in rows]
     return [
@@ -108,6 +113,33 @@ def _read_csv(path: Path) -> list[Entry]:
         )
         for row, file, note in zip(rows, files, notes, strict=True)
     ]
+
+
+def _rows_of_split(path: Path, rows: list[Row], wanted: str) -> list[Row]:
+    """Return the rows of a split, those of every fold, and those without a split.
+
+    Raises:
+        ConfigError: A split is not known, or no row is left.
+    """
+    splits = [standard_split(row.cells["split"]) for row in rows]
+    for row, split in zip(rows, splits, strict=True):
+        if split is None and row.cells["split"]:
+            raise ConfigError(
+                f"{path}: row {row.number} has the split {row.cells['split']!r}; write train, valid, test or "
+                "the number of a fold, or delete the column to use all rows."
+            )
+    if any(split and split.isdecimal() for split in splits):
+        logger.warning("%s: the clips of all folds are used.", path)
+    is_wanted = [not split or split == wanted or split.isdecimal() for split in splits]
+    kept = list(itertools.compress(rows, is_wanted))
+    if rows and not kept:
+        raise ConfigError(f"{path} has no clips in the split {wanted}.")
+    if len(kept) < len(rows):
+        skipped = len(rows) - len(kept)
+        logger.info(
+            "%s: %d of %d clips are not in the split %s and are skipped.", path, skipped, len(rows), wanted
+        )
+    return kept
 
 
 def _read_folder(folder: Path) -> list[Entry]:

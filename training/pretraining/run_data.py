@@ -98,7 +98,7 @@ def _read_data(config: PretrainConfig, options: RunOptions, accelerator: Acceler
             f"{options.data} holds {manifest.kind} files, but in_channels is {config.in_channels}: "
             "pictures need 3, audio and spectrograms 1."
         )
-    valid = None if options.valid is None else _read_list(options.valid)
+    valid = None if options.valid is None else _read_list(options.valid, "valid")
     folder = RunFolder(options.out)
     has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
     weights = start_weights(options.start) if has_start and options.start else None
@@ -127,8 +127,8 @@ def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainCo
     return config, _read_list(options.noise)
 
 
-def _read_list(data: str) -> Manifest:
-    manifest = read_manifest(data)
+def _read_list(data: str, split: str = "train") -> Manifest:
+    manifest = read_manifest(data, split)
     tell_missing(manifest)
     return manifest
 
