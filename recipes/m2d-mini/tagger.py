@@ -212,7 +212,7 @@ def table(scored: Scored, labels: list[str]) -> str:
     order = np.argsort(-average_precisions(scored.scores, scored.targets).numpy())
     lines = [
         *(summary(scored, labels), ""),
-        "| class | clips (packages) | AP (95 %) | precision at 0.5 | recall at 0.5 | most often behind |",
+        "| class | clips (packages) | AP (95 %) | precision at 0.5 | recall at 0.5 | confused most with |",
         "|---|---|---|---|---|---|",
         *(class_row(scored, int(column), labels) for column in order),
     ]

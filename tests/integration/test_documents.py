@@ -41,7 +41,8 @@ def commands_in(text: str) -> list[list[str]]:
     """Words of each command in shell code, with loops unrolled, without variables and redirections."""
     text = re.sub(r"\\\n\s*", "", text)
     for name, values, body in re.findall(r"^for (\w+) in (.+?); do\n(.*?)^done$", text, re.M | re.S):
-        unrolled = "".join(re.sub(rf"\${name}\b", value, body) for value in values.split())
+        variable = re.compile(rf"\${name}\b|\${{{name}##\*/}}")
+        unrolled = "".join(variable.sub(value, body) for value in values.split())
         text = text.replace(f"for {name} in {values}; do\n{body}done", unrolled)
     commands = [shlex.split(line, comments=True) for line in text.splitlines()]
     for words in commands:
