@@ -22,15 +22,15 @@ from m2d_hub.checks import (
 Transform = Literal["convolution", "fft"]
 HeadFeatures = Literal["frames", "tokens"]
 Activation = Literal["sigmoid", "softmax"]
-EPSILON = 2.0**-23  # added to power before its logarithm: float32's distance from 1 to the next number
+EPSILON = 2.0**-23  # added to the power before the logarithm: the machine epsilon of float32
 
-MOST_INPUT = 1_024, 1_000_000  # mels and frames of a window
+MAX_INPUT = 1_024, 1_000_000  # mels and frames of a window
 _WIDTH = Numbers(1, 65_536, is_whole=True)
 _FRONTEND_LIMITS = {
     "sample_rate": Numbers(100, 768_000, is_whole=True),
     "window_samples": Numbers(1, 32_768, is_whole=True),
     "hop_samples": Numbers(1, 1_000_000, is_whole=True),
-    "n_mels": Numbers(1, MOST_INPUT[0], is_whole=True),
+    "n_mels": Numbers(1, MAX_INPUT[0], is_whole=True),
     "f_min_hz": FINITE,
     "f_max_hz": FINITE,
     "mean": Numbers(-1e6, 1e6),
@@ -48,7 +48,7 @@ _ENCODER_LIMITS = {
 
 @dataclass(frozen=True)
 class FrontendConfig:
-    """Log-mel spectrogram (paper, section IV-A); ``mean`` and ``std`` are AudioSet's."""
+    """Log-mel spectrogram (paper, section IV-A); ``mean`` and ``std`` default to those of AudioSet."""
 
     sample_rate: int = 16_000  # Hz
     window_samples: int = 400  # Hann window and FFT size, samples
@@ -56,17 +56,17 @@ class FrontendConfig:
     n_mels: int = 80  # F
     f_min_hz: float = 50.0
     f_max_hz: float = 8_000.0
-    mean: float = -7.1  # of the log-mel values over the pre-training set
+    mean: float = -7.1  # of the log-mel values of the pre-training set
     std: float = 4.2
-    transform: Transform = "convolution"  # nnAudio's own, or "fft": equal to rounding, in half the time
+    transform: Transform = "convolution"  # as in nnAudio, or "fft": the same up to rounding, in half the time
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "sample_rate", "window_samples", "hop_samples", "n_mels")
         require_numbers(self, _FRONTEND_LIMITS)
         require(
             0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2,
-            f"mel band {self.f_min_hz}-{self.f_max_hz} Hz must lie within 0-{self.sample_rate / 2} Hz (half "
-            f"of sample_rate={self.sample_rate}).",
+            f"The mel band {self.f_min_hz}-{self.f_max_hz} Hz must be within 0-{self.sample_rate / 2} Hz "
+            f"(half of sample_rate={self.sample_rate}).",
         )
         require_choice("transform", self.transform, get_args(Transform))
 
@@ -76,20 +76,20 @@ class FrontendConfig:
         return self.hop_samples / self.sample_rate
 
     def num_frames(self, num_samples: int) -> int:
-        """Frames of a waveform: one centred on every hop, the first on sample 0."""
+        """Return the number of frames of a waveform; the first is centred on sample 0."""
         return num_samples // self.hop_samples + 1
 
     def span(self, num_frames: int) -> int:
-        """Samples that so many frames are computed from, with what the first and the last reach beyond."""
+        """Return the number of samples from which ``num_frames`` frames are computed."""
         return (num_frames - 1) * self.hop_samples + self.window_samples
 
-    def num_whole_frames(self, num_samples: int) -> int:
-        """Frames that lie in so many samples with all that they reach; the inverse of :meth:`span`."""
+    def num_complete_frames(self, num_samples: int) -> int:
+        """Return the number of frames that fit into ``num_samples`` samples; the inverse of :meth:`span`."""
         return (num_samples - self.window_samples) // self.hop_samples + 1
 
     @classmethod
     def for_sample_rate(cls, sample_rate: int, **overrides: Any) -> FrontendConfig:
-        """The published frontend at ``sample_rate``: 25 ms windows, 10 ms hops, 50 Hz to Nyquist."""
+        """Return the published frontend at ``sample_rate``: 25 ms windows, 10 ms hops, 50 Hz to Nyquist."""
         fields = {
             "window_samples": sample_rate // 40,
             "hop_samples": sample_rate // 100,
@@ -100,7 +100,7 @@ class FrontendConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Vision transformer over log-mel patches; by default ViT-Base over 6.08 s (paper, section IV-A)."""
+    """Vision transformer on log-mel patches; by default ViT-Base on 6.08 s (paper, section IV-A)."""
 
     input_size: tuple[int, int] = (80, 608)  # (F mels, T frames)
     patch_size: tuple[int, int] = (16, 16)  # (mels, frames)
@@ -118,15 +118,15 @@ class EncoderConfig:
         require_numbers(self, _ENCODER_LIMITS)
         for name in ("input_size", "patch_size"):
             require(
-                all(number <= most for number, most in zip(getattr(self, name), MOST_INPUT, strict=True)),
-                f"{name} must be {MOST_INPUT[0]:,} mels and {MOST_INPUT[1]:,} frames at most, got "
+                all(number <= limit for number, limit in zip(getattr(self, name), MAX_INPUT, strict=True)),
+                f"{name} must be at most {MAX_INPUT[0]:,} mels and {MAX_INPUT[1]:,} frames, got "
                 f"{getattr(self, name)!r}.",
             )
         (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
         require(
             mels % patch_mels == 0,
-            f"input_size {mels}x{frames} cannot be cut into patches of {patch_mels}x{patch_frames}: {mels} "
-            f"mels is not a multiple of {patch_mels}.",
+            f"input_size {mels}x{frames} cannot be divided into patches of {patch_mels}x{patch_frames}: "
+            f"{mels} mels is not a multiple of {patch_mels}.",
         )
         require(
             frames >= patch_frames,
@@ -143,7 +143,7 @@ class EncoderConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches along frequency and time, (N_F, N_T); frames beyond the last whole patch are not used."""
+        """Patches along frequency and time, (N_F, N_T); frames after the last full patch are ignored."""
         return self.input_size[0] // self.patch_size[0], self.input_size[1] // self.patch_size[1]
 
     @property
@@ -159,11 +159,11 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Classifier over a clip feature: batch normalisation without affine parameters, then a linear layer."""
+    """Classifier on clip features: batch normalisation without affine parameters, then a linear layer."""
 
     num_classes: int
-    features: HeadFeatures = "frames"  # mean over time frames (N_F·D), or over all tokens (D)
-    activation: Activation = "sigmoid"  # logits to scores: multi-label or one label a clip
+    features: HeadFeatures = "frames"  # input: mean over time frames (N_F·D), or over all tokens (D)
+    activation: Activation = "sigmoid"  # logits to scores: multi-label, or one label per clip
 
     def __post_init__(self) -> None:
         require_positive_integers(self, "num_classes")
@@ -182,14 +182,14 @@ class HeadConfig:
 class ClapConfig:
     """Projections into a space shared with text (M2D-CLAP)."""
 
-    dim: int = 768  # of the shared space
-    audio_blocks: int = 0  # 0: two linear layers on the mean token; n: a semantic token and n blocks
+    dim: int = 768  # width of the shared space
+    audio_blocks: int = 0  # 0: two linear layers on the mean token; n: a semantic token with n blocks
     audio_hidden_dim: int = 768  # between the two linear layers
     text_projection: Literal["none", "linear", "mlp"] = "linear"
-    text_dim: int = 768  # features of the text encoder
+    text_dim: int = 768  # width of the text encoder's features
     text_hidden_dim: int = 768  # between the two layers of an "mlp"
     text_encoder: str = "thenlper/gte-base"  # Hugging Face repository of the text encoder
-    text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # own: the encoder gives sentence embeddings
+    text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # own: the model's sentence embeddings
 
     def __post_init__(self) -> None:
         require(
@@ -223,15 +223,15 @@ _MODEL_TYPES: dict[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to build an :class:`m2d_hub.M2D`; saved as ``config.json``."""
+    """Everything needed to build an :class:`m2d_hub.M2D`; saved as ``config.json``."""
 
     frontend: FrontendConfig = field(default_factory=FrontendConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     head: HeadConfig | None = None
-    labels: tuple[str, ...] | None = None  # class names in the head's order
+    labels: tuple[str, ...] | None = None  # class names in the order of the head's outputs
     clap: ClapConfig | None = None
-    own_length_windows: bool = False  # each clip is one window, of its own length
-    name: str | None = None  # alias or folder that the weights came from
+    own_length_windows: bool = False  # each clip is one window as long as the clip
+    name: str | None = None  # alias or folder of the weights
     license: str | None = None
     source: str | None = None  # where the weights were published
 
@@ -239,7 +239,7 @@ class ModelConfig:
         require_types(self, _MODEL_TYPES)
         require(
             self.frontend.n_mels == self.encoder.input_size[0],
-            f"the frontend makes {self.frontend.n_mels} mels but the encoder takes "
+            f"The frontend has {self.frontend.n_mels} mels but the encoder expects "
             f"{self.encoder.input_size[0]}.",
         )
         require(
@@ -248,43 +248,52 @@ class ModelConfig:
         )
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
-            require(all(isinstance(label, str) for label in self.labels), "labels must be texts.")
+            require(all(isinstance(label, str) for label in self.labels), "labels must be strings.")
             expected = None if self.head is None else self.head.num_classes
             require(
                 len(self.labels) == expected,
-                f"{len(self.labels)} labels were given for a head of {expected} classes.",
+                f"There are {len(self.labels)} labels for a head with {expected} classes; give one each.",
             )
 
     @property
     def head_dim(self) -> int:
-        """Features that the head takes: of a mean frame (N_F·D), or of a mean token (D)."""
+        """Input features of the head: N_F·D for frames, D for tokens."""
         by_frames = self.head is not None and self.head.features == "frames"
         return self.encoder.frame_dim if by_frames else self.encoder.embed_dim
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, for ``config.json``."""
+        """Return a dict of JSON types, for ``config.json``."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of :meth:`to_dict`.
+        """Build a configuration from a dict that :meth:`to_dict` returned.
 
         Raises:
-            ConfigError: A field is unknown or its value not allowed.
+            ConfigError: A field is unknown or its value is not allowed.
         """
         parts = {"frontend": FrontendConfig, "encoder": EncoderConfig, "head": HeadConfig, "clap": ClapConfig}
-        require(isinstance(values, Mapping), f"a configuration has fields by name, got {brief(values)}.")
+        require(
+            isinstance(values, Mapping),
+            f"A configuration must be a mapping of field names to values, got {brief(values)}.",
+        )
         fields = {f.name for f in dataclasses.fields(cls)}
         built: dict[str, Any] = {}
         for key, value in values.items():
             require(
-                key in fields, f"unknown configuration field {key!r}; known: {', '.join(sorted(fields))}."
+                key in fields,
+                f"Unknown configuration field {key!r}; known fields: {', '.join(sorted(fields))}.",
             )
             if key in parts and value is not None:
-                require(isinstance(value, Mapping), f"{key} has fields by name, got {brief(value)}.")
+                require(
+                    isinstance(value, Mapping),
+                    f"{key} must be a mapping of field names to values, got {brief(value)}.",
+                )
                 known = {f.name for f in dataclasses.fields(parts[key])}
                 unknown = sorted(set(value) - known)
-                require(not unknown, f"unknown {key} fields {unknown}; known: {', '.join(sorted(known))}.")
+                require(
+                    not unknown, f"Unknown {key} fields {unknown}; known fields: {', '.join(sorted(known))}."
+                )
                 value = parts[key](**value)
             built[key] = value
         return cls(**built)

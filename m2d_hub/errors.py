@@ -6,42 +6,42 @@ from collections.abc import Sequence
 
 
 class M2DError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base class of the errors of this package."""
 
 
 class UnknownModelError(M2DError):
-    """A model name is neither in the registry, nor a file or folder, nor a Hugging Face repository."""
+    """A model name is not in the registry, a file or folder, or a Hugging Face repository."""
 
 
 class DownloadError(M2DError):
-    """Weights could not be fetched, and are not in the cache."""
+    """Weights are not in the cache and could not be downloaded."""
 
 
 class ChecksumError(M2DError):
-    """A file's contents are not those that were recorded or announced."""
+    """The contents of a file differ from its recorded or published checksum."""
 
 
 class CheckpointError(M2DError):
-    """A checkpoint is unsafe, incomplete, of an unknown layout, or holds non-finite weights."""
+    """A checkpoint is unsafe, incomplete, of an unknown layout, or contains non-finite weights."""
 
 
 class AudioError(M2DError):
-    """Audio is unreadable, empty, non-finite, or of a shape or rate that cannot be used."""
+    """Audio is unreadable, empty or non-finite, or has an unsupported shape or sample rate."""
 
 
 class ConfigError(M2DError):
-    """A setting contradicts another one, or is outside what is allowed."""
+    """A setting is not allowed or contradicts another setting."""
 
 
-def first_few(values: Sequence[object], most: int = 8) -> str:
-    """The first values, for a message, and how many more there are."""
-    more = f" and {len(values) - most:,} more" if len(values) > most else ""
-    return ", ".join(map(str, values[:most])) + more
+def first_few(values: Sequence[object], max_shown: int = 8) -> str:
+    """Return the first values and the number of further ones, for a message."""
+    more = f" and {len(values) - max_shown:,} more" if len(values) > max_shown else ""
+    return ", ".join(map(str, values[:max_shown])) + more
 
 
-def reason_of(error: BaseException, most: int = 200) -> str:
-    """What an error of a library says, in a line without a full stop."""
+def reason_of(error: BaseException, max_length: int = 200) -> str:
+    """Return the first line of another library's error message, without the full stop."""
     if isinstance(error, KeyError):
-        return f"it lacks {error}"
-    text = str(getattr(error, "error_string", error))  # libsndfile's, without the file's name
-    return text.strip().partition("\n")[0].rstrip(".")[:most] or type(error).__name__
+        return f"{error} is missing"
+    text = str(getattr(error, "error_string", error))  # of libsndfile, without the file name
+    return text.strip().partition("\n")[0].rstrip(".")[:max_length] or type(error).__name__

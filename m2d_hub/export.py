@@ -1,6 +1,6 @@
-"""Models as graphs: waveform in, frames out, the frontend included, for any batch size and length.
+"""Export of models as graphs that map waveforms to frames, for any batch size and length.
 
-Graphs hold the frontend's transform as a convolution, whichever the model computes it by.
+Graphs include the frontend, with its transform as a convolution even if the model uses ``transform="fft"``.
 
 >>> import m2d_hub
 >>> from m2d_hub.export import export_onnx, frames_module
@@ -12,23 +12,34 @@ Graphs hold the frontend's transform as a convolution, whichever the model compu
 from __future__ import annotations
 
 import copy
-import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
+from m2d_hub.config import ModelConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import importing, replacing
+from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.windowed_encoder import WindowedEncoder
-
-if TYPE_CHECKING:
-    from m2d_hub.model import M2D
 
 INPUT, OUTPUT = "waveform", "frames"
 BATCH, SAMPLES = "batch", "samples"
+
+
+class Exportable(Protocol):
+    """The parts of :class:`m2d_hub.M2D` that are exported."""
+
+    config: ModelConfig
+    frontend: LogMelFrontend
+    encoder: Encoder
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the weights are 8-bit integers."""
 
 
 class FramesModule(nn.Module):
@@ -39,31 +50,31 @@ class FramesModule(nn.Module):
         self.windowed = windowed
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Maps waveforms (B, S) at the model's sample rate to frames (B, T, N_F·D)."""
+        """Map waveforms (B, S) at the model's sample rate to frames (B, T, N_F·D)."""
         return self.windowed(waveform)[0]
 
 
-def frames_module(model: M2D) -> FramesModule:
-    """A plain module for ``torch.export`` with dynamic batch and length, on the CPU, in float32.
+def frames_module(model: Exportable) -> FramesModule:
+    """Return a module for ``torch.export`` with dynamic batch size and length, on the CPU, in float32.
 
     Args:
-        model: On any device; a copy is exported.
+        model: A model on any device; it is copied.
 
     Raises:
-        ConfigError: The model has no fixed window, or its weights are rounded to 8 bits.
+        ConfigError: The model has no fixed window, or its weights are 8-bit integers.
     """
     return FramesModule(windowed_encoder(model)).eval()
 
 
-def windowed_encoder(model: M2D) -> WindowedEncoder:
-    """A model's filters and a copy of its encoder in one module; arguments as for :func:`frames_module`."""
-    if math.isinf(model.window_s):
+def windowed_encoder(model: Exportable) -> WindowedEncoder:
+    """Return the filters and a copy of the encoder in one module; arguments as for :func:`frames_module`."""
+    if model.config.own_length_windows:
         raise ConfigError(
-            "a graph has windows of one length, but this model takes each clip as one window: give it a "
-            "length in seconds by load_model(..., window_s=...) or model.set_window(...)."
+            "A model without a fixed window cannot be exported; set one with "
+            "load_model(..., window_s=SECONDS) or model.set_window(SECONDS)."
         )
     if model.is_int8:
-        raise ConfigError("a model of dtype='int8' is not exported; load it with the default dtype.")
+        raise ConfigError("A model with dtype='int8' cannot be exported; load it with the default dtype.")
     with torch.device("meta"):
         windowed = WindowedEncoder(model.config.frontend, model.config.encoder)
     windowed.encoder = copy.deepcopy(model.encoder).to("cpu", torch.float32)
@@ -71,11 +82,11 @@ def windowed_encoder(model: M2D) -> WindowedEncoder:
     return windowed.eval()
 
 
-def export_onnx(model: M2D, path: str | os.PathLike[str]) -> None:
-    """Writes an ONNX file with input ``waveform`` (batch, samples) and output ``frames`` (batch, T, N_F·D).
+def export_onnx(model: Exportable, path: str | os.PathLike[str]) -> None:
+    """Write an ONNX file with input ``waveform`` (batch, samples) and output ``frames`` (batch, T, N_F·D).
 
     Args:
-        model: On any device; a copy is exported.
+        model: A model on any device; it is copied.
         path: File to write, ``.onnx``.
 
     Raises:
@@ -100,6 +111,6 @@ def export_onnx(model: M2D, path: str | os.PathLike[str]) -> None:
             verbose=False,
         )
     if program is None:
-        raise RuntimeError("torch.onnx.export gave no program, though dynamo=True was asked for.")
+        raise RuntimeError("torch.onnx.export returned no program with dynamo=True.")
     with replacing(Path(path)) as partial:
         program.save(str(partial), external_data=False)

@@ -1,4 +1,4 @@
-"""Windows of many clips through frontend and encoder in batches, and back to their clips."""
+"""Encode the windows of many clips in batches, and put the results back in order."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from m2d_hub.audio.waveforms import scaled
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.encoder import Encoder, mask_of_tokens
 from m2d_hub.nn.frontend import LogMelFrontend
-from m2d_hub.windows import WaveformCutter, Window, Windows, reflected
+from m2d_hub.windows import StreamFramer, Window, Windows, reflected
 
-NO_CLIPS = "there are no clips to encode: give at least one."
+NO_CLIPS = "There are no clips to encode; give at least one."
 
 
 @dataclass(frozen=True)
 class ClipWindow:
     """One window of one clip."""
 
-    clip: int  # the clip's place in the call
+    clip: int  # index of the clip in the call
     window: Window
-    samples: Tensor  # (s,) that the frames of its tokens are computed from; zero where its clip has none
+    samples: Tensor  # (s,) from which the frames of its tokens are computed, zero-padded
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """Windows encoded together: of equal length, or zero beyond their own."""
+    """Windows encoded together, zero after the end of shorter ones."""
 
     windows: list[ClipWindow]
     features: Tensor  # (..., B, N_T, N_F·D)
@@ -40,57 +40,57 @@ class EncodedBatch:
 def read_windows(
     clips: Iterable[AudioClip], frontend: LogMelFrontend, windows: Windows
 ) -> Iterator[ClipWindow]:
-    """Reads clip after clip in blocks and cuts each into windows."""
+    """Read clip after clip in blocks and split each into windows."""
     for index, clip in enumerate(clips):
-        cutter = WaveformCutter(frontend.config, windows)
+        framer = StreamFramer(frontend.config, windows)
         for block in clip.blocks():
-            for window, samples in cutter.push(block):
+            for window, samples in framer.push(block):
                 yield ClipWindow(index, window, samples)
-        for window, samples in cutter.finish():
+        for window, samples in framer.finish():
             yield ClipWindow(index, window, samples)
 
 
 def split_windows(
     waveform: Tensor, lengths: list[int], frontend: LogMelFrontend, windows: Windows
 ) -> list[ClipWindow]:
-    """Windows of a batch of waveforms (B, S), differentiable; samples beyond a clip's length play no part."""
+    """Split a batch of waveforms (B, S) into windows; samples after a clip's length are ignored."""
     config = frontend.config
     plans = [windows.plan(config.num_frames(length)) for length in lengths]
-    most_frames = max(plan[-1].first_frame + windows.used_frames(plan[-1]) for plan in plans)
+    max_frames = max(plan[-1].first_frame + windows.token_frames(plan[-1]) for plan in plans)
     padded = reflected(
         scaled(waveform, "the waveform"),
         torch.tensor(lengths, device=waveform.device),
-        most_frames,
+        max_frames,
         config,
     )
-    found = []
+    split = []
     for clip, plan in enumerate(plans):
         for window in plan:
             first = window.first_frame * config.hop_samples
-            end = first + config.span(windows.used_frames(window))
-            found.append(ClipWindow(clip, window, padded[clip, first:end]))
-    return found
+            end = first + config.span(windows.token_frames(window))
+            split.append(ClipWindow(clip, window, padded[clip, first:end]))
+    return split
 
 
 def check_lengths(waveform: Tensor, lengths: Tensor | None) -> list[int]:
-    """Samples of each clip of a batch (B, S).
+    """Return the number of samples of each clip of a batch (B, S).
 
     Raises:
-        AudioError: The batch is no float (B, S), or the lengths do not fit it.
+        AudioError: The batch is not a float tensor (B, S), or the lengths do not fit it.
     """
     is_tensor = isinstance(waveform, Tensor)
     if not is_tensor or waveform.ndim != 2 or not waveform.is_floating_point() or 0 in waveform.shape:
         got = f"{waveform.dtype} of shape {tuple(waveform.shape)}" if is_tensor else type(waveform).__name__
         raise AudioError(
-            f"forward takes a float waveform (B, S) that is not empty, got {got}; encode_clip and "
-            "encode_frames take any audio."
+            f"forward expects a non-empty float waveform (B, S), got {got}; use encode_clip or encode_frames "
+            "for other audio."
         )
     if lengths is None:
         return [waveform.shape[1]] * waveform.shape[0]
     try:
         samples = [int(length) for length in lengths]
     except (TypeError, ValueError) as error:
-        raise AudioError(f"lengths must be a number of samples for each clip, got {lengths!r}.") from error
+        raise AudioError(f"lengths must have a number of samples for each clip, got {lengths!r}.") from error
     if len(samples) != waveform.shape[0] or not all(1 <= n <= waveform.shape[1] for n in samples):
         raise AudioError(
             f"lengths must be {waveform.shape[0]} numbers of 1 to {waveform.shape[1]} samples, got {samples}."
@@ -105,16 +105,16 @@ def encode_batched(
     batch_size: int,
     device: torch.device,
 ) -> Iterator[EncodedBatch]:
-    """Encodes windows as they come, grouped by length, so that ragged clips need no padding.
+    """Encode windows grouped by length, so that clips of different lengths need no padding.
 
-    A batch goes to the device as waveforms in one piece, and its log-mel is computed there.
+    The waveforms of a batch are moved to the device together, and the log-mel is computed there.
 
     Args:
-        windows: Of any clips, in any order.
-        frontend: Makes log-mel of them.
-        encode: Maps log_mel (B, 1, F, T) to features (..., B, N_T, N_F·D).
-        batch_size: Most windows encoded at once.
-        device: That of the encoder.
+        windows: Windows of any clips, in any order.
+        frontend: Log-mel frontend.
+        encode: Function that maps log_mel (B, 1, F, T) to features (..., B, N_T, N_F·D).
+        batch_size: Maximum number of windows encoded at once.
+        device: Device of the encoder.
     """
     waiting: dict[int, list[ClipWindow]] = defaultdict(list)
 
@@ -133,29 +133,29 @@ def encode_batched(
 def encode_together(
     windows: list[ClipWindow], frontend: LogMelFrontend, encoder: Encoder, device: torch.device
 ) -> EncodedBatch:
-    """Encodes windows of all lengths in one call: short ones are padded, and no token sees the padding.
+    """Encode windows of all lengths in one batch: short ones are padded, and the padding is masked.
 
-    This suits devices where many small computations take longer to begin than some padding takes to compute.
+    This suits accelerators, where launching many small batches takes longer than computing the padding.
     """
     log_mel = _log_mel(windows, frontend, device)
     num_tokens = [item.window.num_tokens for item in windows]
     if min(num_tokens) == max(num_tokens):  # attention without a mask is faster
         return EncodedBatch(windows, encoder.frames(log_mel))
     ends = torch.tensor(num_tokens, device=device)[:, None]
-    heard = torch.arange(max(num_tokens), device=device) < ends
-    features = encoder.frames(log_mel, mask_of_tokens(heard, encoder.config.grid[0]))
-    return EncodedBatch(windows, features * heard[..., None])
+    time_mask = torch.arange(max(num_tokens), device=device) < ends
+    features = encoder.frames(log_mel, mask_of_tokens(time_mask, encoder.config.grid[0]))
+    return EncodedBatch(windows, features * time_mask[..., None])
 
 
 def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.device) -> Tensor:
-    """Normalised log-mel (B, 1, F, T) of the longest window's tokens, zero where a clip has no frames."""
+    """Return normalised log-mel (B, 1, F, T), zero after the end of each window."""
     samples = nn.utils.rnn.pad_sequence([item.samples for item in windows], batch_first=True)
     if device.type == "cuda" and samples.device.type == "cpu":
-        samples = samples.pin_memory()  # CUDA copies from it while this program goes on
+        samples = samples.pin_memory()  # allows an asynchronous copy
     samples = samples.to(device, non_blocking=device.type == "cuda")
-    # On a CPU a convolution gains nothing by one call, and its rounding depends on what else is in the batch.
-    is_alone = device.type == "cpu" and frontend.config.transform == "convolution"
-    parts = samples.split(1) if is_alone else [samples]
+    # On a CPU, batching the convolution gains nothing, and its rounding depends on the batch.
+    is_split = device.type == "cpu" and frontend.config.transform == "convolution"
+    parts = samples.split(1) if is_split else [samples]
     log_mel = frontend.normalise(torch.cat([frontend.log_mel_block(part) for part in parts]))
     num_frames = [item.window.num_frames for item in windows]
     if min(num_frames) < log_mel.shape[-1]:
@@ -166,9 +166,9 @@ def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.
 
 
 class FrameStore:
-    """Puts encoded windows in their place in (..., B, T, N_F·D), allocated once.
+    """Collect encoded windows in one tensor (..., B, T, N_F·D).
 
-    ``expected_tokens`` may fall short (a header can be wrong); then the store grows.
+    It is allocated once for ``expected_tokens`` and grows if a clip is longer than its header states.
     """
 
     def __init__(self, num_clips: int, expected_tokens: int):
@@ -177,15 +177,15 @@ class FrameStore:
         self._features: Tensor | None = None
 
     def put(self, batch: EncodedBatch) -> None:
-        """Takes a batch's features."""
+        """Add a batch."""
         features = batch.features
         if self._features is None:
             *lead, _, _, width = features.shape
             self._features = features.new_zeros(*lead, len(self.num_tokens), self._expected_tokens, width)
-        rows_by_place: dict[Window, list[int]] = defaultdict(list)
+        rows_by_window: dict[Window, list[int]] = defaultdict(list)
         for row, item in enumerate(batch.windows):
-            rows_by_place[item.window].append(row)
-        for window, rows in rows_by_place.items():
+            rows_by_window[item.window].append(row)
+        for window, rows in rows_by_window.items():
             first, end = window.first_token, window.first_token + window.num_tokens
             if end > self._features.shape[-2]:
                 self._features = F.pad(self._features, (0, 0, 0, end - self._features.shape[-2]))
@@ -195,7 +195,7 @@ class FrameStore:
                 self.num_tokens[clip] = max(self.num_tokens[clip], end)
 
     def features_and_mask(self) -> tuple[Tensor, Tensor]:
-        """The features (..., B, T, N_F·D) and where they are audio, (B, T) bool."""
+        """Return the features (..., B, T, N_F·D) and the mask (B, T) bool, True for audio."""
         if self._features is None:
             raise AudioError(NO_CLIPS)
         longest = max(self.num_tokens)
@@ -205,14 +205,14 @@ class FrameStore:
 
 
 class ClipMeans:
-    """Running means over time of each clip's frames, (B, N_F·D), without keeping the frames."""
+    """Mean over time of each clip's frames (B, N_F·D), computed without keeping the frames."""
 
     def __init__(self, num_clips: int):
         self._num_tokens = [0] * num_clips
         self._sums: Tensor | None = None
 
     def put(self, batch: EncodedBatch) -> None:
-        """Adds a batch of windows."""
+        """Add a batch."""
         sums = batch.features.float().sum(dim=-2).cpu()
         if self._sums is None:
             self._sums = sums.new_zeros(len(self._num_tokens), sums.shape[-1])
@@ -221,7 +221,7 @@ class ClipMeans:
             self._num_tokens[item.clip] += item.window.num_tokens
 
     def means(self) -> Tensor:
-        """(B, N_F·D) on the CPU."""
+        """Return the means (B, N_F·D) on the CPU."""
         if self._sums is None:
             raise AudioError(NO_CLIPS)
         return self._sums / torch.tensor(self._num_tokens, device="cpu")[:, None]

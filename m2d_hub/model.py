@@ -1,4 +1,4 @@
-"""The model: waveform to frames, clips, tags."""
+"""The M2D model: waveforms to frame features, clip features and tags."""
 
 from __future__ import annotations
 
@@ -42,25 +42,25 @@ from m2d_hub.windows import Windows
 
 
 class M2D(Pretrained):
-    """A frontend, an encoder and, where the weights have them, a head and projections to a text space.
+    """A log-mel frontend, an encoder and, depending on the weights, a head and projections to a text space.
 
-    Methods that begin with ``encode`` or ``classify`` (but :meth:`classify_waveform`) take any audio, run
-    without gradients and answer on the CPU; ``forward`` and ``classify_waveform`` take waveforms on the
-    model's device and are differentiable. A clip's result never depends on the other clips of a call, nor on
-    ``batch_size``.
+    The methods ``encode_…`` and ``classify…`` (except :meth:`classify_waveform`) accept any audio, run
+    without gradients and return results on the CPU. ``forward`` and ``classify_waveform`` take waveforms on
+    the model's device and are differentiable. The result for a clip never depends on the other clips of a
+    call or on ``batch_size``.
 
     Shapes: B clips, S samples, F mels, T tokens along time, N_F tokens along frequency, D width, L layers.
 
     Attributes:
-        config: All that is needed to build the model again.
-        frontend: Waveform to normalised log-mel spectrogram.
+        config: Everything needed to build the model.
+        frontend: Log-mel frontend.
         encoder: The vision transformer.
         head: Classifier, or None.
         clap: Projections into a space shared with text, or None.
     """
 
     def __init__(self, config: ModelConfig):
-        """Builds a model with fresh random weights; :func:`m2d_hub.load_model` loads pre-trained ones."""
+        """Build a model with random weights; :func:`m2d_hub.load_model` loads pre-trained weights."""
         super().__init__()
         self.config = config
         self.frontend = LogMelFrontend(config.frontend)
@@ -70,7 +70,7 @@ class M2D(Pretrained):
 
     @property
     def sample_rate(self) -> int:
-        """Hz that ``forward`` expects and other audio is resampled to."""
+        """Sample rate in Hz that ``forward`` expects and that other audio is resampled to."""
         return self.config.frontend.sample_rate
 
     @property
@@ -80,17 +80,17 @@ class M2D(Pretrained):
 
     @property
     def frame_dim(self) -> int:
-        """Features of a frame or clip, N_F·D."""
+        """Width of a frame or clip feature, N_F·D."""
         return self.config.encoder.frame_dim
 
     @property
     def frame_hop_s(self) -> float:
-        """Seconds between the frames that ``encode_frames`` gives."""
+        """Seconds between the frames that ``encode_frames`` returns."""
         return self.config.encoder.patch_size[1] * self.config.frontend.hop_s
 
     @property
     def window_s(self) -> float:
-        """Seconds that the encoder sees at once; infinity where each clip is one window."""
+        """Seconds that the encoder processes at once; infinity if each clip is one window."""
         return (
             math.inf
             if self.config.own_length_windows
@@ -99,29 +99,29 @@ class M2D(Pretrained):
 
     @property
     def labels(self) -> list[str] | None:
-        """Class names in the head's order, or None."""
+        """Class names in the order of the head's outputs, or None."""
         return None if self.config.labels is None else list(self.config.labels)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.encoder.cls_token.device
 
     @property
     def windows(self) -> Windows:
-        """How a clip's spectrogram is cut into what the encoder sees at once."""
+        """Division of a clip's spectrogram into windows."""
         windows = Windows.of(self.config.encoder)
         return replace(windows, window_frames=None) if self.config.own_length_windows else windows
 
     def set_window(self, window_s: float) -> None:
-        """Changes how much the encoder sees at once (paper, section III-A2).
+        """Change the window, the duration that the encoder processes at once (paper, section III-A2).
 
         Args:
-            window_s: Seconds. A longer window than now gets interpolated positions, a shorter one the first
-                of the present positions; infinity makes one window of each clip's own length.
+            window_s: Seconds. Positions are interpolated for a longer window and cut for a shorter one.
+                Infinity makes each clip one window.
 
         Raises:
-            ConfigError: The window is shorter than one token, or no number.
+            ConfigError: The window is not a number or is shorter than one token.
         """
         if not isinstance(window_s, (int, float)) or math.isnan(window_s) or window_s <= 0:
             raise ConfigError(f"window_s must be a positive number of seconds, got {window_s!r}.")
@@ -131,8 +131,7 @@ class M2D(Pretrained):
         frames = round(window_s / self.config.frontend.hop_s)
         if frames < self.config.encoder.patch_size[1]:
             raise ConfigError(
-                f"window_s={window_s} is shorter than one token of {self.frame_hop_s:g} s; give at least "
-                "that."
+                f"window_s={window_s} is shorter than one token; use at least {self.frame_hop_s:g} seconds."
             )
         self.encoder.set_input_frames(frames)
         self.config = replace(self.config, encoder=self.encoder.config, own_length_windows=False)
@@ -145,33 +144,34 @@ class M2D(Pretrained):
         activation: Activation = "sigmoid",
         labels: Sequence[str] | None = None,
     ) -> None:
-        """Puts a fresh, untrained head in place of the present one.
+        """Replace the head by a new, untrained one.
 
         Args:
-            num_classes: Classes to tell apart.
-            features: What it takes of a clip: the mean over time frames (N_F·D), or over all tokens (D).
-            activation: Of scores: ``"sigmoid"`` for several labels a clip, ``"softmax"`` for one.
+            num_classes: Number of classes.
+            features: Input of the head: the mean over time frames (N_F·D), or over all tokens (D).
+            activation: ``"sigmoid"`` for several labels per clip, ``"softmax"`` for one.
             labels: Names of the classes.
 
         Raises:
-            ConfigError: An argument is none of these, or the labels are not as many as the classes.
+            ConfigError: An argument is not allowed, or the number of labels differs from ``num_classes``.
         """
         head = HeadConfig(num_classes, features, activation)
         self.config = replace(self.config, head=head, labels=None if labels is None else tuple(labels))
         self.head = Head(head, self.config.head_dim).to(self.encoder.cls_token)
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> Frames:
-        """Encodes a batch of waveforms.
+        """Encode a batch of waveforms.
 
         Args:
             waveform: (B, S) float at ``sample_rate``, on the model's device.
-            lengths: Samples of each clip (B,); what lies beyond is padding and changes nothing. None: all S.
+            lengths: Number of samples of each clip (B,); later samples are padding and are ignored. None for
+                all S.
 
         Returns:
             Frames with features (B, T, N_F·D).
 
         Raises:
-            AudioError: A shape, type or length is not as above.
+            AudioError: The shape, dtype or a length is not as described.
         """
         samples = check_lengths(waveform, lengths)
         windows = split_windows(waveform, samples, self.frontend, self.windows)
@@ -185,7 +185,7 @@ class M2D(Pretrained):
         return self._frames(store)
 
     def classify_waveform(self, waveform: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits (B, num_classes) of a batch of waveforms; arguments as for :meth:`forward`.
+        """Return logits (B, num_classes) of a batch of waveforms; arguments as for :meth:`forward`.
 
         Raises:
             ConfigError: The model has no head.
@@ -206,19 +206,19 @@ class M2D(Pretrained):
         batch_size: int = 16,
         progress: bool = False,
     ) -> Tensor:
-        """Embeds each clip as the mean of its frames (paper, section III-A2).
+        """Embed each clip as the mean of its frames (paper, section III-A2).
 
         Args:
-            audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of
-                clips); one recording with its rate: ``(waveform, rate)``, a mapping with ``array`` and
-                ``sampling_rate`` as in Hugging Face datasets, an ``AudioDecoder`` or ``AudioSamples`` of
-                torchcodec; or a list, a data frame's column or an array of any of these, of different
-                lengths. Files of any rate and channel count, read in blocks.
-            sample_rate: Hz of arrays that come without; None means the model's own.
-            channels: What the rows of a 2-D array are: ``"clips"``; ``"mix"``: the channels of one clip,
-                averaged; None: clips, with a warning where they are two. Where the rate comes with the
-                array, they are channels.
-            batch_size: Most windows encoded at once.
+            audio: One clip, or a list, array or data frame column of clips with different lengths. A clip is
+                a path, a file object, a 1-D array, tensor or list of numbers, or a recording with its sample
+                rate: ``(waveform, rate)``, a mapping with ``array`` and ``sampling_rate`` as in Hugging Face
+                datasets, or an ``AudioDecoder`` or ``AudioSamples`` of torchcodec. A 2-D array is a batch of
+                clips. Files may have any sample rate and number of channels and are read in blocks.
+            sample_rate: Sample rate in Hz of arrays that come without one; None for the model's sample rate.
+            channels: Meaning of the rows of a 2-D array: ``"clips"``, or ``"mix"`` for the channels of one
+                clip, which are averaged. None means clips, with a warning if there are two rows. Rows of an
+                array that comes with its sample rate are always channels.
+            batch_size: Maximum number of windows encoded at once.
             progress: Show a progress bar over the clips.
 
         Returns:
@@ -243,7 +243,7 @@ class M2D(Pretrained):
         batch_size: int = 16,
         progress: bool = False,
     ) -> Frames:
-        """Embeds each time frame; arguments as for :meth:`encode_clip`.
+        """Embed each time frame; arguments as for :meth:`encode_clip`.
 
         Returns:
             Frames with features (B, T, N_F·D) float32.
@@ -260,7 +260,7 @@ class M2D(Pretrained):
         batch_size: int = 16,
         progress: bool = False,
     ) -> Frames:
-        """As :meth:`encode_frames` for every block; the last one is normalised.
+        """Like :meth:`encode_frames`, for the output of every block; the last one is normalised.
 
         Returns:
             Frames with features (L, B, T, N_F·D) float32.
@@ -279,11 +279,11 @@ class M2D(Pretrained):
         batch_size: int = 16,
         progress: bool = False,
     ) -> Frames:
-        """Embeds each patch; arguments as for :meth:`encode_clip`.
+        """Embed each patch; arguments as for :meth:`encode_clip`.
 
         Returns:
-            Frames with features (B, N_F·T, D) float32: window after window, frequency-major within each; mask
-            (B, N_F·T) and timestamps (N_F·T,) likewise.
+            Frames with features (B, N_F·T, D) float32, mask (B, N_F·T) and timestamps (N_F·T,), window after
+            window and frequency-major within each window.
         """
         frames = self.encode_frames(
             audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
@@ -312,12 +312,12 @@ class M2D(Pretrained):
         batch_size: int = 16,
         progress: bool = False,
     ) -> list[list[Tag]]:
-        """The ``top_k`` classes of each clip, the best first; other arguments as for :meth:`encode_clip`.
+        """Return the ``top_k`` classes of each clip, best first; other arguments as for :meth:`encode_clip`.
 
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
-        self.required_head()  # told before any work
+        self.required_head()  # raise before any work is done
         require_top_k(top_k)
         clip = self.encode_clip(
             audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
@@ -325,18 +325,25 @@ class M2D(Pretrained):
         return self.classify_embeddings(clip, top_k=top_k)
 
     @torch.no_grad()
-    def classify_embeddings(self, clips: Tensor, *, top_k: int = 5) -> list[list[Tag]]:
-        """The ``top_k`` classes of clips that :meth:`encode_clip` embedded, the best first.
+    def classify_embeddings(self, clips: Any, *, top_k: int = 5) -> list[list[Tag]]:
+        """Return the ``top_k`` classes of clips embedded by :meth:`encode_clip` of this model, best first.
 
         Args:
-            clips: (B, N_F·D), of this model.
-            top_k: Most tags of a clip.
+            clips: (B, N_F·D) tensor, array or list.
+            top_k: Maximum number of tags per clip.
 
         Raises:
-            ConfigError: The model has no head, or ``top_k`` is less than 1.
+            ConfigError: The model has no head, ``top_k`` is less than 1, or the embeddings have another shape
+                or are not finite.
         """
         head = self.required_head()
         require_top_k(top_k)
+        clips = torch.as_tensor(clips)
+        if clips.shape[1:] != (self.frame_dim,) or not clips.isfinite().all():
+            raise ConfigError(
+                f"clips must be finite embeddings of shape (B, {self.frame_dim}), got shape "
+                f"{tuple(clips.shape)}; use the result of encode_clip of this model."
+            )
         logits = head.infer(clips)
         labels = self.labels or [str(index) for index in range(logits.shape[1])]
         return top_tags(logits, head.scores(logits), labels, top_k)
@@ -351,10 +358,10 @@ class M2D(Pretrained):
         batch_size: int = 16,
         progress: bool = False,
     ) -> Frames:
-        """Scores of all classes over time, for detection; arguments as for :meth:`encode_clip`.
+        """Return scores of all classes over time, for detection; arguments as for :meth:`encode_clip`.
 
         Returns:
-            Frames with features (B, T, num_classes), scores from 0 to 1 in the head's order.
+            Frames with features (B, T, num_classes): scores from 0 to 1, in the order of the head's outputs.
 
         Raises:
             ConfigError: The model has no head.
@@ -378,21 +385,13 @@ class M2D(Pretrained):
         progress: bool = False,
         normalize: bool = False,
     ) -> Tensor:
-        """Embeds clips in the space that :meth:`encode_text` embeds texts in.
-
-        Args:
-            audio: Clips, as for :meth:`encode_clip`.
-            sample_rate: Of arrays and tensors, in Hz; None: the model's.
-            channels: As for :meth:`encode_clip`.
-            batch_size: Windows that are encoded at a time.
-            progress: Show a bar.
-            normalize: Scale each embedding to unit length.
+        """Embed clips in the space shared with text; arguments as for :meth:`encode_clip`.
 
         Returns:
-            (B, dim) float32.
+            (B, dim) float32, scaled to unit length if ``normalize`` is true.
 
         Raises:
-            ConfigError: The weights carry no projections.
+            ConfigError: The weights have no projections.
         """
         clap = self.required_clap()
         options: dict[str, Any] = {
@@ -401,7 +400,7 @@ class M2D(Pretrained):
             "batch_size": batch_size,
             "progress": progress,
         }
-        clips: Iterable[Tensor]  # frames (T, N_F·D) of each, or their mean (1, N_F·D) where that suffices
+        clips: Iterable[Tensor]  # frames (T, N_F·D) of each clip, or their mean (1, N_F·D) if that suffices
         if clap.config.audio_blocks:
             frames = self.encode_frames(audio, **options)
             clips = (features[mask] for features, mask in zip(frames.features, frames.mask, strict=True))
@@ -417,7 +416,7 @@ class M2D(Pretrained):
 
     @torch.no_grad()
     def encode_text(self, texts: list[str], normalize: bool = False) -> Tensor:
-        """Embeds texts in the space of :meth:`encode_audio_text_space`.
+        """Embed texts in the space shared with :meth:`encode_audio_text_space`.
 
         Args:
             texts: One or more strings.
@@ -427,27 +426,35 @@ class M2D(Pretrained):
             (B, dim) float32.
 
         Raises:
-            ConfigError: The weights carry no projections, or transformers is not installed.
+            ConfigError: The weights have no projections, or transformers is not installed.
         """
         embeddings = self.required_clap().encode_text(texts).float().cpu()
         return nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings
 
     def stream(self, sample_rate: int | None = None, hop_s: float | None = None) -> Stream:
-        """Begins to listen to audio that arrives block by block.
+        """Start a stream for audio that arrives block by block.
 
         Args:
-            sample_rate: Hz of the blocks; None means the model's own.
-            hop_s: Seconds from one window to the next, rounded to whole frames; None: windows stand one after
-                another, as in :meth:`encode_frames`. A shorter hop gives answers sooner and costs more.
+            sample_rate: Sample rate of the blocks in Hz; None for the model's sample rate.
+            hop_s: Seconds from one window to the next, rounded to whole frames. None means windows without
+                overlap, as in :meth:`encode_frames`. A shorter hop gives results sooner at a higher cost.
 
         Raises:
-            AudioError: The rate cannot be resampled.
-            ConfigError: ``hop_s`` is not above 0, or longer than the window, or there is no fixed window.
+            AudioError: The sample rate is not supported.
+            ConfigError: ``hop_s`` is not positive or is longer than the window, or the model has no fixed
+                window.
         """
-        return Stream(self, sample_rate, hop_s)
+        return Stream(
+            self.frontend,
+            self.encoder,
+            self.windows,
+            sample_rate=sample_rate,
+            hop_s=hop_s,
+            classify=self.classify_embeddings,
+        )
 
     def export_onnx(self, path: str | os.PathLike[str]) -> None:
-        """Writes an ONNX file: waveform in, frames out, the frontend included, any batch size and length.
+        """Write an ONNX file that maps waveforms to frames, for any batch size and length.
 
         Raises:
             ConfigError: onnx is not installed, or the model has no fixed window.
@@ -458,11 +465,11 @@ class M2D(Pretrained):
     def _reading(
         self, audio: Any, sample_rate: int | None, channels: Channels | None, batch_size: int
     ) -> Iterator[list[AudioClip]]:
-        """The clips of a call, whose files are read ahead until the end of the ``with``."""
+        """Open the clips of a call; their files are prefetched until the end of the ``with`` block."""
         require(batch_size in POSITIVE_INTEGER, f"batch_size must be {POSITIVE_INTEGER}, got {batch_size!r}.")
-        given = audio if isinstance(audio, list) else [audio]
-        if given and all(isinstance(clip, AudioClip) for clip in given):  # opened by a job of many calls
-            yield given
+        clips = audio if isinstance(audio, list) else [audio]
+        if clips and all(isinstance(clip, AudioClip) for clip in clips):  # opened by a job of many calls
+            yield clips
             return
         clips = open_audio(audio, self.sample_rate, sample_rate, channels)
         with ReadAhead(device=self.device) as reader:
@@ -486,8 +493,8 @@ class M2D(Pretrained):
     def _encode_clips(
         self, clips: list[AudioClip], encode: Callable[[Tensor], Tensor], batch_size: int, progress: bool
     ) -> Iterator[EncodedBatch]:
-        shown = tqdm(clips, unit="clip", disable=not progress)
-        windows = read_windows(shown, self.frontend, self.windows)
+        clips_with_progress = tqdm(clips, unit="clip", disable=not progress)
+        windows = read_windows(clips_with_progress, self.frontend, self.windows)
         return encode_batched(windows, self.frontend, encode, batch_size, self.device)
 
     def _expected_tokens(self, num_samples: int) -> int:
@@ -500,26 +507,26 @@ class M2D(Pretrained):
         )
 
     def required_head(self) -> Head:
-        """The head.
+        """Return the head.
 
         Raises:
-            ConfigError: The model has none.
+            ConfigError: The model has no head.
         """
         if self.head is None:
             raise ConfigError(
-                f"model {self.config.name!r} has no classification head. Load weights that have one, for "
-                "instance 'm2d-as-0.7-as2m', or give load_model(..., num_classes=N) and train it."
+                f"Model {self.config.name!r} has no classification head. Load weights with a head, for "
+                "example 'm2d-mini-tags', or use load_model(..., num_classes=N) and train it."
             )
         return self.head
 
     def required_clap(self) -> Clap:
-        """The projections into a space shared with text.
+        """Return the projections into the space shared with text.
 
         Raises:
-            ConfigError: The model has none.
+            ConfigError: The model has no projections.
         """
         if self.clap is None:
             raise ConfigError(
-                f"model {self.config.name!r} has no projections into a text space. Load 'm2d-clap-2024'."
+                f"Model {self.config.name!r} has no projections into a text space; load 'm2d-clap-2025'."
             )
         return self.clap

@@ -12,40 +12,40 @@ from m2d_hub.checks import POSITIVE_INTEGER, require
 
 @dataclass(frozen=True)
 class Frames:
-    """Features over time, with what is audio and when it sounds.
+    """Features over time, with a mask and timestamps.
 
-    Shapes: B clips, T frames of the longest clip, N_F tokens a frame, L layers.
+    Shapes: B clips, T frames of the longest clip, N_F tokens per frame, L layers.
     """
 
-    # (B, T, N_F·D); of all layers (L, B, T, N_F·D), of tokens (B, N_F·T, D), of tags (B, T, classes); zero
+    # (B, T, N_F·D); (L, B, T, N_F·D) for layers, (B, N_F·T, D) for tokens, (B, T, classes) for scores; zero
     # where the mask is False
     features: Tensor
-    mask: Tensor  # (B, T) bool, True where audio is
+    mask: Tensor  # (B, T) bool, True for audio, False for padding
     timestamps_s: Tensor  # (T,) centres of the frames, seconds
 
 
 @dataclass(frozen=True)
 class Tag:
-    """A class that was heard."""
+    """A class with its score."""
 
-    label: str  # its name, or its index as text where the model has no names
+    label: str  # class name, or the index if the model has no labels
     score: float  # 0 to 1
-    index: int  # output of the head
+    index: int  # of the class in the output of the head
 
 
 def require_top_k(top_k: object) -> None:
-    """Raises a ConfigError unless ``top_k`` is a number of tags."""
+    """Raise a ConfigError unless ``top_k`` is a positive integer."""
     require(top_k in POSITIVE_INTEGER, f"top_k must be {POSITIVE_INTEGER}, got {top_k!r}.")
 
 
 def top_tags(logits: Tensor, scores: Tensor, labels: Sequence[str], top_k: int) -> list[list[Tag]]:
-    """The best classes of each clip, the best first.
+    """Return the classes with the highest scores of each clip, best first.
 
     Args:
-        logits: (B, C); they rank, since scores round what is certain to the same 1.0.
-        scores: 0 to 1 (B, C).
+        logits: (B, C), used for the order, since scores near 1 round to the same number.
+        scores: (B, C), from 0 to 1.
         labels: Names of the C classes.
-        top_k: Most tags of a clip.
+        top_k: Maximum number of tags per clip.
     """
     best = logits.topk(min(top_k, logits.shape[1]), dim=1).indices
     return [

@@ -1,18 +1,19 @@
-"""Audio that is still arriving: frames and tags as soon as a window of it is whole, in constant memory.
+"""Encoding of audio that arrives in blocks, in constant memory.
 
 >>> stream = model.stream(sample_rate=44_100)
 >>> for block in blocks:  # waveforms (s,) of any lengths
-...     frames = stream.push(block)  # (1, T, N_F·D), of T = 0 frames while no window is whole
+...     frames = stream.push(block)  # (1, T, N_F·D); T is 0 until a window is complete
 >>> frames = stream.finish()
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,123 +22,131 @@ from m2d_hub.audio.resample import Resampler, check_rate
 from m2d_hub.audio.waveforms import checked, to_waveform
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.inference import ClipWindow, encode_batched
+from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.results import Frames, Tag
-from m2d_hub.windows import WaveformCutter, Window
+from m2d_hub.windows import StreamFramer, Window, Windows
 
-if TYPE_CHECKING:
-    from m2d_hub.model import M2D
-
-_MOST_WINDOWS = 16  # encoded at once, where a long block is pushed
-_NAME = "the stream"
+_MAX_BATCH = 16  # windows encoded at once if a long block is pushed
+_NAME = "The stream"
 
 
 @dataclass(frozen=True)
 class StreamWindow:
-    """A window of a stream, encoded."""
+    """An encoded window of a stream."""
 
-    start_s: float  # since the stream's first sample
+    start_s: float  # since the first sample of the stream
     end_s: float
-    embedding: Tensor  # (N_F·D,), the mean of its frames, as encode_clip gives for a clip
+    embedding: Tensor  # (N_F·D,), the mean of its frames, as encode_clip returns for a clip
 
 
 class Stream:
-    """One waveform that arrives block by block; :meth:`m2d_hub.M2D.stream` begins it.
+    """A waveform that arrives block by block; create it with :meth:`m2d_hub.M2D.stream`.
 
-    What all calls of :meth:`push` and :meth:`finish` return, put together, is what
-    :meth:`m2d_hub.M2D.encode_frames` gives for the whole. With a hop shorter than the window, windows
-    overlap, and each gives the frames that the one before has not: more work, answers sooner.
+    The concatenated results of :meth:`push` and :meth:`finish` equal :meth:`m2d_hub.M2D.encode_frames` of the
+    whole waveform. If the hop is shorter than the window, windows overlap, and each returns the frames that
+    the windows before it did not cover; results come sooner at a higher cost.
 
     Attributes:
-        hop_s: Seconds from one window's beginning to the next one's.
-        windows: Those that the last call of :meth:`push` or :meth:`finish` completed.
+        hop_s: Seconds between the starts of consecutive windows.
+        windows: Windows completed by the last call of :meth:`push` or :meth:`finish`.
     """
 
-    def __init__(self, model: M2D, sample_rate: int | None = None, hop_s: float | None = None):
-        """As :meth:`m2d_hub.M2D.stream`."""
-        rate = model.sample_rate if sample_rate is None else check_rate(sample_rate, "sample_rate")
-        hop_frames = _hop_frames(model, hop_s)
-        self.hop_s = hop_frames * model.config.frontend.hop_s
+    def __init__(
+        self,
+        frontend: LogMelFrontend,
+        encoder: Encoder,
+        windows: Windows,
+        *,
+        classify: Callable[..., list[list[Tag]]],
+        sample_rate: int | None = None,
+        hop_s: float | None = None,
+    ):
+        """Create a stream; arguments as for :meth:`m2d_hub.M2D.stream`."""
+        config = frontend.config
+        rate = config.sample_rate if sample_rate is None else check_rate(sample_rate, "sample_rate")
+        hop_frames = _hop_frames(windows, hop_s, config.hop_s)
+        self.hop_s = hop_frames * config.hop_s
         self.windows: list[StreamWindow] = []
-        self._model = model
-        self._resampler = Resampler(rate, model.sample_rate)
-        self._cutter = WaveformCutter(model.config.frontend, model.windows, hop_frames)
-        self._heard_frames = 0  # of the spectrogram: those that tokens were given for
+        self._frontend, self._encoder, self._geometry, self._classify = frontend, encoder, windows, classify
+        self._resampler = Resampler(rate, config.sample_rate)
+        self._framer = StreamFramer(config, windows, hop_frames)
+        self._covered_frames = 0  # spectrogram frames for which tokens were returned
         self._num_samples = 0
         self._is_finished = False
 
     @torch.no_grad()
     def push(self, block: Any) -> Frames:
-        """Takes the next samples.
+        """Add the next samples.
 
         Args:
-            block: An array, tensor or list of numbers (s,) at the stream's rate; integers are scaled to
-                [-1, 1).
+            block: An array, tensor or list of numbers (s,) at the stream's sample rate; integers are scaled
+                to [-1, 1).
 
         Returns:
-            The frames that are complete now (1, T, N_F·D) on the CPU, with their times in the stream; T may
+            The frames that are now complete (1, T, N_F·D), on the CPU, with their times in the stream. T may
             be 0.
 
         Raises:
-            AudioError: The block is no waveform, or holds samples that are non-finite; it is left out, and
-                the stream may go on.
-            ConfigError: The stream was finished.
+            AudioError: The block is not a waveform or contains non-finite samples. It is skipped, and the
+                stream can continue.
+            ConfigError: The stream is finished.
         """
         self._require_open()
-        waveform = to_waveform(block, "the block")
+        waveform = to_waveform(block, "The block")
         if waveform.ndim != 1:
             raise AudioError(
-                f"the block has shape {tuple(waveform.shape)}; a stream takes waveforms (samples,) of one "
-                "channel: average several first, x.mean(axis=1)."
+                f"The block has shape {tuple(waveform.shape)}, but a stream takes one channel (samples,); "
+                "average the channels first, for example block.mean(axis=1)."
             )
-        (waveform,) = checked(iter([waveform]), f"the block at sample {self._num_samples} of {_NAME}")
+        (waveform,) = checked(iter([waveform]), f"The block at sample {self._num_samples} of the stream")
         self._num_samples += len(waveform)
-        return self._answer(self._cut(self._resampler.push(waveform)))
+        return self._encode(self._frame(self._resampler.push(waveform)))
 
     @torch.no_grad()
     def finish(self) -> Frames:
-        """Ends the stream: the frames that are left, of what does not fill a window.
+        """End the stream and return the remaining frames.
 
         Raises:
             AudioError: The stream is empty.
-            ConfigError: It was finished before.
+            ConfigError: The stream is already finished.
         """
         self._require_open()
         self._is_finished = True
         if not self._num_samples:
-            raise AudioError(f"{_NAME} is empty: it holds no samples.")
-        return self._answer(self._rest())
+            raise AudioError(f"{_NAME} is empty; push samples before finish().")
+        return self._encode(self._rest())
 
     def classify(self, top_k: int = 5) -> list[list[Tag]]:
-        """The ``top_k`` classes of each of :attr:`windows`, the best first.
+        """Return the ``top_k`` classes of each of :attr:`windows`, best first.
 
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
         clips = [window.embedding for window in self.windows]
-        return self._model.classify_embeddings(
-            torch.stack(clips) if clips else torch.zeros(0, self._model.frame_dim), top_k=top_k
-        )
+        frame_dim = self._encoder.config.frame_dim
+        return self._classify(torch.stack(clips) if clips else torch.zeros(0, frame_dim), top_k=top_k)
 
     def _require_open(self) -> None:
         if self._is_finished:
-            raise ConfigError(f"{_NAME} was finished: model.stream() begins another.")
+            raise ConfigError(f"{_NAME} is finished; call model.stream() for a new one.")
 
-    def _cut(self, waveform: Tensor) -> Iterator[tuple[Window, Tensor]]:
-        """The windows that samples at the model's rate complete."""
+    def _frame(self, waveform: Tensor) -> Iterator[tuple[Window, Tensor]]:
+        """Yield the windows that samples at the model's rate complete."""
         for block in waveform.split(BLOCK_VALUES):
-            yield from self._cutter.push(block)
+            yield from self._framer.push(block)
 
     def _rest(self) -> Iterator[tuple[Window, Tensor]]:
-        """The windows that the end of the stream completes, or cuts short."""
-        yield from self._cut(self._resampler.finish())
-        yield from self._cutter.finish()
+        """Yield the windows that the end of the stream completes."""
+        yield from self._frame(self._resampler.finish())
+        yield from self._framer.finish()
 
-    def _answer(self, cut: Iterator[tuple[Window, Tensor]]) -> Frames:
-        """Encodes windows, keeps what they are in sum, and gives their frames that are new."""
-        model = self._model
-        hop_s, geometry = model.config.frontend.hop_s, model.windows
-        windows = (ClipWindow(0, window, samples) for window, samples in cut)
-        batches = encode_batched(windows, model.frontend, model.encoder.frames, _MOST_WINDOWS, model.device)
+    def _encode(self, framed: Iterator[tuple[Window, Tensor]]) -> Frames:
+        """Encode windows, store them in :attr:`windows`, and return their new frames."""
+        hop_s, geometry = self._frontend.config.hop_s, self._geometry
+        windows = (ClipWindow(0, window, samples) for window, samples in framed)
+        device = self._encoder.cls_token.device
+        batches = encode_batched(windows, self._frontend, self._encoder.frames, _MAX_BATCH, device)
         encoded = [
             (item.window, features)
             for batch in batches
@@ -146,37 +155,37 @@ class Stream:
         encoded.sort(key=lambda pair: pair[0].first_frame)
         self.windows = []
         new_features, new_times = (
-            [torch.zeros(0, self._model.frame_dim)],
+            [torch.zeros(0, self._encoder.config.frame_dim)],
             [torch.zeros(0, dtype=torch.float64)],
         )
         for window, features in encoded:
-            begin_s, length_s = window.first_frame * hop_s, window.num_frames * hop_s
-            self.windows.append(StreamWindow(begin_s, begin_s + length_s, features.mean(dim=0)))
-            known = max(0, self._heard_frames - window.first_frame) // geometry.patch_frames
-            new_features.append(features[known:])
-            new_times.append(geometry.window_timestamps_s(window, hop_s)[known:])
-            self._heard_frames = window.first_frame + window.num_tokens * geometry.patch_frames
+            start_s, length_s = window.first_frame * hop_s, window.num_frames * hop_s
+            self.windows.append(StreamWindow(start_s, start_s + length_s, features.mean(dim=0)))
+            covered = max(0, self._covered_frames - window.first_frame) // geometry.patch_frames
+            new_features.append(features[covered:])
+            new_times.append(geometry.window_timestamps_s(window, hop_s)[covered:])
+            self._covered_frames = window.first_frame + window.num_tokens * geometry.patch_frames
         features = torch.cat(new_features)[None]
         mask = torch.ones(features.shape[:2], dtype=torch.bool)
         return Frames(features, mask, torch.cat(new_times))
 
 
-def _hop_frames(model: M2D, hop_s: float | None) -> int:
-    """Frames from one window to the next: a whole number of tokens where windows overlap."""
-    window, tokens = model.windows.window_frames, model.windows.window_tokens
+def _hop_frames(windows: Windows, hop_s: float | None, frame_hop_s: float) -> int:
+    """Return the frames from one window to the next, a whole number of tokens if windows overlap."""
+    window = windows.window_frames
     if window is None:
         raise ConfigError(
-            "a stream needs a model of fixed windows; this one takes each clip as a whole. Give a length in "
-            "seconds by load_model(..., window_s=...) or model.set_window(...)."
+            "A stream needs a model with a fixed window; set one with load_model(..., window_s=SECONDS) or "
+            "model.set_window(SECONDS)."
         )
     if hop_s is None:
         return window
-    is_number = isinstance(hop_s, (int, float)) and not isinstance(hop_s, bool)
-    frames = round(hop_s / model.config.frontend.hop_s) if is_number and math.isfinite(hop_s) else 0
+    is_number = isinstance(hop_s, (int, float, np.number)) and not isinstance(hop_s, bool)
+    frames = round(hop_s / frame_hop_s) if is_number and math.isfinite(hop_s) else 0
     if not 0 < frames <= window:
         raise ConfigError(
-            f"hop_s must be a number of seconds above 0 and at most the window's {model.window_s:g}, got "
-            f"{hop_s!r}."
+            f"hop_s must be a positive number of seconds, at most the window of {window * frame_hop_s:g} "
+            f"seconds, got {hop_s!r}."
         )
-    patch = model.windows.patch_frames
-    return window if frames == window else patch * min(tokens, max(1, round(frames / patch)))
+    patch = windows.patch_frames
+    return window if frames == window else patch * min(windows.window_tokens, max(1, round(frames / patch)))

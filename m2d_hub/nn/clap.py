@@ -1,4 +1,4 @@
-"""Audio and text in one space (M2D-CLAP): the published projections, and the text encoder beside them.
+"""Projections of audio and text into a shared space (M2D-CLAP), and their text encoder.
 
 Shapes: B batch, N patch tokens, D width of the audio encoder, E width of the shared space.
 """
@@ -15,13 +15,14 @@ from m2d_hub.config import ClapConfig
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.io import plain_tensors
 from m2d_hub.nn.encoder import Block
+from m2d_hub.nn.linear import Linear
 from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
 
 INITIAL_LOGIT_SCALE = math.log(1 / 0.07)
 
 
 class SemanticProjection(nn.Module):
-    """A learnt semantic token, prepended to the patch tokens, gathers them through one-head blocks."""
+    """A learned semantic token, prepended to the patch tokens, that attends to them in one-head blocks."""
 
     def __init__(self, embed_dim: int, num_blocks: int, mlp_ratio: int):
         super().__init__()
@@ -33,7 +34,7 @@ class SemanticProjection(nn.Module):
         nn.init.trunc_normal_(self.sem_token, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps patch tokens (B, N, D) to (B, D)."""
+        """Map patch tokens (B, N, D) to (B, D)."""
         tokens = torch.cat([self.sem_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         for block in self.sem_blocks:
             tokens = block(tokens)
@@ -41,23 +42,23 @@ class SemanticProjection(nn.Module):
 
 
 class Clap(nn.Module):
-    """Projections of audio and text into one space; parameter names are those of the published checkpoints.
+    """Projections of audio and text into a shared space, with the published parameter names.
 
-    A text encoder inside a checkpoint is kept as it came (``text_encoder.…`` of the state dict) and is built
-    when text is first encoded.
+    The weights of a text encoder inside a checkpoint (``text_encoder.…`` in the state dict) are kept
+    unchanged; the text encoder is built when text is first encoded.
     """
 
-    OPTIONAL_PREFIX = "text_encoder."  # of a text encoder's weights, which a state dict may have or not
+    OPTIONAL_PREFIX = "text_encoder."  # of the text encoder's weights, which are optional in a state dict
 
     def __init__(self, config: ClapConfig, embed_dim: int):
-        """Builds the projections with fresh weights.
+        """Build the projections with random weights.
 
         Args:
-            config: Layout and widths of the projections, and which text encoder they were trained with.
+            config: Layout and widths of the projections, and the text encoder that they were trained with.
             embed_dim: Width D of the audio encoder.
 
         Raises:
-            ConfigError: ``config.dim`` is not the width that a layout without a last linear layer gives.
+            ConfigError: ``config.dim`` does not fit the output width of the layout.
         """
         super().__init__()
         self.config = config
@@ -68,11 +69,11 @@ class Clap(nn.Module):
         self._text_encoder: TextEncoder | None = None
 
     def project_audio(self, tokens: Tensor) -> Tensor:
-        """Projects encoded audio into the shared space.
+        """Project encoded audio into the shared space.
 
         Args:
-            tokens: All patch tokens of each clip, without the class token (B, N, D). The projection of two
-                linear layers takes their mean, the one of blocks takes them all.
+            tokens: All patch tokens of each clip without the class token (B, N, D). The projection with two
+                linear layers uses their mean, the projection with blocks uses all tokens.
 
         Returns:
             (B, E), not normalised.
@@ -80,7 +81,7 @@ class Clap(nn.Module):
         return self.audio_proj(tokens if self.config.audio_blocks else tokens.mean(dim=1))
 
     def encode_text(self, texts: list[str]) -> Tensor:
-        """Encodes and projects texts; the text encoder is loaded at the first call and has no gradients.
+        """Encode and project texts. The text encoder is loaded at the first call and has no gradients.
 
         Returns:
             (B, E), not normalised.
@@ -88,7 +89,7 @@ class Clap(nn.Module):
         Raises:
             ConfigError: ``texts`` is not a list of strings, or transformers is not installed.
             DownloadError: The text encoder is not in the Hugging Face cache and cannot be fetched.
-            CheckpointError: Its features are not as wide as the projection.
+            CheckpointError: The width of its features does not fit the projection.
         """
         if isinstance(texts, str) or not texts or not all(isinstance(text, str) for text in texts):
             raise ConfigError(f"texts must be a list of one or more strings, got {texts!r}.")
@@ -96,19 +97,19 @@ class Clap(nn.Module):
         features = encoder.encode(list(texts), self.logit_scale.device)
         if features.shape[1] != self.config.text_dim:
             raise CheckpointError(
-                f"The text encoder gives {features.shape[1]} features, "
-                f"the projection takes {self.config.text_dim}. "
-                f"Load the one that the weights were trained with: {self.config.text_encoder!r}."
+                f"The text encoder returns {features.shape[1]} features but the projection expects "
+                f"{self.config.text_dim}; load the text encoder that the weights were trained with: "
+                f"{self.config.text_encoder!r}."
             )
         return self.text_proj(features.to(self.logit_scale.dtype))
 
     def load_text_encoder(
         self, source: str | None = None, *, local_files_only: bool = False, trust_remote_code: bool = False
     ) -> TextEncoder:
-        """Loads the text encoder now, or from another place, as ``text_encoder.load_text_encoder`` does.
+        """Load the text encoder now, or from another source; see ``text_encoder.load_text_encoder``.
 
         Args:
-            source: Hugging Face repository or a folder; None: the repository named in the weights.
+            source: Hugging Face repository or a folder; None for the repository named in the configuration.
             local_files_only: Use the Hugging Face cache only.
             trust_remote_code: Allow code from the repository to run (NV-Embed needs it).
         """
@@ -126,7 +127,7 @@ class Clap(nn.Module):
         text_prefix = prefix + self.OPTIONAL_PREFIX
         text = {key: value for key, value in state_dict.items() if key.startswith(text_prefix)}
         if text or self._text_tensors:
-            self._text_encoder = None  # made of other weights than those that are loaded
+            self._text_encoder = None  # built from the previous weights
         self._text_tensors = {key.removeprefix(text_prefix): value.detach() for key, value in text.items()}
         projections = {key: value for key, value in state_dict.items() if key not in text}
         super()._load_from_state_dict(projections, prefix, *args)
@@ -142,24 +143,24 @@ def _audio_projection(config: ClapConfig, embed_dim: int) -> nn.Module:
         return _two_layers(embed_dim, config.audio_hidden_dim, config.dim)
     if config.dim != embed_dim:
         raise ConfigError(
-            f"an audio projection of {config.audio_blocks} blocks keeps the encoder's {embed_dim} channels, "
-            f"but the shared space has dim={config.dim}."
+            f"dim={config.dim} does not fit an audio projection with {config.audio_blocks} blocks, which "
+            f"keeps the encoder's width; use dim={embed_dim}."
         )
     return SemanticProjection(embed_dim, config.audio_blocks, config.audio_mlp_ratio)
 
 
 def _text_projection(config: ClapConfig) -> nn.Module:
     if config.text_projection == "linear":
-        return nn.Linear(config.text_dim, config.dim)
+        return Linear(config.text_dim, config.dim)
     if config.text_projection == "mlp":
         return _two_layers(config.text_dim, config.text_hidden_dim, config.dim)
     if config.dim != config.text_dim:
         raise ConfigError(
-            f"without a text projection the shared space has the text encoder's {config.text_dim} channels, "
-            f"but dim={config.dim} was given."
+            f"dim={config.dim} does not fit text_projection='none', which keeps the text encoder's width; "
+            f"use dim={config.text_dim}."
         )
     return nn.Identity()
 
 
 def _two_layers(in_dim: int, hidden_dim: int, out_dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(in_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, out_dim))
+    return nn.Sequential(Linear(in_dim, hidden_dim), nn.ReLU(), Linear(hidden_dim, out_dim))

@@ -1,7 +1,7 @@
-"""The vision transformer: patch embedding, blocks, and the two steps ``embed`` and ``encode``.
+"""Vision transformer: patch embedding, blocks, and the two steps ``embed`` and ``encode``.
 
-The steps stand apart so that patches can be dropped between them: masking in pre-training, structured
-patchout in fine-tuning. Parameter names and granularity are those of the published checkpoints.
+The steps are separate so that patches can be dropped between them: by masking in pre-training, by structured
+patchout in fine-tuning. Parameters have the names and granularity of the published checkpoints.
 
 Shapes: B batch, C channels, F mels, T frames, N patch tokens, D width, H heads, L layers.
 """
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from m2d_hub.config import EncoderConfig
 from m2d_hub.errors import ConfigError
+from m2d_hub.nn.linear import Linear
 from m2d_hub.nn.positional import resample_positions, sincos_positions
 
 
@@ -25,11 +26,11 @@ class Attention(nn.Module):
     def __init__(self, embed_dim: int, num_heads: int):
         super().__init__()
         self.num_heads = num_heads
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim)
+        self.proj = Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Maps tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens not to be seen."""
+        """Map tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens to ignore."""
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)  # (B, H, 3, N, D/H)
         query, key, value = qkv.unbind(2)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, H, N, D/H)
@@ -37,17 +38,17 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """Two linear layers with an exact GELU in between."""
 
     def __init__(self, embed_dim: int, hidden_dim: int):
         super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+        self.fc1 = Linear(embed_dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, embed_dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Maps tokens (B, N, D) to (B, N, D)."""
+        """Map tokens (B, N, D) to (B, N, D)."""
         hidden = self.fc1(tokens)
-        # In place where no gradient needs the input: the widest tensor is not written twice.
+        # In place when no gradient needs the input, so that the widest tensor is not written twice.
         hidden = F.gelu(hidden) if torch.is_grad_enabled() else torch.ops.aten.gelu_(hidden)
         return self.fc2(hidden)
 
@@ -63,13 +64,13 @@ class Block(nn.Module):
         self.mlp = MLP(embed_dim, mlp_ratio * embed_dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Maps tokens (B, N, D) to (B, N, D); ``mask`` as for :class:`Attention`."""
+        """Map tokens (B, N, D) to (B, N, D); ``mask`` as for :class:`Attention`."""
         tokens = tokens + self.attn(self.norm1(tokens), mask)
         return tokens + self.mlp(self.norm2(tokens))
 
 
 class PatchEmbed(nn.Module):
-    """Splits a spectrogram into patches and maps each linearly to D channels."""
+    """Split a spectrogram into patches and project each linearly to D channels."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -78,11 +79,11 @@ class PatchEmbed(nn.Module):
         )
 
     def forward(self, log_mel: Tensor) -> Tensor:
-        """Maps log_mel (B, C, F, T) to tokens (B, N, D) in frequency-major order, of the weights' type."""
+        """Map log_mel (B, C, F, T) to tokens (B, N, D) in frequency-major order, with the weights' dtype."""
         weight, bias = self.proj.weight, self.proj.bias
         if log_mel.device.type == "cpu" and weight.dtype in (torch.float16, torch.bfloat16):
-            # torch 2.14's half-precision convolution for CPUs with AMX reads memory that nothing was written
-            # to where the input is one patch long, and answers NaN now and then.
+            # In torch 2.14, the half-precision convolution for CPUs with AMX reads uninitialised memory if
+            # the input is one patch long, and occasionally returns NaN.
             bias = None if bias is None else bias.float()
             tokens = F.conv2d(log_mel.float(), weight.float(), bias, self.proj.stride).to(weight.dtype)
         else:
@@ -91,7 +92,7 @@ class PatchEmbed(nn.Module):
 
 
 def initialise_weights(module: nn.Module) -> None:
-    """Initialisation of masked autoencoders: Xavier-uniform linear layers, zero biases, unit norms."""
+    """Initialise like masked autoencoders: Xavier-uniform linear layers, zero biases, unit norms."""
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
@@ -118,7 +119,7 @@ class Encoder(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws fresh weights; positions are left as they are."""
+        """Draw new weights; positions are unchanged."""
         self.apply(initialise_weights)
         projection = self.patch_embed.proj
         nn.init.xavier_uniform_(projection.weight.view(projection.weight.shape[0], -1))
@@ -127,17 +128,17 @@ class Encoder(nn.Module):
         nn.init.trunc_normal_(self.cls_token, std=0.02)
 
     def set_input_frames(self, num_frames: int) -> None:
-        """Fits the positions to windows of ``num_frames`` frames: interpolated if longer, cut if shorter."""
+        """Adapt the positions to windows of ``num_frames`` frames: interpolate if longer, cut if shorter."""
         num_time = num_frames // self.config.patch_size[1]
         positions = resample_positions(self.pos_embed.data, self.config.grid, num_time)
         self.pos_embed = nn.Parameter(positions.contiguous(), requires_grad=False)
         self.config = replace(self.config, input_size=(self.config.input_size[0], num_frames))
 
     def embed(self, log_mel: Tensor) -> Tensor:
-        """Patch tokens with their positions, without the class token.
+        """Return patch tokens with their positions, without the class token.
 
-        Inputs shorter than ``config.input_size`` take the first positions in time, longer ones interpolated
-        positions; frames beyond the last whole patch are not used.
+        Inputs shorter than ``config.input_size`` use the first positions in time, longer ones interpolated
+        positions. Frames after the last complete patch are ignored.
 
         Args:
             log_mel: Normalised spectrogram (B, C, F, T).
@@ -146,7 +147,7 @@ class Encoder(nn.Module):
             Tokens (B, N, D), N = N_F · (T // patch frames), in frequency-major order.
 
         Raises:
-            ConfigError: The channels, the mels or the frames do not fit the encoder.
+            ConfigError: The number of channels, mels or frames does not fit the encoder.
         """
         channels, (mels, _), (_, patch_frames) = (
             self.config.in_channels,
@@ -162,7 +163,7 @@ class Encoder(nn.Module):
         return tokens + positions[:, 1:].to(tokens.dtype)
 
     def frames(self, log_mel: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Embeds and encodes a window, the tokens of each time frame stacked.
+        """Embed and encode a window, and stack the tokens of each time frame.
 
         Args:
             log_mel: As for :meth:`embed`.
@@ -174,7 +175,7 @@ class Encoder(nn.Module):
         return tokens_to_frames(self.encode(self.embed(log_mel), mask)[:, 1:], self.config.grid[0])
 
     def layer_frames(self, log_mel: Tensor) -> Tensor:
-        """As :meth:`frames` for every block; the last one is normalised.
+        """Like :meth:`frames`, for the output of every block; the last one is normalised.
 
         Returns:
             Frames of all layers (L, B, N_T, N_F·D).
@@ -187,11 +188,11 @@ class Encoder(nn.Module):
         return self.cls_token + self.pos_embed[:, :1]
 
     def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Prepends the class token and runs the blocks and the final norm.
+        """Prepend the class token and run the blocks and the final norm.
 
         Args:
-            tokens: Patch tokens with positions (B, N, D): all of a window, or only the kept ones.
-            mask: (B, N) bool, False for tokens that no other is to see; None: all are seen.
+            tokens: Patch tokens with positions (B, N, D): all of a window, or a subset.
+            mask: (B, N) bool, False for tokens to ignore; None to use all.
 
         Returns:
             Encoded tokens (B, 1 + N, D), the class token first.
@@ -202,7 +203,7 @@ class Encoder(nn.Module):
         return self.norm(tokens)
 
     def encode_layers(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """As :meth:`encode`, keeping each block's output; the last one is normalised.
+        """Like :meth:`encode`, for the output of every block; the last one is normalised.
 
         Returns:
             Tokens of all layers (L, B, 1 + N, D).
@@ -216,19 +217,19 @@ class Encoder(nn.Module):
         return torch.stack(layers)
 
     def _with_class_token(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """The class token before the others, and a mask of all (B, 1, 1, 1 + N) for attention."""
+        """Prepend the class token to the tokens and to the mask (B, 1, 1, 1 + N) for attention."""
         class_token = self.class_token.to(tokens.dtype)
         tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         return tokens, None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None]
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """Picks tokens (B, n, D) of (B, N, D) by ids (B, n)."""
+    """Select tokens (B, n, D) from (B, N, D) by ids (B, n)."""
     return tokens.gather(1, ids[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
 def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
-    """Stacks the tokens of each time frame (paper, equation 4).
+    """Stack the tokens of each time frame (paper, equation 4).
 
     Args:
         tokens: Patch tokens without the class token (..., N_F·N_T, D), frequency-major.
@@ -240,11 +241,11 @@ def tokens_to_frames(tokens: Tensor, num_freq: int) -> Tensor:
     return tokens.unflatten(-2, (num_freq, -1)).transpose(-3, -2).flatten(-2)
 
 
-def mask_of_tokens(heard: Tensor, num_freq: int) -> Tensor:
-    """Which tokens along time are heard (B, N_T), as a mask of all patch tokens (B, N_F·N_T)."""
-    return heard[:, None].expand(-1, num_freq, -1).flatten(1)
+def mask_of_tokens(time_mask: Tensor, num_freq: int) -> Tensor:
+    """Expand a mask over tokens along time (B, N_T) to all patch tokens (B, N_F·N_T)."""
+    return time_mask[:, None].expand(-1, num_freq, -1).flatten(1)
 
 
 def frames_to_tokens(frames: Tensor, num_freq: int) -> Tensor:
-    """The inverse of :func:`tokens_to_frames`: frames (..., N_T, N_F·D) to tokens (..., N_F·N_T, D)."""
+    """Invert :func:`tokens_to_frames`: frames (..., N_T, N_F·D) to tokens (..., N_F·N_T, D)."""
     return frames.unflatten(-1, (num_freq, -1)).transpose(-3, -2).flatten(-3, -2)

@@ -1,4 +1,4 @@
-"""Log-mel spectrogram on the waveform's device, whole or in blocks, always in float32."""
+"""Log-mel spectrogram on the device of the waveform, always in float32."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from m2d_hub.io import plain_tensors
 
 
 class LogMelFrontend(nn.Module):
-    """Waveform to normalised log-mel spectrogram, with nnAudio's mel spectrogram (paper, section IV-A).
+    """Normalised log-mel spectrogram, computed with nnAudio (paper, section IV-A).
 
-    It has no parameters. The Hann window and the mel filters are built on first use, once a device, so that a
-    model can be made on the meta device and moved or cast without touching them.
+    It has no parameters. The Hann window and the mel filters are built on first use on each device, so that a
+    model can be created on the meta device and moved or cast without changing them.
     """
 
     def __init__(self, config: FrontendConfig):
@@ -26,20 +26,21 @@ class LogMelFrontend(nn.Module):
         self._mel_spectrograms: dict[torch.device, Any] = {}
 
     def forward(self, waveform: Tensor) -> Tensor:
-        """Maps waveform (B, S) to the normalised log-mel spectrogram (B, 1, F, T)."""
+        """Map waveform (B, S) to the normalised log-mel spectrogram (B, 1, F, T)."""
         return self.normalise(self.log_mel(waveform))[:, None]
 
     def log_mel(self, waveform: Tensor) -> Tensor:
-        """Natural logarithm of the mel spectrogram's power, before normalisation.
+        """Return the natural logarithm of the mel power spectrogram, before normalisation.
 
         Args:
             waveform: (B, S) at ``config.sample_rate``, S >= 1; integers are scaled to [-1, 1).
 
         Returns:
-            (B, F, S // hop + 1) float32. Edges are reflected; a waveform too short for that is zero-padded.
+            (B, F, S // hop + 1) float32. Edges are padded by reflection; very short waveforms are first
+            padded with zeros.
 
         Raises:
-            AudioError: The waveform is of no type of audio.
+            AudioError: The dtype of the waveform is not supported.
         """
         num_frames = self.config.num_frames(waveform.shape[-1])
         half = self.config.window_samples // 2
@@ -48,7 +49,7 @@ class LogMelFrontend(nn.Module):
         return self.log_mel_block(padded)[..., :num_frames]
 
     def log_mel_block(self, padded: Tensor) -> Tensor:
-        """Log-mel frames of a waveform block that carries its own context.
+        """Return log-mel frames of a waveform block that includes its context.
 
         Args:
             padded: (B, S); frame i is computed from samples i·hop … i·hop + window − 1.
@@ -65,11 +66,11 @@ class LogMelFrontend(nn.Module):
             return (mel + EPSILON).log()
 
     def normalise(self, log_mel: Tensor) -> Tensor:
-        """Standardises log-mel values with the statistics of the pre-training set."""
+        """Standardise log-mel values with the statistics of the pre-training set."""
         return (log_mel - self.config.mean) / self.config.std
 
     def filters(self) -> tuple[Tensor, Tensor]:
-        """Constants that the spectrogram is made with, as plain tensors on the CPU.
+        """Return the constants of the spectrogram as plain tensors on the CPU.
 
         Returns:
             Cosines and sines of the windowed Fourier transform (2·bins, 1, window samples), and the mel
@@ -81,7 +82,7 @@ class LogMelFrontend(nn.Module):
         return torch.cat([cosines, sines]), module.mel_basis.detach().clone()
 
     def _fft_power(self, padded: Tensor) -> Tensor:
-        """Power (B, bins, T) of windowed frames."""
+        """Return the power (B, bins, T) of windowed frames."""
         spectrum = torch.stft(
             padded,
             n_fft=self.config.window_samples,

@@ -1,4 +1,4 @@
-"""The classifier on top of a clip or frame feature."""
+"""Classification head for clip or frame features."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.config import HeadConfig
+from m2d_hub.nn.linear import Linear
 
 
 class Head(nn.Module):
-    """Batch normalisation without affine parameters, then one linear layer, as published."""
+    """Batch normalisation without affine parameters, then a linear layer, as published."""
 
     def __init__(self, config: HeadConfig, in_features: int):
         super().__init__()
         self.config = config
         self.norm = nn.BatchNorm1d(in_features, affine=False)
-        self.linear = nn.Linear(in_features, config.num_classes)
+        self.linear = Linear(in_features, config.num_classes)
         nn.init.trunc_normal_(self.linear.weight, std=2e-5)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps features (B, in_features) to logits (B, num_classes)."""
+        """Map features (B, in_features) to logits (B, num_classes)."""
         return self.linear(self.norm(features))
 
     def clip_input(self, frames: Tensor) -> Tensor:
-        """What the head takes of frames, or of their mean: themselves, or the mean of their tokens.
+        """Return the input of the head: the frame features themselves, or the mean of their tokens.
 
         Args:
             frames: (..., N_F·D).
@@ -35,7 +36,7 @@ class Head(nn.Module):
         return frames.unflatten(-1, (-1, self.norm.num_features)).mean(dim=-2)
 
     def infer(self, frames: Tensor) -> Tensor:
-        """Logits by the running statistics, whatever the head's mode is.
+        """Return logits computed with the running statistics, in training mode too.
 
         Args:
             frames: Frames, or their means over time (B, N_F·D).
@@ -48,5 +49,5 @@ class Head(nn.Module):
         return self.linear(features).float().cpu()
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Maps logits (..., num_classes) to scores in 0-1: sigmoid for multi-label heads, else softmax."""
+        """Map logits (..., num_classes) to scores from 0 to 1 with the configured activation."""
         return logits.sigmoid() if self.config.activation == "sigmoid" else logits.softmax(dim=-1)

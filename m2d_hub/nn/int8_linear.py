@@ -1,7 +1,7 @@
-"""Linear layers in 8-bit integers for CPUs, with one scale per token and one per output channel.
+"""8-bit linear layers for CPUs, with one scale per token and one per output channel.
 
-Each token is scaled by its own largest value, so that a clip's embedding does not depend on what else is in
-its batch, as it would with one scale for the whole tensor.
+Each token is scaled by its largest value, so that a clip's embedding does not depend on the rest of its
+batch, as it would with one scale for the whole tensor.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.encoder import Encoder
 
-# Products of a 7-bit and an 8-bit number can be added in pairs within 16 bits, as AVX2 adds them.
+# Pairs of products of a 7-bit and an 8-bit number fit into 16 bits, in which AVX2 adds them.
 TOKEN_LEVELS, TOKEN_ZERO_POINT = 63, 64
 WEIGHT_LEVELS = 127
 _STATE = ("weight", "weight_scale")
@@ -24,8 +24,8 @@ _STATE = ("weight", "weight_scale")
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights and 7-bit tokens, for inference.
 
-    The weights are kept as the product takes them and nowhere else, so that no copy can be out of date; a
-    state dict holds them as ``weight`` and ``weight_scale``.
+    The weights exist only in the packed form of the matrix product, so that no copy can be out of date. A
+    state dict contains them as ``weight`` and ``weight_scale``.
     """
 
     bias: Tensor | None
@@ -35,18 +35,18 @@ class Int8Linear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / WEIGHT_LEVELS
-        self._product = _arranged((weight / scale[:, None]).round().to(torch.int8), scale)
+        self._product = _packed((weight / scale[:, None]).round().to(torch.int8), scale)
         self.register_buffer("bias", None if linear.bias is None else linear.bias.detach().float())
 
     def forward(self, features: Tensor) -> Tensor:
-        """Maps features (..., in_features) to (..., out_features), of the features' type.
+        """Map features (..., in_features) to (..., out_features), with the dtype of the features.
 
         Raises:
-            ConfigError: The features are on another device than the CPU.
+            ConfigError: The features are not on the CPU.
         """
         if features.device.type != "cpu":
             raise ConfigError(
-                f"8-bit weights run on the CPU only, but the model's input is on {features.device}; load the "
+                f"8-bit weights only run on the CPU, but the input is on {features.device}; load the "
                 "model with another dtype for that device."
             )
         tokens = features.reshape(-1, self.in_features).float()
@@ -60,7 +60,7 @@ class Int8Linear(nn.Module):
         return projected.to(features.dtype).view(*features.shape[:-1], self.out_features)
 
     def weights(self) -> tuple[Tensor, Tensor]:
-        """Copies of the 8-bit weights (out_features, in_features) and of their scales (out_features,)."""
+        """Return copies of the 8-bit weights (out_features, in_features) and their scales (out_features,)."""
         weight = torch.ops.quantized.linear_unpack(self._product)[0]
         return weight.int_repr(), weight.q_per_channel_scales().float()
 
@@ -77,7 +77,7 @@ class Int8Linear(nn.Module):
         if not missing:
             weight, scale = (state_dict[prefix + name] for name in _STATE)
             if weight.shape == (self.out_features, self.in_features) and weight.dtype is torch.int8:
-                self._product = _arranged(weight, scale)
+                self._product = _packed(weight, scale)
             else:
                 error_messages.append(f"{prefix}weight is {weight.dtype} of shape {tuple(weight.shape)}.")
 
@@ -85,13 +85,13 @@ class Int8Linear(nn.Module):
         return {**self.__dict__, "_product": self.weights()}
 
     def __setstate__(self, state: dict) -> None:
-        super().__setstate__({**state, "_product": _arranged(*state["_product"])})
+        super().__setstate__({**state, "_product": _packed(*state["_product"])})
 
 
-def _arranged(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
-    """Weights (out_features, in_features) and scales (out_features,) as the product takes them."""
+def _packed(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
+    """Pack weights (out_features, in_features) and scales (out_features,) for the matrix product."""
     with warnings.catch_warnings(), torch.device("cpu"):
-        # torch announces that quantised tensors will go; pyproject bounds torch below that.
+        # torch deprecates quantised tensors; quantize_encoder checks that this version has them.
         warnings.filterwarnings("ignore", category=UserWarning)
         no_offset = torch.zeros(len(scale), dtype=torch.int64)
         quantised = torch._make_per_channel_quantized_tensor(weight, scale.double(), no_offset, 0)
@@ -99,12 +99,13 @@ def _arranged(weight: Tensor, scale: Tensor) -> torch.ScriptObject:
 
 
 def quantize_encoder(encoder: Encoder) -> Encoder:
-    """Replaces the linear layers of the encoder's blocks by 8-bit ones, in place.
+    """Replace the linear layers of the encoder's blocks by 8-bit ones, in place.
 
     Raises:
         ConfigError: This build of torch has no 8-bit matrix product for the CPU.
     """
-    if not {"x86", "fbgemm"} & set(torch.backends.quantized.supported_engines):
+    has_product = hasattr(torch.ops.quantized, "linear_with_input_q_dq_qweight_dq_output_fp32")
+    if not has_product or not {"x86", "fbgemm"} & set(torch.backends.quantized.supported_engines):
         raise ConfigError(
             "dtype='int8' needs a torch build with the x86 quantised engine; use torch.float32 on this "
             "machine."

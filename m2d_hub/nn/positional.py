@@ -1,4 +1,4 @@
-"""Two-dimensional sin-cos positions, and their interpolation or cutting to another duration."""
+"""Two-dimensional sin-cos positions, and their interpolation or cropping to another duration."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
-    """Fixed 2-D sin-cos position table of masked autoencoders (paper, section III-A1).
+    """Return the fixed 2-D sin-cos position table of masked autoencoders (paper, section III-A1).
 
-    The first half of the channels encodes the patch's place in time, the second half its place in frequency.
+    The first half of the channels encodes the position in time, the second half the position in frequency.
 
     Args:
         embed_dim: Channels D, a multiple of 4.
@@ -19,7 +19,7 @@ def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
     Returns:
         Table (1, 1 + N_F·N_T, D), frequency-major; row 0, the class token's, is zero.
     """
-    # On the CPU even where a model is built on the meta device: the table is fixed, not loaded.
+    # On the CPU even if the model is built on the meta device, since the table is computed, not loaded.
     with torch.device("cpu"):
         axes = [torch.arange(num_patches, dtype=torch.float64) for num_patches in grid]
         freq, time = torch.meshgrid(*axes, indexing="ij")
@@ -34,15 +34,15 @@ def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
 
 
 def resample_positions(table: Tensor, grid: tuple[int, int], num_time: int) -> Tensor:
-    """Fits a position table to another number of patches in time (paper, section III-A2).
+    """Adapt a position table to another number of patches in time (paper, section III-A2).
 
-    Fewer patches take the table's first columns; more are interpolated bicubically over the grid, without
-    antialiasing. The class token's row is kept.
+    A shorter table takes the first columns; a longer one is interpolated bicubically over the grid without
+    antialiasing. The row of the class token is unchanged.
 
     Args:
         table: (1, 1 + N_F·N_T, D), frequency-major.
         grid: Its patches along frequency and time, (N_F, N_T).
-        num_time: Patches along time wanted.
+        num_time: New number of patches along time.
 
     Returns:
         Table (1, 1 + N_F·num_time, D).

@@ -1,4 +1,4 @@
-"""Text encoders of the shared space: loaded through transformers, and pooled to one feature a text.
+"""Text encoders of the shared space, loaded through transformers and pooled to one feature per text.
 
 Shapes: B batch, P text tokens, E features of the text encoder.
 """
@@ -19,7 +19,7 @@ MAX_TOKENS = 512
 
 @dataclass
 class TextEncoder:
-    """A transformers model with its tokenizer and the way its tokens become one feature."""
+    """A transformers model with its tokenizer and pooling."""
 
     tokenizer: Any
     model: Any
@@ -27,7 +27,7 @@ class TextEncoder:
 
     @torch.no_grad()
     def encode(self, texts: list[str], device: torch.device) -> Tensor:
-        """Features (B, E) of texts, which are cut at 512 tokens."""
+        """Return features (B, E) of texts, truncated to 512 tokens each."""
         batch = self.tokenizer(
             texts, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt"
         ).to(device)
@@ -38,12 +38,13 @@ class TextEncoder:
 
 
 def pool(tokens: Tensor, mask: Tensor, pooling: str) -> Tensor:
-    """One feature per text.
+    """Pool the tokens of each text to one feature.
 
     Args:
         tokens: Text tokens (B, P, E).
-        mask: 1 where a token is, 0 where padding is (B, P).
-        pooling: ``"mean"`` over the tokens, ``"cls"`` (the first) or ``"last"``; padding may be on any side.
+        mask: 1 for tokens, 0 for padding (B, P).
+        pooling: ``"mean"`` over the tokens, ``"cls"`` (the first) or ``"last"``; padding may be on either
+            side.
 
     Returns:
         Features (B, E).
@@ -66,18 +67,18 @@ def load_text_encoder(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
 ) -> TextEncoder:
-    """Loads a text encoder and its tokenizer.
+    """Load a text encoder and its tokenizer.
 
     Args:
         source: Hugging Face repository, or a folder with its files.
-        pooling: See :func:`pool`; ``"own"`` takes the model's ``sentence_embeddings``.
-        tensors: Weights that came with the audio model, used instead of the repository's.
+        pooling: See :func:`pool`; ``"own"`` uses the model's ``sentence_embeddings``.
+        tensors: Weights stored with the audio model, used instead of the repository's.
         local_files_only: Use the Hugging Face cache only.
         trust_remote_code: Allow code from the repository to run (NV-Embed needs it).
 
     Raises:
-        ConfigError: transformers is not installed, or does not know the model without the repository's code.
-        DownloadError: The files are neither in the cache nor to be fetched.
+        ConfigError: transformers is not installed, or the model needs code from the repository.
+        DownloadError: The files are not in the cache and cannot be downloaded.
         CheckpointError: ``tensors`` do not fit the model.
     """
     with importing("transformers", "encoding text", "clap"):
@@ -95,13 +96,13 @@ def load_text_encoder(
     except OSError as error:
         raise DownloadError(
             f"The text encoder {source!r} could not be loaded: {reason_of(error)}. "
-            f"To go on offline, fetch it on another machine (hf download {source} --local-dir FOLDER) and "
-            "give the folder: model.clap.load_text_encoder('FOLDER')."
+            f"To work offline, download it on another machine (hf download {source} --local-dir FOLDER) and "
+            "pass the folder: model.clap.load_text_encoder('FOLDER')."
         ) from error
     except ValueError as error:
         raise ConfigError(
-            f"The text encoder {source!r} cannot be used: {reason_of(error)}. If it needs code of its own "
-            "repository and you trust that: model.clap.load_text_encoder(trust_remote_code=True)."
+            f"The text encoder {source!r} cannot be used: {reason_of(error)}. If it needs code from its "
+            "repository and you trust that code, use model.clap.load_text_encoder(trust_remote_code=True)."
         ) from error
     return TextEncoder(tokenizer, model.eval().requires_grad_(False), pooling)
 
@@ -109,13 +110,13 @@ def load_text_encoder(
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
     expected = model.state_dict()
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    if not tensors.keys() & expected.keys():  # saved from a wrapper, which puts one name in front
+    if not tensors.keys() & expected.keys():  # saved from a wrapper, which adds a prefix
         tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
     missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     misshapen = [n for n in sorted(expected.keys() & tensors.keys()) if expected[n].shape != tensors[n].shape]
     if missing or unexpected or misshapen:
         raise CheckpointError(
             f"The text encoder's weights inside the checkpoint do not fit {source!r}: "
-            f"missing {missing}, unexpected {unexpected}, of another shape {misshapen}."
+            f"missing {missing}, unexpected {unexpected}, wrong shape {misshapen}."
         )
     model.load_state_dict(tensors)

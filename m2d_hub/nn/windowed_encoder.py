@@ -1,8 +1,8 @@
-"""Waveform to frames in tensor operations alone: no loop and no branch that depends on the audio.
+"""Waveform to frames in tensor operations only, without loops or branches that depend on the audio.
 
-What :meth:`m2d_hub.M2D.forward` does window by window is done here for all windows of a batch at once, as
-``torch.export``, ONNX and transformers need it. Windows have one fixed length; tokens of the last one that
-lie behind the clip's end are hidden from attention by a mask, which gives the numbers of the shorter window.
+This module processes all windows of a batch at once, as ``torch.export``, ONNX and transformers require;
+:meth:`m2d_hub.M2D.forward` processes window by window. Windows have one fixed length. Tokens of the last
+window after the end of the clip are masked in attention, which gives the numbers of the shorter window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from m2d_hub.windows import Windows, reflected
 
 
 class WindowedEncoder(nn.Module):
-    """Log-mel filters, cutting into windows, and the encoder.
+    """Log-mel filters, windowing, and the encoder.
 
     Shapes: B clips, S samples, F mels, K windows, W frames of a window, p frames of a token, T tokens along
     time, N_F tokens along frequency, D width.
@@ -35,7 +35,7 @@ class WindowedEncoder(nn.Module):
     mel_filters: Tensor
 
     def __init__(self, frontend: FrontendConfig, encoder: EncoderConfig):
-        """Builds with fresh random weights, and filters of zeros to be loaded."""
+        """Build with random weights, and with zero filters to load into."""
         super().__init__()
         self.frontend_config = frontend
         num_bins = frontend.window_samples // 2 + 1
@@ -46,7 +46,7 @@ class WindowedEncoder(nn.Module):
         self.encoder = Encoder(encoder)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> WindowedEncoder:
-        """Moves or casts weights; filters are moved only: a spectrogram stays in float32."""
+        """Move or cast weights; the filters are only moved, since the spectrogram stays in float32."""
         filters = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, exact in filters.items():
@@ -56,53 +56,53 @@ class WindowedEncoder(nn.Module):
         return self
 
     def forward(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Encodes a batch of waveforms.
+        """Encode a batch of waveforms.
 
         Args:
             waveform: (B, S) float at the frontend's sample rate.
-            lengths: Samples of each clip (B,); what lies beyond changes nothing. None: all S.
+            lengths: Number of samples of each clip (B,); later samples are ignored. None for all S.
 
         Returns:
-            Features (B, T, N_F·D), zero beyond each clip's end, and where they are audio (B, T).
+            Features (B, T, N_F·D), zero after the end of each clip, and the mask (B, T), True for audio.
         """
-        windows, heard = self._cut(waveform, lengths)
-        return _joined(self.encoder.frames(windows, self._mask(heard)), heard)
+        windows, time_mask = self._cut(waveform, lengths)
+        return _joined(self.encoder.frames(windows, self._attention_mask(time_mask)), time_mask)
 
     def layers(self, waveform: Tensor, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As :meth:`forward`: what enters the first block, and every block's output, the last one normalised.
+        """Return the input of the first block and the output of every block, the last one normalised.
 
         Returns:
-            Features (1 + L, B, T, N_F·D), and where they are audio (B, T).
+            Features (1 + L, B, T, N_F·D), and the mask (B, T), True for audio.
         """
-        windows, heard = self._cut(waveform, lengths)
+        windows, time_mask = self._cut(waveform, lengths)
         tokens = self.encoder.embed(windows)
-        encoded = self.encoder.encode_layers(tokens, self._mask(heard))[:, :, 1:]
+        encoded = self.encoder.encode_layers(tokens, self._attention_mask(time_mask))[:, :, 1:]
         layers = torch.cat([tokens[None], encoded])
-        return _joined(tokens_to_frames(layers, self.encoder.config.grid[0]), heard)
+        return _joined(tokens_to_frames(layers, self.encoder.config.grid[0]), time_mask)
 
     def _cut(self, waveform: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Windows of all clips (B·K, 1, F, W), and which of their tokens along time are heard (B, K, N_T)."""
+        """Return windows of all clips (B·K, 1, F, W) and the mask of their tokens along time (B, K, N_T)."""
         if lengths is None:
             lengths = waveform.new_zeros(waveform.shape[:1], dtype=torch.int64) + waveform.shape[1]
         window_frames = self.encoder.config.input_size[1]
         num_frames = lengths // self.frontend_config.hop_samples + 1  # (B,)
         num_windows = _as_size((num_frames.max() + window_frames - 1) // window_frames)
         device_type = waveform.device.type
-        is_cast = torch.is_autocast_enabled(device_type)  # spectrograms are in float32 everywhere
+        is_cast = torch.is_autocast_enabled(device_type)  # spectrograms are always float32
         with torch.autocast(device_type, enabled=False) if is_cast else contextlib.nullcontext():
             log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
         frames = torch.arange(num_windows * window_frames, device=waveform.device)
         log_mel = log_mel * (frames < num_frames[:, None])[:, None]
         windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
-        heard = Windows.of(self.encoder.config).heard(num_frames, num_windows)
-        return windows.flatten(0, 1)[:, None], heard
+        time_mask = Windows.of(self.encoder.config).token_mask(num_frames, num_windows)
+        return windows.flatten(0, 1)[:, None], time_mask
 
-    def _mask(self, heard: Tensor) -> Tensor:
-        """Which tokens of each window are heard (B·K, N)."""
-        return mask_of_tokens(heard.flatten(0, 1), self.encoder.config.grid[0])
+    def _attention_mask(self, time_mask: Tensor) -> Tensor:
+        """Expand a mask of tokens along time (B, K, N_T) to all tokens of each window (B·K, N)."""
+        return mask_of_tokens(time_mask.flatten(0, 1), self.encoder.config.grid[0])
 
     def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
-        """Normalised log-mel frames (B, F, T), each clip's edges reflected; those beyond it mean nothing."""
+        """Return normalised log-mel frames (B, F, T); frames after the end of a clip are invalid."""
         config = self.frontend_config
         padded = reflected(scaled(waveform, "the waveform"), lengths, num_frames, config)
         projected = F.conv1d(padded[:, None], self.stft_filters.float(), stride=config.hop_samples)
@@ -112,24 +112,24 @@ class WindowedEncoder(nn.Module):
 
 
 def _as_size(value: Tensor) -> int:
-    """A size that ``torch.export`` keeps as one symbol, so that what is computed from it stays provable."""
-    size: int = value.item()  # type: ignore[assignment]  # int() would fix it in an exported graph
+    """Return a size that ``torch.export`` keeps as one symbol, so that it can prove derived sizes."""
+    size: int = value.item()  # type: ignore[assignment]  # int() would make it constant in a graph
     torch._check(size >= 1)
     return size
 
 
-def _joined(features: Tensor, heard: Tensor) -> tuple[Tensor, Tensor]:
-    """Windows of each clip in a row, up to the end of the longest one.
+def _joined(features: Tensor, time_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Concatenate the windows of each clip, up to the end of the longest clip.
 
     Args:
         features: (…, B·K, N_T, N_F·D).
-        heard: Which of the windows' tokens are audio (B, K, N_T).
+        time_mask: Tokens of the windows that are audio (B, K, N_T).
 
     Returns:
-        Features (…, B, T, N_F·D), zero beyond each clip's end, and where they are audio (B, T).
+        Features (…, B, T, N_F·D), zero after the end of each clip, and the mask (B, T), True for audio.
     """
-    features = features.unflatten(-3, heard.shape[:2]).flatten(-3, -2)
-    heard = heard.flatten(1)  # (B, K·N_T)
-    num_tokens = _as_size(heard.sum(dim=1).max())
-    torch._check(num_tokens <= heard.shape[1])
-    return (features * heard[..., None])[..., :num_tokens, :], heard[:, :num_tokens]
+    features = features.unflatten(-3, time_mask.shape[:2]).flatten(-3, -2)
+    mask = time_mask.flatten(1)  # (B, K·N_T)
+    num_tokens = _as_size(mask.sum(dim=1).max())
+    torch._check(num_tokens <= mask.shape[1])
+    return (features * mask[..., None])[..., :num_tokens, :], mask[:, :num_tokens]

@@ -95,9 +95,9 @@ def test_parameters_carry_the_published_names():
 
 
 def test_layouts_that_keep_their_input_width_say_so():
-    with pytest.raises(ConfigError, match=r"of 2 blocks keeps the encoder's 8 channels, .* has dim=12\."):
+    with pytest.raises(ConfigError, match=r"dim=12 does not fit an audio projection with 2 blocks.*use dim=8\."):
         Clap(clap_config(audio_blocks=2), embed_dim=8)
-    with pytest.raises(ConfigError, match=r"has the text encoder's 16 channels, but dim=12 was given\."):
+    with pytest.raises(ConfigError, match=r"dim=12 does not fit text_projection='none'.*use dim=16\."):
         Clap(clap_config(text_projection="none"), embed_dim=8)
 
 
@@ -160,14 +160,14 @@ def test_text_encoder_inside_that_does_not_fit_lists_the_names(text_folder):
     clap = Clap(clap_config(text_encoder=str(text_folder)), embed_dim=8)
     clap.load_state_dict(clap.state_dict() | {"text_encoder.pooler.dense.bias": torch.zeros(3)})
     with pytest.raises(
-        CheckpointError, match=r"missing \['embeddings.*of another shape \['pooler.dense.bias'\]"
+        CheckpointError, match=r"missing \['embeddings.*wrong shape \['pooler.dense.bias'\]"
     ):
         clap.encode_text(["a dog"])
 
 
 def test_text_encoder_of_another_width_is_refused(text_folder):
     clap = Clap(clap_config(text_encoder=str(text_folder), text_dim=32), embed_dim=8)
-    with pytest.raises(CheckpointError, match="gives 16 features, the projection takes 32"):
+    with pytest.raises(CheckpointError, match="returns 16 features but the projection expects 32"):
         clap.encode_text(["a dog"])
 
 
@@ -264,7 +264,7 @@ def test_ranking_texts_without_a_text_space_names_a_model_that_has_one():
     )
     with pytest.raises(ConfigError) as error:
         classify_by_text(model, torch.randn(1, 16_000), ["rain"])
-    assert str(error.value) == "model 'own' has no projections into a text space. Load 'm2d-clap-2024'."
+    assert str(error.value) == "Model 'own' has no projections into a text space; load 'm2d-clap-2025'."
 
 
 def test_ranking_texts_refuses_a_top_k_of_nothing(clap_model):

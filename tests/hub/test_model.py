@@ -176,12 +176,12 @@ def test_one_padded_call_gives_the_frames_that_each_length_gives_alone(tiny, cli
         (torch.zeros(1, 100), torch.tensor([0]), r"got \[0\]"),
         (torch.zeros(1, 100), 100, "a number of samples for each clip, got 100"),
         (torch.zeros(1, 100), [None], r"a number of samples for each clip, got \[None\]"),
-        ("dog.wav", None, "got str; encode_clip and encode_frames take any audio"),
-        (np.zeros((1, 100), np.float32), None, "got ndarray; encode_clip"),
-        (None, None, "got NoneType; encode_clip"),
+        ("dog.wav", None, "got str; use encode_clip"),
+        (np.zeros((1, 100), np.float32), None, "got ndarray; use encode_clip"),
+        (None, None, "got NoneType; use encode_clip"),
     ],
 )
-def test_forward_refuses_what_is_no_batch(tiny, waveform, lengths, message):
+def test_forward_rejects_other_input_than_a_batch(tiny, waveform, lengths, message):
     tiny.set_head(2)
     for forward in (tiny, tiny.classify_waveform):
         with pytest.raises(AudioError, match=message):
@@ -202,9 +202,9 @@ def test_embeddings_can_be_used_in_training(tiny):
 
 
 def test_classification_needs_a_head(tiny):
-    with pytest.raises(ConfigError, match="model 'tiny' has no classification head"):
+    with pytest.raises(ConfigError, match="Model 'tiny' has no classification head"):
         tiny.classify(noise(1.0))
-    with pytest.raises(ConfigError, match="model 'tiny' has no projections into a text space"):
+    with pytest.raises(ConfigError, match="Model 'tiny' has no projections into a text space"):
         tiny.encode_text(["rain"])
 
 
@@ -252,7 +252,7 @@ def test_a_head_on_mean_tokens_gets_the_mean_over_all_tokens(tiny):
 def test_a_misspelt_setting_of_a_head_is_refused(tiny):
     with pytest.raises(TypeError, match="label"):
         tiny.set_head(3, label=("dog", "rain", "bell"))
-    with pytest.raises(ConfigError, match="2 labels were given for a head of 3 classes"):
+    with pytest.raises(ConfigError, match="2 labels for a head with 3 classes"):
         tiny.set_head(3, labels=("dog", "rain"))
 
 
@@ -272,7 +272,7 @@ def test_classify_frames_scores_every_frame(tagger):
     assert not frames.features[0][~frames.mask[0]].any()
 
 
-def test_classifying_while_training_leaves_the_head_alone(tagger):
+def test_classifying_in_training_mode_does_not_change_the_head(tagger):
     expected = tagger.classify(RAGGED)
     tagger.train()
     assert tagger.classify(RAGGED) == expected
@@ -308,13 +308,13 @@ def test_equal_weights_are_saved_as_equal_files(tiny, tmp_path):
     assert len(set(files)) == 1
 
 
-def test_rounded_weights_are_not_saved(tiny, tmp_path):
+def test_int8_weights_are_not_saved(tiny, tmp_path):
     quantize_encoder(tiny.encoder)
     with pytest.raises(ConfigError, match="a model of dtype='int8' is not saved"):
         tiny.save_pretrained(tmp_path)
 
 
-def test_a_lone_weights_file_carries_its_configuration(tiny, tmp_path):
+def test_a_single_weights_file_contains_its_configuration(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "renamed.safetensors")
     (tmp_path / "config.json").unlink()
@@ -340,7 +340,7 @@ def test_missing_and_misshapen_tensors_are_listed(tiny, tmp_path):
         m2d_hub.load_model(tmp_path)
 
 
-def test_non_finite_weights_are_refused_by_name(tiny, tmp_path):
+def test_non_finite_weights_are_rejected_by_name(tiny, tmp_path):
     with torch.no_grad():
         tiny.encoder.blocks[1].mlp.fc1.weight[3, 4] = float("nan")
     tiny.save_pretrained(tmp_path)
@@ -365,7 +365,7 @@ def test_half_precision_embeddings_stay_close(tiny, tmp_path):
         assert torch.cosine_similarity(embeddings, expected).min() > 0.999
 
 
-def test_half_precision_is_finite_whatever_the_memory_held(tiny, tmp_path):
+def test_half_precision_does_not_read_uninitialised_memory(tiny, tmp_path):
     """Clips of one to thirteen tokens, in a process whose fresh memory is filled with NaN's bits."""
     tiny.save_pretrained(tmp_path)
     code = """
@@ -381,7 +381,7 @@ for dtype in (torch.float16, torch.bfloat16):
         subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment, check=True)
 
 
-def test_a_new_head_is_put_on_only_where_none_of_that_size_is(tagger, tmp_path):
+def test_a_new_head_replaces_only_a_head_of_another_size(tagger, tmp_path):
     tagger.save_pretrained(tmp_path)
     kept = m2d_hub.load_model(tmp_path, num_classes=3)
     assert torch.equal(kept.head.linear.weight, tagger.head.linear.weight)

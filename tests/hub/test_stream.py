@@ -33,7 +33,7 @@ def joined(found):
 
 @pytest.mark.parametrize("seconds", [0.001, 0.02, 1.0, 2.08, 4.16, 7.3])
 @pytest.mark.parametrize("sizes", [[160], [1, 777, 40_000], [10**6]], ids=str)
-def test_blocks_put_together_give_the_frames_of_the_whole(seconds, sizes, tiny):
+def test_concatenated_blocks_equal_the_frames_of_the_whole(seconds, sizes, tiny):
     waveform = noise(round(seconds * RATE))
     whole = tiny.encode_frames(waveform)
     features, times = joined(frames_of(tiny.stream(), waveform, sizes))
@@ -51,7 +51,7 @@ def test_a_stream_of_another_rate_is_resampled_as_its_file(rate, tiny, tmp_path)
 
 
 @pytest.mark.parametrize("window_s", [1.0, 2.0])
-def test_windows_that_are_no_whole_number_of_patches_lose_the_same_frames(window_s, tiny):
+def test_windows_that_are_not_a_multiple_of_the_patch_drop_the_same_frames(window_s, tiny):
     tiny.set_window(window_s)
     waveform = noise(5 * RATE)
     whole = tiny.encode_frames(waveform)
@@ -74,7 +74,7 @@ def test_frames_come_as_soon_as_their_window_is_whole(tiny):
 
 @pytest.mark.parametrize("hop_s", [0.16, 0.64, 1.12])
 @pytest.mark.parametrize("seconds", [1.5, 2.08, 3.0, 6.4])
-def test_overlapping_windows_give_each_moment_once(hop_s, seconds, tiny):
+def test_overlapping_windows_return_each_frame_once(hop_s, seconds, tiny):
     """Each new frame is that of the window which ends soonest after it: the whole's with that beginning."""
     waveform = noise(round(seconds * RATE))
     stream = tiny.stream(hop_s=hop_s)
@@ -92,7 +92,7 @@ def test_overlapping_windows_give_each_moment_once(hop_s, seconds, tiny):
     assert last.features.isfinite().all()
 
 
-def test_a_window_is_what_its_part_of_the_file_gives(tiny):
+def test_a_window_equals_its_part_of_the_file(tiny):
     """But at its edges, where the stream has samples on either side and the part is reflected."""
     waveform = noise(4 * RATE)
     stream = tiny.stream(hop_s=0.48)
@@ -123,7 +123,7 @@ def test_integers_are_scaled_as_in_files(tiny):
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_block_that_is_no_audio_is_left_out_and_the_stream_goes_on(value, tiny):
+def test_a_block_that_is_not_audio_is_skipped(value, tiny):
     waveform = noise(3 * RATE)
     stream = tiny.stream()
     found = [stream.push(waveform[:20_000])]
@@ -137,25 +137,25 @@ def test_a_block_that_is_no_audio_is_left_out_and_the_stream_goes_on(value, tiny
     )
 
 
-def test_an_empty_stream_is_told_at_its_end(tiny):
+def test_an_empty_stream_raises_at_its_end(tiny):
     stream = tiny.stream()
     assert stream.push([]).features.shape == (1, 0, tiny.frame_dim)
-    with pytest.raises(m2d_hub.AudioError, match="the stream is empty: it holds no samples"):
+    with pytest.raises(m2d_hub.AudioError, match="The stream is empty; push samples"):
         stream.finish()
 
 
-def test_a_finished_stream_takes_nothing(tiny):
+def test_a_finished_stream_accepts_nothing(tiny):
     stream = tiny.stream()
     stream.push(noise(100))
     stream.finish()
     for again in (lambda: stream.push(noise(1)), stream.finish):
-        with pytest.raises(m2d_hub.ConfigError, match=r"was finished: model\.stream\(\) begins another"):
+        with pytest.raises(m2d_hub.ConfigError, match=r"is finished; call model\.stream\(\)"):
             again()
 
 
 @pytest.mark.parametrize("hop_s", [0, -1.0, 2.2, math.nan, math.inf, "1", True])
 def test_a_wrong_hop_is_refused(hop_s, tiny):
-    with pytest.raises(m2d_hub.ConfigError, match=r"hop_s must be .* at most the window's 2\.08, got"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"hop_s must be .* at most the window of 2\.08 seconds, got"):
         tiny.stream(hop_s=hop_s)
 
 
@@ -167,15 +167,15 @@ def test_a_wrong_rate_is_refused(rate, tiny):
 
 def test_a_model_without_a_window_is_refused(tiny):
     tiny.set_window(math.inf)
-    with pytest.raises(m2d_hub.ConfigError, match="a stream needs a model of fixed windows"):
+    with pytest.raises(m2d_hub.ConfigError, match="A stream needs a model with a fixed window"):
         tiny.stream()
 
 
-def test_nothing_is_kept_of_what_was_heard(tiny):
+def test_memory_does_not_grow_with_the_stream(tiny):
     """Samples that wait are less than a window's, after a minute as after ten seconds."""
     stream, held = tiny.stream(sample_rate=44_100, hop_s=0.48), []
     for second in range(60):
         stream.push(noise(44_100))
         if second in (10, 59):
-            held.append(sum(map(len, stream._cutter._pending)))
+            held.append(sum(map(len, stream._framer._pending)))
     assert max(held) < tiny.config.frontend.span(208)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from m2d_hub.config import FrontendConfig
-from m2d_hub.windows import WaveformCutter, Window, Windows
+from m2d_hub.windows import StreamFramer, Window, Windows
 
 
 def test_windows_follow_one_another_and_the_last_is_padded_to_a_whole_patch():
@@ -16,7 +16,7 @@ def test_windows_follow_one_another_and_the_last_is_padded_to_a_whole_patch():
     ]
 
 
-def test_a_window_that_is_no_whole_number_of_patches_loses_its_odd_frames():
+def test_a_window_that_is_not_a_multiple_of_the_patch_drops_the_remaining_frames():
     assert Windows(1001, 16).plan(1001) == [Window(0, 1001, 0, 62)]
     assert Windows(1001, 16).count(1002) == 63
     assert Windows(1001, 16).count(995) == 62
@@ -77,7 +77,7 @@ def test_streamed_windows_hold_the_samples_of_the_planned_frames(
 ):
     config, windows = FrontendConfig(), Windows(window_frames, patch_frames)
     waveform = torch.randn(num_samples, generator=torch.Generator().manual_seed(0))
-    cutter = WaveformCutter(config, windows)
+    cutter = StreamFramer(config, windows)
     cut = [found for block in waveform.split(block_samples) for found in cutter.push(block)]
     cut += list(cutter.finish())
     frames = framed(waveform, config)
@@ -86,8 +86,8 @@ def test_streamed_windows_hold_the_samples_of_the_planned_frames(
         used = window.num_tokens * patch_frames
         given = samples.unfold(0, config.window_samples, config.hop_samples)
         assert len(given) == used
-        heard = min(window.num_frames, used)
-        assert torch.equal(given[:heard], frames[window.first_frame : window.first_frame + heard])
+        token_mask = min(window.num_frames, used)
+        assert torch.equal(given[:token_mask], frames[window.first_frame : window.first_frame + token_mask])
 
 
 @pytest.mark.parametrize("hop_frames", [16, 304, 592])
@@ -95,7 +95,7 @@ def test_streamed_windows_hold_the_samples_of_the_planned_frames(
 def test_overlapping_windows_begin_a_hop_apart_and_the_last_brings_something_new(num_samples, hop_frames):
     config, windows = FrontendConfig(), Windows(608, 16)
     waveform = torch.randn(num_samples, generator=torch.Generator().manual_seed(0))
-    cutter = WaveformCutter(config, windows, hop_frames)
+    cutter = StreamFramer(config, windows, hop_frames)
     cut = [*cutter.push(waveform), *cutter.finish()]
     frames = framed(waveform, config)
     firsts = [window.first_frame for window, _ in cut]
@@ -103,12 +103,12 @@ def test_overlapping_windows_begin_a_hop_apart_and_the_last_brings_something_new
     ends = [window.first_frame + window.num_frames for window, _ in cut]
     assert ends == sorted(set(ends)) and ends[-1] == len(frames)
     for window, samples in cut:
-        heard = samples.unfold(0, config.window_samples, config.hop_samples)[: window.num_frames]
-        assert torch.equal(heard, frames[window.first_frame : window.first_frame + window.num_frames])
+        token_mask = samples.unfold(0, config.window_samples, config.hop_samples)[: window.num_frames]
+        assert torch.equal(token_mask, frames[window.first_frame : window.first_frame + window.num_frames])
 
 
-def test_nothing_has_no_windows():
-    cutter = WaveformCutter(FrontendConfig(), Windows(608, 16))
+def test_an_empty_waveform_has_no_windows():
+    cutter = StreamFramer(FrontendConfig(), Windows(608, 16))
     assert [*cutter.push(torch.zeros(0)), *cutter.finish()] == []
 
 
@@ -134,10 +134,10 @@ def test_a_batch_has_windows_no_longer_than_its_longest_clip_needs(
 
 
 @pytest.mark.parametrize(("window_frames", "patch_frames"), [(608, 16), (1001, 16), (208, 4)])
-def test_heard_tokens_are_those_of_each_clips_plan(window_frames, patch_frames):
+def test_token_mask_matches_the_plan_of_each_clip(window_frames, patch_frames):
     windows, num_frames = Windows(window_frames, patch_frames), [1, 17, 600, 992, 1001, 1002, 1500]
-    heard = windows.heard(torch.tensor(num_frames), len(windows.plan(max(num_frames))))
-    for clip, frames in zip(heard, num_frames, strict=True):
+    token_mask = windows.token_mask(torch.tensor(num_frames), len(windows.plan(max(num_frames))))
+    for clip, frames in zip(token_mask, num_frames, strict=True):
         planned = [window.num_tokens for window in windows.plan(frames)]
         assert clip.sum(dim=1).tolist() == planned + [0] * (len(clip) - len(planned))
         assert all(row[:count].all() for row, count in zip(clip, planned, strict=False))

@@ -127,7 +127,7 @@ def with_gaps(log_mel: torch.Tensor, kept: KeptTokens, windows: Windows, mels: i
 def seen(batch: FinetuneBatch, windows: Windows, num_freq: int) -> str:
     """Patches of the batch that the encoder sees, of those that sound."""
     num_windows = len(windows.plan(int(batch.num_frames.max())))
-    whole = int(windows.heard(batch.num_frames, num_windows).sum()) * num_freq
+    whole = int(windows.token_mask(batch.num_frames, num_windows).sum()) * num_freq
     return f"{whole if batch.kept is None else int(batch.kept.mask.sum())} of {whole}"
 
 

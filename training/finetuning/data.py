@@ -118,7 +118,7 @@ class FinetuneDataset(Dataset):
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
         crop = crop_waveform(Entry(self.part.files[key.index]), self.plan, rng)
         frontend = self.plan.frontend
-        num_frames = frontend.num_whole_frames(len(crop.values))
+        num_frames = frontend.num_complete_frames(len(crop.values))
         number, place = divmod(key.position, self.config.batch_size)
         batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, place)
         draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)

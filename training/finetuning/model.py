@@ -59,7 +59,7 @@ class FinetuneModel(nn.Module):
         layout = Windows.of(encoder.config).fitted(log_mel.shape[-1])
         log_mel, num_windows = layout.stack(log_mel)  # (B·K, F, W)
         tokens = encoder.embed(log_mel[:, None])  # (B·K, N, D)
-        heard = layout.heard(num_frames, num_windows)  # (B, K, N_T)
+        heard = layout.token_mask(num_frames, num_windows)  # (B, K, N_T)
         num_freq = encoder.config.grid[0]
         if kept is not None:
             tokens, mask = take_tokens(tokens, kept.ids), kept.mask
