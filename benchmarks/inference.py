@@ -1,23 +1,28 @@
-"""Races m2d_hub against the baseline in one run and writes benchmarks/results/inference.md.
+"""Compare the speed of m2d_hub with a plain runtime and an earlier release; write results/inference.md.
 
-    python benchmarks/inference.py [--repeats 5] [--parts speed loading products memory imports]
+    python benchmarks/inference.py [--repeats 5] [--release REVISION] [--parts speed release loading ...]
 
-Weights are the parity tests' random ones in ViT-Base size, inputs generated signals; both sides run in turn,
-so that a drift of the machine's speed hits both alike. Medians are given, and the lowest and highest ratio.
+Weights are the random ViT-Base weights of the parity tests, inputs are generated signals. Both sides of each
+comparison run in turn, so that a drift of the machine's speed affects both. The exit status is 1 if the
+encoder takes more than 1.15 times the time of the release: the plain runtime shares its matrix product with
+us, so the comparison with it cannot show that the product itself became slower.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import importlib.util
+import json
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -35,7 +40,9 @@ from m2d_hub.nn.int8_linear import Int8Linear
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "inference.md"
 FOLDER = "m2d_vit_base-80x608p16x16-000000-mr7"
-PARTS = ("speed", "loading", "products", "memory", "imports")
+PARTS = ("speed", "release", "loading", "products", "memory", "imports")
+RELEASE = "5ab1c0d"  # the revision that later ones are compared with, in a worktree of its own
+MAX_SLOWDOWN = 1.15
 SIZES = {"decoder_dim": 512, "decoder_depth": 8, "target_encoder": True}
 
 
@@ -54,7 +61,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def race(ours: Callable[[], object], theirs: Callable[[], object], repeats: int) -> dict[str, float]:
-    """Times both sides in turn, after one run of each that is not counted."""
+    """Time both sides in turn, after a warm-up run of each."""
     ours(), theirs()
     pairs = [(seconds(ours), seconds(theirs)) for _ in range(repeats)]
     ratios = [theirs_s / ours_s for ours_s, theirs_s in pairs]
@@ -77,10 +84,12 @@ def ragged_clips(reference: ModuleType) -> list[np.ndarray]:
 
 
 def product_rates() -> dict[str, float]:
-    """Billions of operations a second in products of one encoder layer's size, by type of numbers."""
+    """Return billions of operations per second of a product with the size of an encoder layer."""
     rows = torch.randn(1910, 768)
     layer = torch.nn.Linear(768, 3072)
     quantised, half, half_rows = Int8Linear(layer), copy.deepcopy(layer).bfloat16(), rows.bfloat16()
+    onednn = torch.ops.mkldnn._linear_pointwise
+    packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), len(rows))
     operations = 2 * 1910 * 768 * 3072
 
     def best(run: Callable[[], object]) -> float:
@@ -88,14 +97,16 @@ def product_rates() -> dict[str, float]:
 
     with torch.no_grad():
         return {
-            "float32": best(lambda: layer(rows)),
+            "float32, MKL": best(lambda: layer(rows)),
+            "float32, oneDNN": best(lambda: onednn(rows, layer.weight, layer.bias, "none", [], "none")),
+            "float32, oneDNN, packed": best(lambda: onednn(rows, packed, layer.bias, "none", [], "none")),
             "bfloat16": best(lambda: half(half_rows)),
             "int8": best(lambda: quantised(rows)),
         }
 
 
 def encoder_operations(num_tokens: int) -> float:
-    """Operations of the encoder's products for windows of ``num_tokens`` patch tokens and a class token."""
+    """Return the operations of the encoder's products for a window of ``num_tokens`` patch tokens."""
     tokens = num_tokens + 1
     linear = 12 * (4 + 8) * 768 * 768 * 2 * tokens
     attention = 12 * 2 * 2 * tokens * tokens * 768
@@ -103,7 +114,7 @@ def encoder_operations(num_tokens: int) -> float:
 
 
 def peak_memory(kind: str, weights: Path, audio: Path) -> float:
-    """GB that a fresh process needed at most to embed one file."""
+    """Return the peak memory in GB of a new process that embeds one file."""
     command = [sys.executable, __file__, "--child", kind, str(weights), str(audio)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
 
@@ -114,7 +125,7 @@ def child(kind: str, weights: Path, audio: Path) -> None:
         load_baseline(weights)(torch.from_numpy(waveform)[None]).mean(dim=1)
     else:
         getattr(m2d_hub.load_model(weights), kind)(audio)
-    # Linux's high-water mark of this program alone; ru_maxrss would begin with the parent's.
+    # Linux's high-water mark of this program alone; ru_maxrss would include the parent's.
     status = Path("/proc/self/status").read_text()
     print(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
 
@@ -126,7 +137,7 @@ def import_seconds(statement: str) -> float:
 
 
 def save_weights(work: Path, reference: ModuleType) -> tuple[Path, Path]:
-    """A published checkpoint and the same in this package's own folder."""
+    """Save the weights as a published checkpoint and as a folder of this package."""
     published = work / FOLDER / "checkpoint-300.pth"
     published.parent.mkdir()
     tensors = {key: torch.from_numpy(value) for key, value in reference.state_dict(**SIZES).items()}
@@ -151,6 +162,7 @@ def race_speed(published: Path, own: Path, reference: ModuleType, repeats: int) 
     difference = model.encode_frames(minute).features - baseline(minute_batch)
     exact, rounded, halved = (side.encode_clip([minute, *clips]) for side in (model, quantised, half))
     return {
+        "ragged_s": sum(map(len, clips)) / 16_000,
         "minute": race(lambda: model.encode_clip(minute), baseline_minute, repeats),
         "ragged": race(
             lambda: model.encode_clip(clips),
@@ -160,17 +172,83 @@ def race_speed(published: Path, own: Path, reference: ModuleType, repeats: int) 
         "int8": race(lambda: quantised.encode_clip(minute), baseline_minute, repeats),
         "bfloat16": race(lambda: half.encode_clip(minute), baseline_minute, repeats),
         "bfloat16_cosine": torch.cosine_similarity(exact, halved).min().item(),
-        "instructions": instructions(),
+        "processor": processor(),
         "int8_cosine": torch.cosine_similarity(exact, rounded).min().item(),
         "difference": difference.abs().max().item(),
     }
 
 
-def instructions() -> list[str]:
-    """Those of the processor that decide which type of numbers is fast."""
-    flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").is_file() else []
+def processor() -> str:
+    """Return the processor's name and the instructions that decide which dtype is fast."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
+    lines = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("model name")]
     names = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-    return [name for name in names if name in flags]
+    flags = ", ".join(name for name in names if name in text.split())
+    return f"{lines[0] if lines else platform.processor() or platform.machine()} ({flags})"
+
+
+@contextlib.contextmanager
+def worktree(revision: str) -> Iterator[Path]:
+    """Check out an earlier revision for as long as the context lasts, and yield its folder."""
+    git = ["git", "-C", str(HERE.parent), "worktree"]
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([*git, "add", "--quiet", "--detach", f"{folder}/tree", revision], check=True)
+        try:
+            yield Path(folder, "tree")
+        finally:
+            subprocess.run([*git, "remove", "--force", f"{folder}/tree"], check=True)
+
+
+def race_release(work: Path, own: Path, reference: ModuleType, repeats: int, release: str) -> dict[str, Any]:
+    """Time this version and an earlier revision in turn, each in processes of its own."""
+    np.save(work / "minute.npy", reference.waveform(60.0))
+    np.savez(work / "ragged.npz", *ragged_clips(reference))
+    runs: dict[str, list[dict[str, float]]] = {"now": [], "release": []}
+    with worktree(release) as tree:
+        for _ in range(repeats):
+            for side, path in (("now", HERE.parent), ("release", tree)):
+                runs[side].append(timed_in_child(work, own, path))
+    found = {}
+    for task in runs["now"][0]:
+        now, then = ([run[task] for run in runs[side]] for side in ("now", "release"))
+        ratios = [before / after for before, after in zip(then, now, strict=True)]
+        found[task] = {
+            "ours_s": median(now),
+            "theirs_s": median(then),
+            "ratio": median(ratios),
+            "lowest": min(ratios),
+            "highest": max(ratios),
+        }
+    return {"release": release, "release_races": found}
+
+
+def timed_in_child(work: Path, own: Path, path: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", "times", str(own), str(work)]
+    environment = {**os.environ, "PYTHONPATH": str(path)}
+    answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    return json.loads(answer.stdout.splitlines()[-1])
+
+
+def print_times(own: Path, work: Path) -> None:
+    """Print the seconds of each task with the package that this process imports."""
+    minute = np.load(work / "minute.npy")
+    with np.load(work / "ragged.npz") as arrays:
+        ragged = [arrays[name] for name in arrays.files]
+    model = m2d_hub.load_model(own, device="cpu")
+    small = m2d_hub.load_model("m2d-mini", device="cpu")
+    tasks: dict[str, tuple[int, Callable[[], object]]] = {
+        "60 s file, ViT-Base": (3, lambda: model.encode_clip(minute)),
+        "10 s, ViT-Base": (5, lambda: model.encode_clip(minute[:160_000])),
+        "48 ragged clips, ViT-Base": (1, lambda: model.encode_clip(ragged)),
+        "10 s, m2d-mini": (20, lambda: small.encode_clip(minute[:160_000])),
+        "load ViT-Base": (10, lambda: m2d_hub.load_model(own, device="cpu")),
+        "load m2d-mini": (20, lambda: m2d_hub.load_model("m2d-mini", device="cpu")),
+    }
+    found = {}
+    for name, (count, run) in tasks.items():
+        run()
+        found[name] = min(seconds(run) for _ in range(count))
+    print(json.dumps(found))
 
 
 def race_loading(published: Path, own: Path, repeats: int) -> dict[str, Any]:
@@ -210,11 +288,12 @@ def compare_imports() -> dict[str, Any]:
     }
 
 
-def run_races(work: Path, repeats: int, parts: list[str]) -> dict[str, Any]:
+def run_races(work: Path, repeats: int, parts: list[str], release: str) -> dict[str, Any]:
     reference = load_module(HERE.parent / "tests" / "parity" / "reference_weights.py")
     published, own = save_weights(work, reference)
     races: dict[str, Callable[[], dict[str, Any]]] = {
         "speed": lambda: race_speed(published, own, reference, repeats),
+        "release": lambda: race_release(work, own, reference, repeats, release),
         "loading": lambda: race_loading(published, own, repeats),
         "products": compare_products,
         "memory": lambda: {"memory": compare_memory(work, published, own, reference)},
@@ -239,41 +318,42 @@ def memory_row(kind: str, gigabytes: dict[str, float]) -> str:
 
 
 def report(found: dict[str, Any], repeats: int) -> str:
-    fastest = max(found["products"].values())
+    float32 = max(rate for name, rate in found["products"].items() if name.startswith("float32"))
     rate = found["operations"] / found["minute"]["ours_s"] / 1e9
-    half = half_cosine = ""
-    if "bfloat16" in found:
-        half = f"\n{race_row('60 s file, bfloat16', '–', found['bfloat16'])}"
-        half_cosine = f"; of a bfloat16 clip: {found['bfloat16_cosine']:.5f}. The processor has " + ", ".join(
-            found["instructions"]
-        )
-    return f"""# Inference: m2d_hub against the plain runtime
+    per_second = found["ragged"]["ours_s"] / found["ragged_s"] / (found["minute"]["ours_s"] / 60)
+    return f"""# Inference: m2d_hub, a plain runtime and an earlier release
 
-`python benchmarks/inference.py --repeats {repeats}` on {platform.machine()}, {os.cpu_count()} cores,
-{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}, {torch.get_num_threads()} threads.
-ViT-Base, random weights. Medians; in brackets the lowest and highest ratio of the pairs.
+`python benchmarks/inference.py --repeats {repeats}` on {found["processor"]}, {os.cpu_count()} cores,
+torch {torch.__version__}, {torch.get_num_threads()} threads. ViT-Base, random weights. Medians; in brackets
+the lowest and highest ratio of the pairs.
 
-| | m2d_hub | baseline | faster | goal |
+| | m2d_hub | plain runtime | faster | goal |
 |---|---|---|---|---|
-{race_row("60 s file, float32", "1.15×", found["minute"])}
-{race_row("48 ragged clips of 0.5–14 s, float32", "1.3×", found["ragged"])}
-{race_row("60 s file, int8", "2.5×", found["int8"])}{half}
+{race_row("60 s file, float32", "–", found["minute"])}
+{race_row("48 ragged clips of 0.5–14 s, float32", "–", found["ragged"])}
+{race_row("60 s file, int8", "–", found["int8"])}
+{race_row("60 s file, bfloat16", "–", found["bfloat16"])}
 {race_row("load, own folder", "4×", found["load_own"])}
 {race_row("load, published .pth", "–", found["load_published"])}
 
-Largest difference of a feature between both: {found["difference"]:.1e}. Lowest cosine of an int8 clip to its
-float32 clip: {found["int8_cosine"]:.5f} (goal 0.999){half_cosine}.
+Largest difference of a feature between both: {found["difference"]:.1e}. Lowest cosine of a clip to its
+float32 clip: int8 {found["int8_cosine"]:.5f} (goal 0.999), bfloat16 {found["bfloat16_cosine"]:.5f}. A second
+of the ragged clips takes {per_second:.2f} times as long as a second of the 60 s file (goal 1.2).
+
+| | m2d_hub | revision {found["release"]} | faster | goal |
+|---|---|---|---|---|
+{chr(10).join(race_row(name, "–", race) for name, race in found["release_races"].items())}
+
+| matrix product of 1910 × 768 × 3072 | billions of operations per second |
+|---|---|
+{chr(10).join(f"| {name} | {value:.0f} |" for name, value in found["products"].items())}
+
+The 60 s file needs {found["operations"] / 1e9:.0f} billion operations in the encoder's products. The call
+reaches {rate:.0f} billion per second, {rate / float32:.0%} of the fastest float32 product (goal 80%).
 
 | peak memory of a process | 2 minutes | 20 minutes | growth | goal |
 |---|---|---|---|---|
 {chr(10).join(memory_row(kind, gigabytes) for kind, gigabytes in found["memory"].items())}
-
-| matrix product of 1910 × 768 × 3072 | billions of operations a second |
-|---|---|
-{chr(10).join(f"| {name} | {value:.0f} |" for name, value in found["products"].items())}
-
-The 60 s file takes {found["operations"] / 1e9:.0f} billion operations in the encoder's products; the
-whole call reaches {rate:.0f} billion a second, {rate / fastest:.0%} of the fastest product.
 
 `import m2d_hub` after `import torch`: {found["import"]:.3f} s (goal 0.3 s); with `load_model`:
 {found["import_load_model"]:.2f} s.
@@ -283,16 +363,20 @@ whole call reaches {rate:.0f} billion a second, {rate / fastest:.0%} of the fast
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--release", default=RELEASE, help="revision to compare with")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--child", nargs=3, metavar=("KIND", "WEIGHTS", "AUDIO"), help=argparse.SUPPRESS)
+    parser.add_argument("--child", nargs=3, metavar=("KIND", "WEIGHTS", "DATA"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        kind, weights, audio = options.child
-        child(kind, Path(weights), Path(audio))
+        kind, weights, data = options.child
+        (print_times if kind == "times" else partial(child, kind))(Path(weights), Path(data))
         return
     with tempfile.TemporaryDirectory() as work:
-        found = run_races(Path(work), options.repeats, options.parts)
+        found = run_races(Path(work), options.repeats, options.parts, options.release)
     keep(RESULTS, found, lambda kept: report(kept, options.repeats))
+    slow = [name for name, race in found.get("release_races", {}).items() if race["ratio"] < 1 / MAX_SLOWDOWN]
+    if slow:
+        sys.exit(f"Slower than {options.release}: {', '.join(slow)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Figures of a benchmark: kept as JSON, and written as a page."""
+"""Storage of benchmark figures: JSON, and a Markdown page made from it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 
 def keep(page: Path, found: dict[str, Any], report: Callable[[dict[str, Any]], str]) -> None:
-    """Writes what was found beside what was kept of parts that were not run, and shows the page.
+    """Write new figures beside the stored figures of parts that were not run, and print the page.
 
     Args:
-        page: Markdown; the figures lie beside it.
+        page: Markdown file; the figures are stored beside it as JSON.
         found: Figures by part.
-        report: Makes the page of all of them.
+        report: Function that formats the page from all figures.
     """
     page.parent.mkdir(exist_ok=True)
     record = page.with_suffix(".json")

@@ -1,9 +1,9 @@
-"""Measures files, streams and rates from end to end and writes benchmarks/results/throughput.md.
+"""Measure files, streams and rates from end to end and write benchmarks/results/throughput.md.
 
-    python benchmarks/throughput.py [--release FOLDER] [--repeats 5] [--parts files stream rates]
+    python benchmarks/throughput.py [--release REVISION] [--repeats 5] [--parts files stream rates]
 
-``--release`` is a checkout of an earlier version, raced in turn with this one. Each figure is from a process
-of its own, and sides alternate, so that a drift of the machine's speed hits all alike. Sounds are generated.
+``--release`` is an earlier revision to compare with. Each figure is measured in a process of its own, and the
+sides alternate, so that a drift of the machine's speed affects all of them. Sounds are generated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ import numpy as np
 import psutil
 import soundfile
 import torch
+from inference import RELEASE, processor, worktree
 from kept import keep
 
 import m2d_hub
@@ -54,7 +54,7 @@ def write_corpus(folder: Path, count: int) -> float:
 
 
 def in_child(task: str, *arguments: object, release: Path | None = None) -> Any:
-    """What a task answers in a process of its own, with this version of the package or an earlier one."""
+    """Run a task in a process of its own, with this version of the package or an earlier one."""
     environment = dict(os.environ) if release is None else {**os.environ, "PYTHONPATH": str(release)}
     command = [sys.executable, __file__, "--child", task, *map(str, arguments)]
     answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
@@ -62,7 +62,7 @@ def in_child(task: str, *arguments: object, release: Path | None = None) -> Any:
 
 
 def time_files(folder: str, device: str) -> float:
-    """Seconds of the job of embedding a folder, after a few files that are not counted."""
+    """Return the seconds to embed a folder, after a warm-up with two files."""
     paths = sorted(Path(folder).iterdir())
     m2d_hub.load_model("m2d-mini", device=device).encode_clip(paths[:2])
     with tempfile.TemporaryDirectory() as work:
@@ -72,7 +72,7 @@ def time_files(folder: str, device: str) -> float:
 
 
 def time_arrays(folder: str, device: str) -> float:
-    """Seconds of encoding the same audio from memory, while a core is kept free for reading."""
+    """Return the seconds to encode the same audio from memory, with one core left for reading."""
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
     model = m2d_hub.load_model("m2d-mini", device=device)
     waveforms = [waveform_of(path) for path in sorted(Path(folder).iterdir())]
@@ -95,14 +95,12 @@ def race_files(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         "now": lambda: in_child("time_files", work / "corpus", options.device),
         "arrays": lambda: in_child("time_arrays", work / "corpus", options.device),
     }
-    if options.release is not None:
-        sides["release"] = lambda: in_child(
-            "time_files", work / "corpus", options.device, release=options.release
-        )
-    runs: dict[str, list[float]] = {side: [] for side in sides}
-    for _ in range(options.repeats):
-        for side, run in sides.items():
-            runs[side].append(run())
+    with worktree(options.release) as tree:
+        sides["release"] = lambda: in_child("time_files", work / "corpus", options.device, release=tree)
+        runs: dict[str, list[float]] = {side: [] for side in sides}
+        for _ in range(options.repeats):
+            for side, run in sides.items():
+                runs[side].append(run())
     return {"files": {"count": options.files, "seconds": seconds, "runs": runs}}
 
 
@@ -121,7 +119,7 @@ def measure_stream(work: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_stream(seconds: str) -> dict[str, float]:
-    """Largest difference of a stream's frames from those of the whole, and its share of real time."""
+    """Return the largest difference of streamed frames from those of the whole, and the real-time factor."""
     model = m2d_hub.load_model("m2d-mini")
     minutes = [sound(60, RATE, 1, seed)[:, 0] for seed in range(int(float(seconds)) // 60)]
     stream = model.stream()
@@ -141,7 +139,7 @@ def started(model: str, kind: str) -> subprocess.Popen[bytes]:
 
 
 def pipe_for_hours(seconds: float) -> dict[str, Any]:
-    """Memory of the command, in GB, by minutes of audio that it had, and its share of real time."""
+    """Return the memory of the command in GB by minutes of audio, and its real-time factor."""
     held: dict[int, float] = {}
     minutes = int(seconds) // 60
     samples = [(sound(60, RATE, 1, seed) * 20_000).astype("<i2").tobytes() for seed in range(5)]
@@ -161,19 +159,19 @@ def pipe_for_hours(seconds: float) -> dict[str, Any]:
 
 
 def answer_s(model: str) -> float:
-    """Seconds from the last sample of a window, sent as fast as it sounds, to its answer.
+    """Return the seconds from the last sample of a window, sent in real time, to its result.
 
-    It is the second window: the first, sent at once, waits for the model to be loaded.
+    The second window is measured, since the first one waits for the model to be loaded.
     """
     window_s = m2d_hub.load_model(model, device="cpu").window_s
     samples = (sound(2 * window_s + 0.1, RATE, 1, 0) * 20_000).astype("<i2")
-    known = int(window_s * RATE) + RATE // 20  # the first window's last frame reaches beyond its end
+    known = int(window_s * RATE) + RATE // 20  # the last frame of the first window needs samples after it
     with started(model, "clip") as child:
         assert child.stdin is not None and child.stdout is not None
         child.stdin.write(samples[:known].tobytes())
         child.stdin.flush()
         child.stdout.readline()
-        start = time.perf_counter() - known / RATE  # when the first sample would have sounded
+        start = time.perf_counter() - known / RATE  # real time of the first sample
         for first in range(known, len(samples), RATE // 10):
             block = samples[first : first + RATE // 10]
             time.sleep(max(0.0, start + (first + len(block)) / RATE - time.perf_counter()))
@@ -187,7 +185,7 @@ def answer_s(model: str) -> float:
 
 
 def measure_rates(work: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of audio that are read, by one core, and encoded, a second."""
+    """Return the seconds of audio that are read by one core, and encoded, per second."""
     kinds = {"MP3, 44.1 kHz stereo": ("mp3", 44_100, 2), "WAV, 44.1 kHz stereo": ("wav", 44_100, 2)}
     kinds |= {"FLAC, 16 kHz mono": ("flac", RATE, 1), "WAV, 16 kHz mono": ("wav", RATE, 1)}
     found: dict[str, float] = {}
@@ -228,7 +226,7 @@ def time_encoding(name: str, device: str) -> float:
 def files_rows(files: dict[str, Any]) -> str:
     runs = files["runs"]
     rows = [f"| this version, from files | {median(runs['now']):.2f} s | | |"]
-    for side, name, goal in (("release", "the release before, from files", 1.6), ("arrays", "arrays", 0.9)):
+    for side, name, goal in (("release", "the earlier release, from files", 2.0), ("arrays", "arrays", 0.9)):
         if side in runs:
             ratios = [other / now for other, now in zip(runs[side], runs["now"], strict=True)]
             spread = f"{median(ratios):.2f}× ({min(ratios):.2f}–{max(ratios):.2f})"
@@ -239,17 +237,17 @@ def files_rows(files: dict[str, Any]) -> str:
 def report(found: dict[str, Any], repeats: int) -> str:
     text = f"""# Throughput: files, streams, rates
 
-`python benchmarks/throughput.py --repeats {repeats}` on {platform.machine()}, {os.cpu_count()} cores,
-{torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}. Medians of processes that ran in turn;
-in brackets the lowest and highest ratio of the pairs.
+`python benchmarks/throughput.py --repeats {repeats}` on {processor()}, {os.cpu_count()} cores,
+torch {torch.__version__}. Medians of processes that ran in turn; in brackets the lowest and highest ratio of
+the pairs.
 """
     if files := found.get("files"):
         text += f"""
 ## {files["count"]} MP3s of 5–30 s, 44.1 kHz stereo, {files["seconds"] / 60:.0f} minutes, m2d-mini
 
-`arrays` encodes the same audio from memory with one thread less than there are cores.
+`arrays` encodes the same audio from memory with one thread less than the number of cores.
 
-| | time | time of this version goes into it | goal |
+| | time | divided by the time of this version | goal |
 |---|---|---|---|
 {files_rows(files)}
 """
@@ -260,19 +258,21 @@ in brackets the lowest and highest ratio of the pairs.
 | | | goal |
 |---|---|---|
 | largest difference from the frames of the whole | {stream["difference"]:.1e} | 1e-05 |
-| time taken by `M2D.stream`, of the audio's own | {stream["real_time_factor"]:.4f} | |
-| by `m2d-hub stream`, its start and the pipe included | {stream["command_real_time_factor"]:.4f} | |
+| real-time factor of `M2D.stream` | {stream["real_time_factor"]:.4f} | |
+| real-time factor of `m2d-hub stream`, with its start | {stream["command_real_time_factor"]:.4f} | |
 """
         text += "".join(
             f"| memory of `m2d-hub stream` after {minutes} minutes | {gigabytes:.3f} GB | the same |\n"
             for minutes, gigabytes in stream["held_gb"].items()
         )
         text += "".join(
-            f"| an answer after its window's last sample, {model} | {seconds:.3f} s | 0.3 s, m2d-mini |\n"
+            f"| delay of a result after its window, {model} | {seconds:.3f} s | 0.3 s, m2d-mini |\n"
             for model, seconds in stream["latency_s"].items()
         )
     if rates := found.get("rates"):
-        text += f"\n## Seconds of audio a second\n\nReading by one core; encoding on {rates['device']}.\n\n"
+        text += (
+            f"\n## Seconds of audio per second\n\nReading with one core; encoding on {rates['device']}.\n\n"
+        )
         text += "| | |\n|---|---|\n"
         text += "".join(f"| {name} | {rate:,.0f} |\n" for name, rate in rates.items() if name != "device")
     return text
@@ -286,10 +286,10 @@ CHILDREN: dict[str, Callable[..., Any]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--release", type=Path)
+    parser.add_argument("--release", default=RELEASE, help="revision to compare with")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--files", type=int, default=200)
+    parser.add_argument("--files", type=int, default=120)
     parser.add_argument("--hours", type=float, default=3.0)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--child", nargs="+", help=argparse.SUPPRESS)
