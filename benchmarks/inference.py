@@ -35,7 +35,6 @@ from kept import keep
 from torch import Tensor
 
 import m2d_hub
-from m2d_hub.nn.int8_linear import Int8Linear
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "inference.md"
@@ -85,6 +84,8 @@ def ragged_clips(reference: ModuleType) -> list[np.ndarray]:
 
 def product_rates() -> dict[str, float]:
     """Return billions of operations per second of a product with the size of an encoder layer."""
+    from m2d_hub.nn.int8_linear import Int8Linear  # not at the top: earlier releases have no such module
+
     rows = torch.randn(1910, 768)
     layer = torch.nn.Linear(768, 3072)
     quantised, half, half_rows = Int8Linear(layer), copy.deepcopy(layer).bfloat16(), rows.bfloat16()
