@@ -17,6 +17,7 @@ from m2d_hub.config import ClapConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import take_tokens, tokens_to_frames
+from m2d_hub.nn.linear import Linear
 
 from .config import OfflineConfig
 from .losses import class_loss, contrastive_loss, cosine_loss, label_loss, mse_loss, standardise
@@ -80,7 +81,7 @@ class FrameMapper(nn.Module):
             raise ConfigError(f"offline.dim must be given for offline {config.kind}, got None.")
         self.config = config
         self.grid = grid
-        self.projection = nn.Linear(grid[0] * embed_dim, config.dim)
+        self.projection = Linear(grid[0] * embed_dim, config.dim)
         nn.init.xavier_uniform_(self.projection.weight)
         nn.init.zeros_(self.projection.bias)
 

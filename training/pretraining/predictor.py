@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from m2d_hub.nn.encoder import Block, initialise_weights
+from m2d_hub.nn.linear import Linear
 from m2d_hub.nn.positional import sincos_positions
 
 from .config import PredictorConfig
@@ -19,13 +20,13 @@ class Predictor(nn.Module):
 
     def __init__(self, config: PredictorConfig, encoder_dim: int, out_dim: int, grid: tuple[int, int]):
         super().__init__()
-        self.embed = nn.Linear(encoder_dim, config.dim)
+        self.embed = Linear(encoder_dim, config.dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
         self.pos_embed = nn.Parameter(sincos_positions(config.dim, grid), requires_grad=False)
         num_heads = config.dim // config.head_width
         self.blocks = nn.ModuleList(Block(config.dim, num_heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
-        self.projection = nn.Linear(config.dim, out_dim)
+        self.projection = Linear(config.dim, out_dim)
         self.apply(initialise_weights)
         nn.init.normal_(self.mask_token, std=0.02)
 
