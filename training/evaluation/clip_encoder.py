@@ -1,6 +1,6 @@
-"""Clips to features with a frozen model: read, cropped or padded, encoded, pooled over time.
+"""Features of clips from a frozen model: read, cropped or padded, encoded, pooled over time.
 
-Shapes: N clips, B clips of a call, S samples, T time frames, L layers, K features of a clip.
+Shapes: N clips, B clips of a batch, S samples, T time frames, L layers, K features of a clip.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from itertools import islice
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -24,20 +26,69 @@ from m2d_hub.model import M2D
 from ..data.parts import AudioFile
 
 Pooling = Literal["mean", "max", "mean+max", "mean+std"]
-PART_CLIPS = 64  # encoded, and stored, together
+BATCH_CLIPS = 64  # clips encoded, and stored, together
+LONG_CLIP_S = 20.0  # longer clips are streamed from disk, not held in memory
+BATCH_S = BATCH_CLIPS * LONG_CLIP_S  # of crops held in memory together, at most
+
+Result = TypeVar("Result")
+
+
+def read_in_threads(
+    read: Callable[[AudioFile], Result], files: Sequence[AudioFile], num_workers: int, prefetch: int = 256
+) -> Iterator[Result]:
+    """Yield ``read(file)`` of each file in order, with a limited number of results waiting.
+
+    Args:
+        read: What the threads do.
+        files: Paths, or parts of files.
+        num_workers: Threads.
+        prefetch: Files that are read before their result is consumed.
+    """
+    pool, pending = ThreadPoolExecutor(num_workers), deque[Future[Result]]()
+    try:
+        for file in files:
+            pending.append(pool.submit(read, file))
+            if len(pending) > prefetch:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def read_clip(file: AudioFile, sample_rate: int, max_samples: float = 0) -> Tensor | AudioFile:
+    """Return a clip's waveform (S,), or the file itself if it is too long to be held in memory.
+
+    Args:
+        file: A path, or a part of a file.
+        sample_rate: Hz wanted.
+        max_samples: Longest waveform; at least ``LONG_CLIP_S``.
+
+    Raises:
+        AudioError: The clip cannot be read.
+    """
+    (clip,) = open_audio(file, sample_rate)
+    max_samples = max(max_samples, LONG_CLIP_S * sample_rate)
+    blocks, num_samples = list[Tensor](), 0
+    for block in clip.blocks():
+        blocks.append(block)
+        num_samples += len(block)
+        if num_samples > max_samples:
+            return file
+    return torch.cat(blocks)
 
 
 @dataclass(frozen=True)
-class EncodedPart:
+class EncodedBatch:
     """Some of the clips of a call."""
 
-    clips: list[int]  # their places in the call
+    clips: list[int]  # indices of the encoded clips in the call
     features: Tensor  # (B, L, K) float32; L is 1 for the last layer alone
-    errors: dict[int, str]  # places of clips that cannot be read, and why
+    errors: dict[int, str]  # indices of unreadable clips, with the reason
 
 
 class ClipEncoder:
-    """A frozen model with the way that it is used on clips."""
+    """A frozen model with the settings of feature extraction."""
 
     def __init__(
         self,
@@ -48,17 +99,17 @@ class ClipEncoder:
         num_samples: int | None = None,
         batch_size: int = 16,
     ):
-        """Keeps the settings.
+        """Store the settings.
 
         Args:
-            model: Its head, if any, plays no part.
-            pooling: How a clip's frames become one feature; parts joined by ``+`` stand one after another.
-            all_layers: Every block's features instead of the last's.
-            num_samples: Crops or zero-pads each clip to this many at the model's rate; None: as it is.
-            batch_size: Most windows encoded at once; changes no number.
+            model: Its head, if any, is not used.
+            pooling: How a clip's frames become one feature; parts joined by ``+`` are concatenated.
+            all_layers: Return every block's features instead of the last block's.
+            num_samples: Crop or zero-pad each clip to this many samples at the model's rate; None: whole clips.
+            batch_size: Maximum number of windows encoded together; it does not change the features.
 
         Raises:
-            ConfigError: The pooling is not known.
+            ConfigError: The pooling is unknown.
         """
         if pooling not in get_args(Pooling):
             raise ConfigError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
@@ -66,7 +117,7 @@ class ClipEncoder:
         self.num_samples, self.batch_size = num_samples, batch_size
 
     def key(self) -> str:
-        """Differs wherever features would: by weights, sizes, frontend, window, layers, pooling, length."""
+        """Return a hash of everything that determines the features: weights, configuration and settings."""
         config = self.model.config
         settings = [asdict(config.frontend), asdict(config.encoder), self.model.window_s]
         settings += [self.pooling, self.all_layers, self.num_samples]
@@ -76,41 +127,63 @@ class ClipEncoder:
             digest.update(tensor.detach().cpu().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()[:24]
 
-    def read(self, file: AudioFile) -> Tensor | str:
-        """A clip's waveform (S,), or why there is none.
+    @property
+    def batch_clips(self) -> int:
+        """Clips read and encoded together; fewer if crops are long."""
+        crop_s = (self.num_samples or 0) / self.model.sample_rate
+        return max(1, min(BATCH_CLIPS, int(BATCH_S / crop_s))) if crop_s else BATCH_CLIPS
 
-        A clip longer than ``num_samples`` is cropped at a random place (paper, section IV-B), which is always
-        the same for files of the same name.
+    def read(self, file: AudioFile) -> Tensor | AudioFile:
+        """Return a waveform (S,) of ``num_samples``, or a clip as :func:`read_clip` returns it.
+
+        A longer clip is cropped at a random position (paper, section IV-B), which depends only on its name.
+
+        Raises:
+            AudioError: The clip cannot be read.
         """
-        try:
-            (clip,) = open_audio(file, self.model.sample_rate)
-            waveform = torch.cat(list(clip.blocks()))
-        except AudioError as error:
-            return str(error)
         if self.num_samples is None:
-            return waveform
-        spare = max(0, len(waveform) - self.num_samples)
-        start = zlib.crc32(os.path.basename(file).encode()) % (spare + 1)
-        waveform = waveform[start : start + self.num_samples]
-        return torch.nn.functional.pad(waveform, (0, self.num_samples - len(waveform)))
+            return read_clip(file, self.model.sample_rate)
+        clip = read_clip(file, self.model.sample_rate, max_samples=2 * self.num_samples)
+        if isinstance(clip, Tensor):
+            start = self._crop_start(file, len(clip))
+            clip = clip[start : start + self.num_samples]
+        else:  # decode twice rather than hold it in memory
+            total = sum(len(block) for block in self._blocks(file))
+            clip = _span(self._blocks(file), self._crop_start(file, total), self.num_samples)
+        return torch.nn.functional.pad(clip, (0, self.num_samples - len(clip)))
+
+    def _blocks(self, file: AudioFile) -> Iterator[Tensor]:
+        return open_audio(file, self.model.sample_rate)[0].blocks()
+
+    def _crop_start(self, file: AudioFile, length: int) -> int:
+        spare = max(0, length - (self.num_samples or 0))
+        return zlib.crc32(os.path.basename(file).encode()) % (spare + 1)
 
     @torch.no_grad()
-    def encode(self, waveforms: Sequence[Tensor]) -> Tensor:
-        """Features (B, L, K) of waveforms (S,) of any lengths."""
+    def encode(self, clips: Sequence[Tensor | AudioFile]) -> Tensor:
+        """Return features (B, L, K) of waveforms (S,) of any lengths, or of files."""
         if self.pooling == "mean" and not self.all_layers:
-            return self.model.encode_clip(list(waveforms), batch_size=self.batch_size)[:, None]
+            return self.model.encode_clip(list(clips), batch_size=self.batch_size)[:, None]
         encode = self.model.encode_layers if self.all_layers else self.model.encode_frames
         pooled = []
-        for first in range(0, len(waveforms), self.batch_size):  # every frame of every layer is large
-            few = list(waveforms[first : first + self.batch_size])
-            frames = encode(few, batch_size=self.batch_size)
+        for first in range(0, len(clips), self.batch_size):  # the frames of all layers are large
+            frames = encode(list(clips[first : first + self.batch_size]), batch_size=self.batch_size)
             features = frames.features if self.all_layers else frames.features[None]
             pooled.append(pool(features, frames.mask, self.pooling).transpose(0, 1))
         return torch.cat(pooled)
 
 
+def _span(blocks: Iterator[Tensor], start: int, length: int) -> Tensor:
+    """Return ``length`` samples from ``start`` on, holding no others."""
+    kept, position = [], 0
+    for block in blocks:
+        kept.append(block[max(0, start - position) : max(0, start + length - position)])
+        position += len(block)
+    return torch.cat(kept)
+
+
 def pool(features: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One feature for each clip.
+    """Pool the frames of each clip into one feature.
 
     Args:
         features: (..., B, T, D).
@@ -120,64 +193,68 @@ def pool(features: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
     Returns:
         (..., B, D · parts).
     """
-    inside = mask[..., None]
-    count = inside.sum(dim=-2)
-    mean = (features * inside).sum(dim=-2) / count
+    valid = mask[..., None]
+    count = valid.sum(dim=-2)
+    mean = (features * valid).sum(dim=-2) / count
     parts = []
     for part in pooling.split("+"):
         if part == "mean":
             parts.append(mean)
         elif part == "max":
-            parts.append(features.masked_fill(~inside, -torch.inf).amax(dim=-2))
+            parts.append(features.masked_fill(~valid, -torch.inf).amax(dim=-2))
         else:
-            squares = ((features - mean[..., None, :]) * inside).square().sum(dim=-2)
+            squares = ((features - mean[..., None, :]) * valid).square().sum(dim=-2)
             parts.append((squares / count).sqrt())
     return torch.cat(parts, dim=-1)
 
 
-def encode_files(encoder: ClipEncoder, files: Sequence[AudioFile], num_workers: int) -> Iterator[EncodedPart]:
-    """Encodes files in parts, while threads read the next one's.
+def encode_files(
+    encoder: ClipEncoder, files: Sequence[AudioFile], num_workers: int
+) -> Iterator[EncodedBatch]:
+    """Encode files in batches, while threads read the next ones.
 
     Args:
         encoder: The model and its settings.
-        files: Paths, or parts of what is there.
+        files: Paths, or parts of files.
         num_workers: Threads that read.
     """
-    with ThreadPoolExecutor(num_workers) as readers:
 
-        def start_reading(first: int) -> tuple[range, list[Future[Tensor | str]]]:
-            places = range(first, min(first + PART_CLIPS, len(files)))
-            return places, [readers.submit(encoder.read, files[place]) for place in places]
+    def read(file: AudioFile) -> Tensor | AudioFile | AudioError:
+        try:
+            return encoder.read(file)
+        except AudioError as error:
+            return error
 
-        ahead = start_reading(0)
-        for first in range(0, len(files), PART_CLIPS):
-            (places, waveforms), ahead = ahead, start_reading(first + PART_CLIPS)
-            yield _encode_part(encoder, places, (waveform.result() for waveform in waveforms))
+    clips = read_in_threads(read, files, num_workers, prefetch=encoder.batch_clips)
+    for first in range(0, len(files), encoder.batch_clips):
+        yield _encode_batch(encoder, dict(enumerate(islice(clips, encoder.batch_clips), start=first)))
 
 
-def _encode_part(
-    encoder: ClipEncoder, places: Sequence[int], waveforms: Iterable[Tensor | str]
-) -> EncodedPart:
-    good: dict[int, Tensor] = {}
-    errors: dict[int, str] = {}
-    for place, waveform in zip(places, waveforms, strict=True):
-        if isinstance(waveform, str):
-            errors[place] = waveform
-        else:
-            good[place] = waveform
-    features = encoder.encode(list(good.values())) if good else torch.empty(0)
-    return EncodedPart(list(good), features, errors)
+def _encode_batch(encoder: ClipEncoder, clips: dict[int, Tensor | AudioFile | AudioError]) -> EncodedBatch:
+    features: dict[int, Tensor] = {}
+    errors = {index: str(clip) for index, clip in clips.items() if isinstance(clip, AudioError)}
+    waveforms = {index: clip for index, clip in clips.items() if isinstance(clip, Tensor)}
+    if waveforms:
+        encoded = encoder.encode(list(waveforms.values()))
+        features |= dict(zip(waveforms, encoded, strict=True))
+    for index, clip in clips.items():
+        if index not in waveforms and not isinstance(clip, (Tensor, AudioError)):
+            try:
+                features[index] = encoder.encode([clip])[0]
+            except AudioError as error:
+                errors[index] = str(error)
+    rows = torch.stack(list(features.values())) if features else torch.empty(0)
+    return EncodedBatch(list(features), rows, errors)
 
 
 def mean_samples(files: Sequence[AudioFile], sample_rate: int, num_workers: int) -> int | None:
-    """Mean length of files in samples at a rate, as their headers tell it; None where no file tells."""
+    """Return the mean length of files in samples, from their headers; None if no header states a length."""
 
     def length(file: AudioFile) -> int:
         try:
             return open_audio(file, sample_rate)[0].expected_samples
         except AudioError:
-            return 0  # told later, when it is read
+            return 0  # reported later, when the file is read
 
-    with ThreadPoolExecutor(num_workers) as readers:
-        lengths = [found for found in readers.map(length, files) if found]
+    lengths = [found for found in read_in_threads(length, files, num_workers) if found]
     return round(sum(lengths) / len(lengths)) if lengths else None

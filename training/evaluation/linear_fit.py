@@ -1,6 +1,6 @@
-"""One linear layer on standardised features, trained as the paper does (section IV-B), for all seeds at once.
+"""One linear layer on standardised features, trained as in the paper (section IV-B), for all seeds at once.
 
-Shapes: N clips, L layers, K features, C classes, S seeds, E epochs.
+Shapes: N clips, B clips of a batch, L layers, K features, C classes, S seeds, E epochs.
 """
 
 from __future__ import annotations
@@ -12,20 +12,41 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .linear_layers import (
-    LEARNING_RATE,
-    MIX_LEARNING_RATE,
-    BestEpochs,
-    Examples,
-    FitSettings,
-    LinearLayers,
-    losses_of,
-    scores_of,
-    train_epoch,
-)
+from .metrics import Metric, accuracy, mean_average_precision
 
+LEARNING_RATE = 3e-5
 RATES = (LEARNING_RATE, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)  # to choose from, see FitSettings
-EPSILON = 1e-5  # added to variances, as batch normalisation does
+MIX_LEARNING_RATE = 1e-2  # of the layers' weights, of which there are few
+MAX_EPOCHS = 200
+PATIENCE = 20  # epochs without a better result on the valid clips
+BATCH_SIZE = 128
+INITIAL_STD = 2e-5  # of the weights, as in the published heads
+EPSILON = 1e-5  # added to variances, as in batch normalisation
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How a linear layer is trained."""
+
+    is_multi_label: bool = False  # binary cross-entropy and mAP, else cross-entropy and accuracy
+    # Of Adam. None: LEARNING_RATE if it converges within max_epochs, else the best of RATES on the valid clips.
+    learning_rate: float | None = None
+    max_epochs: int = MAX_EPOCHS
+    patience: int = PATIENCE
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def metric(self) -> Metric:
+        """Metric of early stopping and of the result."""
+        return mean_average_precision if self.is_multi_label else accuracy
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Standardised features with their targets."""
+
+    features: Tensor  # (N, L, K); L > 1 to mix layers
+    targets: Tensor  # (N, C) multi-hot
 
 
 @dataclass(frozen=True)
@@ -37,7 +58,7 @@ class Standardiser:
 
     @classmethod
     def of(cls, features: Tensor) -> Standardiser:
-        """Statistics of features (N, ..., K)."""
+        """Return the statistics of features (N, ..., K)."""
         return cls(features.mean(dim=0), features.var(dim=0, correction=0))
 
     @property
@@ -51,26 +72,23 @@ class Standardiser:
 
 @dataclass(frozen=True)
 class LinearFit:
-    """Trained layers of all seeds, each of its best epoch."""
+    """Trained layers of all seeds, each from its best epoch."""
 
     weight: Tensor  # (S, C, K)
     bias: Tensor  # (S, C)
-    mix: Tensor  # (S, L) weights of the layers, their sum 1
+    mix: Tensor  # (S, L) weights of the layers, which sum to 1
     learning_rate: float
     score: Tensor  # (S,) on the valid clips
     loss: Tensor  # (S,) on the valid clips
     best_epoch: Tensor  # (S,) from 1
-    has_converged: Tensor  # (S,) bool: stopped for want of a better epoch, not by the limit
+    has_converged: Tensor  # (S,) bool: stopped by the patience, not by max_epochs
     curves: dict[str, Tensor]  # (S, E) train_loss, valid_loss, valid_score; NaN after a seed has stopped
 
     def logits(self, features: Tensor) -> Tensor:
-        """Maps standardised features (N, L, K) to logits (S, N, C)."""
-        by_seed = zip(self.mix.to(features), self.weight, self.bias, strict=True)
+        """Map standardised features (N, L, K) to logits (S, N, C)."""
+        layers = zip(self.mix.to(features), self.weight, self.bias, strict=True)
         return torch.stack(
-            [
-                F.linear(torch.einsum("l,nlk->nk", mix, features), weight, bias)
-                for mix, weight, bias in by_seed
-            ]
+            [F.linear(torch.einsum("l,nlk->nk", mix, features), weight, bias) for mix, weight, bias in layers]
         )
 
 
@@ -81,21 +99,21 @@ def fit_linear(
     settings: FitSettings,
     on_epoch: Callable[[], object] = lambda: None,
 ) -> LinearFit:
-    """Trains one layer a seed.
+    """Train one layer per seed.
 
-    A better epoch is one of a higher score on the valid clips, or of the same and a lower loss.
+    The better of two epochs has the higher score on the valid clips, or the same score and a lower loss.
 
     Args:
         train: Fits the layers.
-        valid: Chooses the epoch, and the learning rate where that is to be chosen: with the first seed.
-        seeds: Of the layers' first weights and the batches' order.
-        settings: How.
+        valid: Chooses the epoch, and with the first seed the learning rate unless that is given.
+        seeds: Of the layers' first weights and the order of the batches.
+        settings: Loss, learning rate and stopping.
         on_epoch: Called after each epoch.
     """
     rate = settings.learning_rate or _choose_rate(train, valid, seeds[:1], settings, on_epoch)
     if train.features.shape[1] == 1:
         return _fit(train, valid, seeds, rate, settings, on_epoch)
-    # All layers of all seeds' batches at once would take much memory.
+    # Batches of all layers for all seeds at once would need much memory.
     return _joined([_fit(train, valid, [seed], rate, settings, on_epoch) for seed in seeds])
 
 
@@ -106,7 +124,7 @@ def _choose_rate(
     settings: FitSettings,
     on_epoch: Callable[[], object],
 ) -> float:
-    """The paper's rate; where it is too low to converge, the one of RATES that is best on the valid clips."""
+    """Return the paper's rate or, if that does not converge, the rate with the best valid score."""
     tried = []
     for rate in RATES:
         tried.append(_fit(train, valid, seeds, rate, settings, on_epoch))
@@ -124,21 +142,21 @@ def _fit(
     on_epoch: Callable[[], object],
 ) -> LinearFit:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    layers = LinearLayers(train, generators)
+    layers = _LinearLayers(train, generators)
     optimizer = torch.optim.Adam(
         [
             {"params": [layers.weight, layers.bias], "lr": rate},
             {"params": [layers.mix], "lr": MIX_LEARNING_RATE},
         ]
     )
-    best = BestEpochs(layers, settings)
+    best = _BestEpochs(layers, settings)
     curves: dict[str, list[Tensor]] = {"train_loss": [], "valid_loss": [], "valid_score": []}
     for epoch in range(1, settings.max_epochs + 1):
-        train_loss = train_epoch(layers, optimizer, train, generators, settings)
+        train_loss = _train_epoch(layers, optimizer, train, generators, settings)
         with torch.no_grad():
             logits = layers(valid.features[None])
-            valid_loss = losses_of(logits, valid.targets[None], settings)
-            valid_score = scores_of(logits, valid.targets, settings.metric)
+            valid_loss = _losses(logits, valid.targets[None], settings)
+            valid_score = _scores(logits, valid.targets, settings.metric)
         running = best.is_running
         for name, values in zip(curves, (train_loss, valid_loss, valid_score), strict=True):
             curves[name].append(torch.where(running, values, torch.nan))
@@ -160,7 +178,7 @@ def _fit(
 
 
 def _joined(fits: Sequence[LinearFit]) -> LinearFit:
-    """Fits of single seeds as one."""
+    """Join fits of single seeds into one."""
     epochs = max(fit.curves["train_loss"].shape[1] for fit in fits)
 
     def padded(curve: Tensor) -> Tensor:
@@ -172,3 +190,90 @@ def _joined(fits: Sequence[LinearFit]) -> LinearFit:
         learning_rate=fits[0].learning_rate,
         curves={name: torch.cat([padded(fit.curves[name]) for fit in fits]) for name in fits[0].curves},
     )
+
+
+class _LinearLayers(torch.nn.Module):
+    """The layers of all seeds, side by side."""
+
+    def __init__(self, train: Examples, generators: Sequence[torch.Generator]):
+        super().__init__()
+        _, num_layers, width = train.features.shape
+        size, device = (train.targets.shape[1], width), train.features.device
+        weights = [torch.empty(size).normal_(0, INITIAL_STD, generator=generator) for generator in generators]
+        self.weight = torch.nn.Parameter(torch.stack(weights).to(device))
+        self.bias = torch.nn.Parameter(torch.zeros(len(generators), size[0], device=device))
+        self.mix = torch.nn.Parameter(torch.zeros(len(generators), num_layers, device=device))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map features (S or 1, N, L, K) to logits (S, N, C)."""
+        if features.shape[2] == 1:
+            mixed = features[:, :, 0]
+        else:
+            by_seed = features.expand(len(self.mix), -1, -1, -1)
+            mixed = torch.einsum("sl,snlk->snk", self.mix.softmax(dim=1), by_seed)
+        return mixed @ self.weight.transpose(1, 2) + self.bias[:, None]
+
+
+class _BestEpochs:
+    """The best epoch of each seed so far."""
+
+    def __init__(self, layers: _LinearLayers, settings: FitSettings):
+        self.patience = settings.patience
+        seeds, device = len(layers.bias), layers.bias.device
+        self.score = torch.full((seeds,), -torch.inf, device=device)
+        self.loss = torch.full((seeds,), torch.inf, device=device)
+        self.epoch = torch.zeros(seeds, dtype=torch.long, device=device)
+        self.lowest_loss = self.loss.clone()
+        self.last_progress = self.epoch.clone()  # epoch of the last better score or loss
+        self.is_running = torch.ones(seeds, dtype=torch.bool, device=device)
+        self.tensors = {name: tensor.detach().clone() for name, tensor in layers.named_parameters()}
+
+    def update(self, layers: _LinearLayers, score: Tensor, loss: Tensor, epoch: int) -> None:
+        """Keep layers that are better, and stop seeds whose patience has run out."""
+        is_better = (score > self.score) | ((score == self.score) & (loss < self.loss))
+        is_better &= self.is_running
+        is_progress = is_better | (loss < self.lowest_loss)
+        self.lowest_loss = torch.minimum(loss, self.lowest_loss)
+        self.last_progress[is_progress] = epoch
+        self.score = torch.where(is_better, score, self.score)
+        self.loss = torch.where(is_better, loss, self.loss)
+        self.epoch[is_better] = epoch
+        for name, tensor in layers.named_parameters():
+            self.tensors[name][is_better] = tensor.detach()[is_better]
+        self.is_running &= epoch - self.last_progress < self.patience
+
+
+def _train_epoch(
+    layers: _LinearLayers,
+    optimizer: torch.optim.Optimizer,
+    train: Examples,
+    generators: Sequence[torch.Generator],
+    settings: FitSettings,
+) -> Tensor:
+    """Train on all clips once; return each seed's mean loss (S,)."""
+    size = len(train.targets)
+    orders = torch.stack([torch.randperm(size, generator=generator) for generator in generators])
+    total = torch.zeros(len(orders), device=train.features.device)
+    for rows in orders.to(total.device).split(settings.batch_size, dim=1):  # (S, B)
+        losses = _losses(layers(train.features[rows]), train.targets[rows], settings)
+        optimizer.zero_grad()
+        losses.sum().backward()  # the seeds share no parameters
+        optimizer.step()
+        total += losses.detach() * rows.shape[1] / size
+    return total
+
+
+def _losses(logits: Tensor, targets: Tensor, settings: FitSettings) -> Tensor:
+    """Return the mean loss of each seed (S,) from logits (S, B, C) and targets (S or 1, B, C)."""
+    if settings.is_multi_label:
+        targets = targets.expand_as(logits)
+        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=(1, 2))
+    return -(logits.log_softmax(dim=2) * targets).sum(dim=2).mean(dim=1)
+
+
+def _scores(logits: Tensor, targets: Tensor, metric: Metric) -> Tensor:
+    """Return the metric of each seed (S,) from logits (S, N, C) and targets (N, C)."""
+    once = torch.ones(1, len(targets), dtype=torch.long)
+    device, logits, targets = logits.device, logits.cpu(), targets.cpu()
+    scores = torch.stack([metric.resampled(seed_logits, targets, once)[0] for seed_logits in logits])
+    return scores.float().to(device)

@@ -1,4 +1,4 @@
-"""How well classes are told apart, and how sure that figure is.
+"""Classification metrics with bootstrap confidence intervals.
 
 Shapes: N clips, C classes, R resamples, S seeds.
 """
@@ -17,11 +17,12 @@ from m2d_hub.errors import ConfigError
 
 RESAMPLES = 1000
 CHUNK = 4_000_000  # counts of clips in resamples held at once
+ROUNDING = 1e-9  # difference of rates that are equal except for rounding
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure from 0 to 1 of scores (N, C), the larger the surer, and multi-hot targets (N, C)."""
+    """A metric from 0 to 1 of scores (N, C) and multi-hot targets (N, C)."""
 
     name: str
     point: Callable[[Tensor, Tensor], float]
@@ -33,7 +34,7 @@ class Metric:
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with the interval that holds it with a probability of 95 %."""
+    """A figure with its 95 % confidence interval."""
 
     value: float
     low: float
@@ -45,7 +46,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class SensitivitySpecificity:
-    """Rates of right answers on abnormal and on normal clips."""
+    """Rates of correct predictions on abnormal and on normal clips."""
 
     sensitivity: float
     specificity: float
@@ -71,13 +72,13 @@ def _hits(scores: Tensor, targets: Tensor) -> Tensor:
 
 
 def _rate(counts: Tensor, hits: Tensor, among: Tensor | None = None) -> Tensor:
-    """Share of hits (N,) among some of the clips, of each resample (R,); NaN where it has none of them."""
+    """Return the share of hits (N,) among some clips, for each resample (R,); NaN if it has none of them."""
     counts = counts.double() if among is None else counts * among.double()
     return counts @ hits / counts.sum(dim=1)
 
 
 def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
-    """Average precision of each class (C,); NaN for a class that no clip has."""
+    """Return the average precision of each class (C,); NaN for a class without clips."""
     from sklearn.metrics import average_precision_score
 
     present = targets.any(dim=0)
@@ -93,13 +94,15 @@ def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
 
 
 def _resampled_average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Scikit-learn's value for ``sample_weight=counts``, with the clips sorted once for all resamples."""
+    """Return scikit-learn's value for ``sample_weight=counts``, sorting the clips once for all resamples."""
     present = targets.any(dim=0)
     sorted_scores, order = scores[:, present].T.contiguous().sort(dim=1, descending=True)  # (C, N)
     positive = targets[:, present].T.gather(1, order).double()
-    places = torch.arange(order.shape[1])
+    positions = torch.arange(order.shape[1])
     tied = torch.nn.functional.pad(sorted_scores[:, 1:] == sorted_scores[:, :-1], (0, 1))
-    last = torch.where(tied, order.shape[1], places).flip(1).cummin(dim=1).values.flip(1)  # of equal scores
+    last = (
+        torch.where(tied, order.shape[1], positions).flip(1).cummin(dim=1).values.flip(1)
+    )  # of equal scores
     values = []
     for count in counts.double():
         weights = count[order]
@@ -114,13 +117,13 @@ mean_average_precision = Metric("mAP", _mean_average_precision, _resampled_avera
 
 
 def sensitivity_specificity(scores: Tensor, targets: Tensor, normal: int) -> SensitivitySpecificity:
-    """Rates as ICBHI 2017 and SPRSound count them.
+    """Compute the rates of ICBHI 2017 and SPRSound.
 
     Args:
         scores: (N, C).
-        targets: (N, C), one class a clip.
-        normal: Index of the normal class. Specificity is the share of right answers among its clips;
-            sensitivity among all others, where only a clip's very class is right.
+        targets: (N, C), one class per clip.
+        normal: Index of the normal class. Specificity is the share of correct predictions among its clips;
+            sensitivity the share among all other clips, where only the exact class is correct.
     """
     is_normal = targets.argmax(dim=1) == normal
     every = torch.ones(1, len(targets), dtype=torch.float64)
@@ -129,7 +132,7 @@ def sensitivity_specificity(scores: Tensor, targets: Tensor, normal: int) -> Sen
 
 
 def icbhi_score(normal: int) -> Metric:
-    """Mean of sensitivity and specificity, see :func:`sensitivity_specificity`."""
+    """Return the mean of sensitivity and specificity, see :func:`sensitivity_specificity`."""
 
     def point(scores: Tensor, targets: Tensor) -> float:
         return sensitivity_specificity(scores, targets, normal).score
@@ -146,56 +149,59 @@ def bootstrap_interval(
     targets: Tensor,
     metric: Metric,
     *,
-    rounds: Sequence[int] | None = None,
+    folds: Sequence[int] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Interval:
-    """Mean of a metric over seeds, with its 95 % bootstrap interval over clips and seeds.
+    """Average a metric over seeds, with its 95 % bootstrap interval over clips and seeds.
 
-    A resample draws as many clips and as many seeds as there are, with replacement; the interval goes from
-    its 2.5th to its 97.5th percentile. Where all resamples agree, it is that of :func:`clopper_pearson`.
+    A resample draws as many clips and seeds as exist, with replacement. The interval extends from the 2.5th to
+    the 97.5th percentile; if all resamples agree, it is that of :func:`clopper_pearson`.
 
     Args:
-        scores: (N, C), or one such tensor for each seed.
+        scores: (N, C), or one such tensor per seed.
         targets: (N, C) multi-hot.
         metric: Such as :data:`accuracy` or :data:`mean_average_precision`.
-        rounds: Cross-validation's round of each clip (N,): the metric is computed within each and averaged.
+        folds: Fold of each clip (N,) in cross-validation: the metric is computed within each and averaged.
         resamples: R.
-        seed: Of the draws.
+        seed: Seed of the draws.
 
     Raises:
-        ConfigError: The shapes do not belong together.
+        ConfigError: The shapes differ.
     """
     by_seed = [scores] if isinstance(scores, Tensor) else list(scores)
-    for own in by_seed:
-        if own.shape != targets.shape:
-            raise ConfigError(f"scores are {tuple(own.shape)} but targets are {tuple(targets.shape)}.")
+    for seed_scores in by_seed:
+        if seed_scores.shape != targets.shape:
+            raise ConfigError(
+                f"scores are {tuple(seed_scores.shape)} but targets are {tuple(targets.shape)}."
+            )
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(by_seed), np.full(len(by_seed), 1 / len(by_seed)), size=resamples)
     seed_weights = torch.from_numpy(drawn / len(by_seed))  # (R, S)
-    members = torch.zeros(len(targets)) if rounds is None else torch.as_tensor(rounds)
+    fold_of = torch.zeros(len(targets)) if folds is None else torch.as_tensor(folds)
     points, samples = [], []
-    for name in members.unique():
-        inside = members == name
-        own_scores, own_targets = [own[inside] for own in by_seed], targets[inside]
-        points.append(np.mean([metric(own, own_targets) for own in own_scores]))
-        samples.append(_resample(own_scores, own_targets, metric, seed_weights, rng))
+    for fold in fold_of.unique():
+        inside = fold_of == fold
+        fold_scores, fold_targets = [seed_scores[inside] for seed_scores in by_seed], targets[inside]
+        points.append(np.mean([metric(seed_scores, fold_targets) for seed_scores in fold_scores]))
+        samples.append(_resample(fold_scores, fold_targets, metric, seed_weights, rng))
     values = torch.stack(samples).mean(dim=0)
     value = float(np.mean(points))
     low, high = np.nanpercentile(values.numpy(), [2.5, 97.5])
-    if low == high:
+    if high - low < ROUNDING:
         low, high = clopper_pearson(value, len(targets))
     return Interval(value, float(low), float(high))
 
 
 def clopper_pearson(rate: float, count: int) -> tuple[float, float]:
-    """95 % interval of a rate of right answers among ``count`` clips (Clopper and Pearson, 1934).
+    """Return the 95 % interval of a rate of correct predictions of ``count`` clips (Clopper and Pearson, 1934).
 
-    It has a width where resamples all say the same: none of them can hold a mistake that no clip shows.
+    Unlike a bootstrap interval, it has a width even if all clips are correct.
     """
     from scipy.stats import beta  # type: ignore[import-untyped]
 
     hits = rate * count
+    hits = round(hits) if abs(hits - round(hits)) < ROUNDING * count else hits
     low = 0.0 if hits <= 0 else float(beta.ppf(0.025, hits, count - hits + 1))
     high = 1.0 if hits >= count else float(beta.ppf(0.975, hits + 1, count - hits))
     return low, high
@@ -204,18 +210,20 @@ def clopper_pearson(rate: float, count: int) -> tuple[float, float]:
 def _resample(
     scores: list[Tensor], targets: Tensor, metric: Metric, seed_weights: Tensor, rng: np.random.Generator
 ) -> Tensor:
-    """The metric of each resample (R,)."""
+    """Compute the metric of each resample (R,)."""
     size, values = len(targets), []
     for weights in seed_weights.split(max(1, CHUNK // size)):
         draws = rng.integers(size, size=(len(weights), size))
         counts = torch.from_numpy(np.stack([np.bincount(draw, minlength=size) for draw in draws]))
-        by_seed = torch.stack([metric.resampled(own, targets, counts) for own in scores])  # (S, r)
+        by_seed = torch.stack(
+            [metric.resampled(seed_scores, targets, counts) for seed_scores in scores]
+        )  # (S, r)
         values.append((weights.T * by_seed).sum(dim=0))
     return torch.cat(values)
 
 
 def over_seeds(values: np.ndarray) -> dict[str, float | None]:
-    """Mean over the seeds' figures (S,) and half of its 95 % interval by Student's t, as in Table IV."""
+    """Return the mean of the seeds' figures (S,) and half of its 95 % interval by Student's t (Table IV)."""
     from scipy.stats import t
 
     half = None

@@ -1,4 +1,4 @@
-"""Files that an evaluation leaves: ``report.json``, a picture of the classes, and the worst clips.
+"""The report of an evaluation: ``report.json``, a plot of the classes, and the worst clips.
 
 Shapes: N test clips, C classes, S seeds.
 """
@@ -26,7 +26,7 @@ from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.io import json_text, reading_file, replacing_folder
 
 from .charts import draw_average_precision, draw_confusion
-from .labelled import LabelledList, Part
+from .labelled import LabelledList, Subset
 from .metrics import Interval, Metric, average_precisions, bootstrap_interval, over_seeds
 
 logger = logging.getLogger(__name__)
@@ -45,66 +45,65 @@ WORST_COLUMNS = ("row", "file", "true", "predicted", "probability", "probability
 
 
 @dataclass(frozen=True)
-class ScoredRound:
-    """Scores of one round's test clips by the models of all seeds."""
+class ScoredFold:
+    """Scores of one fold's test clips by the models of all seeds."""
 
-    name: str  # of the round
-    part: Part  # the test clips
+    name: str  # of the fold
+    subset: Subset  # the test clips
     scores: Tensor  # (S, N, C) probabilities
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All scores of a task's test clips, and what they amount to."""
+    """The scores of all test clips of a task, and the figures computed from them."""
 
     labelled: LabelledList
     metric: Metric
     seeds: Sequence[int]
-    rounds: Sequence[ScoredRound]
+    folds: Sequence[ScoredFold]
 
     @cached_property
     def scores(self) -> Tensor:
-        """(S, N, C), round after round."""
-        return torch.cat([scored.scores for scored in self.rounds], dim=1).float().cpu()
+        """(S, N, C), fold after fold."""
+        return torch.cat([scored.scores for scored in self.folds], dim=1).float().cpu()
 
     @cached_property
     def targets(self) -> Tensor:
-        """(N, C) multi-hot, round after round."""
-        return torch.cat([scored.part.targets for scored in self.rounds])
+        """(N, C) multi-hot, fold after fold."""
+        return torch.cat([scored.subset.targets for scored in self.folds])
 
     @cached_property
     def interval(self) -> Interval:
-        """The metric's mean over rounds and seeds, and its 95 % interval over clips and seeds."""
-        sizes = [len(scored.part) for scored in self.rounds]
-        rounds = np.repeat(np.arange(len(sizes)), sizes).tolist()
-        return bootstrap_interval(list(self.scores), self.targets, self.metric, rounds=rounds)
+        """Mean of the metric over folds and seeds, and its 95 % interval over clips and seeds."""
+        sizes = [len(scored.subset) for scored in self.folds]
+        folds = np.repeat(np.arange(len(sizes)), sizes).tolist()
+        return bootstrap_interval(list(self.scores), self.targets, self.metric, folds=folds)
 
     @cached_property
-    def by_round(self) -> np.ndarray:
-        """The metric in each round and seed (rounds, S)."""
+    def by_fold(self) -> np.ndarray:
+        """The metric of each fold and seed (folds, S)."""
         return np.array(
             [
-                [self.metric(own.float().cpu(), scored.part.targets) for own in scored.scores]
-                for scored in self.rounds
+                [self.metric(scores.float().cpu(), scored.subset.targets) for scores in scored.scores]
+                for scored in self.folds
             ]
         )
 
     @cached_property
     def by_class(self) -> Tensor:
         """Recall of each class, or its average precision in a multi-label task (C,); NaN without clips."""
-        if self.labelled.is_multi_label:
-            per_round = [
-                torch.stack(
-                    [average_precisions(own.float().cpu(), scored.part.targets) for own in scored.scores]
-                )
-                for scored in self.rounds
-            ]
-            return torch.cat(per_round).nanmean(dim=0)
-        return self.confusion.diagonal() / self.confusion.sum(dim=1)
+        if not self.labelled.is_multi_label:
+            return self.confusion.diagonal() / self.confusion.sum(dim=1)
+        precisions = [
+            average_precisions(scores.float().cpu(), scored.subset.targets)
+            for scored in self.folds
+            for scores in scored.scores
+        ]
+        return torch.stack(precisions).nanmean(dim=0)
 
     @cached_property
     def confusion(self) -> Tensor:
-        """Test clips by true class and predicted class (C, C), the mean over seeds."""
+        """Test clips by true class and predicted class (C, C), averaged over seeds."""
         size = self.targets.shape[1]
         pairs = self.targets.argmax(dim=1) * size + self.scores.argmax(dim=2)  # (S, N)
         counts = torch.bincount(pairs.flatten(), minlength=size * size)
@@ -112,7 +111,7 @@ class Evaluation:
 
     @property
     def unseen(self) -> list[str]:
-        """Classes that no test clip has: they play no part in the figure."""
+        """Classes without test clips, which do not count in the metric."""
         present = self.targets.any(dim=0).tolist()
         return [
             label for label, is_present in zip(self.labelled.labels, present, strict=True) if not is_present
@@ -179,7 +178,7 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
     Args:
         folder: Where to write them, see :func:`replacing_answer`.
         evaluation: The scores.
-        details: Settings, model, timing and what else the report is to say; plain JSON types.
+        details: Settings, model, timing and other entries of the report; plain JSON types.
 
     Returns:
         The report as written.
@@ -187,7 +186,7 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
     labelled, interval = evaluation.labelled, evaluation.interval
     if evaluation.unseen and labelled.is_multi_label:
         logger.warning(
-            "%d of %d classes have no test clip and are left out of the mean; %s lists them.",
+            "%d of %d classes have no test clip and do not count in the mean; %s lists them.",
             len(evaluation.unseen),
             len(labelled.labels),
             REPORT_FILE,
@@ -205,7 +204,7 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """What :func:`write_report` wrote.
+    """Read the report of a folder.
 
     Raises:
         CheckpointError: The file is missing or damaged.
@@ -217,9 +216,9 @@ def read_report(folder: Path) -> dict[str, Any]:
         spread = report["over_seeds"]["plus_minus"]
         figures += [] if spread is None else [spread]
         if wrong := [figure for figure in figures if figure not in FINITE]:
-            raise TypeError(f"it has {wrong[0]!r} for a figure")
+            raise TypeError(f"a figure is {wrong[0]!r}")
         if not isinstance(report["metric"], str) or not report["per_seed"]:
-            raise TypeError("it names no metric or has no figures")
+            raise TypeError("metric or figures are missing")
     return report
 
 
@@ -227,6 +226,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
     labelled, interval = evaluation.labelled, evaluation.interval
     clips = evaluation.targets.sum(dim=0).int().tolist()
     kind = "average_precision" if labelled.is_multi_label else "recall"
+    by_seed = evaluation.by_fold.mean(axis=0)
     summary: dict[str, Any] = {
         "metric": evaluation.metric.name,
         "value": interval.value,
@@ -237,38 +237,42 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
         "test_clips": len(evaluation.targets),
         "classes": len(labelled.labels),
         "classes_without_test_clips": evaluation.unseen,
-        "per_seed": dict(
-            zip(map(str, evaluation.seeds), evaluation.by_round.mean(axis=0).tolist(), strict=True)
-        ),
-        "over_seeds": over_seeds(evaluation.by_round.mean(axis=0)),
+        "per_seed": dict(zip(map(str, evaluation.seeds), by_seed.tolist(), strict=True)),
+        "over_seeds": over_seeds(by_seed),
         "per_class": {
             label: {kind: value, "test_clips": count}
             for label, value, count in zip(labelled.labels, evaluation.by_class.tolist(), clips, strict=True)
         },
     }
-    if len(evaluation.rounds) > 1:
-        names = [scored.name for scored in evaluation.rounds]
-        summary["per_round"] = dict(zip(names, evaluation.by_round.mean(axis=1).tolist(), strict=True))
+    if len(evaluation.folds) > 1:
+        names = [scored.name for scored in evaluation.folds]
+        summary["per_round"] = dict(zip(names, evaluation.by_fold.mean(axis=1).tolist(), strict=True))
     if not labelled.is_multi_label:
         summary["confusion"] = evaluation.confusion.tolist()
     return summary
 
 
 def _write_worst(path: Path, evaluation: Evaluation) -> None:
-    """Clips for which a wrong class is surer than a true one, the most so first, by the mean over seeds."""
+    """Write the clips with a wrong class above a true one, by the mean over seeds, the largest margin first."""
     labels, targets = evaluation.labelled.labels, evaluation.targets.bool()
     scores = evaluation.scores.mean(dim=0)
     wrong, predicted = scores.masked_fill(targets, -1.0).max(dim=1)
     true = scores.masked_fill(~targets, 2.0).min(dim=1).values
-    files = [file for scored in evaluation.rounds for file in scored.part.files]
-    rows = [row for scored in evaluation.rounds for row in scored.part.rows]
+    files = [file for scored in evaluation.folds for file in scored.subset.files]
+    rows = [row for scored in evaluation.folds for row in scored.subset.rows]
     margin = wrong - true
-    with path.open("w", newline="", encoding="utf-8") as lines:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as lines:
         writer = csv.writer(lines)
         writer.writerow(WORST_COLUMNS)
         for clip in margin.argsort(descending=True, stable=True).tolist():
             if margin[clip] <= 0:
                 break
             names = ";".join(labels[index] for index in targets[clip].nonzero()[:, 0].tolist())
-            sure = f"{float(wrong[clip]):.4f}", f"{float(true[clip]):.4f}"
-            writer.writerow([rows[clip], os.fspath(files[clip]), names, labels[int(predicted[clip])], *sure])
+            cells = (os.fspath(files[clip]), names, labels[int(predicted[clip])])
+            probabilities = f"{float(wrong[clip]):.4f}", f"{float(true[clip]):.4f}"
+            writer.writerow([rows[clip], *map(_as_cell, cells), *probabilities])
+
+
+def _as_cell(text: str) -> str:
+    """Return a text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text

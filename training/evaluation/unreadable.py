@@ -1,42 +1,75 @@
-"""Labelled clips that cannot be read: left out, listed in ``errors.csv``, counted."""
+"""Labelled clips that cannot be read: found before training, skipped and reported."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from m2d_hub.audio import open_audio
+from m2d_hub.audio import AudioPart, open_audio
 from m2d_hub.errors import AudioError
 
 from ..data.entry import Entry
 from ..data.images import read_image
 from ..data.left_out import ERRORS_FILE, LeftOut, refuse_too_many
 from ..data.parts import AudioFile
+from .clip_encoder import read_in_threads
 from .labelled import LabelledList
 
 READERS = min(8, os.cpu_count() or 1)  # threads
-READ_AT_HZ = 16_000  # whether a clip can be read hangs on no rate
+READ_AT_HZ = 16_000  # the rate does not matter
 
 logger = logging.getLogger(__name__)
 
 
 def read_sound(file: AudioFile, sample_rate: int = READ_AT_HZ) -> None:
-    """Reads a clip to its end."""
+    """Read a clip to its end."""
     (clip,) = open_audio(file, sample_rate)
     for _ in clip.blocks():
         pass
 
 
 def read_picture(file: AudioFile) -> None:
-    """Reads a picture to its end, as small as its format allows."""
+    """Read an image to its end, at the smallest size that its format supports."""
     read_image(Entry(file), least=(1, 1))
 
 
-def find_unreadable(labelled: LabelledList, read: Callable[[AudioFile], None] = read_sound) -> dict[int, str]:
-    """Reads every clip to its end; gives the places of those that cannot be read, and why."""
+def file_key(file: AudioFile) -> str:
+    """Return a hash of a file's path, size and time of change, and of the part that is used.
+
+    Raises:
+        OSError: The file does not exist.
+    """
+    state = os.stat(file)
+    part = [file.start_s, file.end_s] if isinstance(file, AudioPart) else []
+    text = json.dumps([os.path.abspath(file), state.st_size, state.st_mtime_ns, *part])
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def find_unreadable(
+    labelled: LabelledList,
+    read: Callable[[AudioFile], None] = read_sound,
+    *,
+    memory: Path | None = None,
+    progress: bool = False,
+) -> dict[int, str]:
+    """Read every clip to its end.
+
+    Args:
+        labelled: The clips.
+        read: Reads one clip.
+        memory: Text file of the keys of readable files. They are added to it, and not read again unless they
+            change.
+        progress: Show a progress bar.
+
+    Returns:
+        Indices of the clips that cannot be read, with the reason.
+    """
+    from tqdm import tqdm
 
     def reason(file: AudioFile) -> str:
         try:
@@ -46,39 +79,57 @@ def find_unreadable(labelled: LabelledList, read: Callable[[AudioFile], None] = 
         return ""
 
     files = dict.fromkeys(clip.file for clip in labelled.clips)
-    with ThreadPoolExecutor(READERS) as readers:
-        reasons = dict(zip(files, readers.map(reason, files), strict=True))
-    return {place: reasons[clip.file] for place, clip in enumerate(labelled.clips) if reasons[clip.file]}
+    keys = {file: _key_or_empty(file) for file in files}
+    known = set(memory.read_text().split()) if memory is not None and memory.is_file() else set()
+    unknown = [file for file in files if keys[file] not in known]
+    reasons: dict[AudioFile, str] = {}
+    with contextlib.ExitStack() as stack:
+        lines = None if memory is None else stack.enter_context(memory.open("a"))
+        results = read_in_threads(reason, unknown, READERS)
+        bar = tqdm(results, "checking clips", len(unknown), unit="clip", disable=None if progress else True)
+        for file, found in zip(unknown, bar, strict=True):
+            if found:
+                reasons[file] = found
+            elif lines is not None:
+                lines.write(f"{keys[file]}\n")
+    return {index: reasons[clip.file] for index, clip in enumerate(labelled.clips) if clip.file in reasons}
 
 
-def leave_out(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[LabelledList, list[LeftOut]]:
-    """The list without clips that cannot be read.
+def _key_or_empty(file: AudioFile) -> str:
+    try:
+        return file_key(file)
+    except OSError:
+        return ""
+
+
+def skip_unreadable(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[LabelledList, list[LeftOut]]:
+    """Return the list without unreadable clips, and those clips.
 
     Args:
         labelled: All clips.
-        reasons: Why a clip cannot be read, by its place in the list.
+        reasons: Why a clip cannot be read, by its index in the list.
 
     Raises:
         AudioError: More than half of the clips cannot be read.
-        ConfigError: What is left cannot be used.
+        ConfigError: The remaining list cannot be used.
     """
-    left_out = [
-        LeftOut(labelled.clips[place].row, os.fspath(labelled.clips[place].file), reason)
-        for place, reason in sorted(reasons.items())
+    skipped = [
+        LeftOut(labelled.clips[index].row, os.fspath(labelled.clips[index].file), reason)
+        for index, reason in sorted(reasons.items())
     ]
-    if left_out:
-        refuse_too_many(labelled.name, len(left_out), len(labelled.clips), left_out[0])
-        labelled = labelled.without({clip.row for clip in left_out})
-    return labelled, left_out
+    if skipped:
+        refuse_too_many(labelled.name, len(skipped), len(labelled.clips), skipped[0])
+        labelled = labelled.without({clip.row for clip in skipped})
+    return labelled, skipped
 
 
-def warn_of_left_out(folder: Path, left_out: list[LeftOut]) -> None:
+def warn_of_skipped(folder: Path, skipped: list[LeftOut]) -> None:
     """Warn about clips that are skipped and listed in the folder's ``errors.csv``."""
-    if left_out:
+    if skipped:
         logger.warning(
             "%d clips cannot be read and are skipped, the first in row %d: %s All are listed in %s",
-            len(left_out),
-            left_out[0].row,
-            left_out[0].error,
+            len(skipped),
+            skipped[0].row,
+            skipped[0].error,
             folder / ERRORS_FILE,
         )

@@ -1,4 +1,4 @@
-"""Classification of a labelled list by texts alone: how well a model with a text space knows classes by name.
+"""Zero-shot classification of a labelled list by its labels' names, for models with a text space.
 
 Shapes: N clips, C classes, P prompts, E width of the text space.
 """
@@ -22,22 +22,22 @@ from m2d_hub.model import M2D
 
 from ..data.left_out import LeftOut, write_errors
 from ..runs.folder import make_folder
-from .division import TEST_ALONE
 from .labelled import LabelledList, read_labelled
 from .metrics import Interval, accuracy, mean_average_precision
-from .report import Evaluation, ScoredRound, replacing_answer, require_own, write_report
-from .unreadable import find_unreadable, leave_out, warn_of_left_out
+from .report import Evaluation, ScoredFold, replacing_answer, require_own, write_report
+from .splits import TEST_ONLY
+from .unreadable import find_unreadable, skip_unreadable, warn_of_skipped
 
 logger = logging.getLogger(__name__)
 
 METHOD = "zero-shot classification"
-PLACE = "{}"  # of the label in a prompt
+LABEL_FIELD = "{}"  # of a prompt
 PROMPTS = ("{} can be heard",)
 
 
 @dataclass(frozen=True)
 class ZeroShotResult:
-    """Result of a zero-shot evaluation: its figure on the test clips, and where its report is."""
+    """Result of a zero-shot evaluation: the figure on the test clips and the folder of the report."""
 
     metric: str  # accuracy or mAP
     interval: Interval
@@ -56,36 +56,37 @@ def zero_shot(
     batch_size: int = 16,
     progress: bool = True,
 ) -> ZeroShotResult:
-    """Scores a labelled list by the similarity of its clips to its labels' names; nothing is trained.
+    """Classify a labelled list by the similarity of its clips to its labels' names; nothing is trained.
 
-    A label becomes a text by each prompt, its underscores spaces; several prompts' embeddings are averaged.
+    Each prompt turns a label into a text, with spaces for underscores; embeddings of several prompts are
+    averaged.
 
     Args:
-        data: CSV with file, label and split; clips of the split ``test`` count, or all clips of folds.
+        data: CSV with file, label and split; clips of the split ``test`` are used, or all clips of folds.
         model: With a text space, such as ``m2d-clap-2024``; as for :func:`m2d_hub.load_model`.
-        out: Folder of the report.
-        prompts: Texts with ``{}`` where the label is to stand.
-        device: None: the best there is.
-        batch_size: Most windows encoded at once.
+        out: Output folder.
+        prompts: Texts with ``{}`` in place of the label.
+        device: None: the best available.
+        batch_size: Maximum number of windows encoded together.
         progress: Show a progress bar over the clips.
 
     Raises:
-        ConfigError: The list cannot be used, a prompt has no place for a label, or the model no text space.
+        ConfigError: The list cannot be used, a prompt lacks ``{}``, or the model has no text space.
         AudioError: More than half of the clips cannot be read.
     """
     require_extra("training", "zero-shot evaluation")
     _check_prompts(prompts)
     folder = Path(out)
     require_own(folder, METHOD)
-    labelled = read_labelled(data, division=TEST_ALONE)
+    labelled = read_labelled(data, split=TEST_ONLY)
     embedder = load_model(model, device=device)
     embedder.required_clap()
-    labelled, left_out = leave_out(labelled, find_unreadable(labelled))
+    labelled, skipped = skip_unreadable(labelled, find_unreadable(labelled, progress=progress))
     make_folder(folder)
-    warn_of_left_out(folder, left_out)
-    rounds = labelled.rounds()
+    warn_of_skipped(folder, skipped)
+    folds = labelled.folds()
     audio = embedder.encode_audio_text_space(
-        [file for tested in rounds for file in tested.test.files],
+        [file for fold in folds for file in fold.test.files],
         batch_size=batch_size,
         progress=progress,
         normalize=True,
@@ -96,49 +97,45 @@ def zero_shot(
         mean_average_precision if labelled.is_multi_label else accuracy,
         (0,),
         [
-            ScoredRound(tested.name, tested.test, given[None])
-            for tested, given in zip(
-                rounds, scores.split([len(tested.test) for tested in rounds]), strict=True
-            )
+            ScoredFold(fold.name, fold.test, fold_scores[None])
+            for fold, fold_scores in zip(folds, scores.split([len(fold.test) for fold in folds]), strict=True)
         ],
     )
     with replacing_answer(folder) as partial:
-        write_errors(partial, left_out)
-        report = write_report(partial, evaluation, _details(model, prompts, left_out))
-    return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(left_out))
+        write_errors(partial, skipped)
+        report = write_report(partial, evaluation, _details(model, prompts, skipped))
+    return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(skipped))
 
 
-def _details(
-    model: str | os.PathLike[str], prompts: Sequence[str], left_out: list[LeftOut]
-) -> dict[str, Any]:
+def _details(model: str | os.PathLike[str], prompts: Sequence[str], skipped: list[LeftOut]) -> dict[str, Any]:
     return {
         "method": METHOD,
         "model": str(model),
         "settings": {"prompts": list(prompts)},
-        "left_out": [asdict(clip) for clip in left_out],
+        "left_out": [asdict(clip) for clip in skipped],
     }
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:
-    if isinstance(prompts, str) or not prompts or any(PLACE not in prompt for prompt in prompts):
+    if isinstance(prompts, str) or not prompts or any(LABEL_FIELD not in prompt for prompt in prompts):
         raise ConfigError(
-            f"prompts must be one or more texts with {PLACE} where the label is to stand, such as "
+            f"prompts must be one or more texts with {LABEL_FIELD} in place of the label, such as "
             f"{PROMPTS[0]!r}; got {prompts!r}."
         )
 
 
 def _label_texts(model: M2D, labels: Sequence[str], prompts: Sequence[str]) -> Tensor:
-    """Of each label the mean over the prompts, of unit length (C, E)."""
+    """Return each label's mean embedding over the prompts, of unit length (C, E)."""
     names = [label.replace("_", " ") for label in labels]
     by_prompt = [
-        model.encode_text([prompt.replace(PLACE, name) for name in names], normalize=True)
+        model.encode_text([prompt.replace(LABEL_FIELD, name) for name in names], normalize=True)
         for prompt in prompts
     ]
     return torch.nn.functional.normalize(torch.stack(by_prompt).mean(dim=0), dim=-1)
 
 
 def _scores(model: M2D, audio: Tensor, texts: Tensor, labelled: LabelledList) -> Tensor:
-    """Softmax over the labels, or the cosine brought to 0…1 where a clip may have several (N, C)."""
+    """Return the softmax over the labels, or for multi-label lists the cosine scaled to 0-1 (N, C)."""
     cosine = audio @ texts.T
     if labelled.is_multi_label:
         return (1 + cosine) / 2
