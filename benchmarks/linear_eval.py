@@ -20,14 +20,13 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from m2d_training.evaluation.clip_encoder import ClipEncoder
-from m2d_training.evaluation.labelled import Part, read_labelled
-from m2d_training.evaluation.linear_fit import Standardiser
-from m2d_training.evaluation.linear_layers import LEARNING_RATE
-from m2d_training.linear.feature_cache import stored_features
-from m2d_training.linear.options import LinearEvalOptions
+from m2d_training.evaluation.labelled import Subset, read_labelled
+from m2d_training.evaluation.linear_fit import LEARNING_RATE, Standardiser
+from m2d_training.linear.features import stored_features
 from m2d_training.linear.run import LinearEvalResult, linear_eval
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -106,29 +105,28 @@ def write_lists(data: Path, work: Path) -> list[Path]:
     return paths
 
 
-def compare(path: Path, options: LinearEvalOptions, papers: LinearEvalOptions) -> Comparison:
-    """Evaluates one task in all ways."""
-    ours = linear_eval(options)
+def compare(path: Path, options: dict[str, Any], papers: dict[str, Any]) -> Comparison:
+    """Evaluate one task in all ways."""
+    ours = linear_eval(**options)
     accuracy = regression_accuracy(path, options, ours.report["clip_seconds"])
     return Comparison(
-        path.stem, ours, linear_eval(papers), accuracy, ours.report["timing"]["linear_layers_s"]
+        path.stem, ours, linear_eval(**papers), accuracy, ours.report["timing"]["linear_layers_s"]
     )
 
 
-def regression_accuracy(path: Path, options: LinearEvalOptions, clip_seconds: float | None) -> float:
+def regression_accuracy(path: Path, options: dict[str, Any], clip_seconds: float | None) -> float:
     """Test accuracy of logistic regression on the features that the evaluation kept."""
     labelled = read_labelled(path)
-    model = load_model(options.model, device=options.device)
+    model = load_model(options["model"], device=options["device"])
     num_samples = None if clip_seconds is None else round(clip_seconds * model.sample_rate)
-    encoder = ClipEncoder(model, options.pooling, num_samples=num_samples)
-    assert options.cache is not None
-    features = stored_features(encoder, [clip.file for clip in labelled.clips], options.cache)
+    encoder = ClipEncoder(model, num_samples=num_samples)
+    features = stored_features(encoder, [clip.file for clip in labelled.clips], options["cache"])
     assert not features.computed, "the evaluation has computed all features"
     values = features.layer(0)
     places = {clip.row: place for place, clip in enumerate(labelled.clips)}
-    (only,) = labelled.rounds()
+    (only,) = labelled.folds()
 
-    def inputs(part: Part) -> torch.Tensor:
+    def inputs(part: Subset) -> torch.Tensor:
         return values[[places[row] for row in part.rows]]
 
     standardise = Standardiser.of(inputs(only.train))
@@ -179,8 +177,8 @@ def main() -> None:
             "device": arguments.device,
         }
         runs = arguments.work / "runs"
-        ours = LinearEvalOptions(out=runs / path.stem, **shared)
-        papers = LinearEvalOptions(out=runs / f"{path.stem}-3e-5", learning_rate=LEARNING_RATE, **shared)
+        ours = {"out": runs / path.stem, **shared}
+        papers = {"out": runs / f"{path.stem}-3e-5", "learning_rate": LEARNING_RATE, **shared}
         comparisons.append(compare(path, ours, papers))
         print(f"{comparisons[-1].row()}  ({time.perf_counter() - started:.0f} s)", flush=True)
     write_results(arguments.out, arguments.model, arguments.duration, comparisons)

@@ -28,7 +28,7 @@ from m2d_training.data.shards import index_shards
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE, read_report
 from m2d_training.finetuning.member import BEST_FILE, RESULT_FILE, Best, MemberResult, read_result
-from m2d_training.linear.feature_cache import StoredFeatures
+from m2d_training.linear.features import StoredFeatures
 from m2d_training.pretraining.teachers import _is_hubert_folder
 from m2d_training.runs.folder import RunFolder
 from m2d_training.runs.lists import LISTS_FILE, ListedClips, write_or_compare_lists

@@ -89,7 +89,7 @@ def test_help_shows_how_an_example_is_called(name, refusal, capsys):
 def test_list_of_the_examples_crosses_four_folds_of_three_classes():
     labelled = read_labelled(EXAMPLES / "clips.csv")
     assert labelled.labels == ("music", "nature", "speech")
-    assert [len(one.test) for one in labelled.rounds()] == [3, 3, 3, 3]
+    assert [len(one.test) for one in labelled.folds()] == [3, 3, 3, 3]
 
 
 def test_search_prints_the_same_speaker_first_and_keeps_the_embeddings(model, clips, tmp_path):

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from .finetuning.image_config import ImageConfig
     from .finetuning.presets import load_finetune_preset
     from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
-    from .linear.options import LinearEvalOptions
-    from .linear.run import LinearEvalResult, linear_eval
+    from .linear.run import LinearEvalOptions, LinearEvalResult, linear_eval
     from .pretraining.analysis import explained_variance_auc, rank_me
     from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
     from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
@@ -36,7 +35,7 @@ _HOMES = {
     "FinetuneOptions": "finetuning.run",
     "FinetuneResult": "finetuning.run",
     "ImageConfig": "finetuning.image_config",
-    "LinearEvalOptions": "linear.options",
+    "LinearEvalOptions": "linear.run",
     "LinearEvalResult": "linear.run",
     "LossTerms": "pretraining.pretrainer",
     "MadeList": "data.lists.make",

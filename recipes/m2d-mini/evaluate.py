@@ -33,9 +33,9 @@ import numpy as np
 import soundfile
 import torch
 from m2d_training.evaluation.labelled import LabelledList
-from m2d_training.evaluation.labelled_rows import LabelledClip
 from m2d_training.evaluation.linear_fit import FitSettings
-from m2d_training.evaluation.linear_rounds import fit_rounds
+from m2d_training.evaluation.linear_folds import fit_folds
+from m2d_training.evaluation.splits import LabelledClip
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold
@@ -177,7 +177,7 @@ def _test_hits(values: np.ndarray, task: Task) -> np.ndarray:
     ]
     labelled = LabelledList(task.name, clips, tuple(sorted(set(task.labels))), is_multi_label=False)
     features = torch.from_numpy(values).float()[:, None]  # (N, 1, K)
-    (own,) = fit_rounds("last", features, labelled, SEEDS, FitSettings()).rounds
+    (own,) = fit_folds("last", features, labelled, SEEDS, FitSettings()).folds
     hits = own.scores.argmax(dim=2) == own.round.test.classes  # (S, N_test)
     return hits.double().mean(dim=0).numpy()
 

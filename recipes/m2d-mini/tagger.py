@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from m2d_training.evaluation.labelled import LabelledList, Part, Round, read_labelled
+from m2d_training.evaluation.labelled import Fold, LabelledList, Subset, read_labelled
 from m2d_training.evaluation.metrics import average_precisions, bootstrap_interval, mean_average_precision
 from release import save_halves
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
@@ -60,7 +60,7 @@ class Scored:
         return self.logits.sigmoid()
 
 
-def encode(model: M2D, part: Part) -> Tensor:
+def encode(model: M2D, part: Subset) -> Tensor:
     """Features (N, K) of whole clips."""
     return model.encode_clip(part.files, batch_size=32, progress=True)
 
@@ -87,7 +87,7 @@ def fit_head(model: M2D, features: Tensor, targets: Tensor, labels: list[str]) -
 
 
 @torch.no_grad()
-def score(model: M2D, part: Part, kept: list[int], packages: dict[int, str]) -> Scored:
+def score(model: M2D, part: Subset, kept: list[int], packages: dict[int, str]) -> Scored:
     """Logits of whole clips for the classes ``kept`` of the list's."""
     own = np.array([packages[row] for row in part.rows])
     return Scored(model.required_head()(encode(model, part)), part.targets[:, kept], own)
@@ -219,7 +219,7 @@ def table(scored: Scored, labels: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def is_known(division: Round, column: int, packages: dict[int, str]) -> bool:
+def is_known(division: Fold, column: int, packages: dict[int, str]) -> bool:
     """Whether a class has clips enough, of several packages or calibrated by a clip of another."""
     clips = zip(division.train.rows, division.train.targets[:, column], strict=True)
     trained = [packages[row] for row, has_class in clips if has_class > 0]
@@ -232,7 +232,7 @@ def release(labelled: LabelledList, data: Path, start: str, out: Path) -> str:
     """Fits, calibrates and writes the model; returns its table."""
     rows = read_table(data, ("package",))
     packages = {row.number: row.cells["package"] for row in rows}
-    (one,) = labelled.rounds()
+    (one,) = labelled.folds()
     model = load_model(start, device="cpu")
     kept = [
         column

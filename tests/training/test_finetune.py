@@ -427,7 +427,7 @@ def test_the_last_epoch_or_the_best_on_test_counts_where_that_is_asked_for(model
     data = write_list(tmp_path / "list.csv", sounds, splits=("train", "train", "train", "test"))
     settings = [*QUICK, "epochs=3"]
     refused = run("small", model, data, tmp_path / "refused", settings)
-    assert refused.exit_code == 1 and "valid_share=0.1 holds a tenth" in refused.output
+    assert refused.exit_code == 1 and "set valid_share=0.1 to hold out a tenth" in refused.output
     refused = run("small", model, data, tmp_path / "refused", QUICK, "--select", "last")
     assert refused.exit_code == 1 and "patience=none" in refused.output
     last = finished("small", model, data, tmp_path / "last", [*settings, "patience=none"], "--select", "last")
@@ -460,7 +460,7 @@ def test_class_weights_are_inverse_to_the_clips():
         ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, "),
         ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, crop_from_start"),
         ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, got 1: the head normalises"),
-        ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be one of sgd, lars, adam, adamw, got"),
+        ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be 'sgd', 'lars', 'adam' or 'adamw'"),
         ("small", ["a", "b"], ["adjust_positions=true"], "set crop_frames too"),
         ("small", ["a", "b"], ["frozen_blocks=3"], "frozen_blocks must be at most 2, the blocks of"),
         ("small", ["a", "b"], ["lr=inf"], "lr must be positive, got inf"),

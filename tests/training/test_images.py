@@ -217,7 +217,7 @@ def test_the_network_is_the_pre_trained_encoder_without_its_last_norm(seeing):
 
 
 def test_batches_hang_on_their_keys_alone_and_leave_the_generators_as_they_were(folder):
-    part = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().division).rounds()[0].train
+    part = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().split).folds()[0].train
     dataset = ImageDataset(part, FINETUNE_PRESETS["imagenet"](), (32, 32), seed=1)
     keys = [SampleKey(2, position, position) for position in range(4)]
 
@@ -239,7 +239,7 @@ def test_batches_hang_on_their_keys_alone_and_leave_the_generators_as_they_were(
 
 
 def test_a_folder_of_classes_is_a_list_whose_validation_pictures_test(folder):
-    labelled = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().division)
+    labelled = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().split)
     assert labelled.labels == ("n01440764", "n01443537")
     counts = {
         split: sum(clip.split == split for clip in labelled.clips) for split in ("train", "valid", "test")

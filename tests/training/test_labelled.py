@@ -10,8 +10,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from m2d_training.evaluation.division import Division
-from m2d_training.evaluation.labelled import LabelledClip, LabelledList, read_labelled
+from m2d_training.evaluation.labelled import LabelledList, read_labelled
 from m2d_training.evaluation.metrics import (
     accuracy,
     average_precisions,
@@ -20,7 +19,8 @@ from m2d_training.evaluation.metrics import (
     mean_average_precision,
     sensitivity_specificity,
 )
-from m2d_training.evaluation.report import Evaluation, ScoredRound, write_report
+from m2d_training.evaluation.report import Evaluation, ScoredFold, write_report
+from m2d_training.evaluation.splits import LabelledClip, Split
 from sklearn.metrics import accuracy_score, average_precision_score
 
 from m2d_hub.errors import ConfigError
@@ -54,7 +54,7 @@ def one_hot(classes, num_classes):
 
 def test_splits_become_one_round_with_targets(save, tmp_path):
     labelled = read_labelled(save(SPLITS))
-    (only,) = labelled.rounds()
+    (only,) = labelled.folds()
     assert labelled.labels == ("ant", "bee") and not labelled.is_multi_label
     assert only.name == "test"
     assert only.train.files == [str(tmp_path / "a.wav"), str(tmp_path / "b.wav")]
@@ -68,49 +68,49 @@ FOLDS = [f"{fold}{index}.wav,{'ab'[index % 2]},{fold}" for fold in (1, 2, 3, 4, 
 
 def test_a_share_of_the_training_clips_can_choose_the_epoch(save):
     """As the reference evaluation has it: each fold trains on all others, less a tenth."""
-    rounds = read_labelled(save(FOLDS), division=Division(valid_share=0.1)).rounds()
+    rounds = read_labelled(save(FOLDS), split=Split(valid_share=0.1)).folds()
     assert [one.name for one in rounds] == [f"fold {fold}" for fold in range(1, 6)]
     for fold, one in enumerate(rounds):
         assert (len(one.train), len(one.valid), len(one.test)) == (29, 3, 8)
         assert sorted(one.train.rows + one.valid.rows + one.test.rows) == list(range(2, 42))
         assert one.test.rows == list(range(2 + 8 * fold, 10 + 8 * fold))
-    again = read_labelled(save(FOLDS), division=Division(valid_share=0.1)).rounds()
+    again = read_labelled(save(FOLDS), split=Split(valid_share=0.1)).folds()
     assert [one.valid.rows for one in again] == [one.valid.rows for one in rounds]
 
 
 def test_no_label_loses_its_last_training_clip(save):
     rows = [f"{label}.wav,{label},train" for label in "abcdefgh"]
     rows += ["i.wav,a,train", "j.wav,b,test", "k.wav,c,test"]
-    (only,) = read_labelled(save(rows), division=Division(valid_share=0.5)).rounds()
+    (only,) = read_labelled(save(rows), split=Split(valid_share=0.5)).folds()
     assert len(only.valid) == 1 and only.train.targets.any(dim=0).all()
     with pytest.raises(ConfigError, match="every label has one training clip"):
-        read_labelled(save([*rows[:8], *rows[9:]]), division=Division(valid_share=0.5)).rounds()
+        read_labelled(save([*rows[:8], *rows[9:]]), split=Split(valid_share=0.5)).folds()
 
 
 @pytest.mark.parametrize("select", ["last", "test"])
 def test_all_but_the_test_clips_can_train(save, select):
-    division = Division(select)
-    (only,) = read_labelled(save(SPLITS), division=division).rounds()
+    split = Split(select)
+    (only,) = read_labelled(save(SPLITS), split=split).folds()
     assert only.train.rows == [2, 3, 4] and only.valid.rows == only.test.rows == [5]
-    (only,) = read_labelled(save([SPLITS[0], SPLITS[1], SPLITS[3]]), division=division).rounds()
+    (only,) = read_labelled(save([SPLITS[0], SPLITS[1], SPLITS[3]]), split=split).folds()
     assert only.train.rows == [2, 3]
-    rounds = read_labelled(save(FOLDS), division=division).rounds()
+    rounds = read_labelled(save(FOLDS), split=split).folds()
     assert [len(one.train) for one in rounds] == [32] * 5
-    assert len(read_labelled(save(FOLDS[:16]), division=division).rounds()) == 2
+    assert len(read_labelled(save(FOLDS[:16]), split=split).folds()) == 2
 
 
 @pytest.mark.parametrize(
-    ("division", "rows", "message"),
+    ("split", "rows", "message"),
     [
-        (Division(), [*SPLITS[:2], SPLITS[3]], "no clip in the split valid.*valid_share=0.1 holds a tenth"),
-        (Division(valid_share=0.1), SPLITS, "has a valid split: leave valid_share out, got 0.1"),
-        (Division("last"), SPLITS[:3], "no clip in the split test; train and test are needed"),
-        (Division("last"), FOLDS[:8], "has 1 fold; at least 2 are needed: to train on, to test on"),
+        (Split(), [*SPLITS[:2], SPLITS[3]], "no clip in the split valid.*Or set valid_share=0.1"),
+        (Split(valid_share=0.1), SPLITS, "has a valid split, so valid_share is not used; remove it, got 0.1"),
+        (Split("last"), SPLITS[:3], "no clip in the split test; train and test are needed"),
+        (Split("last"), FOLDS[:8], "has 1 fold; at least 2 are needed, to train, to test"),
     ],
 )
-def test_a_division_that_a_list_cannot_have_is_refused(save, division, rows, message):
+def test_a_split_that_a_list_cannot_have_is_refused(save, split, rows, message):
     with pytest.raises(ConfigError, match=message):
-        read_labelled(save(rows), division=division)
+        read_labelled(save(rows), split=split)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_a_division_that_a_list_cannot_have_is_refused(save, division, rows, mes
     [
         ({"select": "best"}, "select must be one of valid, last, test, got 'best'"),
         ({"valid_share": 1.0}, "valid_share must be from 0 to below 1, got 1.0"),
-        ({"select": "last", "valid_share": 0.1}, "select='last' needs none: leave one of them out"),
+        ({"select": "last", "valid_share": 0.1}, "select='last' does not use them; remove one"),
     ],
 )
-def test_an_impossible_division_is_refused(fields, message):
+def test_an_impossible_split_is_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
-        Division(**fields)
+        Split(**fields)
 
 
 def test_classes_are_in_natural_order(save):
@@ -133,7 +133,7 @@ def test_classes_are_in_natural_order(save):
 
 def test_each_fold_tests_once_and_the_next_one_is_valid(save):
     rows = [f"{fold}{label}.wav,{label},{fold}" for fold in (1, 2, 10) for label in "ab"]
-    rounds = read_labelled(save(rows)).rounds()
+    rounds = read_labelled(save(rows)).folds()
     assert [own.name for own in rounds] == ["fold 1", "fold 2", "fold 10"]
     assert [(own.train.rows, own.valid.rows, own.test.rows) for own in rounds] == [
         ([6, 7], [4, 5], [2, 3]),
@@ -145,13 +145,19 @@ def test_each_fold_tests_once_and_the_next_one_is_valid(save):
 def test_labels_joined_by_semicolons_make_a_multi_label_list(save):
     labelled = read_labelled(save(["a.wav,x; y;x,train", "b.wav,y,valid", "c.wav,x,test"]))
     assert labelled.is_multi_label
-    assert labelled.rounds()[0].train.targets.tolist() == [[1, 1]]
+    assert labelled.folds()[0].train.targets.tolist() == [[1, 1]]
+
+
+def test_labels_that_differ_only_in_their_unicode_form_are_one_class(save):
+    composed, decomposed = "V\u00f6gel", "Vo\u0308gel"
+    rows = [f"a.wav,{decomposed},train", "b.wav,bee,train", f"c.wav,{composed},valid", "d.wav,bee,test"]
+    assert read_labelled(save(rows)).labels == (composed, "bee")
 
 
 def test_multi_label_can_be_asked_for_and_refused(save):
     assert read_labelled(save(SPLITS), multi_label=True).is_multi_label
     path = save(["a.wav,x;y,train", "b.wav,y,valid", "c.wav,x,test"])
-    with pytest.raises(ConfigError, match=r"1 row has more than one label \(row 2\), but one label a clip"):
+    with pytest.raises(ConfigError, match=r"1 row has more than one label \(row 2\), but only one"):
         read_labelled(path, multi_label=False)
 
 
@@ -159,7 +165,7 @@ def test_audioset_classes_are_in_the_order_of_the_published_heads(save):
     rows = [f"{split}.wav,Speech;Dog,{split}" for split in ("train", "valid", "test")]
     labelled = read_labelled(save(rows))
     assert labelled.labels == tuple(AUDIOSET_LABELS)
-    found = labelled.rounds()[0].test.targets[0].nonzero()[:, 0].tolist()
+    found = labelled.folds()[0].test.targets[0].nonzero()[:, 0].tolist()
     assert {AUDIOSET_LABELS[index] for index in found} == {"Speech", "Dog"}
 
 
@@ -182,11 +188,11 @@ def test_byte_order_marks_blank_rows_and_other_columns_do_no_harm(save):
         ([*SPLITS, "e.wav,ant,1"], r"mixes test, train, valid with folds \(row 6\)"),
         (SPLITS[:3], "has no clip in the split test; all three are needed"),
         (SPLITS[:2], "has no clip in the split valid or test"),
-        (["a.wav,x,1", "b.wav,y,2"], "has 2 folds; at least 3 are needed: to train on, to choose"),
-        (["a.wav,x,train", "b.wav,x,valid", "c.wav,x,test"], "has one class only, 'x'"),
+        (["a.wav,x,1", "b.wav,y,2"], "has 2 folds; at least 3 are needed, to train, to choose"),
+        (["a.wav,x,train", "b.wav,x,valid", "c.wav,x,test"], "has only one class, 'x'"),
         (
             [*SPLITS, "e.wav,cow,test", "f.wav,dog,valid"],
-            r"the round 'test' lack labels cow, dog, which its valid or test clips have \(rows 6, 7\)",
+            r"of 'test' lack labels cow, dog, which its valid or test clips have \(rows 6, 7\)",
         ),
     ],
 )
@@ -197,7 +203,7 @@ def test_lists_that_cannot_be_used_are_refused_with_their_rows(save, rows, messa
 
 def test_a_label_that_only_one_fold_has_is_refused(save):
     rows = [f"{fold}{label}.wav,{label},{fold}" for fold in (1, 2, 3) for label in "ab"]
-    with pytest.raises(ConfigError, match=r"the round 'fold 1' lack label c, .*\(row 8\)"):
+    with pytest.raises(ConfigError, match=r"of 'fold 1' lack label c, .*\(row 8\)"):
         read_labelled(save([*rows, "e.wav,c,1"]))
 
 
@@ -301,6 +307,15 @@ def test_interval_of_an_accuracy_is_the_binomial_one():
     assert str(interval).startswith("80.0 % (95 %: 77.")
 
 
+@pytest.mark.parametrize("seeds", [1, 3, 6, 7])
+@pytest.mark.parametrize("metric", [accuracy, icbhi_score(0), mean_average_precision])
+def test_an_interval_has_a_width_even_if_every_clip_is_correct(seeds, metric):
+    targets = one_hot([0, 1] * 20, 2)
+    interval = bootstrap_interval([targets] * seeds, targets, metric)
+    # Clopper and Pearson (1934): of 40 clips that are all correct, low ** 40 = 0.025.
+    assert (interval.low, interval.high) == pytest.approx((0.025 ** (1 / 40), 1.0))
+
+
 def test_seeds_that_differ_widen_the_interval():
     targets = one_hot([0] * 400, 2)
     alike = [one_hot(np.where(np.arange(400) < 300, 0, 1), 2)] * 6
@@ -313,7 +328,7 @@ def test_seeds_that_differ_widen_the_interval():
 def test_rounds_count_alike_however_many_clips_they_test():
     targets = one_hot([0] * 5, 2)
     scores = one_hot([0, 1, 1, 1, 1], 2)
-    interval = bootstrap_interval(scores, targets, accuracy, rounds=[1, 2, 2, 2, 2])
+    interval = bootstrap_interval(scores, targets, accuracy, folds=[1, 2, 2, 2, 2])
     assert interval.value == pytest.approx((1.0 + 0.0) / 2)
 
 
@@ -340,12 +355,12 @@ def evaluated():
     ]
     labelled = LabelledList("list.csv", clips, ("a", "b", "c"), is_multi_label=False)
     scores = torch.tensor([[[0.2, 0.7, 0.1], [0.0, 1.0, 0.0]], [[0.4, 0.5, 0.1], [0.0, 1.0, 0.0]]])
-    return labelled, [ScoredRound("test", labelled.part(clips), scores)]
+    return labelled, [ScoredFold("test", labelled.subset(clips), scores)]
 
 
 def test_report_says_figures_classes_and_the_worst_clips(evaluated, tmp_path):
-    labelled, rounds = evaluated
-    report = write_report(tmp_path, Evaluation(labelled, accuracy, (1, 2), rounds), {"model": "tiny"})
+    labelled, folds = evaluated
+    report = write_report(tmp_path, Evaluation(labelled, accuracy, (1, 2), folds), {"model": "tiny"})
     text = (tmp_path / "report.json").read_text()
     assert report == json.loads(text) and "NaN" not in text
     assert (report["metric"], report["value"], report["model"]) == ("accuracy", 0.5, "tiny")
@@ -362,10 +377,21 @@ def test_report_says_figures_classes_and_the_worst_clips(evaluated, tmp_path):
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x"])
+def test_names_in_the_list_of_worst_clips_are_never_formulas(tmp_path, name):
+    clips = [LabelledClip(f"{name}.wav", (name,), "test", 2)]
+    labelled = LabelledList("list.csv", clips, (name, "b"), is_multi_label=False)
+    folds = [ScoredFold("test", labelled.subset(clips), torch.tensor([[[0.0, 1.0]]]))]
+    write_report(tmp_path, Evaluation(labelled, accuracy, (1,), folds), {})
+    with (tmp_path / "worst.csv").open() as lines:
+        (worst,) = csv.DictReader(lines)
+    assert (worst["file"], worst["true"]) == (f"'{name}.wav", f"'{name}")
+
+
 def test_multi_label_report_draws_average_precision_and_tells_what_is_left_out(evaluated, tmp_path, caplog):
-    labelled, rounds = evaluated
+    labelled, folds = evaluated
     labelled = LabelledList(labelled.name, labelled.clips, labelled.labels, is_multi_label=True)
-    report = write_report(tmp_path, Evaluation(labelled, mean_average_precision, (1, 2), rounds), {})
+    report = write_report(tmp_path, Evaluation(labelled, mean_average_precision, (1, 2), folds), {})
     assert report["per_class"]["b"] == {"average_precision": 1.0, "test_clips": 1}
     assert "1 of 3 classes have no test clip" in caplog.text
     assert (tmp_path / "average_precision.png").exists() and not (tmp_path / "confusion.png").exists()
@@ -386,7 +412,7 @@ def test_a_folder_of_splits_and_classes_is_a_list(tmp_path):
     splits = {"Train": "train", "val": "valid", "test": "test"}
     expected = {(str(tmp_path / name), (name.split("/")[1],), splits[name.split("/")[0]]) for name in names}
     assert {(clip.file, clip.labels, clip.split) for clip in labelled.clips} == expected
-    (only,) = labelled.rounds()
+    (only,) = labelled.folds()
     assert (len(only.train), len(only.valid), len(only.test)) == (2, 2, 1)
 
 

@@ -16,11 +16,10 @@ from m2d_training.cli.main import main
 from m2d_training.evaluation import clip_encoder, linear_fit
 from m2d_training.evaluation.clip_encoder import ClipEncoder, mean_samples, pool
 from m2d_training.evaluation.labelled import read_labelled
-from m2d_training.evaluation.linear_fit import Standardiser, fit_linear
-from m2d_training.evaluation.linear_layers import Examples, FitSettings
-from m2d_training.evaluation.linear_rounds import fit_rounds
-from m2d_training.linear.feature_cache import stored_features
-from m2d_training.linear.model import save_linear_model
+from m2d_training.evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_linear
+from m2d_training.evaluation.linear_folds import fit_folds
+from m2d_training.linear.features import stored_features
+from m2d_training.linear.report import save_linear_model
 from safetensors.torch import load_file
 from sklearn.linear_model import LogisticRegression
 
@@ -54,6 +53,10 @@ def write_list(path, rows):
     with path.open("w", newline="") as lines:
         csv.writer(lines).writerows([["file", "label", "split"], *rows])
     return path
+
+
+def evaluate(model, data, out, **settings):
+    return linear_eval(model=model, data=data, out=out, **(FAST | settings))
 
 
 def copied(sounds, tmp_path):
@@ -105,9 +108,9 @@ def test_command_answers_reports_and_leaves_a_model_that_tags(sounds, model, tmp
 def test_saved_head_gives_the_mean_logits_of_all_rounds_and_seeds(sounds, tiny, tmp_path):
     labelled = read_labelled(sounds / "folds.csv")
     features = ClipEncoder(tiny).encode([waveform_of(sounds, index) for index in range(24)])
-    outcome = fit_rounds("last", features, labelled, (1, 2), FitSettings(learning_rate=1e-2, max_epochs=5))
-    fits = [(own.standardiser, own.fit) for own in outcome.rounds]
-    save_linear_model(tmp_path / "model", tiny, labelled, fits)
+    outcome = fit_folds("last", features, labelled, (1, 2), FitSettings(learning_rate=1e-2, max_epochs=5))
+    fits = [(own.standardiser, own.fit) for own in outcome.folds]
+    save_linear_model(tmp_path / "model", tiny, outcome)
     model = m2d_hub.load_model(tmp_path / "model", device="cpu")
     expected = torch.stack([fit.logits(standardise(features)).mean(dim=0) for standardise, fit in fits]).mean(
         dim=0
@@ -145,11 +148,8 @@ def test_rate_is_kept_where_it_converges(monkeypatch):
     assert fit.learning_rate == 1e-1 and fit.has_converged.all()
 
 
-def test_a_number_of_seeds_counts_up_as_in_fine_tuning():
-    options = LinearEvalOptions("m2d-mini", "list.csv", "out", seeds=3)
-    assert (
-        options.training_seeds == (42, 43, 44) and len(LinearEvalOptions("a", "b", "c").training_seeds) == 6
-    )
+def test_a_number_of_seeds_counts_up_from_42():
+    assert LinearEvalOptions(seeds=3).seeds == (42, 43, 44) and len(LinearEvalOptions().seeds) == 6
 
 
 def test_seeds_are_trained_side_by_side_as_each_alone():
@@ -189,20 +189,18 @@ def test_mix_weighs_the_layer_that_knows_the_classes():
 
 
 def test_every_layer_is_compared_and_the_best_on_valid_reported(sounds, model, tmp_path):
-    shared = {"model": model, "data": sounds / "list.csv", "cache": tmp_path / "cache", **FAST}
-    result = linear_eval(LinearEvalOptions(out=tmp_path / "all", layer="all", **shared))
+    data, cache = sounds / "list.csv", tmp_path / "cache"
+    result = evaluate(model, data, tmp_path / "all", layer="all", cache=cache)
     layers = result.report["layers"]
     assert [row["layer"] for row in layers] == [1, 2]
     best = max(layers, key=lambda row: row["valid_score"])
-    assert (
-        result.report["value"] == layers[int(result.report["layer"]) - 1]["value"]
-        and best["valid_score"] == 1
-    )
+    assert best["valid_score"] == 1
+    assert result.report["value"] == layers[int(result.report["layer"]) - 1]["value"]
     assert (tmp_path / "all" / "layers.png").exists()
-    first = linear_eval(LinearEvalOptions(out=tmp_path / "first", layer=1, **shared))
-    assert first.report["timing"]["clips_encoded"] == 0  # all layers are kept together
+    first = evaluate(model, data, tmp_path / "first", layer=1, cache=cache)
+    assert first.report["timing"]["clips_encoded"] == 0  # the features of all layers are stored together
     assert first.report["value"] == layers[0]["value"] and first.model is None
-    mixed = linear_eval(LinearEvalOptions(out=tmp_path / "mix", layer="mix", **shared))
+    mixed = evaluate(model, data, tmp_path / "mix", layer="mix", cache=cache)
     assert sum(mixed.report["mix_weights"]) == pytest.approx(1) and (tmp_path / "mix" / "mix.png").exists()
 
 
@@ -213,7 +211,7 @@ def test_last_layer_by_number_is_the_last_layer(sounds, tiny):
 
 
 def test_cross_validation_tests_every_clip_once(sounds, model, tmp_path):
-    result = linear_eval(LinearEvalOptions(model, sounds / "folds.csv", tmp_path, **FAST))
+    result = evaluate(model, sounds / "folds.csv", tmp_path)
     assert list(result.report["per_round"]) == ["fold 0", "fold 1", "fold 2"]
     assert result.report["test_clips"] == 24
     assert result.interval.value == pytest.approx(np.mean(list(result.report["per_round"].values())))
@@ -227,7 +225,7 @@ def test_multi_label_list_is_answered_by_mean_average_precision(sounds, model, t
         for index, (file, label, split) in enumerate(rows)
     ]
     path = write_list(tmp_path / "multi.csv", rows)
-    result = linear_eval(LinearEvalOptions(model, path, tmp_path / "run", **FAST))
+    result = evaluate(model, path, tmp_path / "run")
     assert result.metric == "mAP" and result.report["per_class"]["tone"]["average_precision"] == 1.0
     assert m2d_hub.load_model(result.model, device="cpu").config.head.activation == "sigmoid"
 
@@ -261,24 +259,23 @@ def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, mode
     for index in range(12, 16):
         (folder / f"{index}.wav").write_bytes(b"no audio")
     with pytest.raises(ConfigError, match="no clip in the split valid"):
-        linear_eval(LinearEvalOptions(model, folder / "list.csv", tmp_path / "run", **FAST))
+        evaluate(model, folder / "list.csv", tmp_path / "run")
 
 
 def test_training_cut_short_is_warned_of(sounds, model, tmp_path, caplog):
     slow = {**FAST, "learning_rate": 3e-5, "max_epochs": 3}
-    result = linear_eval(LinearEvalOptions(model, sounds / "list.csv", tmp_path, **slow))
+    result = evaluate(model, sounds / "list.csv", tmp_path, **slow)
     assert (
         "learning rate 3e-05" in caplog.text and "after 3 epochs, so the figure may be too low" in caplog.text
     )
     assert result.report["trainings"][0]["has_converged"] == [False, False]
 
 
-def test_run_replaces_what_an_earlier_one_left_and_nothing_else(sounds, model, tmp_path):
-    shared = {"model": model, "data": sounds / "list.csv", "out": tmp_path / "run", **FAST}
-    first = linear_eval(LinearEvalOptions(**shared))
-    with pytest.raises(ConfigError, match="model is the model to evaluate, and would be replaced"):
-        linear_eval(LinearEvalOptions(**{**shared, "model": first.model}))
-    linear_eval(LinearEvalOptions(pooling="max", **shared))
+def test_a_second_evaluation_replaces_the_files_of_the_first(sounds, model, tmp_path):
+    first = evaluate(model, sounds / "list.csv", tmp_path / "run")
+    with pytest.raises(ConfigError, match="model is the model to evaluate and would be replaced"):
+        evaluate(first.model, sounds / "list.csv", tmp_path / "run")
+    evaluate(model, sounds / "list.csv", tmp_path / "run", pooling="max")
     assert not first.model.exists() and (tmp_path / "run" / "report.json").exists()
 
 
@@ -295,13 +292,12 @@ def test_files_that_are_not_of_an_evaluation_are_never_overwritten(sounds, model
 
 
 def test_an_earlier_answer_stays_until_the_new_one_is_complete(sounds, model, tmp_path, monkeypatch):
-    options = LinearEvalOptions(model, sounds / "list.csv", tmp_path / "run", **FAST)
-    linear_eval(options)
-    before = {path: path.read_bytes() for path in options.out.rglob("*") if path.is_file()}
-    monkeypatch.setattr("m2d_training.linear.model._mean_layer", lambda fits: 1 / 0)  # the last step
+    evaluate(model, sounds / "list.csv", tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr("m2d_training.linear.report._mean_layer", lambda fits: 1 / 0)  # the last step
     with pytest.raises(ZeroDivisionError):
-        linear_eval(options)
-    assert {path: path.read_bytes() for path in options.out.rglob("*") if path.is_file()} == before
+        evaluate(model, sounds / "list.csv", tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 @pytest.fixture
@@ -334,7 +330,7 @@ def test_stored_features_are_the_models_in_the_order_of_the_files(few, tiny, tmp
 
 
 def test_encoding_that_was_stopped_goes_on_after_the_last_part(few, tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(clip_encoder, "PART_CLIPS", 2)
+    monkeypatch.setattr(clip_encoder, "BATCH_CLIPS", 2)
     encode, calls = ClipEncoder.encode, []
 
     def stops_in_the_third_part(self, waveforms):
@@ -382,8 +378,9 @@ def test_mean_duration_is_that_of_the_training_clips(few, sounds, model, tmp_pat
     train = [str(sounds / f"{index}.wav") for index in range(12)]
     assert mean_samples(train, RATE, 2) == expected
     assert mean_samples(train, RATE // 2, 2) == pytest.approx(expected / 2, abs=1)
-    options = LinearEvalOptions(model, sounds / "list.csv", tmp_path / "run", **FAST)
-    assert linear_eval(options).report["clip_seconds"] == pytest.approx(expected / RATE)
+    assert evaluate(model, sounds / "list.csv", tmp_path / "run").report["clip_seconds"] == pytest.approx(
+        expected / RATE
+    )
 
 
 def test_pooling_is_over_the_frames_of_the_clip_alone():
@@ -395,8 +392,7 @@ def test_pooling_is_over_the_frames_of_the_clip_alone():
 
 
 def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, model, tmp_path):
-    options = LinearEvalOptions(model, sounds / "list.csv", tmp_path, pooling="mean+max", **FAST)
-    assert linear_eval(options).model is None
+    assert evaluate(model, sounds / "list.csv", tmp_path, pooling="mean+max").model is None
     (part,) = (tmp_path / "features").rglob("*.safetensors")
     assert load_file(part)["features"].shape == (24, 1, 2 * 5 * 64)
 
@@ -404,20 +400,23 @@ def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, mod
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": "first"}, "layer must be 'last', 'all', 'mix', or a block's number from 1, got 'first'"),
+        (
+            {"layer": "first"},
+            "layer must be 'last', 'all', 'mix', or the number of a block, from 1",
+        ),
         ({"layer": 0}, "got 0"),
-        ({"layer": 3}, "layer 3 is not there: the model has 2 blocks"),
-        ({"pooling": "median"}, r"pooling must be one of mean, max, mean\+max, mean\+std, got 'median'"),
+        ({"layer": 3}, "layer 3 does not exist: the model has blocks 1 to 2"),
+        ({"pooling": "median"}, r"pooling must be 'mean', 'max', 'mean\+max' or 'mean\+std', got 'median'"),
         ({"duration": -1.0}, "duration must be 'mean', 'none', or a positive number of seconds, got -1.0"),
-        ({"learning_rate": 0.0}, "learning_rate must be a positive number, or None, got 0.0"),
+        ({"learning_rate": 0.0}, "learning_rate must be greater than 0, got 0.0"),
         ({"seeds": ()}, r"seeds must be a number of trainings, or one or more whole numbers, got \(\)"),
-        ({"seeds": 0}, "seeds must be a number of trainings, or one or more whole numbers, got 0"),
-        ({"max_epochs": 0}, "max_epochs must be a whole number of at least 1, got 0"),
+        ({"max_epochs": 0}, "max_epochs must be greater than or equal to 1, got 0"),
+        ({"epochs": 1}, "Unknown field 'epochs'"),
     ],
 )
-def test_options_that_are_wrong_are_refused(sounds, model, tmp_path, options, message):
+def test_invalid_settings_are_refused(sounds, model, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
-        linear_eval(LinearEvalOptions(model, sounds / "list.csv", tmp_path, **{**FAST, **options}))
+        evaluate(model, sounds / "list.csv", tmp_path, **options)
 
 
 def test_words_that_are_no_numbers_are_wrong_usage():

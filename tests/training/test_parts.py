@@ -16,7 +16,7 @@ from m2d_training.data.sampling import SampleKey
 from m2d_training.evaluation.clip_encoder import ClipEncoder, mean_samples
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.finetuning.data import FinetuneDataset, clips_to_score
-from m2d_training.linear.feature_cache import stored_features
+from m2d_training.linear.features import stored_features
 from m2d_training.pretraining.dataset import PretrainDataset
 from m2d_training.pretraining.prepare import PrepareOptions, prepare
 
@@ -88,7 +88,7 @@ def test_pretraining_crops_parts_as_files(lists):
 def test_fine_tuning_crops_parts_as_files(lists, tiny):
     datasets = [
         FinetuneDataset(
-            read_labelled(path).rounds()[0].train,
+            read_labelled(path).folds()[0].train,
             FinetuneConfig(),
             tiny.config.frontend,
             tiny.config.encoder,

@@ -151,58 +151,11 @@ def test_a_task_that_fails_stops_no_other(data, model, tmp_path):
     assert done["status"] == "done" and (result["done"], result["failed"]) == (1, 1)
 
 
-def swept(sweep, model, data, out):
-    arguments = ["suite", "paper-linear", "--model", str(model), "--data", str(data), "--out", str(out)]
-    arguments += ["--task", "gtzan", "--seeds", "1", "--set", "max_epochs=2", "--sweep", sweep, "--json"]
-    return CliRunner().invoke(main, arguments)
-
-
-def test_a_sweep_is_a_suite_for_each_value_of_a_field(data, model, tmp_path):
-    answer = swept("learning_rate=1e-3,0.1", model, data, tmp_path)
-    assert answer.exit_code == 0, answer.output
-    folders = [tmp_path / "learning_rate-1e-3", tmp_path / "learning_rate-0.1"]
-    assert [one["out"] for one in json.loads(answer.stdout)["runs"]] == [str(folder) for folder in folders]
-    reports = [json.loads((folder / "gtzan" / "report.json").read_text()) for folder in folders]
-    assert [report["settings"]["learning_rate"] for report in reports] == [0.001, 0.1]
-    assert all((folder / "suite.csv").is_file() for folder in folders)
-
-
-def test_a_sweep_of_a_pretraining_is_a_suite_for_each_of_its_models(data, model, tmp_path):
-    runs = tmp_path / "ratios"
-    for ratio in ("0.5", "0.7"):
-        shutil.copytree(model, runs / f"mask_ratio-{ratio}" / "export")
-    answer = swept("mask_ratio=0.5,0.7", runs, data, tmp_path / "eval")
-    assert answer.exit_code == 0, answer.output
-    for ratio in ("0.5", "0.7"):
-        report = json.loads((tmp_path / "eval" / f"mask_ratio-{ratio}" / "gtzan" / "report.json").read_text())
-        assert report["model"] == str(runs / f"mask_ratio-{ratio}" / "export")
-
-
-@pytest.mark.parametrize(
-    ("sweep", "message"),
-    [
-        (
-            "mask_ratio=0.5,0.8",
-            "mask_ratio is no field of paper-linear, nor a finished sweep of the pre-training",
-        ),
-        ("epoch=100,200", "epoch is no field of paper-linear"),
-        ("learning_rate=0.1", "--sweep takes field=value,value with two or more different values"),
-        ("learning_rate=0.1,-1", "learning_rate must be a positive number, or None, got -1"),
-    ],
-)
-def test_a_sweep_that_is_wrong_is_refused_before_any_suite(data, model, tmp_path, sweep, message):
-    answer = swept(sweep, model, data, tmp_path / "out")
-    assert answer.exit_code == 1 and message in answer.output.replace("--learning-rate", "learning_rate")
+def test_settings_that_are_not_allowed_are_refused_before_any_task(data, model, tmp_path):
+    arguments = ["suite", "paper-linear", "--model", str(model), "--data", str(data), "--out"]
+    answer = CliRunner().invoke(main, [*arguments, str(tmp_path / "out"), "--set", "learning_rate=-1"])
+    assert answer.exit_code == 1 and "learning_rate must be greater than 0, got" in answer.output
     assert not (tmp_path / "out").exists()
-
-
-def test_epochs_whose_checkpoints_were_not_kept_are_refused_with_the_first(data, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "config.json").write_text('{"steps_per_epoch": 3, "config": {}}')
-    answer = swept("epoch=100,200", tmp_path, data, tmp_path / "out")
-    assert answer.exit_code == 1 and "checkpoints/step-000000300.pt" in answer.output
-    answer = swept("epoch=1.5,2", tmp_path, data, tmp_path / "out")
-    assert answer.exit_code == 1 and "epoch must be whole numbers, got '1.5'" in answer.output
 
 
 @pytest.fixture

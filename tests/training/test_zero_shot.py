@@ -114,18 +114,18 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_named(clap, files, tmp_path)
 def test_what_cannot_be_scored_is_refused(clap, model, files, tmp_path):
     rows = [(file, LABELS[index % 3], "test") for index, file in enumerate(files)]
     data, out = listed(tmp_path / "list.csv", rows), tmp_path / "out"
-    with pytest.raises(ConfigError, match=r"prompts must be one or more texts with \{\} where the label"):
+    with pytest.raises(ConfigError, match=r"must be one or more texts with \{\} in place of the label"):
         m2d_training.zero_shot(data, model=clap, out=out, prompts=["a sound"])
     with pytest.raises(ConfigError, match="no projections into a text space"):
         m2d_training.zero_shot(data, model=model, out=out)
     trained = listed(tmp_path / "train.csv", [(file, label, "train") for file, label, _ in rows])
-    with pytest.raises(ConfigError, match="has no clip in the split test, but train: name the clips"):
+    with pytest.raises(ConfigError, match="has no clip in the split test, but train; name the clips"):
         m2d_training.zero_shot(trained, model=clap, out=out)
     later = listed(tmp_path / "later.csv", [*rows, (files[0], "dog", "later")])
     with pytest.raises(ConfigError, match=r"an unknown split \(row 11: 'later'\)"):
         m2d_training.zero_shot(later, model=clap, out=out)
     one = listed(tmp_path / "one.csv", [(files[0], "dog", "test")])
-    with pytest.raises(ConfigError, match="has one class only, 'dog'"):
+    with pytest.raises(ConfigError, match="has only one class, 'dog'"):
         m2d_training.zero_shot(one, model=clap, out=out)
     out.mkdir(exist_ok=True)
     (out / "report.json").write_text('{"method": "fine-tuning"}')

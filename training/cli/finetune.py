@@ -14,7 +14,7 @@ from ..runs.devices import is_first_process
 from .options import answer, compile_option, exit_status, logging_to
 
 if TYPE_CHECKING:
-    from ..evaluation.division import Select
+    from ..evaluation.splits import Select
 
 EXAMPLE = """\b
 Examples:

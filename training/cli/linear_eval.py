@@ -106,7 +106,6 @@ class _NumberOr(click.ParamType):
 def linear_eval(
     out: Path,
     learning_rate: float | str,
-    seeds: int,
     epochs: int,
     window: float | None,
     as_json: bool,
@@ -124,20 +123,16 @@ def linear_eval(
     """
     from ..evaluation.report import require_own
     from ..linear.report import METHOD
-    from ..linear.run import LinearEvalOptions
     from ..linear.run import linear_eval as run_evaluation
 
     require_own(out, METHOD)
     with logging_to(out / "eval.log"):
         result = run_evaluation(
-            LinearEvalOptions(
-                out=out,
-                learning_rate=None if isinstance(learning_rate, str) else learning_rate,
-                seeds=seeds,
-                max_epochs=epochs,
-                window_s=window,
-                **options,
-            )
+            out=out,
+            learning_rate=None if isinstance(learning_rate, str) else learning_rate,
+            max_epochs=epochs,
+            window_s=window,
+            **options,
         )
     figures = {name: result.report[name] for name in ("metric", "value", "low", "high", "layer")}
     places = {"run": str(out), "model": None if result.model is None else str(result.model)}

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import dataclasses
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 
 from m2d_hub.cli.options import json_option, model_option
 
-from .options import answer, exit_status, logging_to, runs_of, sweep_option
+from .options import answer, exit_status, logging_to
 
 EXAMPLE = """\b
 Examples:
   m2d-train suite paper-linear --model m2d-0.7 --data datasets/ --out runs/linear
   m2d-train suite paper-finetune --model m2d-0.7 --data datasets/ --out runs/finetune --task esc50
-  m2d-train suite paper-linear --model runs/ratios --sweep mask_ratio=0.5,0.7 --data datasets/ --out runs/eval
   m2d-train suite icbhi --model RUN/export --data datasets/ --out runs/icbhi --seeds 5
 """
 
@@ -34,7 +30,6 @@ Examples:
 )
 @click.option("--seeds", type=click.IntRange(min=1), help="Trainings of each task.  [default: as the paper]")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of all tasks.")
-@sweep_option
 @json_option
 def suite(
     suite: str,
@@ -44,7 +39,6 @@ def suite(
     tasks: tuple[str, ...],
     seeds: int | None,
     settings: tuple[str, ...],
-    sweep: str | None,
     as_json: bool,
 ) -> None:
     """Evaluates NAME on all tasks of SUITE whose data sets --data holds, and writes one table.
@@ -59,28 +53,12 @@ def suite(
 
     OUT/suite.csv and suite.json have the figures with the paper's and the authors' beside them, where these
     are known; OUT/TASK is each task's run (exit status 3 where a task failed).
-
-    With --sweep there is a suite for each value of a field of all tasks, in OUT/lr-0.1 and so on; or, where
-    NAME is the folder of a pre-training's sweep, of each of its models.
     """
-    from ..runs.settings import parse_settings
-    from ..suites.run import run_suite
-    from ..suites.sweep import evaluation_of, swept_suites
-    from ..suites.tasks import find_suite
+    from ..suites.run import parse_suite_settings, run_suite
 
-    evaluation = evaluation_of(find_suite(suite))
-    fields = parse_settings(evaluation, settings)
-    dataclasses.replace(evaluation, **fields)  # refuses what is not allowed before any task is run
-    chosen: dict[str, Any] = {"model": model, "data": data, "tasks": tasks, "seeds": seeds, **fields}
-    results, failed = [], 0
-    for folder, changes in runs_of(out, sweep, partial(swept_suites, find_suite(suite), model)).items():
-        with logging_to(folder / "suite.log"):
-            result = run_suite(suite, out=folder, **(chosen | changes))
-        results.append(result)
-        failed += result.failed
-    values = results[0].to_dict()
-    if sweep:
-        values = {"runs": [result.to_dict() for result in results], "failed": failed}
-    text = "\n".join(f"{result.text()}\nIn percent. See {result.out}." for result in results)
-    click.echo(answer(values, as_json, text))
-    exit_status(failed)
+    fields = parse_suite_settings(suite, settings)
+    with logging_to(out / "suite.log"):
+        result = run_suite(suite, model=model, data=data, out=out, tasks=tasks, seeds=seeds, **fields)
+    text = f"{result.text()}\nIn percent. See {result.out}."
+    click.echo(answer(result.to_dict(), as_json, text))
+    exit_status(result.failed)

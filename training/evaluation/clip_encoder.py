@@ -105,7 +105,7 @@ class ClipEncoder:
             model: Its head, if any, is not used.
             pooling: How a clip's frames become one feature; parts joined by ``+`` are concatenated.
             all_layers: Return every block's features instead of the last block's.
-            num_samples: Crop or zero-pad each clip to this many samples at the model's rate; None: whole clips.
+            num_samples: Crop or zero-pad each clip to this many, at the model's rate; None: whole clips.
             batch_size: Maximum number of windows encoded together; it does not change the features.
 
         Raises:

@@ -26,7 +26,7 @@ from ..data.entry import LABEL_SEPARATOR
 from ..data.listing import FolderListing
 from ..data.manifest import audioset_classes
 from ..data.parts import AudioFile, audio_files
-from .splits import FoldPlan, LabelledClip, Split
+from .splits import BY_SPLITS, FoldPlan, LabelledClip, Split
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class LabelledList:
     clips: list[LabelledClip]
     labels: tuple[str, ...]  # names of the classes, in the order of the targets' columns
     is_multi_label: bool  # whether a clip may have several labels
-    split: Split = Split()
+    split: Split = BY_SPLITS
 
     @cached_property
     def _columns(self) -> dict[str, int]:
@@ -124,7 +124,7 @@ class LabelledList:
 
 
 def read_labelled(
-    path: str | os.PathLike[str], multi_label: bool | None = None, split: Split | None = None
+    path: str | os.PathLike[str], multi_label: bool | None = None, split: Split = BY_SPLITS
 ) -> LabelledList:
     """Read a CSV with ``file`` (relative to it), ``label`` (several joined by ``;``) and ``split``.
 
@@ -132,26 +132,25 @@ def read_labelled(
     with clips in ``train/CLASS/``, ``valid/CLASS/`` and ``test/CLASS/``.
 
     Classes are in natural order (``class 2`` before ``class 10``). If all labels of a multi-label list are
-    AudioSet's, the classes are AudioSet's 527, in the order of the published heads. Labels that differ only in
-    their Unicode form are one class.
+    AudioSet's, the classes are AudioSet's 527, in the order of the published heads. Labels that differ only
+    in their Unicode form are one class.
 
     Args:
         path: The CSV in UTF-8, or a folder. Splits are train, valid and test, or whole numbers: folds for
             cross-validation.
         multi_label: Whether a clip may have several labels; None: yes, if any row has several.
-        split: Use of the splits; None: as they are named.
+        split: Use of the splits.
 
     Raises:
         ConfigError: The list cannot be used; the message names the rows.
     """
-    split = split or Split()
     clips = read_rows(Path(path))
     split.check(path, clips)
     several = [clip.row for clip in clips if len(clip.labels) > 1]
     if multi_label is False and several:
         raise ConfigError(
-            f"{path}: {counted(several)} more than one label ({listed(several)}), but only one label per clip "
-            "is allowed."
+            f"{path}: {counted(several)} more than one label ({listed(several)}), but only one label per "
+            "clip is allowed."
         )
     is_multi_label = bool(several) if multi_label is None else multi_label
     found = {label for clip in clips for label in clip.labels}

@@ -29,7 +29,7 @@ class FitSettings:
     """How a linear layer is trained."""
 
     is_multi_label: bool = False  # binary cross-entropy and mAP, else cross-entropy and accuracy
-    # Of Adam. None: LEARNING_RATE if it converges within max_epochs, else the best of RATES on the valid clips.
+    # Of Adam. None: LEARNING_RATE if it converges within max_epochs, else the best of RATES on valid clips.
     learning_rate: float | None = None
     max_epochs: int = MAX_EPOCHS
     patience: int = PATIENCE

@@ -155,8 +155,8 @@ def bootstrap_interval(
 ) -> Interval:
     """Average a metric over seeds, with its 95 % bootstrap interval over clips and seeds.
 
-    A resample draws as many clips and seeds as exist, with replacement. The interval extends from the 2.5th to
-    the 97.5th percentile; if all resamples agree, it is that of :func:`clopper_pearson`.
+    A resample draws as many clips and seeds as exist, with replacement. The interval extends from the 2.5th
+    to the 97.5th percentile; if all resamples agree, it is that of :func:`clopper_pearson`.
 
     Args:
         scores: (N, C), or one such tensor per seed.
@@ -194,7 +194,7 @@ def bootstrap_interval(
 
 
 def clopper_pearson(rate: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a rate of correct predictions of ``count`` clips (Clopper and Pearson, 1934).
+    """Return the 95 % interval of a rate of correct predictions (Clopper and Pearson, 1934).
 
     Unlike a bootstrap interval, it has a width even if all clips are correct.
     """

@@ -253,7 +253,7 @@ def _summary(evaluation: Evaluation) -> dict[str, Any]:
 
 
 def _write_worst(path: Path, evaluation: Evaluation) -> None:
-    """Write the clips with a wrong class above a true one, by the mean over seeds, the largest margin first."""
+    """Write the clips with a wrong class above a true one, the largest margin first."""
     labels, targets = evaluation.labelled.labels, evaluation.targets.bool()
     scores = evaluation.scores.mean(dim=0)
     wrong, predicted = scores.masked_fill(targets, -1.0).max(dim=1)

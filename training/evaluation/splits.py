@@ -77,8 +77,8 @@ class Split:
             return [FoldPlan(_fold_name(split), (), None, split) for split in tested]
         if "train" in splits:
             with_valid = self.select != "valid" and "valid" in splits
-            train = ("train", "valid") if with_valid else ("train",)
-            return [FoldPlan("test", train, "valid" if self._needs_valid else None, "test")]
+            names: tuple[str, ...] = ("train", "valid") if with_valid else ("train",)
+            return [FoldPlan("test", names, "valid" if self._needs_valid else None, "test")]
         folds = sorted(splits, key=int)
         plans = []
         for index, test in enumerate(folds):
@@ -169,4 +169,5 @@ def _fold_name(split: str) -> str:
     return f"fold {split}" if split.isdecimal() else split
 
 
+BY_SPLITS = Split()
 TEST_ONLY = Split(trains=False)

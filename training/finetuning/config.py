@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args
 from m2d_hub.checks import Numbers, require, require_choice, require_numbers
 from m2d_hub.errors import ConfigError
 
-from ..evaluation.division import Division, Select
+from ..evaluation.splits import Select, Split
 from ..runs.devices import Precision
 from ..runs.settings import Needs, Yields
 from .allowed import NEEDS, NUMBERS, SOUNDS_ONLY, YIELDS
@@ -117,7 +117,7 @@ class FinetuneConfig:
             "try_linear fits the head's normalisation, which head_norm=false leaves out: set only one.",
         )
         require(
-            self.division.select != "last" or not (self.try_linear or self.patience),
+            self.split.select != "last" or not (self.try_linear or self.patience),
             "try_linear and patience choose by how well the model does on clips, but select='last' takes the "
             "last epoch: set try_linear=false and patience=none.",
         )
@@ -164,9 +164,9 @@ class FinetuneConfig:
         )
 
     @property
-    def division(self) -> Division:
+    def split(self) -> Split:
         """What the list's splits are used for."""
-        return Division(self.select, self.valid_share)
+        return Split(self.select, self.valid_share)
 
     @property
     def augmentation(self) -> AugmentRanges:

@@ -23,7 +23,7 @@ def write_metrics(folder: RunFolder, trainings: Sequence[tuple[str, int, Path]],
 
     Args:
         folder: Of the run.
-        trainings: Round, seed and file of metrics of each.
+        trainings: Fold, seed and file of metrics of each.
         metric: Its name.
     """
     losses: dict[str, list[float]] = {}

@@ -30,7 +30,7 @@ from ..data.crops import CropPlan, crop_waveform
 from ..data.entry import Entry
 from ..data.parts import AudioFile
 from ..data.sampling import SampleKey, StepSampler
-from ..evaluation.labelled import Part
+from ..evaluation.labelled import Subset
 from ..runs.loader import read_by_workers
 from .augment import (
     AugmentDraw,
@@ -96,7 +96,12 @@ class FinetuneDataset(Dataset):
     """Crops of a part's clips, drawn by SampleKey."""
 
     def __init__(
-        self, part: Part, config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig, seed: int
+        self,
+        part: Subset,
+        config: FinetuneConfig,
+        frontend: FrontendConfig,
+        encoder: EncoderConfig,
+        seed: int,
     ):
         """Plans the crops.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m2d_hub.model import M2D
 
-from ..evaluation.labelled import Round
+from ..evaluation.labelled import Fold
 from ..evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_linear
 from .config import FinetuneConfig
 from .data import clips_to_score
@@ -24,7 +24,7 @@ def head_features(backbone: M2D, clips: list[Tensor], batch_size: int) -> Tensor
 
 
 @torch.no_grad()
-def fit_head(backbone: M2D, data: Round, config: FinetuneConfig, seed: int) -> None:
+def fit_head(backbone: M2D, data: Fold, config: FinetuneConfig, seed: int) -> None:
     """Gives the head the standardisation and the layer that linear evaluation ends with.
 
     Args:

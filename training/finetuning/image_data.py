@@ -21,7 +21,7 @@ from ..data.entry import Entry
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from ..data.parts import AudioFile
 from ..data.sampling import SampleKey
-from ..evaluation.labelled import Part
+from ..evaluation.labelled import Subset
 from .config import FinetuneConfig
 from .image_config import ImageConfig
 
@@ -79,7 +79,7 @@ def seeded(*key: int) -> Iterator[int]:
 class ImageDataset(Dataset):
     """Pictures of a part, augmented, drawn by SampleKey."""
 
-    def __init__(self, part: Part, config: FinetuneConfig, size: Sequence[int], seed: int):
+    def __init__(self, part: Subset, config: FinetuneConfig, size: Sequence[int], seed: int):
         """Prepares timm's augmentation.
 
         Args:

@@ -18,7 +18,7 @@ from m2d_hub.hub import load_model
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
 from ..data.parts import AudioFile
 from ..data.sampling import StepSampler
-from ..evaluation.labelled import Part
+from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
 from ..runs.loader import read_by_workers
 from .config import FinetuneConfig
@@ -61,7 +61,7 @@ class ImageLearner:
             layer_decay=config.layer_decay,
         )
 
-    def batches(self, part: Part, sampler: StepSampler, seed: int) -> Iterable[ImageBatch]:
+    def batches(self, part: Subset, sampler: StepSampler, seed: int) -> Iterable[ImageBatch]:
         """See Learner."""
         dataset = ImageDataset(part, self.config, self.arguments["img_size"], seed)
         return read_by_workers(

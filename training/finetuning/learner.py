@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..data.parts import AudioFile
 from ..data.sampling import StepSampler
-from ..evaluation.labelled import Part, Round
+from ..evaluation.labelled import Fold, Subset
 
 
 class Learner(Protocol):
@@ -35,7 +35,7 @@ class Learner(Protocol):
         ...
 
     @property
-    def fit_head(self) -> Callable[[Round, int], None] | None:
+    def fit_head(self) -> Callable[[Fold, int], None] | None:
         """Gives the model the layer of linear evaluation, by a seed; None: it has no such thing."""
         ...
 
@@ -43,7 +43,7 @@ class Learner(Protocol):
         """What is trained, in groups with an ``lr_scale``."""
         ...
 
-    def batches(self, part: Part, sampler: StepSampler, seed: int) -> Iterable[Any]:
+    def batches(self, part: Subset, sampler: StepSampler, seed: int) -> Iterable[Any]:
         """Training batches of ``sampler``; each has a method ``to(device)``."""
         ...
 

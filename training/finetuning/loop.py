@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..evaluation.labelled import Part
+from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
 from ..runs.updates import Updater
 from .config import FinetuneConfig
@@ -127,7 +127,7 @@ class FinetuneTrainer:
         return self.objective(logits.float(), targets)
 
     @torch.no_grad()
-    def logits(self, part: Part) -> Tensor:
+    def logits(self, part: Subset) -> Tensor:
         """Logits (N, C) of whole clips, each process its share."""
         accelerator = self.accelerator
         rank, processes = accelerator.process_index, accelerator.num_processes

@@ -15,7 +15,7 @@ from m2d_hub.errors import CheckpointError
 from m2d_hub.io import reading
 
 from ..data.sampling import EpochPlan, StepSampler
-from ..evaluation.labelled import Round
+from ..evaluation.labelled import Fold
 from ..evaluation.metrics import Metric
 from ..runs.folder import RunFolder
 from ..runs.log import RunLog, read_metrics
@@ -86,7 +86,7 @@ class Member:
         self,
         folder: RunFolder,
         trainer: FinetuneTrainer,
-        data: Round,
+        data: Fold,
         plan: EpochPlan,
         metric: Metric,
         seed: int,
@@ -135,7 +135,7 @@ class Member:
         score = self.metric(self.trainer.learner.probabilities(logits), targets)
         return Score(done, score, float(self.trainer.objective(logits, targets)))
 
-    def _try_linear(self, fit_head: Callable[[Round, int], None]) -> Best:
+    def _try_linear(self, fit_head: Callable[[Fold, int], None]) -> Best:
         """The frozen model with the layer of linear evaluation; the training's own head stays as it is."""
         path = self.folder.root / LINEAR_FILE
         known = Best.read(path)

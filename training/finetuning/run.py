@@ -22,7 +22,7 @@ from m2d_hub.nn.compiled import compile_blocks
 
 from ..data.left_out import LeftOut, write_errors
 from ..data.sampling import EpochPlan, balancing_weights
-from ..evaluation.labelled import Round
+from ..evaluation.labelled import Fold
 from ..evaluation.metrics import (
     Interval,
     sensitivity_specificity,
@@ -30,13 +30,13 @@ from ..evaluation.metrics import (
 from ..evaluation.report import (
     REPORT_FILES,
     Evaluation,
-    ScoredRound,
+    ScoredFold,
     read_report,
     replacing_answer,
     require_own,
     write_report,
 )
-from ..evaluation.unreadable import warn_of_left_out
+from ..evaluation.unreadable import warn_of_skipped
 from ..runs.devices import build_accelerator, resolve_precision
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.resolved import read_config
@@ -194,7 +194,7 @@ class FinetuneRun:
                 self.accelerator.num_processes,
             )
             write_errors(root, left_out)
-            warn_of_left_out(root, left_out)
+            warn_of_skipped(root, left_out)
 
     def train(self) -> None:
         """Trains what is not finished, and reports."""
@@ -211,7 +211,7 @@ class FinetuneRun:
             write_metrics(self.folder, files, self.task.metric.name)
             self._report(results)
 
-    def _train_member(self, data: Round, seed: int) -> MemberResult:
+    def _train_member(self, data: Fold, seed: int) -> MemberResult:
         folder = self._member_folder(data, seed)
         finished = read_result(folder)
         if finished is not None:
@@ -246,7 +246,7 @@ class FinetuneRun:
             return build_image_learner(name, config, labelled.labels)
         return SoundLearner(build_model(name, config, labelled.labels, labelled.is_multi_label), config)
 
-    def _plan(self, data: Round, seed: int) -> EpochPlan:
+    def _plan(self, data: Fold, seed: int) -> EpochPlan:
         config = self.config
         weights = balancing_weights(data.train.labels, config.balance) if config.weighted_sampling else None
         return EpochPlan(
@@ -257,13 +257,13 @@ class FinetuneRun:
             samples_per_epoch=config.samples_per_epoch,
         )
 
-    def _member_folder(self, data: Round, seed: int) -> RunFolder:
+    def _member_folder(self, data: Fold, seed: int) -> RunFolder:
         name = re.sub(r"\W+", "-", data.name)
         return RunFolder(self.folder.root / TRAININGS / f"{name}-seed-{seed}")
 
     def _report(self, results: dict[tuple[int, str], MemberResult]) -> None:
         scored = [
-            ScoredRound(
+            ScoredFold(
                 data.name,
                 data.test,
                 torch.stack([results[seed, data.name].test_scores for seed in self.seeds]),
@@ -290,9 +290,9 @@ class FinetuneRun:
             write_report(partial, evaluation, details)
 
     @staticmethod
-    def _sensitivity_specificity(scored: list[ScoredRound], normal: int) -> dict[str, float]:
+    def _sensitivity_specificity(scored: list[ScoredFold], normal: int) -> dict[str, float]:
         rates = [
-            sensitivity_specificity(scores, one.part.targets, normal)
+            sensitivity_specificity(scores, one.subset.targets, normal)
             for one in scored
             for scores in one.scores
         ]

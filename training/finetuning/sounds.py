@@ -12,7 +12,7 @@ from m2d_hub.model import M2D
 
 from ..data.parts import AudioFile
 from ..data.sampling import StepSampler
-from ..evaluation.labelled import Part, Round
+from ..evaluation.labelled import Fold, Subset
 from ..runs.devices import autocast
 from .config import FinetuneConfig
 from .data import FinetuneBatch, FinetuneDataset, augmented, build_train_loader, clips_to_score
@@ -33,7 +33,7 @@ class SoundLearner:
         """See Learner."""
         return parameter_groups(self.model, self.config)
 
-    def batches(self, part: Part, sampler: StepSampler, seed: int) -> Iterable[FinetuneBatch]:
+    def batches(self, part: Subset, sampler: StepSampler, seed: int) -> Iterable[FinetuneBatch]:
         """See Learner."""
         frontend, encoder = self.model.config.frontend, self.model.config.encoder
         dataset = FinetuneDataset(part, self.config, frontend, encoder, seed)
@@ -56,7 +56,7 @@ class SoundLearner:
         """See Learner."""
         return self.model.required_head().scores(logits)
 
-    def fit_head(self, data: Round, seed: int) -> None:
+    def fit_head(self, data: Fold, seed: int) -> None:
         """See Learner."""
         fit_head(self.model, data, self.config, seed)
 

@@ -10,9 +10,9 @@ from m2d_hub.errors import ConfigError
 
 from ..data.images import is_image
 from ..data.left_out import LeftOut
-from ..evaluation.labelled import LabelledList, Round, read_labelled
+from ..evaluation.labelled import Fold, LabelledList, read_labelled
 from ..evaluation.metrics import Metric, accuracy, icbhi_score, mean_average_precision
-from ..evaluation.unreadable import find_unreadable, leave_out, read_picture, read_sound
+from ..evaluation.unreadable import find_unreadable, read_picture, read_sound, skip_unreadable
 from ..runs.measuring import first_tells
 from .config import FinetuneConfig
 
@@ -25,7 +25,7 @@ class Task:
     """A labelled list and how it is learnt and scored."""
 
     labelled: LabelledList
-    rounds: list[Round]
+    rounds: list[Fold]
     metric: Metric
     normal: int | None  # index of the class that ICBHI's score calls normal
 
@@ -42,11 +42,11 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
         ConfigError: They do not, or the list cannot be used.
     """
     is_multi_label = False if config.images is not None else True if config.loss == "bce" else None
-    labelled = read_labelled(data, is_multi_label, config.division)
+    labelled = read_labelled(data, is_multi_label, config.split)
     _check_kind(config, labelled)
     if labelled.is_multi_label:
         _refuse_single_label_settings(config, labelled)
-        return Task(labelled, labelled.rounds(), mean_average_precision, None)
+        return Task(labelled, labelled.folds(), mean_average_precision, None)
     if config.metric == "icbhi":
         names = [label.casefold() for label in labelled.labels]
         if config.normal_class.casefold() not in names:
@@ -55,11 +55,11 @@ def read_task(config: FinetuneConfig, data: str) -> Task:
                 f"{', '.join(labelled.labels)}: set normal_class."
             )
         normal = names.index(config.normal_class.casefold())
-        task = Task(labelled, labelled.rounds(), icbhi_score(normal), normal)
+        task = Task(labelled, labelled.folds(), icbhi_score(normal), normal)
         _check_normal_and_abnormal(task, normal)
         return task
     return Task(
-        labelled, labelled.rounds(), mean_average_precision if config.metric == "map" else accuracy, None
+        labelled, labelled.folds(), mean_average_precision if config.metric == "map" else accuracy, None
     )
 
 
@@ -84,10 +84,10 @@ def without_unreadable(task: Task, accelerator: Accelerator) -> tuple[Task, list
     """
     read = read_picture if task.is_of_images else read_sound
     reasons = first_tells(accelerator, lambda: find_unreadable(task.labelled, read))
-    labelled, left_out = leave_out(task.labelled, reasons)
+    labelled, left_out = skip_unreadable(task.labelled, reasons)
     if not left_out:
         return task, []
-    task = replace(task, labelled=labelled, rounds=labelled.rounds())
+    task = replace(task, labelled=labelled, rounds=labelled.folds())
     if task.normal is not None:
         _check_normal_and_abnormal(task, task.normal)
     return task, left_out

@@ -20,7 +20,7 @@ from ..data.left_out import LeftOutLog, NamedLeftOut
 from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, StepSampler, balancing_weights
 from ..evaluation.labelled import LabelledList, read_labelled
-from ..evaluation.probe import evaluate_encoder
+from ..evaluation.linear_folds import evaluate_encoder
 from ..runs.devices import build_accelerator
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.log import RunLog, plot_metrics

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from m2d_hub.pretrained.folder import sha256_of_model
 from m2d_hub.pretrained.locate import canonical_name, locate
 
 from ..evaluation.report import REPORT_FILE, read_report
+from ..finetuning.config import FinetuneConfig
 from ..finetuning.presets import load_finetune_preset
 from ..finetuning.run import finetune
-from ..linear.run import linear_eval
+from ..linear.run import LinearEvalOptions, linear_eval
 from ..runs.folder import RunFolder, one_run_in
 from ..runs.resolved import write_or_compare
+from ..runs.settings import parse_settings
 from .results import SuiteResult, TaskResult, mean_of, write_table
 from .task_lists import NotThereError, TaskList, task_list
 from .tasks import LEARNING_RATE, VALID_SHARE, Suite, SuiteTask, chosen_tasks, find_suite
@@ -71,6 +75,18 @@ def run_suite(
         _write_or_compare(RunFolder(place), chosen, model, count, settings)
         runner = _Runner(chosen, model, folder, place, count, progress, settings)
         return runner.run(wanted)
+
+
+def parse_suite_settings(suite: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Read settings of all tasks of a suite, written ``field=value``.
+
+    Raises:
+        ConfigError: A field is unknown, or a value is not allowed.
+    """
+    defaults: Any = LinearEvalOptions() if find_suite(suite).is_linear else FinetuneConfig()
+    fields = parse_settings(defaults, texts)
+    dataclasses.replace(defaults, **fields)  # checks the values before any task is run
+    return fields
 
 
 def _write_or_compare(
