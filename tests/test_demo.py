@@ -1,4 +1,4 @@
-"""The first commands of the README, and the clips that they work on."""
+"""The first commands of the README, and the sample clips."""
 
 import importlib.util
 import os
@@ -30,13 +30,13 @@ def demo():
 
 
 def read_table():
-    """Cells of the README's table by file name."""
+    """Cells of the table in the README of the clips, by file name."""
     lines = (DATA / "README.md").read_text(encoding="utf-8").splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("| `")]
     return {row[0].strip("`"): row for row in rows}
 
 
-def test_table_of_clips_is_true():
+def test_table_of_clips_matches_the_files():
     table = read_table()
     assert sorted(table) == [path.name for path in CLIPS]
     for path in CLIPS:
@@ -55,22 +55,24 @@ def test_clips_cover_formats_rates_and_channels_and_stay_small():
     assert sum(path.stat().st_size for path in CLIPS) <= 3_000_000
 
 
-def test_each_kind_of_clip_comes_twice(demo):
-    kinds = [demo.kind(path.name) for path in CLIPS]
+def test_each_category_has_at_least_two_clips(demo):
+    kinds = [demo.category(path.name) for path in CLIPS]
     assert all(kinds.count(kind) >= 2 for kind in kinds)
 
 
-def test_neighbours_are_ranked_by_cosine_and_marked_by_kind(demo):
-    # Angles of 0, 10 and 50 degrees, of different lengths.
+def test_neighbours_are_ranked_by_cosine_and_marked_by_category(demo):
+    # Vectors of different lengths at angles of 0, 10 and 50 degrees.
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 50.0]))
     clips = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5.0], [0.2]])
-    lines = demo.answers(["dog_1.wav", "dog_2.wav", "rain_1.wav"], clips, ["Dog", "Dog", "Rain"]).splitlines()
+    lines = demo.results_table(
+        ["dog_1.wav", "dog_2.wav", "rain_1.wav"], clips, ["Dog", "Dog", "Rain"]
+    ).splitlines()
     assert lines[1].split() == ["dog_1.wav", "*", "dog_2.wav", "0.985", "Dog"]
     assert lines[3].split() == ["rain_1.wav", "dog_2.wav", "0.766", "Rain"]
-    assert lines[4] == "* of the same kind: 2 of 3 nearest clips"
+    assert lines[4] == "* same category: 2 of 3 nearest clips"
 
 
-def test_demo_prints_shapes_neighbours_and_tags_and_draws_a_picture(tmp_path):
+def test_demo_prints_shapes_neighbours_and_tags_and_writes_a_plot(tmp_path):
     for folder in ("examples", "tests/data"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     answer = subprocess.run(
@@ -88,13 +90,13 @@ def test_demo_prints_shapes_neighbours_and_tags_and_draws_a_picture(tmp_path):
 
 
 def test_neighbours_of_the_built_in_model_make_sense():
-    # Not all kinds are equally easy, but speech is nearest to speech, and more than half find their like.
+    # Speech is nearest to speech, and more than half of the clips are nearest to their category.
     model = m2d_hub.load_model("m2d-mini")
     kinds = [path.name.split("_")[0] for path in CLIPS]
     unit = F.normalize(model.encode_clip(CLIPS), dim=-1)
     nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(dim=1).tolist()
-    hits = {place: kinds[near] == kinds[place] for place, near in enumerate(nearest)}
-    assert all(hits[place] for place, kind in enumerate(kinds) if kind == "speech")
+    hits = {index: kinds[other] == kinds[index] for index, other in enumerate(nearest)}
+    assert all(hits[index] for index, kind in enumerate(kinds) if kind == "speech")
     assert sum(hits.values()) > len(CLIPS) / 2
 
 
@@ -116,9 +118,10 @@ def test_make_sets_up_an_environment_once(target, tmp_path):
     assert "venv .venv" not in planned() and "pip" not in planned()
 
 
-def test_checks_of_a_clean_checkout_end_with_the_readmes_test_command():
+def test_readme_starts_with_the_commands_that_ci_runs_too():
+    first = re.search(r"```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert first[1].split("\n")[:2] == ["make demo", "make test"]
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    lines = script.read_text().splitlines()
-    assert "set -euo pipefail" in lines
-    assert lines[-1] == "make test"
+    commands = [line for line in script.read_text().splitlines() if line.startswith(("set ", "make "))]
+    assert commands == ["set -euo pipefail", "make lint", "make types", "make test", "make test-slow"]
