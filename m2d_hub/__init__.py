@@ -8,7 +8,7 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # names are imported on first use, since huggingface_hub takes 0.2 s to import
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
     from m2d_hub.corpus.draw_map import draw_map
     from m2d_hub.corpus.embed_files import Summary, embed_files
@@ -32,92 +32,46 @@ if TYPE_CHECKING:
     from m2d_hub.stream import Stream, StreamWindow
     from m2d_hub.zero_shot import classify_by_text
 
-# Loaded when first asked for: the model needs huggingface_hub, which takes 0.2 s to import.
-_HOMES = {
-    "M2D": "model",
-    "AudioError": "errors",
-    "CheckpointError": "errors",
-    "ChecksumError": "errors",
-    "ClapConfig": "config",
-    "ConfigError": "errors",
-    "DownloadError": "errors",
-    "Duplicates": "corpus.sound_map",
-    "EncoderConfig": "config",
-    "Frames": "results",
-    "FrontendConfig": "config",
-    "HeadConfig": "config",
-    "M2DError": "errors",
-    "MapPoint": "corpus.sound_map",
-    "Match": "corpus.search",
-    "ModelConfig": "config",
-    "ModelInfo": "pretrained.registry",
-    "SoundMap": "corpus.sound_map",
-    "Source": "corpus.sources",
-    "Stream": "stream",
-    "StreamWindow": "stream",
-    "Summary": "corpus.embed_files",
-    "Tag": "results",
-    "UnknownModelError": "errors",
-    "classify_by_text": "zero_shot",
-    "draw_map": "corpus.draw_map",
-    "embed_files": "corpus.embed_files",
-    "find_sources": "corpus.sources",
-    "list_models": "pretrained.registry",
-    "load_model": "hub",
-    "model_info": "pretrained.cache",
-    "search": "corpus.search",
+_NAMES = {  # public names by module
+    "config": "ClapConfig EncoderConfig FrontendConfig HeadConfig ModelConfig",
+    "corpus.draw_map": "draw_map",
+    "corpus.embed_files": "Summary embed_files",
+    "corpus.search": "Match search",
+    "corpus.sound_map": "Duplicates MapPoint SoundMap",
+    "corpus.sources": "Source find_sources",
+    "errors": "AudioError CheckpointError ChecksumError ConfigError DownloadError M2DError UnknownModelError",
+    "hub": "load_model",
+    "model": "M2D",
+    "pretrained.cache": "model_info",
+    "pretrained.registry": "ModelInfo list_models",
+    "results": "Frames Tag",
+    "stream": "Stream StreamWindow",
+    "zero_shot": "classify_by_text",
 }
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+_SUBMODULES = ("clients", "export", "plots")  # public modules; all others are internal
 
-__all__ = [
-    "M2D",
-    "AudioError",
-    "CheckpointError",
-    "ChecksumError",
-    "ClapConfig",
-    "ConfigError",
-    "DownloadError",
-    "Duplicates",
-    "EncoderConfig",
-    "Frames",
-    "FrontendConfig",
-    "HeadConfig",
-    "M2DError",
-    "MapPoint",
-    "Match",
-    "ModelConfig",
-    "ModelInfo",
-    "SoundMap",
-    "Source",
-    "Stream",
-    "StreamWindow",
-    "Summary",
-    "Tag",
-    "UnknownModelError",
-    "__version__",
-    "classify_by_text",
-    "draw_map",
-    "embed_files",
-    "find_sources",
-    "list_models",
-    "load_model",
-    "model_info",
-    "search",
-]
-
-_SUBMODULES = ("clients", "export", "plots")  # public ones; the rest is internal
+__all__ = sorted([*_MODULES, "__version__"])
 
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        from importlib.metadata import version
-
-        return version("m2d-hub")
+        return _version()
     if name in _SUBMODULES:
         return import_module(f"m2d_hub.{name}")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'm2d_hub' has no attribute {name!r}")
-    return getattr(import_module(f"m2d_hub.{_HOMES[name]}"), name)
+    return getattr(import_module(f"m2d_hub.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("m2d-hub")
+    except PackageNotFoundError:  # for example in a program that PyInstaller packed
+        return "0+unknown"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 from m2d_hub.errors import ConfigError
@@ -35,9 +36,11 @@ class Numbers:
     def __contains__(self, value: object) -> bool:
         if value is None:
             return bool(self.or_none)
-        if isinstance(value, bool) or not isinstance(value, int if self.is_whole else (int, float)):
+        kind = Integral if self.is_whole else Real  # numpy's numbers are registered as these
+        if isinstance(value, bool) or not isinstance(value, kind):
             return False
-        if isinstance(value, float) and not math.isfinite(value):
+        value = float(value)
+        if not math.isfinite(value):
             return value == math.inf and bool(self.or_inf)
         is_at_end = value == {"least": self.least, "most": self.most}.get(self.without_ends)
         return self.least <= value <= self.most and not is_at_end

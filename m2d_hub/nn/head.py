@@ -21,7 +21,12 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, in_features) to logits (B, num_classes)."""
+        """Map features (B, in_features) to logits (B, num_classes).
+
+        A training batch of one clip is normalised with the running statistics, since it has no variance.
+        """
+        if self.training and len(features) == 1:
+            return self.linear(self._normalise_with_running_statistics(features))
         return self.linear(self.norm(features))
 
     def clip_input(self, frames: Tensor) -> Tensor:
@@ -44,9 +49,11 @@ class Head(nn.Module):
         Returns:
             (B, num_classes) float32 on the CPU.
         """
-        features, norm = self.clip_input(frames).to(self.linear.weight), self.norm
-        features = F.batch_norm(features, norm.running_mean, norm.running_var, eps=norm.eps)
-        return self.linear(features).float().cpu()
+        features = self.clip_input(frames).to(self.linear.weight)
+        return self.linear(self._normalise_with_running_statistics(features)).float().cpu()
+
+    def _normalise_with_running_statistics(self, features: Tensor) -> Tensor:
+        return F.batch_norm(features, self.norm.running_mean, self.norm.running_var, eps=self.norm.eps)
 
     def scores(self, logits: Tensor) -> Tensor:
         """Map logits (..., num_classes) to scores from 0 to 1 with the configured activation."""

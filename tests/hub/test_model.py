@@ -225,6 +225,32 @@ def test_tags_are_the_best_classes_by_name_with_sigmoid_scores(tagger):
     assert [tag.score for tag in tags[0]] == pytest.approx(scores[order].tolist(), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "convert", [lambda clips: clips, lambda clips: clips.numpy(), lambda clips: clips.tolist()]
+)
+def test_embeddings_are_classified_from_tensors_arrays_and_lists(tagger, convert):
+    clips = tagger.encode_clip(RAGGED)
+    assert tagger.classify_embeddings(convert(clips)) == tagger.classify(RAGGED)
+
+
+@pytest.mark.parametrize("shape", [(320,), (2, 319), (2, 5, 320)])
+def test_embeddings_of_another_shape_or_with_nan_are_rejected(tagger, shape):
+    with pytest.raises(ConfigError, match=r"embeddings of shape \(B, 320\), got shape"):
+        tagger.classify_embeddings(torch.zeros(shape))
+    with pytest.raises(ConfigError, match="must be finite"):
+        tagger.classify_embeddings(torch.full((1, 320), math.nan))
+
+
+def test_a_training_batch_of_one_clip_uses_the_running_statistics(tagger):
+    clip = tagger.encode_clip(noise(1.0))
+    expected = tagger.head(clip)
+    torch.testing.assert_close(tagger.train().head(clip), expected)
+
+
+def test_numbers_of_numpy_are_accepted(tagger):
+    assert len(tagger.classify(noise(1.0), top_k=np.int64(2), batch_size=np.int32(4))[0]) == 2
+
+
 def test_single_label_heads_give_scores_that_sum_to_one(tiny):
     tiny.set_head(4, activation="softmax")
     assert sum(tag.score for tag in tiny.classify(noise(1.0))[0]) == pytest.approx(1.0)
