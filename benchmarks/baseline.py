@@ -1,7 +1,7 @@
-"""What users run without this package: a timm ViT-Base behind nnAudio, one file at a time.
+"""Plain runtime for comparison: a timm ViT-Base and nnAudio, one file at a time.
 
-It does the work of the published features in the plainest way: the whole file's spectrogram, then one window
-after another. It serves as the other side of the race, and needs timm.
+It computes the published features in the simplest way: the spectrogram of the whole file, then one window
+after another. It needs timm.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ WINDOW_FRAMES, PATCH, GRID_FREQ = 608, 16, 5
 
 
 class Baseline(nn.Module):
-    """Encoder-only M2D ViT-Base from tensors in the published layout."""
+    """M2D ViT-Base encoder from tensors in the published layout."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
         super().__init__()
@@ -46,7 +46,7 @@ class Baseline(nn.Module):
 
     @torch.inference_mode()
     def forward(self, waveform: Tensor) -> Tensor:
-        """Maps waveform (B, S) at 16 kHz to frames (B, T, 3840)."""
+        """Return frames (B, T, 3840) of a waveform (B, S) at 16 kHz."""
         log_mel = (self.mel(waveform) + torch.finfo(torch.float32).eps).log()[:, None]
         log_mel = (log_mel - self.mean) / self.std
         num_frames = log_mel.shape[-1]

@@ -1,11 +1,10 @@
-"""Fine-tuning against linear evaluation on the dev tasks, both on all clips of train, valid and test.
+"""Compare fine-tuning with linear evaluation on the dev tasks, with all clips of train, valid and test.
 
     python benchmarks/finetune.py DATA/dev --model m2d-mini --out RUNS --budget-minutes 120
 
-Each task is a folder of RUNS for either method; what is finished there is not done again, and what the
-budget cut off goes on from its last checkpoint, with the same result. The table goes to
-benchmarks/results/finetune.md; a task that is not finished has a dash. Intervals of 95 % are bootstrapped
-over the test clips and seeds.
+Each task and method has a folder in RUNS. Finished tasks are not repeated, and unfinished ones resume from
+their last checkpoint with the same result. The table is written to benchmarks/results/finetune.md; an
+unfinished task has a dash. Intervals of 95 % are bootstrapped over the test clips and seeds.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results" / "finetune.md"
-DIAGNOSTIC = "gcin_tone_xspk"  # speakers that training never hears: shown, not counted
-SOME_LEFT_OUT = 3  # exit status where a file could not be read
+DIAGNOSTIC = "gcin_tone_xspk"  # speakers that are not in the training clips: shown, not averaged
+SOME_SKIPPED = 3  # exit status if a file cannot be read
 METHODS = {"linear": ["linear-eval"], "finetune": ["finetune", "small"]}
 
 
 def write_lists(data: Path, out: Path) -> dict[str, Path]:
-    """A labelled list for each task of ``manifest.csv``."""
+    """Write a labelled list for each task of ``manifest.csv``."""
     rows: dict[str, list[list[str]]] = defaultdict(list)
     with (data / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             rows[row["task"]].append([str((data / row["file"]).resolve()), row["label"], row["split"]])
     lists = {}
-    for task, own in sorted(rows.items(), key=lambda item: len(item[1])):  # the short ones first
+    for task, own in sorted(rows.items(), key=lambda item: len(item[1])):  # short ones first
         lists[task] = out / "lists" / f"{task}.csv"
         lists[task].parent.mkdir(parents=True, exist_ok=True)
         with lists[task].open("w", newline="", encoding="utf-8") as lines:
@@ -42,7 +41,7 @@ def write_lists(data: Path, out: Path) -> dict[str, Path]:
 
 
 def evaluate(method: str, task: Path, folder: Path, arguments: argparse.Namespace, left_s: float) -> None:
-    """Runs or goes on with one method on one task, for so many seconds at most."""
+    """Run or resume one method on one task, for at most the given number of seconds."""
     command = [sys.executable, "-m", "m2d_training", *METHODS[method], "--model", arguments.model]
     command += ["--data", str(task), "--out", str(folder), "--seeds", str(arguments.seeds)]
     if method == "finetune":
@@ -52,20 +51,22 @@ def evaluate(method: str, task: Path, folder: Path, arguments: argparse.Namespac
         try:
             status = subprocess.run(command, timeout=left_s, stdout=output, stderr=output).returncode
         except subprocess.TimeoutExpired:
-            print(f"{method} on {task.stem}: the budget is used up; run again to go on", flush=True)
+            print(
+                f"{method} on {task.stem}: the budget is used up; run the command again to resume", flush=True
+            )
             return
-    if status not in (0, SOME_LEFT_OUT):
-        sys.exit(f"{method} on {task.stem} failed; {folder / 'output.txt'} says why")
+    if status not in (0, SOME_SKIPPED):
+        sys.exit(f"{method} on {task.stem} failed; {folder / 'output.txt'} has the reason")
 
 
 def read_report(folder: Path) -> dict[str, Any] | None:
-    """The report of a finished evaluation."""
+    """Read the report of a finished evaluation."""
     path = folder / "report.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
 
 def table(reports: dict[str, dict[str, dict[str, Any] | None]], arguments: argparse.Namespace) -> str:
-    """The page."""
+    """Return the page."""
     counted = [
         (own["linear"]["value"], own["finetune"]["value"])
         for task, own in reports.items()
@@ -112,12 +113,12 @@ def _cell(report: dict[str, Any] | None) -> str:
 
 
 def _minutes(report: dict[str, Any]) -> float:
-    """Time of the optimizer steps of all seeds."""
+    """Return the time of the optimizer steps of all seeds."""
     return sum(training["seconds"] for training in report["trainings"]) / 60
 
 
 def count_clips(task: Path) -> str:
-    """Clips to train and to test on, and classes."""
+    """Return the numbers of training clips, test clips and classes."""
     with task.open(newline="", encoding="utf-8") as lines:
         rows = list(csv.DictReader(lines))
     train, test = (sum(row["split"] == split for row in rows) for split in ("train", "test"))
@@ -125,7 +126,7 @@ def count_clips(task: Path) -> str:
 
 
 def main() -> None:
-    """Evaluates until the budget is used up, and writes the table."""
+    """Evaluate until the budget is used up, and write the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,13 @@
-"""Commands that are killed, stopped, or run out of disk: nothing lost, and an end as if unbroken.
+"""Kill and stop commands, or fill their disk, and compare the result with an uninterrupted run.
 
     python benchmarks/interruptions.py WORK [--times 20] [--only embed-npz finetune]
 
-Each command is run once unbroken. Then it is interrupted ``--times`` times at random moments (seeded), by
-SIGKILL and SIGTERM in turn, and started again each time; whenever it comes to its end, that is compared with
-the unbroken end, and it begins anew. Where the machine lets a small tmpfs be mounted (as root), it is last
-run on a disk that is too small, which must be told, and goes on with room. Each command's line goes to
-benchmarks/results/interruptions.md once it is known, beside those of commands that were run before.
+Each command runs once without interruption. Then it is interrupted ``--times`` times at random (seeded)
+moments, by SIGKILL and SIGTERM in turn, and started again each time. When it finishes, its result is compared
+with the uninterrupted one, and it starts over. If the machine can mount a small tmpfs (as root), the command
+also runs on a disk that is too small, must report it, and resumes with more space. The results of each
+command are written to benchmarks/results/interruptions.md as soon as they are known; those of other commands
+are kept.
 """
 
 from __future__ import annotations
@@ -39,8 +40,8 @@ from m2d_hub.corpus.stored import read_stored
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
 RATE = 16_000
-OTHER = ("cache", "export", "out", "timing")  # places of a run, and how long it took, in reports
-PER_RUN = 5  # interruptions, before it may come to its end
+OTHER = ("cache", "export", "out", "timing")  # paths and durations in reports
+PER_RUN = 5  # interruptions before it can finish
 HEAD = """\
 # Interruptions
 
@@ -57,26 +58,26 @@ process which SIGTERM ended before it had begun to catch it.
 
 @dataclass(frozen=True)
 class Command:
-    """What is run, into which output, and what counts of it."""
+    """A command, its output, and the part of the output to compare."""
 
     arguments: list[str]
-    out: str  # name within the working folder
+    out: str  # name in the working folder
     contents: Callable[[Path], Any]
-    is_at_once: bool = False  # the output is there once it is whole, and is then not written again
+    is_at_once: bool = False  # the output appears when it is complete, and is not written again
 
 
 @dataclass
 class Found:
-    """What became of a command's interruptions."""
+    """Results of the interruptions of a command."""
 
     signals: Counter[str] = field(default_factory=Counter)
     statuses: Counter[int] = field(default_factory=Counter)  # after SIGTERM
-    ends: list[bool] = field(default_factory=list)  # whether each was equal
+    ends: list[bool] = field(default_factory=list)  # whether each result was equal
     disk: str = "not tried"
 
 
 def make_clips(folder: Path) -> Path:
-    """Tones of four classes in noise, 1 to 4 s, and their list."""
+    """Write tones of four classes in noise, 1 to 4 s long, and their list."""
     rng = np.random.default_rng(0)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -92,7 +93,7 @@ def make_clips(folder: Path) -> Path:
 
 
 def without_times(value: Any) -> Any:
-    """JSON without what is never the same twice: seconds, and the place of the run."""
+    """Return JSON without values that differ between runs: durations and paths."""
     if isinstance(value, dict):
         return {
             key: without_times(part)
@@ -103,7 +104,7 @@ def without_times(value: Any) -> Any:
 
 
 def embedded(path: Path) -> Any:
-    """Embeddings and times by file, of any format."""
+    """Return embeddings and timestamps by file, from any format."""
     return {
         record.file: (record.embedding.tobytes(), record.timestamps_s.tobytes())
         for record in read_stored(path).records()
@@ -111,7 +112,7 @@ def embedded(path: Path) -> Any:
 
 
 def files(*patterns: str) -> Callable[[Path], Any]:
-    """Files of a folder, JSON without times."""
+    """Return the files of a folder, JSON without times."""
 
     def contents(folder: Path) -> Any:
         found: dict[str, Any] = {}
@@ -130,7 +131,7 @@ def files(*patterns: str) -> Callable[[Path], Any]:
 
 
 def commands(clips: Path) -> dict[str, Command]:
-    """All commands by name."""
+    """Return all commands by name."""
     hub, train = [sys.executable, "-m", "m2d_hub"], [sys.executable, "-m", "m2d_training"]
     found = {
         f"embed-{suffix.lstrip('.') or 'folder'}": Command(
@@ -160,7 +161,7 @@ def commands(clips: Path) -> dict[str, Command]:
 
 
 def start(command: Command, folder: Path) -> subprocess.Popen[str]:
-    """Starts a command on one thread, so that sums are added in one order."""
+    """Start a command with one thread, so that sums have a fixed order."""
     return subprocess.Popen(
         [*command.arguments, "--out", str(folder / command.out)],
         env={"OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "HOME": str(folder)},
@@ -171,14 +172,14 @@ def start(command: Command, folder: Path) -> subprocess.Popen[str]:
 
 
 def finish(command: Command, folder: Path) -> tuple[int, str]:
-    """Runs a command to its end; its exit status and what it said."""
+    """Run a command to its end and return its exit status and output."""
     child = start(command, folder)
     said = child.communicate()[1]
     return child.returncode, said
 
 
 def unbroken(command: Command, folder: Path) -> tuple[Any, float, int]:
-    """The end, the seconds until it, and the bytes that it takes."""
+    """Return the uninterrupted result, its duration and its size in bytes."""
     begun = time.monotonic()
     status, said = finish(command, folder)
     if status:
@@ -188,7 +189,7 @@ def unbroken(command: Command, folder: Path) -> tuple[Any, float, int]:
 
 
 def interrupt(command: Command, folder: Path, moment_s: float, number: int) -> tuple[str, int] | None:
-    """Signals a command at a moment; the signal and the exit status, None: it had come to its end."""
+    """Send a signal at a moment; return it with the exit status, or None if the command had finished."""
     child = start(command, folder)
     try:
         said = child.communicate(timeout=None if math.isinf(moment_s) else moment_s)[1]
@@ -200,12 +201,12 @@ def interrupt(command: Command, folder: Path, moment_s: float, number: int) -> t
             sys.exit(f"{which.name} made {' '.join(command.arguments)} end with {child.returncode}:\n{said}")
         return which.name, child.returncode
     if child.returncode:
-        sys.exit(f"{' '.join(command.arguments)} did not go on:\n{said}")
+        sys.exit(f"{' '.join(command.arguments)} did not resume:\n{said}")
     return None
 
 
 def interruptions(command: Command, work: Path, times: int, whole: Any, seconds: float) -> Found:
-    """Interrupts a command so many times, and compares each of its ends."""
+    """Interrupt a command several times and compare each result."""
     found, moments = Found(), random.Random(0)
     while found.signals.total() < times:
         folder = Path(tempfile.mkdtemp(dir=work))
@@ -226,7 +227,7 @@ def interruptions(command: Command, work: Path, times: int, whole: Any, seconds:
 
 @contextmanager
 def small_disk(folder: Path, size: int) -> Iterator[None]:
-    """A disk of so many bytes at ``folder``."""
+    """Mount a disk of the given size at ``folder``."""
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)], check=True)
     try:
         yield
@@ -235,7 +236,7 @@ def small_disk(folder: Path, size: int) -> Iterator[None]:
 
 
 def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
-    """Runs a command on half the room that it needs, then goes on with enough."""
+    """Run a command with half of the disk space that it needs, then resume with enough."""
     folder = Path(tempfile.mkdtemp(dir=work))
     try:
         with small_disk(folder, max(size // 2, 4096)):
@@ -246,7 +247,7 @@ def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
             subprocess.run(["mount", "-o", f"remount,size={8 * size + 10**8}", str(folder)], check=True)
             status, said = finish(command, folder)
             if status:
-                sys.exit(f"{' '.join(command.arguments)} did not go on after a full disk:\n{said}")
+                sys.exit(f"{' '.join(command.arguments)} did not resume after a full disk:\n{said}")
             is_equal = command.contents(folder / command.out) == whole
     except subprocess.CalledProcessError:
         return "not tried"
@@ -256,7 +257,7 @@ def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
 
 
 def report(found: dict[str, Any]) -> str:
-    """The table, of what was kept of each command."""
+    """Return the table of all commands."""
     lines = []
     for name, kept in found.items():
         signals, statuses = kept["signals"], sorted(kept["statuses"].items())
@@ -270,7 +271,7 @@ def report(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Runs all, and keeps the line of each."""
+    """Run all commands and store the results of each."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Linear evaluation against scikit-learn's logistic regression on the same features.
+"""Compare linear evaluation with logistic regression of scikit-learn on the same features.
 
     python benchmarks/linear_eval.py DATA/dev --model m2d-mini --work FOLDER
 
 DATA/dev/manifest.csv lists tasks (task, split, file, label). Each task is evaluated by
-``m2d_training.linear_eval`` with its default learning rate and with the paper's alone, and by
-``sklearn.linear_model.LogisticRegression`` on the very features that the former kept, standardised, its C
-chosen on the valid clips. What is written to benchmarks/results/linear_eval.md says for each task whether
-scikit-learn's accuracy lies within the interval of ours. Features are kept in FOLDER for the next time.
+``m2d_training.linear_eval`` with its default learning rate and with only the rate of the paper, and by
+``sklearn.linear_model.LogisticRegression`` on the same standardised features, with C chosen on the valid
+clips. benchmarks/results/linear_eval.md states for each task whether the accuracy of scikit-learn is within
+our interval. Features are cached in FOLDER.
 """
 
 from __future__ import annotations
@@ -55,21 +55,21 @@ and what they choose, rate or C, says little about the other one.
 
 @dataclass(frozen=True)
 class Comparison:
-    """One task's answers."""
+    """Results of one task."""
 
     task: str
     ours: LinearEvalResult
     papers: LinearEvalResult
     regression: float  # accuracy
-    seconds: float  # of ours, features not counted
+    seconds: float  # of our method, without features
 
     @property
     def is_within(self) -> bool:
-        """Whether scikit-learn's accuracy lies within our interval."""
+        """Return whether the accuracy of scikit-learn is within our interval."""
         return self.ours.interval.low <= self.regression <= self.ours.interval.high
 
     def row(self) -> str:
-        """A line of the table."""
+        """Return a row of the table."""
         (training,) = self.ours.report["trainings"]
         (papers,) = self.papers.report["trainings"]
         cells = [
@@ -91,7 +91,7 @@ def _figures(result: LinearEvalResult) -> str:
 
 
 def write_lists(data: Path, work: Path) -> list[Path]:
-    """A labelled list of each task."""
+    """Write a labelled list for each task."""
     rows: dict[str, list[list[str]]] = defaultdict(list)
     with (data / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
@@ -106,7 +106,7 @@ def write_lists(data: Path, work: Path) -> list[Path]:
 
 
 def compare(path: Path, options: dict[str, Any], papers: dict[str, Any]) -> Comparison:
-    """Evaluate one task in all ways."""
+    """Evaluate one task with all methods."""
     ours = linear_eval(**options)
     accuracy = regression_accuracy(path, options, ours.report["clip_seconds"])
     return Comparison(
@@ -115,7 +115,7 @@ def compare(path: Path, options: dict[str, Any], papers: dict[str, Any]) -> Comp
 
 
 def regression_accuracy(path: Path, options: dict[str, Any], clip_seconds: float | None) -> float:
-    """Test accuracy of logistic regression on the features that the evaluation kept."""
+    """Return the test accuracy of logistic regression on the features cached by the evaluation."""
     labelled = read_labelled(path)
     model = load_model(options["model"], device=options["device"])
     num_samples = None if clip_seconds is None else round(clip_seconds * model.sample_rate)
@@ -141,7 +141,7 @@ def regression_accuracy(path: Path, options: dict[str, Any], clip_seconds: float
 
 
 def write_results(path: Path, model: str, duration: str, comparisons: Sequence[Comparison]) -> None:
-    """Writes the table."""
+    """Write the table."""
     clips = "whole" if duration == "none" else "as long as the training clips' mean, as in the paper"
     within = sum(comparison.is_within for comparison in comparisons)
     text = HEADER.format(model=model, clips=clips)
@@ -151,16 +151,16 @@ def write_results(path: Path, model: str, duration: str, comparisons: Sequence[C
 
 
 def main() -> None:
-    """Writes the table, and prints it."""
+    """Write and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("data", type=Path, help="folder of the dev tasks, with manifest.csv")
     parser.add_argument("--model", default="m2d-mini", help="name, folder or file")
     parser.add_argument("--work", type=Path, required=True, help="folder for lists, features and runs")
-    parser.add_argument("--duration", choices=["mean", "none"], default="none", help="as of linear-eval")
-    parser.add_argument("--task", action="append", help="only this one; repeatable")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="the table")
+    parser.add_argument("--duration", choices=["mean", "none"], default="none", help="as for linear-eval")
+    parser.add_argument("--task", action="append", help="only this task; repeatable")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file for the table")
     parser.add_argument("--device", help="cpu, cuda …")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)

@@ -1,10 +1,10 @@
-"""How many clips a second one core feeds to pre-training; writes benchmarks/results/training_feed.md.
+"""Measure how many clips per second one core reads for pre-training (results/training_feed.md).
 
     python benchmarks/training_feed.py [--clips 200] [--seconds 10] [--repeats 3]
 
-Crops are drawn as pre-training draws them, one process, one thread: FLAC at 16 kHz in the shards of
-``m2d-train prepare``, and MP3 and WAV at 44.1 kHz as they are, whose crop alone is decoded and resampled.
-``whole`` decodes the whole clip instead, as a reader must that cannot enter a file. Sounds are generated.
+Crops are drawn as in pre-training, with one process and one thread: from FLAC at 16 kHz in shards of
+``m2d-train prepare``, and from MP3 and WAV files at 44.1 kHz, where only the crop is decoded and resampled.
+``whole`` decodes the whole clip, for comparison. The sounds are generated.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def entries_of(work: Path, kind: str, options: argparse.Namespace) -> list[Entry
 
 
 def rate_of(read: Callable[[Entry], object], entries: list[Entry], repeats: int) -> float:
-    """Clips a second, after a few that are not counted."""
+    """Return clips per second, after a few warm-up clips."""
     for entry in entries[:5]:
         read(entry)
     rates = []

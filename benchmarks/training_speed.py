@@ -1,9 +1,9 @@
-"""Speed of pre-training on this machine's CPU: steps a second, the time of each stage, growth with processes.
+"""Measure pre-training on the CPU: steps per second, the time of each stage, and scaling with processes.
 
     python benchmarks/training_speed.py [--steps 8] [--presets m2d-0.7 m2d-mini]
 
-Stages are timed inside one process with all cores; processes through the console script, one thread each.
-The data are generated clips of 10 s in FLAC shards, decoded by the training process itself.
+Stages are timed in one process with all cores; processes are started by the console script, with one thread
+each. The data are generated clips of 10 s in FLAC shards, decoded by the training process.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ from m2d_hub.nn.frontend import LogMelFrontend
 RESULTS = Path(__file__).resolve().parent / "results" / "training_speed.md"
 CLIPS, CLIP_S, RATE = 64, 10.0, 16_000
 WARM_UP_STEPS = 2
-BATCHES = {"m2d-0.7": 8, "m2d-mini": 64}  # preset: clips of a step
+BATCHES = {"m2d-0.7": 8, "m2d-mini": 64}  # clips per step of each preset
 
 
 class Stopwatch:
-    """Seconds spent in methods of objects, without those of timed methods inside them."""
+    """Seconds spent in methods of objects, without nested timed methods."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._inside: list[float] = []
 
     def watch(self, owner: object, method: str, stage: str) -> None:
-        """Times a method of an object from now on."""
+        """Time a method of an object from now on."""
         original = getattr(owner, method)
 
         def timed(*args, **kwargs):
@@ -71,7 +71,7 @@ class Stopwatch:
 
 
 def make_shards(folder: Path) -> Path:
-    """Generated clips as FLAC shards."""
+    """Write generated clips as FLAC shards."""
     rng = np.random.default_rng(0)
     rows = [["file"]]
     for index in range(CLIPS):
@@ -84,8 +84,8 @@ def make_shards(folder: Path) -> Path:
 
 
 def time_stages(preset: str, shards: Path, steps: int) -> dict[str, object]:
-    """Seconds of each stage of a step in this process."""
-    settings = [f"batch_size={BATCHES[preset]}", "offline=none"]  # the clips have no labels
+    """Return the seconds of each stage of a step in this process."""
+    settings = [f"batch_size={BATCHES[preset]}", "offline=none"]  # clips without labels
     config = apply_settings(load_preset(preset).config, settings).resolve()
     manifest = read_manifest(str(shards))
     plan = EpochPlan(len(manifest.entries), config.batch_size, config.seed)
@@ -121,7 +121,7 @@ def time_stages(preset: str, shards: Path, steps: int) -> dict[str, object]:
 
 
 def watch_stages(trainer: Trainer, pretrainer) -> Stopwatch:
-    """Puts a stopwatch on the parts of a step."""
+    """Time the stages of a step."""
     watch = Stopwatch()
     watch.watch(trainer.inputs, "log_mel", "log-mel")
     watch.watch(trainer.model, "forward", "other forward")
@@ -136,7 +136,7 @@ def watch_stages(trainer: Trainer, pretrainer) -> Stopwatch:
 
 
 def time_processes(preset: str, shards: Path, processes: int, steps: int) -> dict[str, object]:
-    """Clips a second through the console script with one thread a process."""
+    """Return clips per second of the console script with one thread per process."""
     with tempfile.TemporaryDirectory() as out:
         batch = BATCHES[preset] // 2
         settings = [
@@ -158,7 +158,7 @@ def time_processes(preset: str, shards: Path, processes: int, steps: int) -> dic
 
 
 def report(results: dict[str, dict]) -> str:
-    """Results as a page."""
+    """Return the results as a page."""
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     lines = [
         "# Speed of pre-training on a CPU",
@@ -183,7 +183,7 @@ def report(results: dict[str, dict]) -> str:
 
 
 def stage_table(preset: str, timed: dict) -> list[str]:
-    """Where a step's time goes, the longest stage first."""
+    """Return a table of the time of each stage, longest first."""
     whole = timed["seconds_per_step"]
     stages = sorted(timed["stages_s"].items(), key=lambda stage: -stage[1])
     head = [f"## {preset}: where a step of {whole} s goes", "", "| stage | s | share |", "|---|---|---|"]
@@ -191,7 +191,7 @@ def stage_table(preset: str, timed: dict) -> list[str]:
 
 
 def main() -> None:
-    """Measures, prints and writes the page."""
+    """Measure, print and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--presets", nargs="+", choices=list(BATCHES), default=list(BATCHES))

@@ -1,7 +1,7 @@
-"""Finds the same recording under two names: games share sounds, re-encoded, so that checksums differ.
+"""Find recordings that occur under two names: games share sounds, re-encoded, so checksums differ.
 
-A fingerprint is the log power of 20 bands over the first second and a half of what is heard, in steps of
-30 ms, without its mean; two clips are alike where fingerprints and lengths nearly agree.
+A fingerprint is the log power of 20 bands over the first 1.5 seconds after the onset, in steps of 30 ms,
+minus its mean. Two clips are alike if their fingerprints and lengths nearly agree.
 Shapes: N clips, T steps, F bands.
 """
 
@@ -17,19 +17,19 @@ import soundfile
 SAMPLE_RATE = 16_000  # Hz
 STEP, WINDOW = 480, 512  # samples
 STEPS, BANDS = 50, 20
-LEAST_STEPS = 4
-LOWEST_BIN, HIGHEST_BIN = 4, 200  # of a window's spectrum: 125 Hz to 6.25 kHz
-ONSET = 0.02  # of the largest value: where a clip begins to be heard
+MIN_STEPS = 4
+LOWEST_BIN, HIGHEST_BIN = 4, 200  # of the spectrum of a window: 125 Hz to 6.25 kHz
+ONSET = 0.02  # share of the largest value at which a clip starts
 LENGTH_TOLERANCE = 1 / 8
-LIKENESS = 0.975  # correlation
+LIKENESS = 0.975  # minimum correlation
 
 
 def fingerprint(path: Path) -> tuple[np.ndarray, int]:
-    """Log powers (T, F) and how many of the steps are heard."""
+    """Return log powers (T, F) and the number of steps with sound."""
     waveform, _ = soundfile.read(path, frames=2 * SAMPLE_RATE, dtype="float32")
     heard = np.flatnonzero(np.abs(waveform) > ONSET * np.abs(waveform).max(initial=1e-6))
     waveform = waveform[heard[0] if len(heard) else 0 :][: STEPS * STEP]
-    steps = int(np.clip(len(waveform) // STEP, LEAST_STEPS, STEPS))
+    steps = int(np.clip(len(waveform) // STEP, MIN_STEPS, STEPS))
     padded = np.pad(waveform, (0, STEPS * STEP + WINDOW - len(waveform)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[:: STEP // 2][: 2 * STEPS]
     power = np.abs(np.fft.rfft(windows * np.hanning(WINDOW))) ** 2
@@ -41,7 +41,7 @@ def fingerprint(path: Path) -> tuple[np.ndarray, int]:
 
 
 def alike(paths: Sequence[Path], others: Sequence[Path]) -> set[int]:
-    """Places of those ``paths`` that are the same recording as one of ``others``."""
+    """Return the indices of ``paths`` that are the same recording as one of ``others``."""
     if not paths or not others:
         return set()
     stacked = [fingerprint(path) for path in others]

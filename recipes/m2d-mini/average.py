@@ -1,8 +1,9 @@
-"""Averages the weights of models that were trained further from one and the same.
+"""Average the weights of models that were trained further from the same model.
 
     python recipes/m2d-mini/average.py OUT/average OUT/first/export OUT/longer/export
 
-Each counts alike (model soups, Wortsman et al., ICML 2022, "uniform"); the configuration is the first one's.
+All models have the same weight (model soups, Wortsman et al., ICML 2022, "uniform"). The configuration is
+that of the first model.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
 
 
 def average(models: list[Path], out: Path) -> None:
-    """Writes the mean of model folders' weights as a model folder, in float32.
+    """Write the mean of the weights of model folders as a model folder, in float32.
 
     Raises:
         CheckpointError: Their tensors differ in names or shapes.
@@ -26,9 +27,7 @@ def average(models: list[Path], out: Path) -> None:
     first, *others = checkpoints = [load_checkpoint(model) for model in models]
     for model, checkpoint in zip(models[1:], others, strict=True):
         if _shapes(checkpoint.tensors) != _shapes(first.tensors):
-            raise CheckpointError(
-                f"{model} has not the tensors that {models[0]} has; give models of one shape."
-            )
+            raise CheckpointError(f"{model} has other tensors than {models[0]}; give models of one shape.")
     means = {
         name: torch.stack([checkpoint.tensors[name].double() for checkpoint in checkpoints])
         .mean(dim=0)
@@ -44,7 +43,7 @@ def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def main() -> None:
-    """Averages."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

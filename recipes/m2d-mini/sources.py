@@ -1,4 +1,4 @@
-"""Prints what a corpus is made of as the Markdown tables of data.md, from the ``sources.csv`` of its folders.
+"""Print the packages of a corpus as the Markdown tables of data.md, from the ``sources.csv`` of its folders.
 
 python recipes/m2d-mini/sources.py DATA/pretrain DATA/packages DATA/notes DATA/scores DATA/speech
 """
@@ -9,7 +9,7 @@ import argparse
 import csv
 from pathlib import Path
 
-LICENCES = {  # of copyright files without fields, as read
+LICENCES = {  # licences of copyright files without fields
     "csmash-demosong": "EFF Open Audio License 1.0",
     "festvox-kallpc16k": "Festvox",
     "festvox-kdlpc16k": "Festvox",
@@ -23,13 +23,13 @@ LICENCES = {  # of copyright files without fields, as read
 
 
 def read_sources(folder: Path) -> list[dict[str, str]]:
-    """Rows of ``package,version,hours,licences``."""
+    """Read rows of ``package,version,hours,licences``."""
     with (folder / "sources.csv").open(newline="", encoding="utf-8") as lines:
         return list(csv.DictReader(lines))
 
 
 def table(rows: list[dict[str, str]]) -> str:
-    """A row a package."""
+    """Return Markdown: one row per package."""
     lines = ["| package | version | hours | licences |", "|---|---|---|---|"]
     for row in rows:
         licences = row["licences"].replace(" | ", ", ") or LICENCES[row["package"]]
@@ -39,7 +39,7 @@ def table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Prints a section a folder."""
+    """Print one section per folder."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""Synthesised speech: three free engines, some sixty languages and many voices."""
+"""Synthesise speech with three free engines, about sixty languages and many voices."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pathlib import Path
 
 from speech_texts import draw_texts
 
-SECONDS_LIMIT = 60  # of one call of an engine
-WAV_HEADER = 44  # bytes; festival writes an empty file where it can read nothing of a text
+SECONDS_LIMIT = 60  # per call of an engine
+WAV_HEADER = 44  # bytes; festival writes an empty file for a text that it cannot read
 
-# language of the label: (locale of the texts, voices of espeak-ng)
+# language label: (locale of the texts, voices of espeak-ng)
 ESPEAK_LANGUAGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "af": ("af", ("af",)),
     "am": ("am", ("am",)),
@@ -92,7 +92,7 @@ ESPEAK_VARIANTS = (
     *("whisper", "whisperf", "zac"),
 )
 FLITE_VOICES = ("awb", "kal", "kal16", "rms", "slt")
-# voice of festival: (language, locale of the texts, encoding that it reads)
+# voice of festival: (language, locale of the texts, encoding)
 FESTIVAL_VOICES: dict[str, tuple[str, str, str]] = {
     "cmu_us_slt_arctic_hts": ("en", "en", "ascii"),
     "czech_dita": ("cs", "cs", "iso-8859-2"),
@@ -115,26 +115,26 @@ FESTIVAL_VOICES: dict[str, tuple[str, str, str]] = {
 
 @dataclass(frozen=True)
 class Line:
-    """One text and who reads it."""
+    """One text and its voice."""
 
     engine: str
-    voice: str  # as the engine calls it
+    voice: str  # name in the engine
     language: str
     text: str
     encoding: str = "utf-8"
-    variant: str = ""  # of an espeak-ng voice
-    speed: int = 0  # words a minute; 0: the engine's own
-    pitch: int = 0  # of espeak-ng, 0-99
+    variant: str = ""  # only for espeak-ng
+    speed: int = 0  # words per minute; 0: default of the engine
+    pitch: int = 0  # only for espeak-ng, 0-99
 
     @property
     def label(self) -> str:
-        """What the clip is learnt by."""
+        """Label of the clip."""
         voice = f"espeak-ng-{self.variant}" if self.variant else f"{self.engine}-{self.voice}"
         return f"kind:speech;kind:synthetic-speech;language:{self.language};voice:{voice}"
 
 
 def espeak_lines(texts: Path, per_language: int, rng: random.Random) -> list[Line]:
-    """Each language read in random variants, at random speeds and pitches."""
+    """Return lines for each language, with random variants, speeds and pitches."""
     lines = []
     for language, (locale, voices) in ESPEAK_LANGUAGES.items():
         count = per_language * (2 if len(voices) > 1 else 1)
@@ -146,7 +146,7 @@ def espeak_lines(texts: Path, per_language: int, rng: random.Random) -> list[Lin
 
 
 def other_lines(texts: Path, per_voice: int, rng: random.Random) -> list[Line]:
-    """Flite's and festival's voices."""
+    """Return lines for the voices of flite and festival."""
     lines = []
     for voice in FLITE_VOICES:
         lines += [Line("flite", voice, "en", text) for text in draw_texts(texts, "en", per_voice, rng)]
@@ -157,7 +157,7 @@ def other_lines(texts: Path, per_voice: int, rng: random.Random) -> list[Line]:
 
 
 def speak(line: Line, target: Path) -> bool:
-    """Reads a line to a WAV file; False where the engine gives none."""
+    """Speak a line to a WAV file; return False if the engine writes none."""
     spoken = line.text.encode(line.encoding, "ignore")
     if line.engine == "espeak-ng":
         command = ["espeak-ng", "-v", f"{line.voice}+{line.variant}", "-s", str(line.speed)]

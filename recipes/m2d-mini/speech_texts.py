@@ -1,6 +1,6 @@
-"""Free texts to read aloud: translations of programs' messages and of the names of countries and languages.
+"""Free texts to speak: translations of program messages and of names of countries and languages.
 
-They stand as gettext catalogues in packages of Debian's main section (GPL and LGPL), in a hundred languages.
+They are gettext catalogues in packages of Debian's main section (GPL and LGPL), in a hundred languages.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ TEXT_PACKAGES = (
     "xz-utils",
 )
 NAMES_PACKAGE = "iso-codes"
-SHORTEST_LETTERS, LONGEST_LETTERS = 12, 110  # of a message that is read
+MIN_CHARACTERS, MAX_CHARACTERS = 12, 110  # of a message
 MIN_LETTER_SHARE = 0.75
 NAMES_PER_TEXT = (3, 7)
 NOISE = re.compile(r"%[-#0 +']*[\d*.$]*[a-zA-Z%]|['\"`‘’“”«»„<>\[\]{}|\\=_^~*#@/]+|-{2,}\S*")
 
 
 def clean(message: str) -> str | None:
-    """A message without place-holders and marks; None where too little of a sentence is left."""
+    """Return a message without placeholders and marks, or None if too little text is left."""
     text = " ".join(NOISE.sub(" ", message.split("\n\n")[0]).split())
     letters = sum(character.isalpha() for character in text)
-    enough = letters >= SHORTEST_LETTERS and len(text) <= LONGEST_LETTERS
+    enough = letters >= MIN_CHARACTERS and len(text) <= MAX_CHARACTERS
     spaces = text.count(" ")
     return text if enough and letters + spaces >= MIN_LETTER_SHARE * len(text) else None
 
 
 def unpack_catalogues(packages: Iterable[Path], folder: Path) -> None:
-    """Unpacks the catalogues of package files."""
+    """Unpack the catalogues of package files."""
     for package in packages:
         own = folder / package.name.split("_")[0]
         if own.exists():
@@ -57,15 +57,15 @@ def unpack_catalogues(packages: Iterable[Path], folder: Path) -> None:
 
 
 def read_catalogues(folder: Path, locale: str) -> tuple[list[str], list[str]]:
-    """Messages and names of one locale, in sorted order; English ones are the catalogues' own keys."""
+    """Return messages and names of one locale, sorted; the English ones are the keys of the catalogues."""
     messages: set[str] = set()
     names: set[str] = set()
     translated = "de" if locale == "en" else locale
     for path in sorted(folder.glob(f"*/usr/share/locale/{translated}/LC_MESSAGES/*.mo")):
         try:
             with path.open("rb") as file:
-                catalogue = vars(gettext.GNUTranslations(file))["_catalog"]  # the only way to list it
-        except UnicodeDecodeError:  # a few name no encoding of their header
+                catalogue = vars(gettext.GNUTranslations(file))["_catalog"]  # no public API lists it
+        except UnicodeDecodeError:  # some headers state no encoding
             continue
         is_names = path.relative_to(folder).parts[0] == NAMES_PACKAGE
         for key, translation in catalogue.items():
@@ -73,11 +73,11 @@ def read_catalogues(folder: Path, locale: str) -> tuple[list[str], list[str]]:
             if isinstance(text, str) and text and key:
                 (names if is_names else messages).add(text)
     kept = {text for message in messages if (text := clean(message)) is not None}
-    return sorted(kept), sorted(name for name in names if len(name) < LONGEST_LETTERS / 3)
+    return sorted(kept), sorted(name for name in names if len(name) < MAX_CHARACTERS / 3)
 
 
 def draw_texts(folder: Path, locale: str, count: int, rng: random.Random) -> list[str]:
-    """Messages, each once, then lists of names; fewer than ``count`` where a locale has none."""
+    """Draw each message once, then lists of names; fewer than ``count`` if a locale has no names."""
     messages, names = read_catalogues(folder, locale)
     rng.shuffle(messages)
     texts = messages[: count * 2 // 3]

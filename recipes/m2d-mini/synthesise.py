@@ -1,13 +1,13 @@
-"""Audio that free programs make: speech of many voices and languages, notes, phrases and scores.
+"""Generate audio with free programs: speech of many voices and languages, notes, phrases and scores.
 
     python synthesise.py speech --out DATA/speech
     python synthesise.py notes --out DATA/notes --unpacked DATA/packages/unpacked
     python synthesise.py scores --out DATA/scores --unpacked DATA/packages/unpacked
 
-Each writes ``OUT/audio`` (16 kHz mono FLAC), ``OUT/manifest.csv`` (``task,split,file,label,group,seconds``;
-labels are joined by ';') and ``OUT/sources.csv`` (``package,version,hours,licences``). ``--unpacked`` is the
-folder that packages.py filled. Needs Debian's espeak-ng, flite, festival with its voices (festvox-…),
-fluidsynth and timidity, apt-get and dpkg-deb.
+Each command writes ``OUT/audio`` (16 kHz mono FLAC), ``OUT/manifest.csv``
+(``task,split,file,label,group,seconds``; labels are separated by ';') and ``OUT/sources.csv``
+(``package,version,hours,licences``). ``--unpacked`` is the folder written by packages.py. Needs espeak-ng,
+flite, festival with its voices (festvox-…), fluidsynth, timidity, apt-get and dpkg-deb of Debian.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ SOUNDFONTS_PER_SCORE = 2
 VOICES = Path("/usr/share/festival/voices")
 LONGEST_SCORE_S = 240.0
 SHORTEST_S = 0.2
-SILENT = 1e-4  # largest value of a clip that says nothing
+SILENT = 1e-4  # maximum amplitude of a silent clip
 
 
 @dataclass(frozen=True)
 class Made:
-    """One clip that was written."""
+    """A generated clip."""
 
-    file: str  # from the output folder
+    file: str  # relative to the output folder
     label: str
     group: str
     seconds: float
-    package: str  # of engine, voice or soundfont
+    package: str  # of the engine, voice or soundfont
 
 
 def cut(path: Path, start_s: float = 0.0, length_s: float | None = None) -> np.ndarray:
-    """A part of a sound file at 16 kHz, mono (S,), without the silence that follows it."""
+    """Return a part of a sound file at 16 kHz, mono (S,), without trailing silence."""
     with soundfile.SoundFile(path) as sound:
         rate = sound.samplerate
         sound.seek(min(int(start_s * rate), sound.frames))
@@ -65,7 +65,7 @@ def cut(path: Path, start_s: float = 0.0, length_s: float | None = None) -> np.n
 
 
 def write_clip(out: Path, name: str, waveform: np.ndarray) -> float:
-    """Writes a clip; returns its seconds, 0.0 where there is too little of it."""
+    """Write a clip and return its seconds, or 0.0 if it is too short."""
     seconds = len(waveform) / SAMPLE_RATE
     if seconds < SHORTEST_S:
         return 0.0
@@ -76,10 +76,10 @@ def write_clip(out: Path, name: str, waveform: np.ndarray) -> float:
 
 
 def make_speech(line: Line, out: Path) -> list[Made]:
-    """One spoken text."""
+    """Generate one spoken text."""
     key = hashlib.md5(repr(line).encode()).hexdigest()[:12]
     name = f"audio/{line.engine}/{line.language}/{line.variant or line.voice}_{key}.flac".replace(" ", "-")
-    if (out / name).exists():  # from a call that was stopped
+    if (out / name).exists():  # from an interrupted call
         seconds = soundfile.info(out / name).duration
     else:
         with tempfile.TemporaryDirectory() as folder:
@@ -91,7 +91,7 @@ def make_speech(line: Line, out: Path) -> list[Made]:
 
 
 def make_part(part: Part, fonts: dict[str, Path], out: Path) -> list[Made]:
-    """The clips of one rendered part."""
+    """Generate the clips of one rendered part."""
     key = hashlib.md5(repr(part).encode()).hexdigest()[:8]
     program = "drums" if part.program is None else f"{part.program:03d}"
     made = []
@@ -110,7 +110,7 @@ def make_part(part: Part, fonts: dict[str, Path], out: Path) -> list[Made]:
 
 
 def make_score(score: Path, soundfont: str, fonts: dict[str, Path], package: str, out: Path) -> list[Made]:
-    """One score played by one soundfont."""
+    """Render one score with one soundfont."""
     key = hashlib.md5(score.read_bytes()).hexdigest()[:8]
     name = f"audio/{package}/{score.stem}_{key}_{soundfont}.flac".replace(" ", "_")
     with tempfile.TemporaryDirectory() as folder:
@@ -123,7 +123,7 @@ def make_score(score: Path, soundfont: str, fonts: dict[str, Path], package: str
 
 
 def distinct_scores(unpacked: Path) -> list[tuple[str, Path]]:
-    """Scores of the packages that hold some, each once."""
+    """Return the scores of the packages, each once."""
     seen, scores = set(), []
     for package in SCORE_PACKAGES:
         for path in files(unpacked / package, (".mid", ".midi")):
@@ -135,7 +135,7 @@ def distinct_scores(unpacked: Path) -> list[tuple[str, Path]]:
 
 
 def version_and_licences(package: str, unpacked: Path | None) -> tuple[str, str]:
-    """Of an installed package, or of one that packages.py unpacked."""
+    """Return version and licences of an installed package, or of one unpacked by packages.py."""
     outcome = run("apt-cache", "policy", package).stdout.decode()
     fields = dict(line.strip().split(": ", 1) for line in outcome.splitlines() if ": " in line)
     version = fields.get("Candidate", "")
@@ -144,13 +144,13 @@ def version_and_licences(package: str, unpacked: Path | None) -> tuple[str, str]
 
 
 def write_lists(out: Path, made: list[Made], unpacked: Path | None, packages: dict[str, str]) -> None:
-    """Writes manifest and sources.
+    """Write manifest and sources.
 
     Args:
-        out: Where the clips are.
+        out: Folder of the clips.
         made: The clips.
-        unpacked: Folder of unpacked packages; None: the makers are installed ones.
-        packages: Packages of makers that are called otherwise.
+        unpacked: Folder of unpacked packages; None for installed packages.
+        packages: Package names of programs with another name.
     """
     totals: dict[str, float] = defaultdict(float)
     with (out / "manifest.csv").open("w", newline="", encoding="utf-8") as lines:
@@ -169,7 +169,7 @@ def write_lists(out: Path, made: list[Made], unpacked: Path | None, packages: di
 
 
 def festival_packages() -> dict[str, str]:
-    """The package of each of festival's voices; the program ends where one is not installed."""
+    """Return the package of each festival voice; exit if one is not installed."""
     found, missing = {}, []
     for voice in FESTIVAL_VOICES:
         folder = next(iter(sorted(VOICES.glob(f"*/{voice}"))), None)
@@ -179,18 +179,18 @@ def festival_packages() -> dict[str, str]:
             owner = run("dpkg", "-S", folder).stdout.decode().split(":")[0]
             found[f"festival:{voice}"] = owner.split(",")[0]
     if missing:
-        raise SystemExit(f"Voices of festival are not installed: {', '.join(missing)}; see README.md.")
+        raise SystemExit(f"Festival voices are not installed: {', '.join(missing)}; see README.md.")
     return found
 
 
 def in_parallel(make: Callable[..., list[Made]], tasks: Iterable[tuple], jobs: int) -> list[Made]:
-    """Clips of all tasks, in their order."""
+    """Return the clips of all tasks in order."""
     with ThreadPoolExecutor(jobs) as pool:
         return [clip for clips in pool.map(lambda task: make(*task), tasks) for clip in clips]
 
 
 def speech(arguments: argparse.Namespace) -> list[Made]:
-    """Reads texts aloud."""
+    """Generate speech."""
     rng, out, packages = random.Random(0), arguments.out, festival_packages()
     texts = out / "texts"
     unpack_catalogues(download(TEXT_PACKAGES, arguments.debs or out / "debs").values(), texts)
@@ -201,7 +201,7 @@ def speech(arguments: argparse.Namespace) -> list[Made]:
 
 
 def notes(arguments: argparse.Namespace) -> list[Made]:
-    """Plays notes and phrases."""
+    """Render notes and phrases."""
     out, unpacked = arguments.out, arguments.unpacked
     fonts = {name: soundfont_path(name, unpacked, out) for name in SOUNDFONTS}
     parts = all_parts(arguments.notes_per_program, random.Random(0))
@@ -212,7 +212,7 @@ def notes(arguments: argparse.Namespace) -> list[Made]:
 
 
 def scores(arguments: argparse.Namespace) -> list[Made]:
-    """Plays scores, each by two soundfonts."""
+    """Render scores, each with two soundfonts."""
     rng, out, unpacked = random.Random(0), arguments.out, arguments.unpacked
     fonts = {name: soundfont_path(name, unpacked, out) for name in SCORE_SOUNDFONTS}
     tasks = [
@@ -226,7 +226,7 @@ def scores(arguments: argparse.Namespace) -> list[Made]:
 
 
 def main() -> None:
-    """Makes one kind and prints how much."""
+    """Generate one kind of audio and print its duration."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -234,9 +234,9 @@ def main() -> None:
     parser.add_argument("kind", choices=makers)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--unpacked", type=Path, help="unpacked packages, for notes and scores")
-    parser.add_argument("--debs", type=Path, help="folder for package files of texts; default: OUT/debs")
-    parser.add_argument("--per-language", type=int, default=100, help="texts for espeak-ng")
-    parser.add_argument("--per-voice", type=int, default=80, help="texts for other engines' voices")
+    parser.add_argument("--debs", type=Path, help="folder for package files with texts; default: OUT/debs")
+    parser.add_argument("--per-language", type=int, default=100, help="number of texts for espeak-ng")
+    parser.add_argument("--per-voice", type=int, default=80, help="texts per voice of other engines")
     parser.add_argument("--notes-per-program", type=int, default=8)
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()

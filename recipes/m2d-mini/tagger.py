@@ -1,15 +1,15 @@
-"""Fits m2d-mini-tags to the list of ``tags.py``, calibrates it, and says how good it is on unseen packages.
+"""Fit m2d-mini-tags to the list of ``tags.py``, calibrate it, and test it on unseen packages.
 
     python recipes/m2d-mini/tagger.py DATA/tags.csv --model OUT/further/export --out TAGGER
 
-The encoder stays as it was pre-trained. The head is a linear discriminant for each class, its covariance
-shrunk (``SHRINKAGE``), of whole clips' features. ``TAGGER/m2d-mini-tags`` is the model folder, in float16:
-the head's logits are calibrated (Platt's scaling, folded into its weights and biases) by the validation
-packages, so that of their clips with a score of 0.5 about half have the class; ``NONE`` is dropped, as are
-classes that fewer than ``LEAST_CLIPS`` clips train, or that neither three packages train nor a validation
-clip calibrates. ``TAGGER/tags.md`` is the table for MODEL_CARD.md: average precision (AP) of each class on
-the test packages, precision and recall at 0.5, and which other class is most often put first. Intervals of
-classes are bootstrapped over clips, those of means over packages.
+The encoder is not trained. The head is one linear discriminant per class with a shrunk covariance
+(``SHRINKAGE``), on features of whole clips. ``TAGGER/m2d-mini-tags`` is the model folder, in float16. The
+logits of the head are calibrated on the validation packages (Platt scaling, folded into the weights and
+biases), so that about half of the clips with a score of 0.5 have the class. ``NONE`` is dropped, and so are
+classes with fewer than ``MIN_CLIPS`` training clips, or with training clips of fewer than ``MIN_PACKAGES``
+packages and no validation clip. ``TAGGER/tags.md`` is the table for MODEL_CARD.md: average precision (AP) of
+each class on the test packages, precision and recall at 0.5, and the class that it is most often confused
+with. Intervals of classes are bootstrapped over clips, those of means over packages.
 
 Shapes: N clips, K = N_F·D features, C classes, R resamples.
 """
@@ -35,43 +35,43 @@ from m2d_hub import M2D, load_model
 from m2d_hub.corpus.tables import read_table
 
 NAME = "m2d-mini-tags"
-SHRINKAGE = 0.5  # of covariances to the same in all directions
-THRESHOLD = 0.5  # of a score: above it, a clip is tagged
+SHRINKAGE = 0.5  # of the covariance towards a multiple of the identity
+THRESHOLD = 0.5  # minimum score of a tag
 GOOD = 0.5  # AP that a class should reach
-RIDGE = 1.0  # holds each class's calibration to that of all; about the weight of a clip
+RIDGE = 1.0  # penalty on the deviation of a class from the shared calibration
 CALIBRATION_STEPS = 200
 RESAMPLES = 1000
-LEAST_CLIPS = 10  # that train a class; with fewer it is named hardly ever, and wrongly then
-LEAST_PACKAGES = 3  # that train a class which has no validation clip
-BINS = 10  # of scores, for the calibration error
+MIN_CLIPS = 10  # minimum number of training clips of a class
+MIN_PACKAGES = 3  # minimum number of training packages of a class without validation clips
+BINS = 10  # for the calibration error
 
 
 @dataclass(frozen=True)
 class Scored:
-    """What the model says of some clips."""
+    """Logits and targets of some clips."""
 
     logits: Tensor  # (N, C)
     targets: Tensor  # (N, C)
-    packages: np.ndarray  # (N,) of names
+    packages: np.ndarray  # (N,), names
 
     @property
     def scores(self) -> Tensor:
-        """(N, C)"""
+        """Scores (N, C)."""
         return self.logits.sigmoid()
 
 
 def encode(model: M2D, part: Subset) -> Tensor:
-    """Features (N, K) of whole clips."""
+    """Return features (N, K) of whole clips."""
     return model.encode_clip(part.files, batch_size=32, progress=True)
 
 
 @torch.no_grad()
 def fit_head(model: M2D, features: Tensor, targets: Tensor, labels: list[str]) -> None:
-    """Gives the model a head of linear discriminants, one for each class against all other clips.
+    """Replace the head of a model by linear discriminants, one for each class against all other clips.
 
     Args:
-        model: Its head is replaced.
-        features: Of the training clips (N, K).
+        model: Model whose head is replaced.
+        features: Features of the training clips (N, K).
         targets: Whether a clip has a class (N, C); each class has clips.
         labels: Names of the classes.
     """
@@ -88,16 +88,16 @@ def fit_head(model: M2D, features: Tensor, targets: Tensor, labels: list[str]) -
 
 @torch.no_grad()
 def score(model: M2D, part: Subset, kept: list[int], packages: dict[int, str]) -> Scored:
-    """Logits of whole clips for the classes ``kept`` of the list's."""
+    """Return logits of whole clips for the classes ``kept`` of the list."""
     own = np.array([packages[row] for row in part.rows])
     return Scored(model.required_head()(encode(model, part)), part.targets[:, kept], own)
 
 
 def fit_platt(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors and offsets (C,) that make sigmoids of logits (N, C) probabilities.
+    """Fit factors and offsets (C,) that turn sigmoids of logits (N, C) into probabilities.
 
-    All classes share a factor and an offset; each class may differ from them as far as its clips pay for it.
-    Those without any clip of the class keep the shared ones: that no clip has it says nothing of the class.
+    All classes share a factor and an offset; a penalty (``RIDGE``) limits the deviation of each class.
+    Classes without validation clips use the shared values.
     """
     known = targets.any(dim=0)
     shared = torch.zeros(2, requires_grad=True)
@@ -125,21 +125,21 @@ def fit_platt(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def calibrate(model: M2D, factor: Tensor, offset: Tensor) -> None:
-    """Scales and shifts the logits of a model's head."""
+    """Scale and shift the logits of the head of a model."""
     linear = model.required_head().linear
     linear.weight.mul_(factor[:, None])
     linear.bias.mul_(factor).add_(offset)
 
 
 def save(model: M2D, folder: Path) -> None:
-    """Writes the model folder in float16."""
+    """Write the model folder in float16."""
     source = "m2d-mini, pre-trained further, with a head fitted to clips of free packages, see MODEL_CARD.md"
     config = replace(model.config, name=NAME, license="Apache-2.0", source=source)
     save_halves(folder, model.state_dict(), config)
 
 
 def package_interval(scored: Scored) -> str:
-    """Mean AP with its interval over packages."""
+    """Return the mean AP with its interval over packages."""
     names, index = np.unique(scored.packages, return_inverse=True)
     rng = np.random.default_rng(0)
     draws = rng.multinomial(len(names), np.full(len(names), 1 / len(names)), size=RESAMPLES)  # (R, packages)
@@ -150,7 +150,7 @@ def package_interval(scored: Scored) -> str:
 
 
 def calibration_error(scored: Scored) -> float:
-    """Mean distance of scores from the share of clips that have the class, over bins of all classes."""
+    """Return the mean distance between score and share of positive clips, over bins of all classes."""
     scores, targets = scored.scores.flatten(), scored.targets.flatten()
     bins = (scores * BINS).long().clamp(max=BINS - 1)
     error = 0.0
@@ -161,7 +161,7 @@ def calibration_error(scored: Scored) -> float:
 
 
 def confused_with(scored: Scored, column: int, labels: list[str]) -> str:
-    """Which class that a clip does not have is most often scored above the one that it has."""
+    """Return the wrong class that most often scores higher than the right one."""
     clips = scored.targets[:, column] > 0
     wrong = scored.scores[clips].masked_fill(scored.targets[clips] > 0, 0.0)
     ahead = wrong.max(dim=1).values > scored.scores[clips, column]
@@ -173,7 +173,7 @@ def confused_with(scored: Scored, column: int, labels: list[str]) -> str:
 
 
 def class_row(scored: Scored, column: int, labels: list[str]) -> str:
-    """One class on the test packages."""
+    """Return the table row of one class on the test packages."""
     targets, scores = scored.targets[:, [column]], scored.scores[:, [column]]
     clips, tagged = targets[:, 0] > 0, scores[:, 0] >= THRESHOLD
     found = int((clips & tagged).sum())
@@ -189,7 +189,7 @@ def class_row(scored: Scored, column: int, labels: list[str]) -> str:
 
 
 def summary(scored: Scored, labels: list[str]) -> str:
-    """Figures of all classes together."""
+    """Return the results over all classes."""
     parents = {parent for label in labels for parent in with_parents((label,))[1:]}
     leaves = [column for column, label in enumerate(labels) if label not in parents]
     narrow = replace(scored, logits=scored.logits[:, leaves], targets=scored.targets[:, leaves])
@@ -198,17 +198,17 @@ def summary(scored: Scored, labels: list[str]) -> str:
     hits = (tagged & (scored.targets > 0)).sum()
     quiet = (~tagged[unknown]).all(dim=1).double().mean()
     return (
-        f"{len(scored.targets)} clips of {len(set(scored.packages))} packages that gave no training clip. "
+        f"{len(scored.targets)} clips of {len(set(scored.packages))} packages without training clips. "
         f"Mean AP {package_interval(scored)} over {len(labels)} classes, {package_interval(narrow)} over "
-        f"the {len(leaves)} that no other is a kind of; {good} classes reach {GOOD}. At a score of "
+        f"the {len(leaves)} without subclasses; {good} classes reach {GOOD}. At a score of "
         f"{THRESHOLD}: precision {hits / tagged.sum():.2f}, recall {hits / scored.targets.sum():.2f}; "
-        f"calibration error {calibration_error(scored):.3f}. Of {int(unknown.sum())} clips of no class "
+        f"calibration error {calibration_error(scored):.3f}. Of {int(unknown.sum())} clips without a class "
         f"{100 * quiet:.0f} % get no tag."
     )
 
 
 def table(scored: Scored, labels: list[str]) -> str:
-    """Markdown for MODEL_CARD.md, the best classes first."""
+    """Return Markdown for MODEL_CARD.md, best classes first."""
     order = np.argsort(-average_precisions(scored.scores, scored.targets).numpy())
     lines = [
         *(summary(scored, labels), ""),
@@ -220,16 +220,16 @@ def table(scored: Scored, labels: list[str]) -> str:
 
 
 def is_known(division: Fold, column: int, packages: dict[int, str]) -> bool:
-    """Whether a class has clips enough, of several packages or calibrated by a clip of another."""
+    """Return whether a class has enough clips from several packages, or from another one for calibration."""
     clips = zip(division.train.rows, division.train.targets[:, column], strict=True)
     trained = [packages[row] for row, has_class in clips if has_class > 0]
-    if len(trained) < LEAST_CLIPS:
+    if len(trained) < MIN_CLIPS:
         return False
-    return len(set(trained)) >= LEAST_PACKAGES or bool(division.valid.targets[:, column].any())
+    return len(set(trained)) >= MIN_PACKAGES or bool(division.valid.targets[:, column].any())
 
 
 def release(labelled: LabelledList, data: Path, start: str, out: Path) -> str:
-    """Fits, calibrates and writes the model; returns its table."""
+    """Fit, calibrate and write the model; return its table."""
     rows = read_table(data, ("package",))
     packages = {row.number: row.cells["package"] for row in rows}
     (one,) = labelled.folds()
@@ -249,12 +249,12 @@ def release(labelled: LabelledList, data: Path, start: str, out: Path) -> str:
 
 
 def main() -> None:
-    """Fits, calibrates, evaluates."""
+    """Fit, calibrate and evaluate."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("data", type=Path, help="list that tags.py wrote")
-    parser.add_argument("--model", required=True, help="whose encoder is taken")
+    parser.add_argument("data", type=Path, help="list written by tags.py")
+    parser.add_argument("--model", required=True, help="model with the encoder to use")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

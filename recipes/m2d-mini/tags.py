@@ -1,15 +1,15 @@
-"""The list that m2d-mini-tags is trained on: clips whose names tell what they are, by the table ``tags.csv``.
+"""Make the training list of m2d-mini-tags: clips whose names state their class, by the table ``tags.csv``.
 
-    python recipes/m2d-mini/tags.py DATA --packages pretrain=unpacked packages=packages/unpacked \\
+    python recipes/m2d-mini/tags.py DATA --packages pretrain=unpacked packages=packages/unpacked \
         --made speech notes --out DATA/tags.csv
 
-``tags.csv`` has rows of ``package,path,labels``: two regular expressions, of the whole name of a package and
-of a part of a file's path in it (without suffix, upper and lower case alike), and names of AudioSet's classes
-joined by ';'. A file is what the first row says that matches it. ``-`` says that it is none of the classes
-(``NONE`` in the list); no label, and no row: that it is not certain, and the file is left out. What a class
-is a kind of (``PARENTS``) is labelled with it. ``tag_packages.csv`` says the split of each package, so that
-no package is in two; a recording that a package of a later split has too, under whatever name, is left out
-(``alike.py``). Of a package, few clips of the same labels are taken, and few parts of a long file.
+``tags.csv`` has rows of ``package,path,labels``: two regular expressions, for the whole name of a package and
+for a part of the path of a file in it (without suffix, ignoring case), and class names of AudioSet separated
+by ';'. The first matching row decides. ``-`` means that the file has none of the classes (``NONE`` in the
+list). Files without a label or a row are uncertain and skipped. Parents of a class (``PARENTS``) are added.
+``tag_packages.csv`` states the split of each package, so no package is in two splits. A recording that also
+occurs in a package of a later split, under any name, is skipped (``alike.py``). Few clips per package and
+labels are used, and few parts of a long file.
 """
 
 from __future__ import annotations
@@ -49,18 +49,18 @@ PARENTS: dict[str, str] = {
 }
 SHORTEST_S = 0.1
 PART_S = 10.0
-SILENT = 1e-3  # largest value of a clip that nothing is heard of
-MOST_PARTS = 3  # of a file, of music one
-MOST_CLIPS = {"train": 60, "valid": 30, "test": 30}  # of a package and the same labels
+SILENT = 1e-3  # maximum amplitude of a silent clip
+MAX_PARTS = 3  # per file; music: 1
+MAX_CLIPS = {"train": 60, "valid": 30, "test": 30}  # per package and labels
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One file that may be listed."""
+    """A candidate file."""
 
-    file: str  # from DATA
-    package: str  # or what made it
-    path: str  # in the package
+    file: str  # relative to DATA
+    package: str  # or the program that made it
+    path: str  # path in the package
     seconds: float
 
 
@@ -70,38 +70,38 @@ class Rule:
 
     package: re.Pattern[str]
     path: re.Pattern[str]
-    labels: tuple[str, ...] | None  # None: not certain
+    labels: tuple[str, ...] | None  # None: uncertain
 
     def matches(self, clip: Clip) -> bool:
-        """Whether the row speaks of a clip."""
+        """Return whether the row applies to a clip."""
         return bool(self.package.fullmatch(clip.package) and self.path.search(clip.path))
 
 
 def read_rules(path: Path) -> list[Rule]:
-    """The table's rows, in their order.
+    """Return the rows of the table in order.
 
     Raises:
-        SystemExit: A label is no class of AudioSet's.
+        SystemExit: A label is not a class of AudioSet.
     """
     rules = []
     with path.open(newline="", encoding="utf-8") as lines:
         for row in csv.DictReader(lines):
             labels = tuple(filter(None, row["labels"].split(";")))
             if unknown := set(labels) - set(AUDIOSET_LABELS) - {"-"}:
-                raise SystemExit(f"{path}: {sorted(unknown)} are no classes of AudioSet.")
+                raise SystemExit(f"{path}: {sorted(unknown)} are not classes of AudioSet.")
             package = row["package"] if row["package"] != "*" else ".*"
             rules.append(Rule(re.compile(package), re.compile(row["path"], re.IGNORECASE), labels or None))
     return rules
 
 
 def read_splits(path: Path) -> dict[str, str]:
-    """Split of each package."""
+    """Return the split of each package."""
     with path.open(newline="", encoding="utf-8") as lines:
         return {row["package"]: row["split"] for row in csv.DictReader(lines)}
 
 
 def package_clips(data: Path, folders: dict[str, str]) -> Iterator[Clip]:
-    """Files of packages, by folder of the manifest and where its packages are unpacked."""
+    """Yield files of packages, by folder of the manifest and folder of unpacked packages."""
     for folder, unpacked in folders.items():
         paths = original_paths(data / unpacked)
         for row in read_manifest(data, folder):
@@ -112,7 +112,7 @@ def package_clips(data: Path, folders: dict[str, str]) -> Iterator[Clip]:
 
 
 def made_clips(data: Path, folders: list[str]) -> Iterator[Clip]:
-    """Made audio: its package is the engine or the soundfont."""
+    """Yield made audio; its package is the engine or the soundfont."""
     for folder in folders:
         for row in read_manifest(data, folder):
             package, path = row["file"].removeprefix(f"{folder}/audio/").split("/", 1)
@@ -120,18 +120,18 @@ def made_clips(data: Path, folders: list[str]) -> Iterator[Clip]:
 
 
 def with_parents(labels: tuple[str, ...]) -> tuple[str, ...]:
-    """Labels and what they are kinds of."""
+    """Return labels with their parents."""
     if labels == ("-",):
         return (NONE,)
     found = list(labels)
-    for label in found:  # grows by the parents
+    for label in found:  # parents are appended to it
         if label in PARENTS and PARENTS[label] not in found:
             found.append(PARENTS[label])
     return tuple(found)
 
 
 def labelled(clips: Iterator[Clip], rules: list[Rule]) -> dict[tuple[str, tuple[str, ...]], list[Clip]]:
-    """Clips by package and labels, those of unknown content left out."""
+    """Return clips by package and labels, without clips of unknown content."""
     found = defaultdict(list)
     for clip in clips:
         rule = next((rule for rule in rules if rule.matches(clip)), None)
@@ -141,7 +141,7 @@ def labelled(clips: Iterator[Clip], rules: list[Rule]) -> dict[tuple[str, tuple[
 
 
 def parts(clip: Clip, most: int) -> list[tuple[str, str]]:
-    """Start and end of up to ``most`` parts of a clip; blanks for the whole of a short one."""
+    """Return start and end of up to ``most`` parts of a clip; empty for a short clip."""
     if clip.seconds < 1.5 * PART_S:
         return [("", "")]
     count = min(most, int(clip.seconds / PART_S))
@@ -153,7 +153,7 @@ def parts(clip: Clip, most: int) -> list[tuple[str, str]]:
 def list_rows(
     found: dict[tuple[str, tuple[str, ...]], list[Clip]], splits: dict[str, str]
 ) -> list[dict[str, str]]:
-    """Rows of the list: of each package and labels some clips, drawn by their names' checksums."""
+    """Return rows of the list: some clips per package and labels, drawn by checksums of their names."""
     rows = []
     for (package, labels), clips in found.items():
         split = splits[package]
@@ -162,14 +162,14 @@ def list_rows(
             {"file": clip.file, "label": ";".join(labels), "split": split, "package": package}
             | {"start_s": start, "end_s": end}
             for clip in drawn
-            for start, end in parts(clip, 1 if labels == ("Music",) else MOST_PARTS)
+            for start, end in parts(clip, 1 if labels == ("Music",) else MAX_PARTS)
         ]
-        rows += own[: MOST_CLIPS[split]]
+        rows += own[: MAX_CLIPS[split]]
     return rows
 
 
 def is_silent(path: Path, row: dict[str, str]) -> bool:
-    """Whether nothing is heard of a file, or of its part."""
+    """Return whether a file, or its part, is silent."""
     with soundfile.SoundFile(path) as sound:
         sound.seek(int(float(row["start_s"] or 0) * sound.samplerate))
         waveform = sound.read(int(1.5 * PART_S * sound.samplerate), dtype="float32")
@@ -177,12 +177,12 @@ def is_silent(path: Path, row: dict[str, str]) -> bool:
 
 
 def without_silent(data: Path, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Rows of which something is heard, and those of no class."""
+    """Return rows without silent clips, except those without a class."""
     return [row for row in rows if row["label"] == NONE or not is_silent(data / row["file"], row)]
 
 
 def without_alike(data: Path, rows: list[dict[str, str]], made: list[str]) -> list[dict[str, str]]:
-    """Rows of which no later split has the same recording; made audio and long files are not compared."""
+    """Return rows whose recording is in no later split; made audio and long files are not compared."""
     compared = [row for row in rows if not row["start_s"] and row["file"].split("/")[0] not in made]
     dropped = set()
     for place, split in enumerate(SPLITS[:-1]):
@@ -194,7 +194,7 @@ def without_alike(data: Path, rows: list[dict[str, str]], made: list[str]) -> li
 
 
 def counts_table(rows: list[dict[str, str]]) -> str:
-    """Markdown: clips and packages of each class, in each split."""
+    """Return Markdown: clips and packages of each class, per split."""
     clips: Counter[tuple[str, str]] = Counter()
     packages: dict[tuple[str, str], set[str]] = defaultdict(set)
     for row in rows:
@@ -209,7 +209,7 @@ def counts_table(rows: list[dict[str, str]]) -> str:
 
 
 def main() -> None:
-    """Writes the list and prints what it holds."""
+    """Write the list and print its size."""
     arguments = parse_arguments(__doc__)
     folders = arguments.packages
     clips = [*package_clips(arguments.data, folders), *made_clips(arguments.data, arguments.made)]

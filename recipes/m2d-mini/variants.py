@@ -1,10 +1,10 @@
-"""m2d-mini in float32, bfloat16, 8 bits and ONNX: the table of sizes, times and cosines in MODEL_CARD.md.
+"""m2d-mini in float32, bfloat16, 8 bits and ONNX: sizes, times and cosine similarities for MODEL_CARD.md.
 
     python recipes/m2d-mini/variants.py DATA/dev [--model NAME_OR_FOLDER] [--former NAME_OR_FOLDER]
 
-Cosines are those of clip features with float32's, over ``CLIPS`` random clips of the dev tasks' train
-splits. Times are medians of ``CALLS`` calls on 10 s of noise in one thread, the variants and ``--former`` (a
-model to race against, in float32) in turn. Needs ``[onnx]``.
+Cosine similarities compare clip features with those of float32, over ``CLIPS`` random clips of the train
+splits of the dev tasks. Times are medians of ``CALLS`` calls on 10 s of noise in one thread; the variants and
+``--former`` (a model to compare with, in float32) take turns. Needs ``[onnx]``.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ CLIPS = 400
 
 
 def onnx_encoder(path: Path) -> EncodeWaveform:
-    """Clip features (mean of frames) by ONNX Runtime."""
+    """Return a function that computes clip features (mean of frames) with ONNX Runtime."""
     run = load_onnx(str(path))
     return lambda waveform: run(waveform[None])[0].mean(axis=0)
 
 
 def cosine(first: np.ndarray, second: np.ndarray) -> float:
-    """Of two features (K,)."""
+    """Return the cosine similarity of two features (K,)."""
     return float(first @ second / np.linalg.norm(first) / np.linalg.norm(second))
 
 
 def megabytes(model: torch.nn.Module) -> float:
-    """Of all weights in the data types that they have."""
+    """Return the size of all weights in their data types."""
     return sum(tensor.numel() * tensor.element_size() for tensor in model.state_dict().values()) / 1e6
 
 
 def table(model_name: str, former: str | None, files: list[str]) -> str:
-    """Markdown: a row a variant."""
+    """Return Markdown: one row per variant."""
     types = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": "int8"}
     models = {name: load_model(model_name, device="cpu", dtype=dtype) for name, dtype in types.items()}
     sizes = {name: f"{megabytes(model):.1f} MB" for name, model in models.items()}
@@ -56,7 +56,7 @@ def table(model_name: str, former: str | None, files: list[str]) -> str:
     if former:
         encoders["former model, float32"] = encode_waveform(load_model(former, device="cpu"))
     milliseconds = times(encoders)
-    lines = ["| | size | 10 s on one core | cosine with float32: mean (least) |", "|---|---|---|---|"]
+    lines = ["| | size | 10 s on one core | cosine with float32: mean (minimum) |", "|---|---|---|---|"]
     for name in encoders:
         own = [cosine(a, b) for a, b in zip(rows[name], rows["float32"], strict=True)] if name in rows else []
         cosines = f"{np.mean(own):.5f} ({min(own):.5f})" if own else ""
@@ -65,10 +65,10 @@ def table(model_name: str, former: str | None, files: list[str]) -> str:
 
 
 def main() -> None:
-    """Prints the table."""
+    """Print the table."""
     parser = dev_parser(__doc__)
     parser.add_argument("--model", default="m2d-mini", help="name or model folder")
-    parser.add_argument("--former", help="model to race against: name or folder")
+    parser.add_argument("--former", help="model to compare with: name or folder")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     tasks = read_tasks(arguments.data)
