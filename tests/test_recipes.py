@@ -1,4 +1,4 @@
-"""The tables of recipes/m2d-mini: what users are told of the tags' training data holds."""
+"""Tables and scripts of recipes/m2d-mini."""
 
 import csv
 import json
@@ -22,7 +22,7 @@ RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "m2d-mini"
 
 @pytest.fixture
 def recipe(monkeypatch):
-    """Scripts of the recipe import each other by their names, as when one of them is run."""
+    """Put the scripts of the recipe on the import path, as when one of them is run."""
     monkeypatch.setattr(sys, "path", [str(RECIPE), *sys.path])
 
 
@@ -31,7 +31,7 @@ def read(name):
         return list(csv.DictReader(lines))
 
 
-def test_tags_are_thirty_to_sixty_classes_of_audioset_and_hold_their_parents(recipe):
+def test_tags_are_thirty_to_sixty_classes_of_audioset_with_their_parents(recipe):
     import tags
 
     rules = [rule.labels for rule in tags.read_rules(RECIPE / "tags.csv") if rule.labels]
@@ -41,7 +41,7 @@ def test_tags_are_thirty_to_sixty_classes_of_audioset_and_hold_their_parents(rec
     assert tags.with_parents(("Helicopter",)) == ("Helicopter", "Aircraft", "Vehicle")
 
 
-def test_packages_of_tags_are_free_and_never_those_that_models_are_judged_on(recipe):
+def test_packages_of_tags_are_free_and_not_in_the_dev_tasks(recipe):
     import package_table
 
     packages = read("tag_packages.csv")
@@ -51,7 +51,7 @@ def test_packages_of_tags_are_free_and_never_those_that_models_are_judged_on(rec
     assert not {row["source"] for row in packages} & set(package_table.HELD_OUT)
 
 
-def test_a_clip_is_what_the_first_row_says_and_long_ones_are_listed_in_parts(recipe, tmp_path):
+def test_first_matching_row_decides_and_long_clips_are_listed_in_parts(recipe, tmp_path):
     import tags
 
     table = tmp_path / "tags.csv"
@@ -75,7 +75,7 @@ def test_a_clip_is_what_the_first_row_says_and_long_ones_are_listed_in_parts(rec
     ]
 
 
-def test_a_recording_is_known_again_when_it_is_quieter_later_and_re_encoded(recipe, tmp_path):
+def test_recording_is_recognised_quieter_delayed_and_re_encoded(recipe, tmp_path):
     from alike import SAMPLE_RATE, alike
 
     data = RECIPE.parents[1] / "tests" / "data"
@@ -91,7 +91,8 @@ def test_a_recording_is_known_again_when_it_is_quieter_later_and_re_encoded(reci
     assert alike(list(files.values()), [again]) == {0}
 
 
-def test_calibration_finds_what_the_scores_were_drawn_by_and_lends_it_to_classes_without_clips(recipe):
+@pytest.mark.slow
+def test_calibration_recovers_the_parameters_and_shares_them_with_classes_without_clips(recipe):
     from tagger import fit_platt
 
     generator = torch.Generator().manual_seed(0)
@@ -104,7 +105,8 @@ def test_calibration_finds_what_the_scores_were_drawn_by_and_lends_it_to_classes
     assert offset.tolist() == pytest.approx([-1.0] * 3, abs=0.1)
 
 
-def test_the_tags_head_tells_classes_apart_as_the_optimal_line_does(recipe, tmp_path):
+@pytest.mark.slow
+def test_head_of_the_tags_separates_classes_like_the_optimal_line(recipe, tmp_path):
     from tagger import NAME, calibrate, fit_head, save
 
     model = load_model("m2d-mini", device="cpu")
@@ -112,11 +114,11 @@ def test_the_tags_head_tells_classes_apart_as_the_optimal_line_does(recipe, tmp_
     generator = torch.Generator().manual_seed(0)
     targets = torch.bernoulli(torch.full((3000, 2), 0.5), generator=generator)
     features = torch.randn(3000, size, generator=generator)
-    features[:, :2] = 3.0 * targets + features[:, :2]  # classes 3 deviations apart, each in a direction
+    features[:, :2] = 3.0 * targets + features[:, :2]  # classes 3 deviations apart, each in one direction
     fit_head(model, features, targets, ["Dog", "Bell"])
     head = model.required_head()
     with torch.no_grad():
-        assert ((head(features) > 0) == (targets > 0)).double().mean() > 0.93  # the best there is: 0.933
+        assert ((head(features) > 0) == (targets > 0)).double().mean() > 0.93  # the optimum is 0.933
         assert head.linear.weight.abs().argmax(dim=1).tolist() == [0, 1]
         before = head(features[:10])
     calibrate(model, torch.tensor([2.0, 0.5]), torch.tensor([-1.0, 3.0]))
@@ -129,11 +131,11 @@ def test_the_tags_head_tells_classes_apart_as_the_optimal_line_does(recipe, tmp_
     torch.testing.assert_close(after, expected, atol=0.05, rtol=0.01)
 
 
-def test_neighbours_and_few_shots_learn_from_the_train_split_alone(recipe):
+def test_neighbours_and_few_shots_learn_only_from_the_train_split(recipe):
     import compare
     from evaluate import Task
 
-    # Two classes apart in every split; the valid split says the opposite of what is true.
+    # Two separate classes in every split; the labels of the valid split are swapped.
     splits = np.repeat(["train", "valid", "test"], 40)
     truth = np.tile(["dog", "cat"], 60)
     labels = np.where(splits == "valid", np.where(truth == "dog", "cat", "dog"), truth)
@@ -146,7 +148,7 @@ def test_neighbours_and_few_shots_learn_from_the_train_split_alone(recipe):
     assert compare.few_shot_accuracy(shuffled, task) < 0.8
 
 
-def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, tmp_path):
+def test_file_listed_n_times_is_divided_into_n_parts(recipe, tmp_path):
     from teach import LESSONS, SAMPLE_RATE, frames_of, parts_of, read_waveform
 
     soundfile.write(tmp_path / "long.wav", np.linspace(0, 0.5, 20 * SAMPLE_RATE), SAMPLE_RATE)
@@ -158,17 +160,17 @@ def test_a_file_that_is_listed_several_times_is_heard_in_as_many_parts(recipe, t
         ("10.000", "20.000"),
     ]
     assert len({row["features"] for row in rows}) == 3
-    heard = [read_waveform(tmp_path, row, LESSONS["clips"]) for row in rows]
-    assert [len(waveform) for waveform in heard] == [10 * SAMPLE_RATE, SAMPLE_RATE, 10 * SAMPLE_RATE]
-    assert heard[2][0] == pytest.approx(0.25, abs=1e-3) and heard[0].max() < 0.2501
-    assert heard[1][:100].tolist() == pytest.approx([0.25] * 100) and not heard[1][100:].any()
+    read_parts = [read_waveform(tmp_path, row, LESSONS["clips"]) for row in rows]
+    assert [len(waveform) for waveform in read_parts] == [10 * SAMPLE_RATE, SAMPLE_RATE, 10 * SAMPLE_RATE]
+    assert read_parts[2][0] == pytest.approx(0.25, abs=1e-3) and read_parts[0].max() < 0.2501
+    assert read_parts[1][:100].tolist() == pytest.approx([0.25] * 100) and not read_parts[1][100:].any()
     speech = LESSONS["speech"]
     assert [len(read_waveform(tmp_path, row, speech)) for row in rows] == [160_000, 100, 160_000]
-    values = np.arange(14.0)[:, None]  # one every 160 ms, eight frames of 20 ms
+    values = np.arange(14.0)[:, None]  # one value every 160 ms: eight frames of 20 ms
     assert frames_of(values, speech)[:, 0].tolist() == np.repeat(np.arange(14.0), 8).tolist()
 
 
-def test_patches_play_no_program_that_they_lack(recipe, tmp_path):
+def test_patches_remove_programs_that_they_lack(recipe, tmp_path):
     from instruments import Part, holds, soundfont_path
 
     folder = tmp_path / "unpacked" / "freepats" / "etc" / "timidity"
@@ -179,7 +181,7 @@ def test_patches_play_no_program_that_they_lack(recipe, tmp_path):
     assert [holds(own, Part("freepats", program, [], [])) for program in (7, 3, 35, None)] == [
         *(True, False, False, True)
     ]
-    # The system's own configuration is read before: what it plays is forgotten first, in both banks.
+    # timidity reads the configuration of the system first: its programs are removed in both banks.
     before, mapped = own.read_text().split(" 35\tkick.pat")
     drums, programs = before.split("bank 0")
     for bank in (drums, programs):
@@ -187,7 +189,7 @@ def test_patches_play_no_program_that_they_lack(recipe, tmp_path):
     assert "undef" not in mapped and str(tmp_path / "unpacked") in before
 
 
-def test_an_average_is_of_each_weight_and_of_one_shape_alone(recipe, tmp_path):
+def test_average_is_the_mean_of_weights_and_refuses_other_shapes(recipe, tmp_path):
     from average import average
 
     model = load_model("m2d-mini", device="cpu")
@@ -202,7 +204,7 @@ def test_an_average_is_of_each_weight_and_of_one_shape_alone(recipe, tmp_path):
         torch.testing.assert_close(found[name], 3.0 * tensor)
     narrower = replace(model.config, encoder=replace(model.config.encoder, embed_dim=128))
     save_model_of(models[1], M2D(narrower).state_dict(), narrower)
-    with pytest.raises(CheckpointError, match=r"thrice has not .*once has.* of one shape"):
+    with pytest.raises(CheckpointError, match=r"thrice has other tensors than .*once"):
         average(models, tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
@@ -221,7 +223,7 @@ def save_model_of(folder, tensors, config):
         ("m2d-mini-x", "m2d-mini-speech"),
     ],
 )
-def test_the_recipe_is_the_configuration_of_the_released_runs(recipe, name, run):
+def test_recipe_has_the_configuration_of_the_released_runs(recipe, name, run):
     from m2d_training import PretrainConfig
     from m2d_training.pretraining.presets import load_preset
     from m2d_training.runs.settings import apply_settings
@@ -231,11 +233,11 @@ def test_the_recipe_is_the_configuration_of_the_released_runs(recipe, name, run)
     settings = {"m2d-mini-longer": LONGER, "m2d-mini-speech": SPEECH}.get(run, ())
     released = PretrainConfig.from_dict(known["config"])
     preset = apply_settings(load_preset(name).config, settings).resolve()
-    # Two processes took half of each batch; the list has so many labels; what is kept changes no weight.
+    # Two processes share a batch; the list sets the number of labels; the other fields change no weights.
     assert known["global_batch"] == preset.batch_size == 2 * released.batch_size
     assert replace(released.offline, dim=preset.offline.dim) == preset.offline
     kept = ("keep_every_epochs", "save_every_steps", "analyse_every_steps")
-    free = {*kept, "batch_size", "offline", "precision"}  # the last is chosen by the machine
+    free = {*kept, "batch_size", "offline", "precision"}  # the precision depends on the machine
     names = {field.name for field in fields(preset)} - free
     assert {name for name in names if getattr(released, name) != getattr(preset, name)} == set()
     frontend = load_model("m2d-mini", device="cpu").config.frontend
