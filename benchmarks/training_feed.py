@@ -24,7 +24,7 @@ import soundfile
 import torch
 from kept import keep
 from m2d_training.data.crops import CropPlan, crop_waveform
-from m2d_training.data.entry import Entry
+from m2d_training.data.entries import Entry
 from m2d_training.data.manifest import read_manifest
 from m2d_training.pretraining.prepare import PrepareOptions, prepare
 

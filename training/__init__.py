@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.lists.make import MadeList, make_list
-    from .data.noise import mix_noise
     from .evaluation.zero_shot import ZeroShotResult, zero_shot
     from .finetuning.config import FinetuneConfig
     from .finetuning.image_config import ImageConfig
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from .linear.run import LinearEvalOptions, LinearEvalResult, linear_eval
     from .pretraining.analysis import explained_variance_auc, rank_me
     from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
+    from .pretraining.inputs import mix_noise
     from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
     from .pretraining.presets import load_preset
     from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
@@ -61,7 +61,7 @@ _HOMES = {
     "load_finetune_preset": "finetuning.presets",
     "load_preset": "pretraining.presets",
     "make_list": "data.lists.make",
-    "mix_noise": "data.noise",
+    "mix_noise": "pretraining.inputs",
     "prepare": "pretraining.prepare",
     "pretrain": "pretraining.run",
     "rank_me": "pretraining.analysis",

@@ -173,7 +173,7 @@ def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path
             folders.clear()
             continue
         seen.add(place)
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (Path(root, file) for file in files if not file.startswith("."))
 
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from m2d_training.data.arrays import read_array, read_finite
-from m2d_training.data.entry import Entry
+from m2d_training.data.annotations import read_annotation
+from m2d_training.data.entries import Entry, read_array, read_finite
 from m2d_training.data.lists.make import make_list
 from m2d_training.data.manifest import read_manifest
-from m2d_training.data.notes import read_note
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE
 from m2d_training.finetuning.member import BEST_FILE, RESULT_FILE, Best, read_result
@@ -108,7 +107,7 @@ def test_statistics(tmp_path, fuzz):
 
 @pytest.mark.parametrize("name", ["a.json", "a.txt"])
 def test_a_note(name, fuzz):
-    fuzz('{"label": ["dog", "cat"], "caption": "a dög"}'.encode(), lambda data: read_note(name, data))
+    fuzz('{"label": ["dog", "cat"], "caption": "a dög"}'.encode(), lambda data: read_annotation(name, data))
 
 
 def test_an_array(tmp_path, fuzz):

@@ -10,9 +10,8 @@ import zlib
 import numpy as np
 import pytest
 from m2d_training import OfflineConfig, PretrainConfig
-from m2d_training.data.arrays import read_array
 from m2d_training.data.crops import CropPlan, crop_spectrogram
-from m2d_training.data.entry import Entry
+from m2d_training.data.entries import Entry, read_array
 from m2d_training.data.images import crop_image
 from m2d_training.data.manifest import Manifest
 from m2d_training.data.sampling import SampleKey

@@ -12,8 +12,7 @@ import soundfile
 import torch
 from m2d_training import OfflineConfig, PretrainConfig
 from m2d_training.data.crops import SILENCE, CropPlan, crop_spectrogram, crop_waveform
-from m2d_training.data.entries import PackedEntries
-from m2d_training.data.entry import Entry
+from m2d_training.data.entries import Entry, PackedEntries
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from m2d_training.data.stored_features import pool_to_tokens

@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from m2d_training import PrepareOptions, prepare
 from m2d_training.cli.main import main
 from m2d_training.data.crops import CropPlan, crop_waveform
-from m2d_training.data.entry import Entry
+from m2d_training.data.entries import Entry
 from m2d_training.data.manifest import read_manifest
 
 from m2d_hub.config import FrontendConfig

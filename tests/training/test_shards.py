@@ -253,7 +253,9 @@ def test_a_shard_that_was_made_again_is_not_read_by_an_old_index(shards, change)
     write_shard(path, *members)
     if change == "cut":
         path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(ConfigError, match=r"shard-000000\.tar is not the shard that .*index\.csv tells of"):
+    with pytest.raises(
+        ConfigError, match=r"shard-000000\.tar does not match the index .*index\.csv\. .* delete"
+    ):
         read(shards)
 
 

@@ -13,8 +13,8 @@ import torch
 from click.testing import CliRunner
 from m2d_training import PretrainConfig
 from m2d_training.cli.main import main
-from m2d_training.data.arrays import read_array
 from m2d_training.data.crops import Crop, CropPlan, crop_waveform
+from m2d_training.data.entries import read_array
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.stored_features import frame_features
 from m2d_training.pretraining.teachers import load_teacher

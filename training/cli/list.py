@@ -60,8 +60,7 @@ def list_(
     The list is for `m2d-train finetune`, `linear-eval` and `pretrain`. Clips whose audio is not there are
     left out and counted; counts that differ from the published ones are told.
     """
-    from ..data.lists.catalogue import DATASETS
-    from ..data.lists.make import make_list
+    from ..data.lists.make import DATASETS, make_list
 
     if where or listing or dataset == HELP_WORD:
         names = list(DATASETS) if dataset in (None, HELP_WORD) else [str(dataset)]
@@ -79,8 +78,8 @@ def list_(
 
 def tell_where(name: str) -> str:
     """Where a data set is to be had, its licence, how its folder is to look, and which lists there are."""
-    from ..data.lists.catalogue import find_dataset
     from ..data.lists.dataset import ALL
+    from ..data.lists.make import find_dataset
 
     dataset = find_dataset(name)
     lines = [f"{name}: {dataset.title}", f"from: {dataset.source}", f"licence: {dataset.licence}"]

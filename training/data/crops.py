@@ -17,10 +17,9 @@ from m2d_hub.audio import open_audio, read_part
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.errors import AudioError
 
-from .arrays import read_array, read_finite
-from .entry import Entry
+from .entries import Entry, read_array, read_finite
 
-FADES_A_SECOND = 16  # a fade takes 1/16 s
+FADES_PER_SECOND = 16  # a fade takes 1/16 s
 SILENCE = math.log(EPSILON)  # log-mel value of digital silence
 
 
@@ -35,15 +34,14 @@ class Crop:
 
 @dataclass(frozen=True)
 class CropPlan:
-    """The part to cut out of each clip."""
+    """How crops are taken from clips."""
 
     frontend: FrontendConfig
     num_frames: int  # T
-    short_clips: Literal[
-        "pad", "repeat", "own"
-    ]  # shorter ones: silence, repetition, or their own frames alone
-    fades: bool = False  # a repeated clip begins and ends with fades
-    from_start: bool = False  # crops start at the clip's first frame, or anywhere
+    # How a shorter clip is lengthened: by silence, by repetition, or not at all.
+    short_clips: Literal["pad", "repeat", "own"]
+    fades: bool = False  # fade a repeated clip in and out
+    from_start: bool = False  # start at the clip's first frame rather than anywhere
 
     @property
     def num_samples(self) -> int:
@@ -51,26 +49,26 @@ class CropPlan:
         return self.frontend.span(self.num_frames)
 
     def draw_start(self, spare: int, rng: np.random.Generator) -> int:
-        """The crop's first frame, of those from 0 to ``spare``."""
+        """Draw the crop's first frame from 0 to ``spare``."""
         return 0 if self.from_start else int(rng.integers(spare + 1))
 
     def beginning(self, waveform: np.ndarray) -> np.ndarray:
-        """The first T frames' samples of a waveform (S,), lengthened as crops are."""
+        """Return the samples of the first T frames of a waveform (S,), lengthened like crops."""
         num_samples = (self.num_frames - 1) * self.frontend.hop_samples
         if len(waveform) >= num_samples or self.short_clips == "own":
             return waveform[:num_samples]
         return self.lengthened(waveform, num_samples)
 
     def lengthened(self, waveform: np.ndarray, num_samples: int) -> np.ndarray:
-        """A shorter waveform (S,) at ``num_samples``: padded with silence, or repeated.
+        """Lengthen a shorter waveform (S,) to ``num_samples`` with silence or by repetition.
 
-        A repeated one begins and ends with linear fades of 1/16 s, as the paper's reference [73] has it.
+        A repeated one is faded in and out over 1/16 s, as in the paper's reference [73].
         """
         if self.short_clips != "repeat":
             return np.pad(waveform, (0, num_samples - len(waveform)))
         waveform = np.resize(waveform, num_samples)
         if self.fades:
-            fade = min(self.frontend.sample_rate // FADES_A_SECOND, num_samples)
+            fade = min(self.frontend.sample_rate // FADES_PER_SECOND, num_samples)
             ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
             waveform[:fade] *= ramp
             waveform[num_samples - fade :] *= ramp[::-1]
@@ -78,7 +76,7 @@ class CropPlan:
 
 
 def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Crop:
-    """Reads a random crop of an audio file at the plan's sample rate, mono.
+    """Read a random crop of an audio file at the plan's sample rate, mono.
 
     Raises:
         AudioError: The file is unreadable, empty, or holds non-finite samples.
@@ -93,12 +91,12 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
         part = read_part(clip, max(0, start), stop)
         if len(part) == stop - max(0, start):
             return Crop(_reflect(part.numpy(), max(0, -start), plan.num_samples), first_frame)
-    # A clip that is short, or not as long as its header says, is read whole.
+    # Read a clip whole if it is short, or shorter than its header says.
     return _crop_array(torch.cat(list(clip.blocks())).numpy(), plan, rng)
 
 
 def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) -> Crop:
-    """Crops a waveform that was read whole, lengthening a short one first."""
+    """Crop a waveform that was read whole, after lengthening a short one."""
     frontend, half = plan.frontend, plan.frontend.window_samples // 2
     shortest = plan.num_samples - half
     own_frames, period = frontend.num_frames(len(waveform)), None
@@ -118,7 +116,7 @@ def _crop_array(waveform: np.ndarray, plan: CropPlan, rng: np.random.Generator) 
 
 
 def _reflect(waveform: np.ndarray, before: int, num_samples: int) -> np.ndarray:
-    """Mirrors a clip's edges into the window of its first and last frame, as a centred spectrogram does."""
+    """Reflect a clip's edges into the window of its first and last frame, as a centred spectrogram does."""
     after = num_samples - before - len(waveform)
     if after > len(waveform) - 1:  # a crop of one frame, at the very end
         waveform = np.pad(waveform, (0, after))
@@ -127,7 +125,9 @@ def _reflect(waveform: np.ndarray, before: int, num_samples: int) -> np.ndarray:
 
 
 def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Crop:
-    """Reads a random crop of a log-mel spectrogram stored as ``.npy`` (F, frames), before normalisation.
+    """Read a random crop of a log-mel spectrogram stored as ``.npy`` (F, frames), before normalisation.
+
+    The authors of M2D publish and read their training data in this format.
 
     Raises:
         AudioError: The file is unreadable, or has another number of mels.
@@ -141,6 +141,6 @@ def crop_spectrogram(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> 
     period, missing = part.shape[1], plan.num_frames - part.shape[1]
     if missing and plan.short_clips == "repeat":
         return Crop(part[:, np.arange(plan.num_frames) % period], first_frame, period)
-    if missing:
+    if missing and plan.short_clips == "pad":
         part = np.pad(part, ((0, 0), (0, missing)), constant_values=SILENCE)
     return Crop(part, first_frame)

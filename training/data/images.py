@@ -1,4 +1,4 @@
-"""Pictures: how they are read, and random crops of them, flipped and normalised as on ImageNet."""
+"""Images: reading, and random crops, flipped and normalised as for ImageNet."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from m2d_hub.errors import AudioError
 from m2d_hub.io import reading
 
-from .entry import Entry
+from .entries import Entry
 
 if TYPE_CHECKING:
     from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-AREA_SHARE = (0.2, 1.0)  # of the picture, as in masked autoencoders
+AREA_SHARE = (0.2, 1.0)  # of the image, as in masked autoencoders
 ASPECT_RATIO = (3 / 4, 4 / 3)
 ATTEMPTS = 10
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
@@ -26,54 +26,56 @@ MAX_PIXELS = 80_000_000  # 240 MB
 
 
 def is_image(name: str) -> bool:
-    """Whether a file is a picture, by its name."""
+    """Return whether a file name is that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
-def read_image(entry: Entry, least: tuple[int, int] | None = None) -> Image.Image:
-    """A picture in RGB, whole.
+def read_image(entry: Entry, min_size: tuple[int, int] | None = None) -> Image.Image:
+    """Read a whole image as RGB.
 
     Args:
-        entry: The picture's file.
-        least: Width and height that it is only to be looked at in: JPEG is then decoded as small as that.
+        entry: The image file.
+        min_size: Width and height that suffice; JPEG is then decoded at the smallest size above.
 
     Raises:
-        AudioError: The file is no readable picture.
+        AudioError: The file is not a readable image.
     """
     from PIL import Image
 
-    way_out = f"Give one of {', '.join(FORMATS)}."
+    hint = f"Give one of {', '.join(FORMATS)}."
     with (
-        reading(entry, "a picture", way_out, AudioError),
+        reading(entry, "an image", hint, AudioError),
         entry.open() as file,
         Image.open(file, formats=FORMATS) as stored,
     ):
         if stored.width * stored.height > MAX_PIXELS:
-            raise AudioError(f"{entry} has {stored.width}x{stored.height} pixels; {MAX_PIXELS:,} are read.")
-        if least is not None:
-            stored.draft("RGB", least)
+            raise AudioError(
+                f"{entry} has {stored.width}x{stored.height} pixels; the maximum is {MAX_PIXELS:,}."
+            )
+        if min_size is not None:
+            stored.draft("RGB", min_size)
         return stored.convert("RGB")
 
 
 def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-    """Reads a picture, cuts and resizes a random part, and flips it half of the time (paper, appendix A).
+    """Read an image, resize a random part of it, and flip it half of the time (paper, appendix A).
 
     Args:
-        entry: The picture's file.
-        size: Height and width wanted, pixels.
+        entry: The image file.
+        size: Height and width of the result, pixels.
         rng: Source of randomness.
 
     Returns:
         (3, height, width) float32.
 
     Raises:
-        AudioError: The file is no readable picture.
+        AudioError: The file is not a readable image.
     """
     from PIL import Image
 
-    picture = read_image(entry)
-    box = _random_box(picture.width, picture.height, rng)
-    resized = picture.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
+    image = read_image(entry)
+    box = _random_box(image.width, image.height, rng)
+    resized = image.resize((size[1], size[0]), Image.Resampling.BICUBIC, box=box)
     pixels = np.asarray(resized, dtype=np.float32) / 255.0  # (height, width, 3)
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
@@ -82,7 +84,7 @@ def crop_image(entry: Entry, size: tuple[int, int], rng: np.random.Generator) ->
 
 
 def _random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Left, upper, right and lower edge of a part with a random area and aspect ratio."""
+    """Return left, upper, right and lower edge of a part with a random area and aspect ratio."""
     for _ in range(ATTEMPTS):
         area = width * height * rng.uniform(*AREA_SHARE)
         aspect = math.exp(rng.uniform(*np.log(ASPECT_RATIO)))

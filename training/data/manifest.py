@@ -1,4 +1,4 @@
-"""Clips to train on: lists of audio files, tar shards, spectrograms or pictures, with their labels."""
+"""Lists of clips to train on: audio files, tar shards, spectrograms or images, with their labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import logging
 import math
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,14 +19,10 @@ from m2d_hub.corpus.tables import PART_COLUMNS, Row, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import PARTIAL_SUFFIX, reading_file
 
-from .entries import PackedEntries
-from .entry import Entry
+from .annotations import CAPTION_NAMES, LABEL_NAMES, annotation_of_row, audio_files, standard_split
+from .entries import Entry, PackedEntries
 from .images import IMAGE_SUFFIXES, is_image
-from .lists.splits import standard_split
-from .notes import CAPTION_NAMES, LABEL_NAMES, note_of_cells
-from .parts import audio_files
-from .shard_index import INDEX_NAME, read_index
-from .shards import ShardMember, expand_pattern, index_shards
+from .shards import expand_pattern, read_shards
 
 STATISTICS_NAME = "statistics.json"
 
@@ -48,19 +44,19 @@ class Statistics:
 class Manifest:
     """All clips of one data set."""
 
-    name: str  # as the user gave it
+    name: str  # as given
     kind: Kind
     entries: Sequence[Entry]
     statistics: Statistics | None = None  # where ``m2d-train prepare`` computed them
 
     def classes(self) -> tuple[str, ...]:
-        """All labels in sorted order; AudioSet's own 527 classes where every label is one of them."""
+        """Return all labels, sorted; AudioSet's 527 classes if every label is one of them."""
         found = {label for entry in self.entries for label in entry.labels}
         return audioset_classes(found) or tuple(sorted(found))
 
 
 def audioset_classes(labels: Iterable[str]) -> tuple[str, ...] | None:
-    """AudioSet's classes in the published heads' order, if all ``labels`` are among them."""
+    """Return AudioSet's classes in the order of the published heads, if all ``labels`` are among them."""
     from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
 
     found = set(labels)
@@ -68,17 +64,17 @@ def audioset_classes(labels: Iterable[str]) -> tuple[str, ...] | None:
 
 
 def read_manifest(data: str, split: str = "train") -> Manifest:
-    """Reads what ``--data`` names.
+    """Read the list that ``--data`` names.
 
     Args:
         data: A CSV with a ``file`` column, relative to the CSV, and optional ``label``, ``caption``,
             ``features``, ``split``, and ``start_s`` and ``end_s`` of a part; a pattern of tar shards
             (``train-{000000..000009}.tar``, ``shards/*.tar``), or a folder of them; or a folder of audio
-            files, spectrograms or pictures.
+            files, spectrograms or images.
         split: Clips of a CSV that are in another of the splits train, valid and test are skipped.
 
     Raises:
-        ConfigError: Nothing is found there, or what is found is of several kinds.
+        ConfigError: No clips are found, or clips of several kinds.
     """
     path = Path(data)
     if path.is_dir():
@@ -89,7 +85,7 @@ def read_manifest(data: str, split: str = "train") -> Manifest:
     else:
         entries = _read_shards(expand_pattern(data))
     if not entries:
-        raise ConfigError(f"{data} lists no clips: give a CSV with a 'file' column, tar shards, or a folder.")
+        raise ConfigError(f"{data} lists no clips; give a CSV with a 'file' column, tar shards, or a folder.")
     entries, kind = _of_one_kind(data, entries)
     if kind != "audio" and any(isinstance(entry.path, AudioPart) for entry in entries):
         raise ConfigError(f"{data} has start_s or end_s for {kind} files; only audio is read in parts.")
@@ -102,16 +98,16 @@ def _read_csv(path: Path, split: str) -> list[Entry]:
     refuse_empty(path, rows, "file")
     rows = _rows_of_split(path, rows, split)
     files = audio_files(path, [str(path.parent / row.cells["file"]) for row in rows], rows)
-    notes = [note_of_cells(row.cells) for row in rows]
+    annotations = [annotation_of_row(row.cells) for row in rows]
     return [
         Entry(
             path=file,
-            label=note.label,
-            caption=note.caption,
+            label=annotation.label,
+            caption=annotation.caption,
             features_path=str(path.parent / row.cells["features"]) if row.cells["features"] else "",
             row=row.number,
         )
-        for row, file, note in zip(rows, files, notes, strict=True)
+        for row, file, annotation in zip(rows, files, annotations, strict=True)
     ]
 
 
@@ -152,42 +148,26 @@ def _read_shards(shards: list[str]) -> list[Entry]:
     by_folder: dict[Path, list[str]] = {}
     for shard in shards:
         by_folder.setdefault(Path(shard).parent, []).append(shard)
-    members: list[ShardMember] = []
+    entries: list[Entry] = []
     for folder, inside in by_folder.items():
         if folder.absolute().name.endswith(PARTIAL_SUFFIX):
             raise ConfigError(
-                f"{folder} is what a preparation that did not end has left: run m2d-train prepare again."
+                f"{folder} is the rest of an interrupted preparation; run m2d-train prepare again."
             )
-        index = folder / INDEX_NAME
-        members += read_index(index, inside) if index.is_file() else index_shards(inside)
-    return [_shard_entry(member, row) for row, member in enumerate(members, start=1)]
-
-
-def _shard_entry(member: ShardMember, row: int) -> Entry:
-    return Entry(
-        path=member.shard,
-        offset=member.offset,
-        size=member.size,
-        name=member.name,
-        label=member.label,
-        caption=member.caption,
-        features_path=member.shard if member.features_size else "",
-        features_offset=member.features_offset,
-        features_size=member.features_size,
-        row=row,
-    )
+        entries += read_shards(folder, inside)
+    return [replace(entry, row=row) for row, entry in enumerate(entries, start=1)]
 
 
 def _of_one_kind(data: str, entries: list[Entry]) -> tuple[list[Entry], Kind]:
-    """The entries with their kind; pictures beside sounds, such as covers of albums, are passed over."""
+    """Return the entries and their kind; images beside audio, such as album covers, are skipped."""
     kinds = [_kind(entry) for entry in entries]
     found = set(kinds)
     if found == {"audio", "image"}:
         sounds = [entry for entry, kind in zip(entries, kinds, strict=True) if kind == "audio"]
-        logger.warning("%s: %d pictures beside sounds are passed over.", data, len(entries) - len(sounds))
+        logger.warning("%s: %d images beside audio files are skipped.", data, len(entries) - len(sounds))
         return sounds, "audio"
     if len(found) > 1:
-        raise ConfigError(f"{data} mixes {' and '.join(sorted(found))} files: give one kind.")
+        raise ConfigError(f"{data} mixes {' and '.join(sorted(found))} files; give one kind.")
     return entries, found.pop()
 
 
@@ -202,9 +182,9 @@ def _read_statistics(path: Path) -> Statistics | None:
     if path.suffix == ".csv" or not (folder / STATISTICS_NAME).is_file():
         return None
     file = folder / STATISTICS_NAME
-    with reading_file(file, "statistics of prepared data", "Prepare the data anew.", ConfigError):
+    with reading_file(file, "statistics of prepared data", "Prepare the data again.", ConfigError):
         values = json.loads(file.read_text(encoding="utf-8"))
         statistics = Statistics(float(values["mean"]), float(values["std"]), int(values["sample_rate"]))
     is_usable = math.isfinite(statistics.mean) and 0 < statistics.std < math.inf
-    require(is_usable, f"{file} has mean {statistics.mean} and std {statistics.std}: prepare the data anew.")
+    require(is_usable, f"{file} has mean {statistics.mean} and std {statistics.std}; prepare the data again.")
     return statistics

@@ -1,7 +1,7 @@
-"""Which patches are visible and which are masked: random ones, runs of frames, or whole rows and columns.
+"""Masks of patches: random patches, runs of frames, or whole rows and columns.
 
 Ids count patches in frequency-major order. All masks of one kind, grid and ratio have the same sizes, so they
-stack to batches.
+stack into batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class PatchMask:
 def draw_mask(
     kind: str, grid: tuple[int, int], mask_ratio: float, rng: np.random.Generator, run_frames: int = 5
 ) -> PatchMask:
-    """Draws the mask of one clip.
+    """Draw the mask of one clip.
 
     Args:
         kind: ``"random"``, ``"time"`` or ``"structured"``.
@@ -42,7 +42,7 @@ def draw_mask(
 
 
 def count_visible(kind: str, grid: tuple[int, int], mask_ratio: float) -> int:
-    """Visible patches of each mask: int(N · (1 − ratio)), or the nearest count of whole rows and columns."""
+    """Return the number of visible patches: int(N · (1 − ratio)), or nearly so for rows and columns."""
     num_freq, num_time = grid
     if kind == "random":
         return int(num_freq * num_time * (1 - mask_ratio))
@@ -53,7 +53,7 @@ def count_visible(kind: str, grid: tuple[int, int], mask_ratio: float) -> int:
 
 
 def _order_by_time_runs(grid: tuple[int, int], run_frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Patches with the visible ones first, where frames of one run come together."""
+    """Return patches with the visible ones first, where frames of one run are adjacent."""
     num_freq, num_time = grid
     offset = rng.integers(run_frames)
     run_of_frame = (np.arange(num_time) + offset) // run_frames
@@ -63,7 +63,7 @@ def _order_by_time_runs(grid: tuple[int, int], run_frames: int, rng: np.random.G
 
 
 def _kept_rows_and_columns(grid: tuple[int, int], mask_ratio: float) -> tuple[int, int]:
-    """Kept frequency rows and time columns, about as large a share of each."""
+    """Return the numbers of visible rows and columns, about the same share of both."""
     num_freq, num_time = grid
     kept_freq = max(1, round(num_freq * (1 - mask_ratio) ** 0.5))
     kept_time = round(num_freq * num_time * (1 - mask_ratio) / kept_freq)

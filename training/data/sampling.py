@@ -1,7 +1,7 @@
 """The order of clips in each epoch, as a pure function of seed, epoch and list.
 
-Every random choice of a run hangs on (seed, epoch, position): never on the step that a run was resumed from,
-nor on the number of workers or processes.
+Every random choice of a run depends on (seed, epoch, position) alone, not on the step at which a run was
+resumed, nor on the number of workers or processes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class SampleKey:
 
 @dataclass(frozen=True)
 class EpochPlan:
-    """How many clips and steps an epoch has, and in what order the clips come."""
+    """Number of clips and steps of an epoch, and the order of the clips."""
 
     list_size: int
     global_batch: int  # clips of one optimizer step, all processes and accumulation together
     seed: int
     min_list_size: int = 0  # shorter lists are repeated up to this size
-    weights: np.ndarray | None = None  # (list_size,), for weighted draws without replacement
+    weights: np.ndarray | None = None  # (list_size,), for weighted draws
     samples_per_epoch: int | None = None  # of weighted draws
 
     @property
@@ -51,13 +51,18 @@ class EpochPlan:
         return self.epoch_size // self.global_batch
 
     def order(self, epoch: int) -> np.ndarray:
-        """Indices of the list in the order of this epoch (epoch_size,)."""
+        """Return indices of the list in the order of this epoch (epoch_size,).
+
+        Weighted draws repeat no clip where an epoch has at most half of the list.
+        """
         rng = np.random.default_rng([self.seed, epoch])
+        if self.weights is not None and 2 * self.epoch_size > self.list_size:
+            # Without replacement, a draw of most of the list would contain most clips whatever their weights.
+            return rng.choice(self.list_size, self.epoch_size, p=self.weights / self.weights.sum())
         if self.weights is not None:
             # Keys of Efraimidis and Spirakis: the largest are a weighted draw without replacement.
             keys = np.log(rng.random(self.list_size)) / self.weights
-            drawn = np.argsort(-keys)[: self.epoch_size]
-            return np.resize(drawn, self.epoch_size)
+            return np.argsort(-keys)[: self.epoch_size]
         if self.epoch_size <= self.list_size:
             return rng.permutation(self.list_size)[: self.epoch_size]
         return rng.permutation(np.resize(np.arange(self.list_size), self.epoch_size))
@@ -65,7 +70,7 @@ class EpochPlan:
 
 @dataclass(frozen=True)
 class StepSampler:
-    """Batches of one process from a step on: a batch sampler for a map-style data set."""
+    """Batch sampler of one process for a map-style data set, starting at any step."""
 
     plan: EpochPlan
     batch_size: int  # of one process and one forward pass
@@ -92,13 +97,13 @@ class StepSampler:
 
 
 def balancing_weights(labels: Sequence[tuple[Hashable, ...]], exponent: float = 1.0) -> np.ndarray:
-    """Class-balancing weight of each clip: the sum of the inverse counts of its labels, to a power.
+    """Return the class-balancing weight of each clip: the sum of its labels' inverse counts, to a power.
 
     Args:
-        labels: Labels of each clip; a clip without any weighs as one of the most frequent class.
-        exponent: 1 draws all classes alike, 0 all clips; the paper's AudioSet runs take 1/1.5.
+        labels: Labels of each clip; a clip without labels has the weight of the most frequent class.
+        exponent: 1 draws all classes equally often, 0 all clips; the paper's AudioSet runs use 1/1.5.
     """
     counts = Counter(label for clip in labels for label in clip)
-    least = 1.0 / max(counts.values(), default=1)
-    sums = np.array([sum(1.0 / counts[label] for label in clip) or least for clip in labels])
+    min_weight = 1.0 / max(counts.values(), default=1)
+    sums = np.array([sum(1.0 / counts[label] for label in clip) or min_weight for clip in labels])
     return sums**exponent

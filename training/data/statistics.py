@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,19 +14,19 @@ from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from .crops import CropPlan, crop_spectrogram, crop_waveform
-from .entry import Entry
-from .left_out import LeftOut, refuse_too_many
+from .entries import Entry
 from .manifest import Manifest, Statistics
+from .skipped import LeftOut, refuse_too_many
 
-CROPS = 5000  # at most; one of each clip that is drawn
-LEAST_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
+MAX_CROPS = 5000  # one per clip
+MIN_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Sums over log-mel values, and what they come to."""
+    """Sums over log-mel values, and their mean and standard deviation."""
 
     count: int = 0
     total: float = 0.0
@@ -34,7 +34,7 @@ class Moments:
 
     @classmethod
     def of(cls, log_mel: Tensor) -> Moments:
-        """Those of some values, of any shape, added up in float64."""
+        """Sum values of any shape in float64."""
         values = log_mel.double()
         return cls(values.numel(), float(values.sum()), float(values.square().sum()))
 
@@ -43,7 +43,7 @@ class Moments:
 
     @property
     def mean(self) -> float:
-        """Of all values."""
+        """Mean of all values."""
         return self.total / self.count
 
     @property
@@ -52,24 +52,29 @@ class Moments:
         return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0))
 
 
-def measure_statistics(manifest: Manifest, plan: CropPlan, crops: int = CROPS, seed: int = 0) -> Statistics:
-    """Measures a list of audio files or spectrograms.
+def measure_statistics(
+    manifest: Manifest, plan: CropPlan, crops: int = MAX_CROPS, seed: int = 0
+) -> Statistics:
+    """Measure mean and standard deviation of the log-mel values of audio files or spectrograms.
+
+    Clips shorter than a crop count with their own frames; padding is not measured.
 
     Args:
         manifest: The list.
-        plan: What is cut out of each clip.
-        crops: Of as many clips, or of all where there are fewer.
-        seed: Of the draw of clips and crops.
+        plan: How crops are taken; ``short_clips`` is ignored.
+        crops: Maximum number of clips, with one crop per clip.
+        seed: Seed of the draw of clips and crops.
 
     Raises:
         AudioError: More than half of the clips cannot be read.
-        ConfigError: All are silent.
+        ConfigError: All clips are silent.
     """
     rng = np.random.default_rng(seed)
+    plan = replace(plan, short_clips="own")
     drawn = rng.permutation(len(manifest.entries))[:crops]
     moments = Moments()
     frontend = LogMelFrontend(plan.frontend)
-    unread: list[LeftOut] = []  # left out where their turn comes
+    unread: list[LeftOut] = []
     for index in drawn:
         entry = manifest.entries[index]
         try:
@@ -79,9 +84,9 @@ def measure_statistics(manifest: Manifest, plan: CropPlan, crops: int = CROPS, s
     if unread:
         refuse_too_many(manifest.name, len(unread), len(drawn), unread[0])
     mean, std = moments.mean, moments.std
-    if std < LEAST_STD:
+    if std < MIN_STD:
         raise ConfigError(
-            f"{manifest.name}: all of {len(drawn):,} clips hold one value, such as silence: there is nothing "
+            f"{manifest.name}: all of {len(drawn):,} clips hold one value, such as silence; there is nothing "
             "to learn from."
         )
     logger.info("%s: log-mel mean %.3f, std %.3f, of %d crops", manifest.name, mean, std, len(drawn))

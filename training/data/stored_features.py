@@ -1,4 +1,4 @@
-"""Per-frame features of a frozen model, averaged over the frames of each token.
+"""Precomputed per-frame features of a frozen model, averaged over the frames of each token.
 
 Shapes: B batch, K features, N_T time frames of tokens.
 """
@@ -11,18 +11,17 @@ from torch import Tensor
 
 from m2d_hub.errors import AudioError
 
-from .arrays import read_array, read_finite
 from .crops import Crop
-from .entry import Entry
+from .entries import Entry, read_array, read_finite
 
 FRAMES_PER_FEATURE = 2  # a HuBERT feature spans 20 ms, a spectrogram frame 10 ms
 
 
 def pool_to_tokens(features: Tensor, num_tokens: int, patch_frames: int) -> Tensor:
-    """Averages features at 50 a second over the frames of each token (paper, section IV-D).
+    """Average features at 50 per second over the frames of each token (paper, section IV-D).
 
     Args:
-        features: (B, frames of 20 ms, K), the first one where the first token starts.
+        features: Features (B, frames of 20 ms, K), the first one where the first token starts.
         num_tokens: N_T.
         patch_frames: Spectrogram frames of one token.
 
@@ -39,7 +38,7 @@ def pool_to_tokens(features: Tensor, num_tokens: int, patch_frames: int) -> Tens
 
 
 def features_width(entry: Entry) -> int:
-    """K of a clip's stored features.
+    """Return K of a clip's stored features.
 
     Raises:
         AudioError: The features cannot be read.
@@ -48,14 +47,14 @@ def features_width(entry: Entry) -> int:
 
 
 def caption_features(entry: Entry, width: int | None) -> np.ndarray:
-    """Features of a clip's caption (K,) that were computed beforehand.
+    """Return the precomputed features of a clip's caption (K,).
 
     Args:
         entry: The clip.
-        width: K as it must be; None: any.
+        width: Required K; None for any.
 
     Raises:
-        AudioError: They cannot be read, or are of another shape.
+        AudioError: They cannot be read, or have another shape.
     """
     stored = read_array(entry.features)
     if width not in (None, stored.size):
@@ -66,13 +65,13 @@ def caption_features(entry: Entry, width: int | None) -> np.ndarray:
 def frame_features(
     entry: Entry, width: int | None, crop: Crop, num_tokens: int, patch_frames: int
 ) -> np.ndarray:
-    """Features of a crop's token frames, out of those of the whole clip that were computed beforehand.
+    """Return features of a crop's token frames, from the precomputed ones of the whole clip.
 
     Args:
         entry: The clip; its features are (clip's frames of 20 ms, K). Where the crop repeats the clip, they
             are repeated with it.
-        width: K as it must be; None: any.
-        crop: What was cut out of the clip.
+        width: Required K; None for any.
+        crop: The part of the clip.
         num_tokens: N_T.
         patch_frames: Spectrogram frames of one token.
 
@@ -80,7 +79,7 @@ def frame_features(
         (N_T, K).
 
     Raises:
-        AudioError: They cannot be read, or are of another shape.
+        AudioError: They cannot be read, or have another shape.
     """
     stored = read_array(entry.features)
     if stored.ndim != 2 or width not in (None, stored.shape[1]):

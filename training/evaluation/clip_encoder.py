@@ -23,7 +23,7 @@ from m2d_hub.audio import open_audio
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.model import M2D
 
-from ..data.parts import AudioFile
+from ..data.annotations import AudioFile
 
 Pooling = Literal["mean", "max", "mean+max", "mean+std"]
 BATCH_CLIPS = 64  # clips encoded, and stored, together

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import logging
 import os
-import unicodedata
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -21,11 +20,9 @@ from m2d_hub.corpus.tables import PART_COLUMNS, counted, listed, read_table, ref
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import natural_key
 
-from ..data.class_folders import class_folders
-from ..data.entry import LABEL_SEPARATOR
-from ..data.listing import FolderListing
+from ..data.annotations import AudioFile, audio_files, split_labels
+from ..data.folders import FileLookup, class_folders
 from ..data.manifest import audioset_classes
-from ..data.parts import AudioFile, audio_files
 from .splits import BY_SPLITS, FoldPlan, LabelledClip, Split
 
 logger = logging.getLogger(__name__)
@@ -189,35 +186,24 @@ def read_rows(path: Path) -> list[LabelledClip]:
     """
     if path.is_dir():
         return [
-            LabelledClip(os.path.abspath(row.file), (_normalised(row.label),), row.split, number)
-            for number, row in enumerate(class_folders(path), start=1)
+            LabelledClip(os.path.abspath(file), (label,), split, number)
+            for number, (file, label, split) in enumerate(class_folders(path), start=1)
         ]
     rows = read_table(path, COLUMNS, PART_COLUMNS)
     if not rows:
         raise ConfigError(f"{path} lists no clips.")
     refuse_empty(path, rows, "file")
-    unlabelled = [row.number for row in rows if not _split_labels(row.cells["label"])]
+    unlabelled = [row.number for row in rows if not split_labels(row.cells["label"])]
     if unlabelled:
         raise ConfigError(f"{path}: {counted(unlabelled)} no label ({listed(unlabelled)}).")
     folder = os.path.abspath(path.parent)
     files = [os.path.normpath(os.path.join(folder, row.cells["file"])) for row in rows]
     clips = [
-        LabelledClip(file, _split_labels(row.cells["label"]), row.cells["split"], row.number)
+        LabelledClip(file, split_labels(row.cells["label"]), row.cells["split"], row.number)
         for row, file in zip(rows, audio_files(path, files, rows), strict=True)
     ]
     _check_files(path, clips)
     return clips
-
-
-@lru_cache(maxsize=10_000)
-def _split_labels(text: str) -> tuple[str, ...]:
-    labels = (label.strip() for label in _normalised(text).split(LABEL_SEPARATOR))
-    return tuple(dict.fromkeys(label for label in labels if label))
-
-
-def _normalised(text: str) -> str:
-    """Return the composed Unicode form; macOS writes the decomposed form, which looks the same."""
-    return unicodedata.normalize("NFC", text)
 
 
 def _check_files(path: Path, clips: list[LabelledClip]) -> None:
@@ -226,7 +212,7 @@ def _check_files(path: Path, clips: list[LabelledClip]) -> None:
     Raises:
         ConfigError: A file does not exist; the message names the rows.
     """
-    listing = FolderListing()
+    listing = FileLookup()
     missing = [clip for clip in clips if not listing.has(os.fspath(clip.file))]
     if missing:
         raise ConfigError(

@@ -18,7 +18,7 @@ from m2d_hub.corpus.tables import counted, listed
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import natural_key
 
-from ..data.parts import AudioFile
+from ..data.annotations import AudioFile
 
 Select = Literal["valid", "last", "test"]
 

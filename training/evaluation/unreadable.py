@@ -13,10 +13,10 @@ from pathlib import Path
 from m2d_hub.audio import AudioPart, open_audio
 from m2d_hub.errors import AudioError
 
-from ..data.entry import Entry
+from ..data.annotations import AudioFile
+from ..data.entries import Entry
 from ..data.images import read_image
-from ..data.left_out import ERRORS_FILE, LeftOut, refuse_too_many
-from ..data.parts import AudioFile
+from ..data.skipped import ERRORS_FILE, LeftOut, refuse_too_many
 from .clip_encoder import read_in_threads
 from .labelled import LabelledList
 
@@ -35,7 +35,7 @@ def read_sound(file: AudioFile, sample_rate: int = READ_AT_HZ) -> None:
 
 def read_picture(file: AudioFile) -> None:
     """Read an image to its end, at the smallest size that its format supports."""
-    read_image(Entry(file), least=(1, 1))
+    read_image(Entry(file), min_size=(1, 1))
 
 
 def file_key(file: AudioFile) -> str:

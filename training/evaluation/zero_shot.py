@@ -20,7 +20,7 @@ from m2d_hub.hub import load_model
 from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
-from ..data.left_out import LeftOut, write_errors
+from ..data.skipped import LeftOut, write_errors
 from ..runs.folder import make_folder
 from .labelled import LabelledList, read_labelled
 from .metrics import Interval, accuracy, mean_average_precision

@@ -26,9 +26,9 @@ from m2d_hub.nn.patchout import (
 )
 from m2d_hub.windows import Windows
 
+from ..data.annotations import AudioFile
 from ..data.crops import CropPlan, crop_waveform
-from ..data.entry import Entry
-from ..data.parts import AudioFile
+from ..data.entries import Entry
 from ..data.sampling import SampleKey, StepSampler
 from ..evaluation.labelled import Subset
 from ..runs.loader import read_by_workers

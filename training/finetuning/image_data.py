@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.entry import Entry
+from ..data.annotations import AudioFile
+from ..data.entries import Entry
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
-from ..data.parts import AudioFile
 from ..data.sampling import SampleKey
 from ..evaluation.labelled import Subset
 from .config import FinetuneConfig

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from m2d_hub.checks import require
 from m2d_hub.hub import load_model
 
+from ..data.annotations import AudioFile
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD
-from ..data.parts import AudioFile
 from ..data.sampling import StepSampler
 from ..evaluation.labelled import Subset
 from ..runs.devices import autocast

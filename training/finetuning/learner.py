@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from ..data.parts import AudioFile
+from ..data.annotations import AudioFile
 from ..data.sampling import StepSampler
 from ..evaluation.labelled import Fold, Subset
 

@@ -20,8 +20,8 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.io import replacing_folder, require_extra
 from m2d_hub.nn.compiled import compile_blocks
 
-from ..data.left_out import LeftOut, write_errors
 from ..data.sampling import EpochPlan, balancing_weights
+from ..data.skipped import LeftOut, write_errors
 from ..evaluation.labelled import Fold
 from ..evaluation.metrics import (
     Interval,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from m2d_hub.model import M2D
 
-from ..data.parts import AudioFile
+from ..data.annotations import AudioFile
 from ..data.sampling import StepSampler
 from ..evaluation.labelled import Fold, Subset
 from ..runs.devices import autocast

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from m2d_hub.errors import ConfigError
 
 from ..data.images import is_image
-from ..data.left_out import LeftOut
+from ..data.skipped import LeftOut
 from ..evaluation.labelled import Fold, LabelledList, read_labelled
 from ..evaluation.metrics import Metric, accuracy, icbhi_score, mean_average_precision
 from ..evaluation.unreadable import find_unreadable, read_picture, read_sound, skip_unreadable

@@ -23,7 +23,7 @@ from torch import Tensor
 from m2d_hub.errors import CheckpointError
 from m2d_hub.io import reading_file, replacing
 
-from ..data.parts import AudioFile
+from ..data.annotations import AudioFile
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 from ..evaluation.unreadable import file_key
 

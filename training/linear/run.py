@@ -21,7 +21,7 @@ from m2d_hub.hub import load_model
 from m2d_hub.io import json_text, require_extra
 from m2d_hub.model import M2D
 
-from ..data.left_out import write_errors
+from ..data.skipped import write_errors
 from ..evaluation.clip_encoder import ClipEncoder, Pooling, mean_samples
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_fit import MAX_EPOCHS, PATIENCE, FitSettings

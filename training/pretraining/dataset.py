@@ -17,12 +17,12 @@ from torch.utils.data import Dataset
 from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.crops import Crop, CropPlan, crop_spectrogram, crop_waveform
-from ..data.entry import Entry
+from ..data.entries import Entry
 from ..data.images import crop_image
-from ..data.left_out import LeftOut, NamedLeftOut
 from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
+from ..data.skipped import LeftOut, NamedLeftOut
 from ..data.stored_features import caption_features, frame_features
 from ..runs.loader import read_by_workers
 from .config import PretrainConfig

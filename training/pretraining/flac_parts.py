@@ -18,8 +18,8 @@ from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import AudioError, M2DError
 from m2d_hub.nn.frontend import LogMelFrontend
 
-from ..data.entry import Entry
-from ..data.left_out import LeftOut
+from ..data.entries import Entry
+from ..data.skipped import LeftOut
 from ..data.statistics import Moments
 
 

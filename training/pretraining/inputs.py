@@ -5,6 +5,7 @@ Shapes: B batch, S samples, C channels, F mels, T frames, N_T time frames of tok
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +15,6 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.manifest import Kind
-from ..data.noise import mix_noise
 from .config import PretrainConfig
 from .dataset import Batch
 from .teachers import M2DTeacher, Teacher, TextTeacher
@@ -64,3 +64,21 @@ class InputBuilder:
 
     def _log_mel(self, values: Tensor) -> Tensor:
         return self.frontend.log_mel_block(values) if self.kind == "audio" else values
+
+
+def mix_noise(clean: Tensor, noise: Tensor, ratio: float) -> Tensor:
+    """Mix two log-mel spectrograms in the power domain (paper, equation 5).
+
+    Args:
+        clean: Log-mel spectrogram (..., F, T), centred by the mean of its own data set.
+        noise: Log-mel spectrogram of the same shape, centred by the mean of the noise's data set.
+        ratio: Share η of the noise, from 0 to 1.
+
+    Returns:
+        log((1 − η)·exp(clean) + η·exp(noise)), of the same shape.
+    """
+    if ratio <= 0.0:
+        return clean
+    if ratio >= 1.0:
+        return noise
+    return torch.logaddexp(clean + math.log1p(-ratio), noise + math.log(ratio))

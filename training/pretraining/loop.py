@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ..data.left_out import NamedLeftOut
 from ..data.sampling import EpochPlan
+from ..data.skipped import NamedLeftOut
 from ..runs.devices import autocast
 from ..runs.schedules import ema_decay
 from ..runs.updates import Updater

@@ -16,13 +16,11 @@ from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import replacing_folder, require_extra
 
-from ..data.entry import Entry
-from ..data.left_out import LeftOut, refuse_too_many, write_errors
+from ..data.entries import Entry
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
-from ..data.missing import tell_missing
-from ..data.shard_index import INDEX_NAME, write_index
-from ..data.shards import index_shards
-from ..data.statistics import LEAST_STD, Moments
+from ..data.shards import INDEX_NAME, index_shards, write_index
+from ..data.skipped import LeftOut, refuse_too_many, warn_of_missing, write_errors
+from ..data.statistics import MIN_STD, Moments
 from ..runs.settings import require_given
 from .config import PretrainConfig
 from .flac_parts import Part, PartSettings, read_parts
@@ -110,7 +108,7 @@ def prepare(
     manifest = read_manifest(options.data)
     if manifest.kind != "audio":
         raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
-    tell_missing(manifest)
+    warn_of_missing(manifest)
     _check_out(options.out)
     teacher = None if options.teacher is None else _load_teacher(options)
     with replacing_folder(options.out.absolute()) as folder:
@@ -149,7 +147,7 @@ def _write_shards(
 
 def _describe(folder: Path, options: PrepareOptions, totals: Totals, left_out: int) -> PrepareResult:
     """Writes the index and the statistics of the shards in ``folder``."""
-    if totals.moments.std < LEAST_STD:
+    if totals.moments.std < MIN_STD:
         raise ConfigError(
             f"the clips of {options.data} are all silent: their log-mel values have no spread to train on."
         )

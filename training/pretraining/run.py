@@ -16,9 +16,9 @@ from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.encoder import Block
 from m2d_hub.nn.frontend import LogMelFrontend
 
-from ..data.left_out import LeftOutLog, NamedLeftOut
 from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, StepSampler, balancing_weights
+from ..data.skipped import LeftOutLog, NamedLeftOut
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_folds import evaluate_encoder
 from ..runs.devices import build_accelerator

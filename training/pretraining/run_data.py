@@ -16,7 +16,7 @@ from torch import Tensor
 from m2d_hub.errors import AudioError, ConfigError
 
 from ..data.manifest import Manifest, read_manifest
-from ..data.missing import tell_missing
+from ..data.skipped import warn_of_missing
 from ..data.stored_features import features_width
 from ..runs.devices import resolve_precision
 from ..runs.folder import RunFolder
@@ -129,7 +129,7 @@ def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainCo
 
 def _read_list(data: str, split: str = "train") -> Manifest:
     manifest = read_manifest(data, split)
-    tell_missing(manifest)
+    warn_of_missing(manifest)
     return manifest
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import torch
 
-from ..data.left_out import NamedLeftOut
 from ..data.sampling import SampleKey
+from ..data.skipped import NamedLeftOut
 from ..runs.measuring import beside_training
 from .analysis import TokenSums
 from .dataset import Batch, PretrainDataset, stack_samples

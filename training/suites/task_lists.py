@@ -16,8 +16,7 @@ from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.io import reading_file, replacing
 
-from ..data.lists.catalogue import find_dataset
-from ..data.lists.make import make_list
+from ..data.lists.make import find_dataset, make_list
 from ..runs.folder import make_folder
 
 # Names that the data sets' folders have as published, beside those of make_list; spelt by _key.

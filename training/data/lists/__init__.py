@@ -1,1 +1,1 @@
-"""Lists of public data sets, made from the folders that their makers publish: one file a data set."""
+"""Lists of public data sets, made from the folders as published, one module per kind of sound."""

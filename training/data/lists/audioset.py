@@ -1,24 +1,23 @@
-"""AudioSet and its balanced part: sounds of videos, several labels a clip."""
+"""AudioSet and its balanced part: sounds of videos with several labels per clip."""
 
 from __future__ import annotations
 
 import csv
 import functools
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from m2d_hub.audio import AUDIO_SUFFIXES
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS, AUDIOSET_MIDS
 
-from ..entry import LABEL_SEPARATOR
+from ..annotations import LABEL_SEPARATOR
+from ..folders import audio_below
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant, text_lines
 
 NAMES = dict(zip(AUDIOSET_MIDS, AUDIOSET_LABELS, strict=True))
 ID_CHARACTERS = 11  # of a YouTube video
-# A clip's file: the video's ID, perhaps after a Y, perhaps with its start and end behind it.
+# The name of a clip: the video's ID, optionally after a Y and before its start and end.
 FILE_STEM = re.compile(rf"Y?([\w-]{{{ID_CHARACTERS}}})(_[\d._]+)?")
 BALANCED, UNBALANCED, EVAL = (
     f"{part}_segments.csv" for part in ("balanced_train", "unbalanced_train", "eval")
@@ -27,7 +26,7 @@ BALANCED_CLIPS, UNBALANCED_CLIPS, EVAL_CLIPS = 22_160, 2_041_789, 20_371
 
 
 def _rows(request: Request, tables: dict[str, str]) -> Iterator[ListRow]:
-    """Rows of segment tables, each with its split."""
+    """Yield the rows of segment tables, each with its split."""
     paths = {request.find(table): split for table, split in tables.items()}
     files = _files_by_video(request.folder)
     for path, split in paths.items():
@@ -37,7 +36,7 @@ def _rows(request: Request, tables: dict[str, str]) -> Iterator[ListRow]:
 
 
 def _segments(path: Path) -> Iterator[tuple[str, list[str]]]:
-    """Video and MIDs of each row; three rows of comment come first."""
+    """Yield video and MIDs of each row; three rows of comment come first."""
     for number, line in text_lines(path):
         if line.startswith("#"):
             continue
@@ -50,18 +49,12 @@ def _segments(path: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _files_by_video(folder: Path) -> dict[str, str]:
-    """Audio files below a folder by the video that their names tell."""
-    found = {}
-    for place, _, names in os.walk(folder):
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in AUDIO_SUFFIXES and (match := _stem_match(stem)):
-                found[match] = os.path.join(place, name)
-    return found
+    """Return the audio files below a folder by the video in their names."""
+    return {video: str(path) for path in audio_below(folder) if (video := _video_of(path.stem))}
 
 
-def _stem_match(stem: str) -> str | None:
-    if len(stem) == ID_CHARACTERS:  # may begin with a Y of its own
+def _video_of(stem: str) -> str | None:
+    if len(stem) == ID_CHARACTERS:  # the ID itself may begin with Y
         return stem
     match = FILE_STEM.fullmatch(stem)
     return match and match[1]

@@ -1,4 +1,4 @@
-"""A task of the evaluation platform EVAR, from its own table."""
+"""Tasks of the evaluation platform EVAR, from its tables."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ from collections.abc import Iterator
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import ConfigError
 
-from ..entry import LABEL_SEPARATOR
+from ..annotations import LABEL_SEPARATOR, standard_split
 from .audioset import NAMES
-from .dataset import ListRow, PublicDataset, Request, Variant
-from .splits import standard_split
+from .dataset import EVAR_URL, ListRow, PublicDataset, Request, Variant
 
 
 def _rows(request: Request) -> Iterator[ListRow]:
     table = request.folder
     rows = read_table(table, ["file_name", "label"], ["split", "fold"])
     if request.audio is None:
-        raise ConfigError(f"{table} names clips; give the folder that holds them as audio.")
+        raise ConfigError(f"{table} needs the folder of its clips; give it as audio.")
     if not request.audio.is_dir():
-        raise ConfigError(f"{request.audio} is no folder; give the one that holds the clips of {table}.")
+        raise ConfigError(f"{request.audio} is not a folder; give the one that holds the clips of {table}.")
     for row in rows:
         split = standard_split(row.cells["split"] or row.cells["fold"])
         if split is None:
             raise ConfigError(
                 f"{table}: row {row.number} has the split {row.cells['split']!r} and the fold "
-                f"{row.cells['fold']!r}; needed is train, valid, test or a number."
+                f"{row.cells['fold']!r}; required is train, valid, test or a number."
             )
         # Several labels are joined by commas; AudioSet's are MIDs.
         labels = [label.strip() for label in row.cells["label"].split(",")]
@@ -35,9 +34,9 @@ def _rows(request: Request) -> Iterator[ListRow]:
 
 EVAR = PublicDataset(
     title="A task of the evaluation platform EVAR",
-    source="https://github.com/nttcslab/eval-audio-repr (evar/metadata/TASK.csv)",
-    licence="that of the platform, and of the task's data set",
+    source=f"{EVAR_URL} (evar/metadata/TASK.csv)",
+    licence="those of the platform and of the task's data set",
     reference="the platform's table",
-    layout="a CSV with file_name, label and split or fold, and as audio the folder of the clips",
-    variants={"task": Variant(_rows, "as the table says")},
+    layout="a CSV with file_name, label and split or fold; audio is the folder of the clips",
+    variants={"task": Variant(_rows, "as in the table")},
 )

@@ -1,4 +1,4 @@
-"""A public data set's folder to a list, with what differs from what is published."""
+"""Make the list of a public data set from its folder, and compare it with the published counts."""
 
 from __future__ import annotations
 
@@ -14,25 +14,75 @@ from m2d_hub.corpus.tables import PART_COLUMNS
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import open_file, replacing
 
-from ..entry import LABEL_SEPARATOR
-from ..listing import FolderListing
-from .catalogue import find_dataset, find_variant
-from .dataset import ALL, ListRow, Request, Variant
+from ..annotations import split_labels
+from ..folders import FileLookup
+from .audioset import AS20K, AUDIOSET
+from .dataset import ALL, ListRow, PublicDataset, Request, Variant
+from .evar import EVAR
+from .images import IMAGENET
+from .music import GTZAN, NSYNTH, SURGE
+from .respiratory import ICBHI2017, SPRSOUND
+from .sounds import ESC50, FSD50K, US8K
+from .speech import CREMAD, LIBRISPEECH, SPCV1, SPCV2, VC1, VOXFORGE
 
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("file", "label", "split", *PART_COLUMNS)
+DATASETS: dict[str, PublicDataset] = {
+    "esc50": ESC50,
+    "us8k": US8K,
+    "spcv1": SPCV1,
+    "spcv2": SPCV2,
+    "vc1": VC1,
+    "nsynth": NSYNTH,
+    "gtzan": GTZAN,
+    "surge": SURGE,
+    "cremad": CREMAD,
+    "voxforge": VOXFORGE,
+    "audioset": AUDIOSET,
+    "as20k": AS20K,
+    "fsd50k": FSD50K,
+    "icbhi2017": ICBHI2017,
+    "sprsound": SPRSOUND,
+    "librispeech": LIBRISPEECH,
+    "imagenet": IMAGENET,
+    "evar": EVAR,
+}
 
 
 @dataclass(frozen=True)
 class MadeList:
-    """Result of making a list: what it holds, and how that differs from what is published."""
+    """Contents of a list, and their differences from the published counts."""
 
     path: Path
     clips: Mapping[str, int]  # by split, and "all"
-    labels: int  # different ones
-    missing: int  # clips of the data set whose audio is not there, left out
-    differences: tuple[str, ...]  # from the published counts, a sentence each
+    labels: int  # distinct ones
+    missing: int  # clips of the data set whose audio does not exist, skipped
+    differences: tuple[str, ...]  # from the published counts, one sentence each
+
+
+def find_dataset(name: str) -> PublicDataset:
+    """Return the data set of this name.
+
+    Raises:
+        ConfigError: The name is unknown; the message lists the known ones.
+    """
+    if name not in DATASETS:
+        raise ConfigError(f"Unknown data set {name!r}. Available: {', '.join(DATASETS)}.")
+    return DATASETS[name]
+
+
+def find_variant(name: str, variant: str | None) -> Variant:
+    """Return a variant of a data set; None for its default.
+
+    Raises:
+        ConfigError: The name is unknown; the message lists the known ones.
+    """
+    variants = find_dataset(name).variants
+    chosen = variant or next(iter(variants))
+    if chosen not in variants:
+        raise ConfigError(f"{name} has no variant {variant!r}. Available: {', '.join(variants)}.")
+    return variants[chosen]
 
 
 def make_list(
@@ -44,21 +94,21 @@ def make_list(
     split_files: Sequence[str | os.PathLike[str]] = (),
     audio: str | os.PathLike[str] | None = None,
 ) -> MadeList:
-    """Makes the list of a public data set from its folder, for fine-tuning, evaluation or pre-training.
+    """Make the list of a public data set from its folder, for fine-tuning, evaluation or pre-training.
 
-    Clips whose audio is not there are left out and counted, and counts are compared with the published ones:
-    what differs is warned of.
+    Clips whose audio does not exist are skipped and counted. A warning lists differences from the published
+    counts.
 
     Args:
-        dataset: A name, as ``esc50``; ``m2d-train list --where`` tells all.
-        folder: The data set as it is published; of ``evar`` a table of that platform.
-        out: CSV to write. Files below its folder are named relative to it, others by their whole path.
-        variant: Which list, where there are several, as ``pitch`` of ``nsynth``.
-        split_files: The published split, where the data set has none of its own.
-        audio: Folder of the clips, of ``evar`` only.
+        dataset: Name of the data set, as ``esc50``; ``m2d-train list --where`` shows all.
+        folder: The data set as published; for ``evar`` a table of that platform.
+        out: CSV to write. Files below its folder are written relative to it, others by their full path.
+        variant: List to make, where there are several, as ``pitch`` of ``nsynth``.
+        split_files: The published split, for data sets without one of their own.
+        audio: Folder of the clips, for ``evar`` only.
 
     Raises:
-        ConfigError: A name is not known, or the folder is not laid out as published.
+        ConfigError: A name is unknown, or the folder does not have the published layout.
     """
     public, chosen = find_dataset(dataset), find_variant(dataset, variant)
     request = Request(
@@ -72,7 +122,7 @@ def make_list(
             f"{public.layout}."
         )
     clips = {**Counter(row.split for row in rows if row.split), ALL: len(rows)}
-    labels = len({label for row in rows for label in row.label.split(LABEL_SEPARATOR) if label})
+    labels = len({label for row in rows for label in split_labels(row.label)})
     differences = tuple(_differences(clips, labels, chosen))
     _write(Path(out), rows)
     if differences:
@@ -82,15 +132,17 @@ def make_list(
 
 def _check(name: str, request: Request, out: Path) -> None:
     if name != "evar" and not request.folder.is_dir():
-        raise ConfigError(f"{request.folder} is no folder; give that of {request.dataset.title}.")
+        raise ConfigError(f"{request.folder} is not a folder; give that of {request.dataset.title}.")
     if request.split_files and not request.dataset.split:
-        raise ConfigError(f"{name} has its own split; split_files is not for it.")
+        raise ConfigError(f"{name} has its own split; omit split_files.")
     if request.audio is not None and name != "evar":
-        raise ConfigError(f"audio is for evar; of {name} the folder itself is given.")
+        raise ConfigError(f"audio is only for evar; for {name} give the folder itself.")
     if out.suffix.lower() != ".csv":
         raise ConfigError(f"out must be a .csv file, got {out}.")
     if out.is_file() and not _is_list(out):
-        raise ConfigError(f"{out} exists and is no list (its first column is not 'file'); give another out.")
+        raise ConfigError(
+            f"{out} exists and is not a list (its first column is not 'file'); give another out."
+        )
 
 
 def _is_list(path: Path) -> bool:
@@ -99,11 +151,11 @@ def _is_list(path: Path) -> bool:
 
 
 def _usable(rows: Iterable[ListRow], title: str) -> tuple[list[ListRow], int]:
-    """Rows whose audio is there, and how many others there are."""
-    listing = FolderListing()
+    """Return the rows whose audio exists, and the number of the others."""
+    lookup = FileLookup()
     usable, missing, backwards = [], [], 0
     for row in rows:
-        file = listing.find_audio(row.file)
+        file = lookup.find_audio(row.file)
         if file is None or not _is_utf8(file):
             missing.append(row.file)
         elif row.end_s is not None and row.end_s <= (row.start_s or 0.0):
@@ -112,19 +164,19 @@ def _usable(rows: Iterable[ListRow], title: str) -> tuple[list[ListRow], int]:
             usable.append(ListRow(file, row.label, row.split, row.start_s, row.end_s))
     if missing:
         logger.warning(
-            "%s: %d of %d clips are not there and are left out, the first is %s",
+            "%s: %d of %d clips do not exist and are skipped, the first is %s",
             title,
             len(missing),
             len(missing) + len(usable) + backwards,
             missing[0],
         )
     if backwards:
-        logger.warning("%s: %d parts do not end after their start and are left out", title, backwards)
+        logger.warning("%s: %d parts do not end after their start and are skipped", title, backwards)
     return usable, len(missing)
 
 
 def _is_utf8(name: str) -> bool:
-    """Whether a list, which is UTF-8, can hold a file's name."""
+    """Return whether a name can be written as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -136,13 +188,13 @@ def _differences(clips: Mapping[str, int], labels: int, variant: Variant) -> Ite
     for split, published in variant.clips.items():
         if clips.get(split, 0) != published:
             name = "the list" if split == ALL else f"{'fold' if split.isdecimal() else 'split'} {split}"
-            yield f"{name} has {clips.get(split, 0):,} clips, published are {published:,}"
+            yield f"{name} has {clips.get(split, 0):,} clips; {published:,} are published"
     if variant.labels is not None and labels != variant.labels:
-        yield f"the list has {labels:,} labels, published are {variant.labels:,}"
+        yield f"the list has {labels:,} labels; {variant.labels:,} are published"
 
 
 def _write(out: Path, rows: Sequence[ListRow]) -> None:
-    """Writes the columns that some row fills."""
+    """Write the columns that any row fills."""
     used = [column for column in COLUMNS if any(getattr(row, column) not in (None, "") for row in rows)]
     below = os.path.join(os.path.abspath(out.parent), "")
     with replacing(out) as partial, partial.open("w", newline="", encoding="utf-8") as lines:

@@ -1,4 +1,4 @@
-"""ImageNet-1K: pictures of 1,000 classes."""
+"""Images: ImageNet-1K."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from m2d_hub.corpus.tables import read_table
 
-from ..class_folders import class_folders
+from ..folders import class_folders
 from .dataset import ALL, ListRow, PublicDataset, Request, Variant
 
 SOLUTION = "LOC_val_solution.csv"
@@ -15,14 +15,14 @@ SOLUTION = "LOC_val_solution.csv"
 
 def _rows(request: Request) -> Iterator[ListRow]:
     folder = request.find("train", "ILSVRC/Data/CLS-LOC/train").parent
-    yield from class_folders(folder)
-    flat = sorted((folder / "val").glob("*.JPEG"))
+    yield from (ListRow(file, label, split) for file, label, split in class_folders(folder))
+    flat = sorted(path for path in (folder / "val").glob("*.JPEG") if not path.name.startswith("."))
     if flat:
         yield from _solved(request, flat)
 
 
 def _solved(request: Request, files: list[Path]) -> Iterator[ListRow]:
-    """Pictures of the validation as they are published: in one folder, their classes in a table."""
+    """Yield the validation images as published: in one folder, with their classes in a table."""
     table = request.split_file(SOLUTION)
     labels = {
         row.cells["ImageId"]: row.cells["PredictionString"].partition(" ")[0]
@@ -46,7 +46,7 @@ IMAGENET = PublicDataset(
     variants={
         "classes": Variant(
             _rows,
-            "1,000 classes; the validation pictures are those of the test",
+            "1,000 classes; the validation images are the test images",
             clips={ALL: 1_331_167, "train": 1_281_167, "test": 50_000},
             labels=1_000,
         )
