@@ -1,5 +1,5 @@
-# Each target sets up .venv by itself; only python3 (3.10 or later) and make are needed. Where there is no CUDA
-# device, CPU=1 installs PyTorch's builds for a CPU, which are much smaller: make demo CPU=1
+# Each target creates .venv if needed. Requirements: python3 (3.10 or later) and make. Without a CUDA device,
+# CPU=1 installs the CPU builds of PyTorch, which are much smaller: make demo CPU=1
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -20,7 +20,7 @@ test: $(INSTALLED)
 test-slow: $(INSTALLED)
 	@$(BIN)/pytest --numprocesses 2 --dist worksteal -m slow
 
-# The readers on files that chance has damaged, for about an hour; what they did becomes tests/fuzz/outcomes.md.
+# Run the readers on randomly damaged files for about an hour, and write tests/fuzz/outcomes.md.
 fuzz: $(INSTALLED)
 	@FUZZ_MINUTES=1.2 FUZZ_TABLE=tests/fuzz/outcomes.md $(BIN)/pytest tests/fuzz
 
@@ -32,11 +32,11 @@ lint: $(INSTALLED)
 types: $(INSTALLED)
 	@$(BIN)/mypy
 
-# Builds the site into site/, without a network; a link that leads nowhere is an error.
+# Build the site into site/, without a network. A broken link is an error.
 docs: $(INSTALLED)
 	@$(BIN)/mkdocs build --strict
 
-# Builds dist/ as it would be published, and checks it.
+# Build dist/ as for a release, and check it.
 wheel: $(INSTALLED)
 	@rm -rf dist
 	@$(BIN)/python -m build
@@ -46,11 +46,11 @@ wheel: $(INSTALLED)
 clean:
 	@rm -rf .venv demo build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 
-# The file takes its name last, so that an installation that was cut short is begun again.
+# The file is created last, so that an interrupted installation starts over.
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or later is needed; give make PYTHON=...")'
-	@echo "Setting up .venv, once: about $(SIZE), most of it PyTorch"
-	@$(PYTHON) -m venv .venv || { echo "python3 cannot make environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
+	@echo "Setting up .venv (once): about $(SIZE), most of it PyTorch"
+	@$(PYTHON) -m venv .venv || { echo "python3 cannot create virtual environments; on Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
 	@$(PIP) install --quiet --upgrade "pip>=24"
 	@PYTHONWARNINGS=ignore $(PIP) install $(INDEX) --editable ".[dev]"
 	@touch $@

@@ -1,4 +1,4 @@
-"""What mkdocstrings does not know of this code: fields that a comment describes, and Sphinx's roles."""
+"""Extension of mkdocstrings for fields described by a comment, and for Sphinx roles."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from griffe import Attribute, Docstring, Extension, Object
 
 
 class Docstrings(Extension):
-    """Takes the comment behind a field for its docstring, and leaves code of ``:class:`m2d_hub.M2D```."""
+    """Use the comment after a field as its docstring, and replace Sphinx roles by code."""
 
     def on_attribute_instance(self, *, attr: Attribute, **_: Any) -> None:
         if attr.docstring is None and attr.lineno and attr.parent and attr.parent.is_class:
