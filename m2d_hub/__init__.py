@@ -26,8 +26,8 @@ if TYPE_CHECKING:  # names are imported on first use, since huggingface_hub take
     )
     from m2d_hub.hub import load_model
     from m2d_hub.model import M2D
-    from m2d_hub.pretrained.cache import model_info
     from m2d_hub.pretrained.registry import ModelInfo, list_models
+    from m2d_hub.pretrained.source import model_info
     from m2d_hub.results import Frames, Tag
     from m2d_hub.stream import Stream, StreamWindow
     from m2d_hub.zero_shot import classify_by_text
@@ -42,8 +42,8 @@ _NAMES = {  # public names by module
     "errors": "AudioError CheckpointError ChecksumError ConfigError DownloadError M2DError UnknownModelError",
     "hub": "load_model",
     "model": "M2D",
-    "pretrained.cache": "model_info",
     "pretrained.registry": "ModelInfo list_models",
+    "pretrained.source": "model_info",
     "results": "Frames Tag",
     "stream": "Stream StreamWindow",
     "zero_shot": "classify_by_text",

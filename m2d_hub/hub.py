@@ -1,4 +1,4 @@
-"""``load_model``: a name, a folder or a file to a model in eval mode."""
+"""``load_model``: load a model by name, folder or file, in eval mode."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from m2d_hub.io import plain_tensors
 from m2d_hub.model import M2D
 from m2d_hub.nn.compiled import compile_blocks
 from m2d_hub.nn.int8_linear import quantize_encoder
-from m2d_hub.pretrained.folder import Checkpoint
-from m2d_hub.pretrained.locate import locate
-from m2d_hub.pretrained.weights import read_weights
+from m2d_hub.pretrained.checkpoint import Checkpoint
+from m2d_hub.pretrained.published import read_weights
+from m2d_hub.pretrained.source import resolve
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, "int8")
 
@@ -37,39 +37,40 @@ def load_model(
     token: str | bool | None = None,
     compile: bool = False,
 ) -> M2D:
-    """Loads a pre-trained model, in eval mode.
+    """Load a pre-trained model, in eval mode.
 
     Args:
-        name: An alias of :func:`m2d_hub.list_models`; a folder or file on disk (this package's own,
-            ``.safetensors``, a published ``.pth``, a run's kept checkpoint); or
+        name: An alias of :func:`m2d_hub.list_models`; a folder or file on disk (this package's folder,
+            ``.safetensors``, a published ``.pth``, a training run's checkpoint); or
             ``"hf-hub:org/repo[@revision]"``. A path object, or a string with a separator, is always a path:
             ``"./m2d-0.7"`` is a folder, ``"m2d-0.7"`` the alias. ``"random:"`` before any of these, or before
-            sizes (``"random:80x608p16x16"``), means a network of its sizes with untrained weights.
-        device: None takes CUDA, else MPS, else the CPU.
+            sizes (``"random:80x608p16x16"``), means a network of these sizes with untrained weights.
+        device: None: CUDA if available, else MPS, else the CPU.
         dtype: torch.float32, torch.bfloat16, torch.float16, or ``"int8"`` (linear layers, on a CPU).
-        window_s: Seconds that the encoder sees at once. None: as pre-trained; longer: positions are
+        window_s: Seconds that the encoder processes at once. None: as pre-trained; longer: positions are
             interpolated; shorter: cut; infinity: one window of each input's own length.
-        num_classes: Puts a fresh, untrained head on the encoder, unless the weights have one of that size.
-        mean: Of the log-mel values of one's own data, which inputs are standardised by; None: of the
-            pre-training set. ``m2d-train statistics`` measures it.
-        std: Their standard deviation, likewise.
-        sample_rate: Hz, only for a published file whose folder was renamed and whose settings do not say it.
-        cache_dir: Where downloads and converted weights are kept.
+        num_classes: Add a new, untrained head, unless the weights have one of that size.
+        mean: Mean of the log-mel values of your data, for standardisation (``m2d-train statistics`` measures
+            it); None: the pre-training set's.
+        std: Standard deviation of the log-mel values of your data; None: the pre-training set's.
+        sample_rate: Hz, only for a published file in a renamed folder, without the rate in its settings.
+        cache_dir: Folder for downloads and converted weights.
         revision: Branch, tag or commit of a Hugging Face repository.
-        local_files_only: Use what is on disk; never the network.
-        token: For private Hugging Face repositories; None: the one that ``hf auth login`` kept.
-        compile: Puts the encoder's blocks through ``torch.compile``, when they first run: some minutes for
-            many lengths of clips, then faster on GPUs. Weights, names and exports are as without.
+        local_files_only: Never use the network.
+        token: For private Hugging Face repositories; None: the one saved by ``hf auth login``.
+        compile: Compile the encoder's blocks with ``torch.compile`` when they first run: this takes minutes
+            for clips of many lengths, and is faster on GPUs afterwards. Weights, names and exports are
+            unchanged.
 
     Returns:
         The model on ``device``, in eval mode.
 
     Raises:
-        UnknownModelError: The name is none of the above.
-        DownloadError: The weights could not be fetched.
+        UnknownModelError: There is no model of that name.
+        DownloadError: The weights could not be downloaded.
         ChecksumError: The weights on disk are not those that were recorded.
         CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
-        ConfigError: A setting is not allowed, or one that must be given is missing.
+        ConfigError: A setting is not allowed, or a required one is missing.
     """
     if dtype not in _DTYPES:
         raise ConfigError(
@@ -77,29 +78,29 @@ def load_model(
         )
     if compile and dtype == "int8":
         raise ConfigError(
-            "compile=True is for floating-point weights, but dtype='int8' was given: leave one out."
+            "compile=True is for floating-point weights, but dtype='int8' was given; omit one of them."
         )
     device = _choose_device(device, dtype)
-    path = locate(
+    path = resolve(
         name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only, token=token
     )
     with plain_tensors():
         model = M2D.from_checkpoint(_with_statistics(read_weights(path, sample_rate), mean, std), path)
         _fit(model, name, window_s, num_classes, sample_rate)
-        if dtype == "int8":
+        if isinstance(dtype, str):
             quantize_encoder(model.to(torch.float32).encoder)
             return model
-        model = model.to(device=device, dtype=dtype)
+        model = _on_device(model, device, dtype)
     if compile:
         compile_blocks(model.encoder.blocks, device)
     return model
 
 
 def _with_statistics(checkpoint: Checkpoint, mean: float | None, std: float | None) -> Checkpoint:
-    frontend = checkpoint.config.frontend
     for name, value in (("mean", mean), ("std", std)):
         if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
             raise ConfigError(f"{name} must be a finite number, got {value!r}.")
+    frontend = checkpoint.config.frontend
     frontend = replace(
         frontend,
         mean=frontend.mean if mean is None else float(mean),
@@ -115,11 +116,11 @@ def _fit(
     num_classes: int | None,
     sample_rate: int | None,
 ) -> None:
-    """Gives a loaded model the window and the head that were asked for."""
+    """Set the requested window and head of a loaded model."""
     if sample_rate not in (None, model.sample_rate):
         raise ConfigError(
-            f"{name} is for {model.sample_rate} Hz, but sample_rate={sample_rate} was given; leave it "
-            "out, audio of any rate is resampled."
+            f"{name} is for {model.sample_rate} Hz, but sample_rate={sample_rate} was given; omit it, audio "
+            "of any rate is resampled."
         )
     if window_s is not None:
         model.set_window(window_s)
@@ -133,7 +134,7 @@ def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) 
         chosen = _parsed_device(device)
         if dtype == "int8" and chosen.type != "cpu":
             raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
-        _check_there(chosen)
+        _check_available(chosen)
         return chosen
     if dtype == "int8":
         return torch.device("cpu")
@@ -149,17 +150,30 @@ def _parsed_device(given: str | torch.device) -> torch.device:
         raise ConfigError(f"device {given!r} is not known to torch: {reason_of(error)}.") from error
 
 
-def _check_there(device: torch.device) -> None:
-    """Raises a ConfigError for a device that this machine's torch cannot compute on."""
+def _check_available(device: torch.device) -> None:
+    """Raise a ConfigError for a device that this machine's torch cannot compute on."""
     if device.type == "cpu":
         return
     if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
         raise ConfigError(
-            f"device {str(device)!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. "
-            "Leave device out to take what there is, or give 'cpu'."
+            f"device {str(device)!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. "
+            "Omit device to use what is available, or give 'cpu'."
         )
     backend: Any = torch.backends.mps if device.type == "mps" else getattr(torch, device.type, None)
     if not hasattr(backend, "is_available") or not backend.is_available():
         raise ConfigError(
-            f"device {str(device)!r} is not there; leave device out to take what there is, or give 'cpu'."
+            f"device {str(device)!r} is not available; omit device to use what is available, or give 'cpu'."
         )
+
+
+def _on_device(model: M2D, device: torch.device, dtype: torch.dtype) -> M2D:
+    """Move a model, and compute once: a driver or a build may report a device that it cannot use."""
+    try:
+        if device.type != "cpu":
+            (torch.ones(2, device=device) + 1).sum().item()
+        return model.to(device=device, dtype=dtype)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without the device
+        raise ConfigError(
+            f"device {str(device)!r} cannot be used ({reason_of(error)}). Free its memory, update its "
+            "driver or torch, or give device='cpu'."
+        ) from error

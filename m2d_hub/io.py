@@ -322,7 +322,9 @@ def plain_tensors() -> Iterator[None]:
     if dtype is not torch.float32:  # a process-wide setting: change it only if necessary
         torch.set_default_dtype(torch.float32)
     try:
-        with torch.inference_mode(mode=False), torch.device("cpu"):
+        on_cpu = torch.device("cpu")
+        is_default = torch.get_default_device() == on_cpu  # setting it slows down every call of torch
+        with torch.inference_mode(mode=False), contextlib.nullcontext() if is_default else on_cpu:
             yield
     finally:
         if dtype is not torch.float32:

@@ -35,7 +35,7 @@ from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import Encoder, frames_to_tokens
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
-from m2d_hub.pretrained.module import Pretrained
+from m2d_hub.pretrained.publish import Pretrained
 from m2d_hub.results import Frames, Tag, require_top_k, top_tags
 from m2d_hub.stream import Stream
 from m2d_hub.windows import Windows

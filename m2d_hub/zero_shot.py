@@ -1,4 +1,4 @@
-"""Classification by texts: no training, no fixed set of classes, for weights that carry a text space."""
+"""Zero-shot classification by text descriptions, for weights with a text space."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def classify_by_text(
     batch_size: int = 16,
     progress: bool = False,
 ) -> list[list[Tag]]:
-    """Says which of the texts fit each clip best.
+    """Rank texts by how well they describe each clip.
 
     Args:
         model: A model with a text space, such as ``m2d-clap-2024``.
@@ -31,16 +31,16 @@ def classify_by_text(
         texts: Descriptions, such as ``"the sound of a dog barking"``.
         sample_rate: Hz of arrays; None means the model's own.
         channels: As for :meth:`m2d_hub.M2D.encode_clip`.
-        top_k: Most texts per clip.
-        batch_size: Most windows encoded at once.
+        top_k: Maximum number of texts per clip.
+        batch_size: Maximum number of windows encoded at once.
         progress: Show a progress bar over the clips.
 
     Returns:
-        For each clip the likeliest texts, the best first. Scores are a softmax over all texts of their cosine
-        similarity, scaled as in training; ``index`` is the text's place in ``texts``.
+        For each clip the most likely texts, the best first. Scores are a softmax over all texts of their
+        cosine similarity, scaled as in training; ``index`` is the text's position in ``texts``.
 
     Raises:
-        ConfigError: The weights carry no text space, or ``top_k`` is less than 1.
+        ConfigError: The weights have no text space, or ``top_k`` is less than 1.
     """
     require_top_k(top_k)
     clap = model.required_clap()

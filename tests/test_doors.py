@@ -42,10 +42,9 @@ from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.corpus.folder_output import INDEX, SETTINGS
 from m2d_hub.corpus.stored import read_stored
 from m2d_hub.corpus.tables import read_table
-from m2d_hub.pretrained.archive import extract_checkpoint
-from m2d_hub.pretrained.folder import load_checkpoint
-from m2d_hub.pretrained.provenance import ORIGIN_FILE, read_origin, write_origin
+from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.release import ORIGIN_FILE, extract_checkpoint, read_origin, write_origin
 
 from .nobody import as_nobody
 from .training import test_lists as layouts

@@ -14,8 +14,8 @@ import torchaudio
 
 from m2d_hub import M2D, load_model
 from m2d_hub.errors import CheckpointError
-from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
-from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.checkpoint import load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.published_names import AUDIOSET_LABELS
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "m2d-mini"
 

@@ -1,4 +1,4 @@
-"""The commands about models themselves: ``m2d-hub list``, ``info``, ``download`` and ``convert``."""
+"""Commands about models: ``m2d-hub list``, ``info``, ``download`` and ``convert``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def list_(pattern: str, as_json: bool) -> None:
       m2d-hub list
       m2d-hub list 'm2d-as-*' --json
     """
-    from m2d_hub.pretrained.cache import model_info
+    from m2d_hub.pretrained.source import model_info
 
     names = list_models(pattern)
     if as_json:
         click.echo(json.dumps(names))
         return
     if not names:
-        raise ConfigError(f"no model is named like {pattern!r}; see m2d-hub list.")
+        raise ConfigError(f"no model name matches {pattern!r}; see m2d-hub list.")
     width = max(map(len, names))
     for name in names:
         info = model_info(name)
@@ -44,14 +44,14 @@ def list_(pattern: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Show what is known about a model: licence, source, sizes, reported figures, whether it is on disk.
+    """Show a model's licence, source, sizes, reported figures, and whether it is on disk.
 
     \b
     Examples:
       m2d-hub info m2d-as-0.7
       m2d-hub info m2d-mini --json
     """
-    from m2d_hub.pretrained.cache import model_info
+    from m2d_hub.pretrained.source import model_info
 
     known = model_info(name)
     values = {**dataclasses.asdict(known), "source": known.source}
@@ -66,36 +66,35 @@ def info(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 def download(name: str) -> None:
-    """Fetch a model's weights now, so that it loads without a network later; prints where they are.
+    """Download a model's weights, so that it loads without a network, and print their folder.
 
-    NAME is one of `m2d-hub list`, or hf-hub:org/repo[@revision]. The cache is in $HF_HOME; M2D_HUB_MIRROR may
-    name another address than the authors' release. A download that was stopped goes on where it was.
+    NAME is one of `m2d-hub list`, or hf-hub:org/repo[@revision]. The cache is in $HF_HOME; M2D_HUB_MIRROR is
+    the address of a mirror of the authors' release. An interrupted download is resumed.
 
     \b
     Examples:
       m2d-hub download m2d-as-0.7
       HF_HOME=/data/hf m2d-hub download hf-hub:org/repo@v1
     """
-    from m2d_hub.pretrained.release import fetch
-    from m2d_hub.pretrained.repository import PREFIX, fetch_repository
+    from m2d_hub.pretrained.source import PREFIX, resolve
 
-    if name.startswith(PREFIX):
-        click.echo(fetch_repository(name))
-        return
-    info = find_model(name)
-    click.echo(f"{name}: {info.license}; {info.source}", err=True)
-    click.echo(fetch(info))
+    if not name.startswith(PREFIX):
+        info = find_model(name)
+        click.echo(f"{name}: {info.license}; {info.source}", err=True)
+    click.echo(resolve(name))
 
 
 @click.command()
 @click.argument("path", metavar="PATH")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
-@click.option("--sample-rate", type=click.IntRange(min=1), metavar="HZ", help="If the file does not say it.")
+@click.option(
+    "--sample-rate", type=click.IntRange(min=1), metavar="HZ", help="Needed if the file does not state it."
+)
 def convert(path: str, out: Path, sample_rate: int | None) -> None:
     """Convert published weights (.pth) into a folder that loads faster, and safely, everywhere.
 
-    DIR gets model.safetensors, config.json and a model card: all that embedding and tagging need. Parts that
-    only pre-training uses (predictor, target encoder) stay in PATH.
+    DIR contains model.safetensors, config.json and a model card: everything for embedding and tagging. Parts
+    that only pre-training uses (predictor, target encoder) are not converted.
 
     \b
     Examples:
@@ -103,7 +102,7 @@ def convert(path: str, out: Path, sample_rate: int | None) -> None:
       m2d-hub convert renamed.pth --sample-rate 16000 --out my-model
     """
     from m2d_hub.hub import load_model
-    from m2d_hub.pretrained.locate import as_argument
+    from m2d_hub.pretrained.source import as_argument
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"--out {out} exists and is not an empty folder; give another one.")

@@ -20,7 +20,7 @@ from m2d_hub.export import windowed_encoder
 from m2d_hub.hub import load_model
 from m2d_hub.io import importing
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.model_card import model_card
+from m2d_hub.pretrained.publish import model_card
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 CODE_FILE = "modeling_m2d"

@@ -22,9 +22,9 @@ from m2d_hub.corpus.reading import opened_ahead
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
 from m2d_hub.corpus.stores import place_of
 from m2d_hub.errors import ConfigError
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import canonical_name, locate
+from m2d_hub.pretrained.checkpoint import sha256_of_model
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
+from m2d_hub.pretrained.source import canonical_name, resolve
 
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
 
@@ -123,7 +123,7 @@ def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) 
     window = "inf" if window_s == math.inf else window_s
     return {
         "model": canonical_name(model),
-        "weights": sha256_of_model(locate(model)),
+        "weights": sha256_of_model(resolve(model)),
         "kind": kind,
         "window_s": window,
     }

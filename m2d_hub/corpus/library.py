@@ -17,9 +17,8 @@ from m2d_hub.corpus.stored import read_stored
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.cache import cache_root
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import locate
+from m2d_hub.pretrained.checkpoint import sha256_of_model
+from m2d_hub.pretrained.source import cache_root, resolve
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def open_library(
         raise ConfigError(
             f"folder {os.fspath(folder)} holds {len(sources):,} sounds, at most {most:,} can be used."
         )
-    key = hashlib.sha256(f"{os.path.abspath(folder)}\n{sha256_of_model(locate(model))}".encode()).hexdigest()
+    key = hashlib.sha256(f"{os.path.abspath(folder)}\n{sha256_of_model(resolve(model))}".encode()).hexdigest()
     kept = cache_root() / "folders" / f"{key[:16]}.npz"
     if kept.exists() and _is_stale(kept, sources):
         kept.unlink()

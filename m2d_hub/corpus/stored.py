@@ -19,8 +19,8 @@ from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import locate
+from m2d_hub.pretrained.checkpoint import sha256_of_model
+from m2d_hub.pretrained.source import resolve
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def load_model_of(
     """
     settings = stored.settings
     chosen = settings["model"] if name is None else name
-    if sha256_of_model(locate(chosen)) != settings.get("weights"):
+    if sha256_of_model(resolve(chosen)) != settings.get("weights"):
         raise ConfigError(
             f"{stored.path} was embedded with {settings['model']!r}, and the weights of model "
             f"{os.fspath(chosen)!r} are others: their embeddings cannot be compared. Leave model out, or "

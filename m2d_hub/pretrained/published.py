@@ -1,11 +1,12 @@
-"""Published checkpoints (``.pth`` of the authors' release, in any of its layouts) to this package's tensors.
+"""The authors' checkpoint layouts: tensor names, sizes and heads, converted to this package's.
 
-Sizes come from the tensors where they can, then from the file's ``args``, then from the folder's name; what
-none of them tells must be given. Loading never runs code from the file.
+Sizes come from the tensors where possible, then from the file's ``args``, then from the folder's name; the
+sample rate must be given if none of them states it.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +14,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, first_few
 from m2d_hub.io import reading
-from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE
-from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
-from m2d_hub.pretrained.published_names import part_of
-from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
-from m2d_hub.pretrained.tensor_file import read_tensors
-from m2d_hub.pretrained.tensors import FETCH_AGAIN, check_finite
+from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE, Clap
+from m2d_hub.nn.encoder import Encoder
+from m2d_hub.nn.head import Head
+from m2d_hub.pretrained.checkpoint import (
+    CONFIG_FILE,
+    FETCH_AGAIN,
+    RUN_STEP,
+    Checkpoint,
+    assign_tensors,
+    load_checkpoint,
+    model_files,
+    open_safetensors,
+    read_pickled,
+    read_safetensors,
+)
+from m2d_hub.pretrained.published_names import AUDIOSET_LABELS, part_of, published_state
+from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES, ModelInfo
 
-# What training wrappers put before the encoder's names, the longest first.
+# Prefixes that training wrappers add to the encoder's names, the longest first.
 _PREFIXES = (
     "module.ar.runtime.backbone.",
     "ar.runtime.backbone.",
@@ -52,15 +64,39 @@ _TEXT_ENCODERS: dict[str, tuple[str, Literal["mean", "cls", "own"]]] = {
 
 @dataclass(frozen=True)
 class Published:
-    """A published checkpoint, read.
+    """A published checkpoint.
 
-    ``tensors`` carry the names of :class:`m2d_hub.M2D`; ``pretraining`` the predictor, target encoder and
+    ``tensors`` have the names of :class:`m2d_hub.M2D`; ``pretraining`` is the predictor, target encoder and
     offline network under their published names.
     """
 
     tensors: dict[str, Tensor]
     pretraining: dict[str, Tensor]
     config: ModelConfig
+
+
+def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
+    """Read a model's folder or file, of any layout.
+
+    Args:
+        path: This package's folder or ``.safetensors``, a published ``.pth`` or its folder, or a
+            training run's checkpoint.
+        sample_rate: Hz, only for a published file that does not state it.
+
+    Raises:
+        CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
+        ConfigError: The sample rate is not stated anywhere.
+    """
+    weights, *config = model_files(path)
+    if config and weights.parent == path:
+        return load_checkpoint(path)
+    if weights.suffix == ".safetensors":
+        with open_safetensors(weights) as file:
+            is_own = any(name.startswith("encoder.") for name in file.keys())  # noqa: SIM118
+        if is_own:
+            return load_checkpoint(weights)
+    published = read_published(weights, sample_rate=sample_rate)
+    return Checkpoint(published.tensors, published.config)
 
 
 def read_published(
@@ -70,39 +106,97 @@ def read_published(
     name: str | None = None,
     folder_name: str | None = None,
 ) -> Published:
-    """Reads a published ``.pth``, a kept checkpoint of a run, or ``.safetensors`` with the published names.
+    """Read a published ``.pth``, a training run's checkpoint, or ``.safetensors`` with the published names.
 
     Args:
         path: The file.
-        sample_rate: Hz, needed only where neither the file's ``args`` nor the folder's name says it.
+        sample_rate: Hz, needed only if neither the file's ``args`` nor the folder's name states it.
         name: Name of the model in its configuration; the folder's name by default.
-        folder_name: The published folder's name, where the file no longer lies in it.
+        folder_name: Name of the published folder, if the file is no longer in it.
 
     Raises:
-        CheckpointError: The file is unsafe, damaged, of an unknown layout, or holds non-finite weights.
-        ConfigError: Its sample rate is told nowhere, or contradicts ``sample_rate``.
+        CheckpointError: The file is unsafe, damaged, of an unknown layout, or has non-finite weights.
+        ConfigError: Its sample rate is not stated, or contradicts ``sample_rate``.
     """
     path = Path(path)
-    raw, args = read_tensors(path)
-    sorted_tensors = _sort_tensors(raw, path)
-    check_finite(sorted_tensors["encoder"] | sorted_tensors["head"] | sorted_tensors["clap"], path)
+    raw, args = _read_tensors(path)
+    parts = _sort_tensors(raw, path)
     folder_name = folder_name or path.parent.name
-    with reading(path, "weights of an M2D", FETCH_AGAIN, CheckpointError):  # their shapes may be any
-        config = _infer_config(sorted_tensors, args, folder_name, path, sample_rate, name)
-    norm_stats = "norm_stats"
-    tensors = {
-        f"encoder.{key}": value for key, value in sorted_tensors["encoder"].items() if key != norm_stats
+    with reading(path, "weights of an M2D", FETCH_AGAIN, CheckpointError):  # the shapes are unchecked
+        config = _infer_config(parts, args, folder_name, path, sample_rate, name)
+    tensors = {f"encoder.{key}": value for key, value in parts["encoder"].items() if key != "norm_stats"}
+    if parts["head"]:
+        tensors |= {"head.norm.num_batches_tracked": torch.tensor(0)} | parts["head"]
+    if parts["clap"]:
+        tensors["clap.logit_scale"] = torch.tensor(INITIAL_LOGIT_SCALE)  # not in all files
+    tensors |= {f"clap.{key}": value for key, value in parts["clap"].items()}
+    return Published(tensors, parts["pretraining"], config)
+
+
+def check_published(published: Published, info: ModelInfo, origin: object) -> None:
+    """Compare a converted checkpoint with the registry's facts, and its tensors with a model's.
+
+    Raises:
+        CheckpointError: A part, size, tensor or shape differs; the message says which.
+    """
+    config = published.config
+    found = {
+        "sample_rate": config.frontend.sample_rate,
+        "input_size": config.encoder.input_size,
+        "patch_size": config.encoder.patch_size,
+        "embed_dim": config.encoder.embed_dim,
+        "depth": config.encoder.depth,
+        "num_classes": None if config.head is None else config.head.num_classes,
+        "text_space": config.clap is not None,
+        "pretraining": bool(published.pretraining),
     }
-    if sorted_tensors["head"]:
-        tensors |= {"head.norm.num_batches_tracked": torch.tensor(0)} | sorted_tensors["head"]
-    if sorted_tensors["clap"]:
-        tensors["clap.logit_scale"] = torch.tensor(INITIAL_LOGIT_SCALE)  # some files leave it out
-    tensors |= {f"clap.{key}": value for key, value in sorted_tensors["clap"].items()}
-    return Published(tensors, sorted_tensors["pretraining"], config)
+    wrong = [
+        f"{field} is {value} but must be {getattr(info, field)}"
+        for field, value in found.items()
+        if value != getattr(info, field)
+    ]
+    if wrong:
+        raise CheckpointError(f"{origin} is not {info.name!r} as published: {'; '.join(wrong)}.")
+    with torch.device("meta"):
+        model = nn.ModuleDict({"encoder": Encoder(config.encoder)})
+        if config.head is not None:
+            model["head"] = Head(config.head, config.head_dim)
+        if config.clap is not None:
+            model["clap"] = Clap(config.clap, config.encoder.embed_dim)
+    assign_tensors(model, published.tensors, origin, optional=f"clap.{Clap.OPTIONAL_PREFIX}")
+
+
+def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors under their published names, and the sizes that the file or its run states."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)[0], {}
+    tensors, settings = read_pickled(path)
+    return _of_run(path, settings[RUN_STEP], tensors) if RUN_STEP in settings else (tensors, settings)
+
+
+def _of_run(path: Path, step: int, model: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return the tensors of ``RUN/checkpoints/step-….pt``, and the sizes from ``RUN/config.json``."""
+    if any(name.startswith("backbone.") for name in model):
+        raise CheckpointError(
+            f"{path} is a checkpoint of an unfinished fine-tuning; run it to its end and give export/."
+        )
+    run = path.absolute().parent.parent / CONFIG_FILE
+    hint = f"Leave the file in its run's folder, beside {run}, or load the run's export/."
+    with reading(path, "a run's checkpoint", hint, CheckpointError):
+        values = json.loads(run.read_text(encoding="utf-8"))
+        config, offline = values["config"], values["config"].get("offline") or {}
+        settings = {
+            "run": f"{values.get('preset', 'run')}, step {step}",
+            "input_size": config["input_size"],
+            "sr": config["sample_rate"],
+            "head_width": config.get("head_width"),
+            "text": (offline["text_encoder"], offline["text_pooling"]) if "text_encoder" in offline else None,
+        }
+    return published_state(model), settings
 
 
 def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, Tensor]]:
-    """Strips the wrappers' prefixes and tells encoder, head, CLAP and pre-training tensors apart."""
+    """Strip the wrappers' prefixes and sort tensors into encoder, head, CLAP and pre-training."""
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, "clap": {}, "pretraining": {}}
     unknown = []
     for published, tensor in raw.items():
@@ -119,12 +213,12 @@ def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, 
             unknown.append(published)
     if unknown:
         raise CheckpointError(
-            f"{path} holds tensors of an unknown layout: {first_few(unknown)}. Known are the published "
-            "M2D encoder, head, CLAP and pre-training names."
+            f"{path} has tensors of an unknown layout: {first_few(unknown)}. Give a file with the published "
+            "names of M2D's encoder, head, CLAP or pre-training."
         )
     needed = ("cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.mlp.fc1.weight")
     if missing := [key for key in needed if key not in parts["encoder"]]:
-        raise CheckpointError(f"{path} is no M2D checkpoint: it lacks {', '.join(missing)}.")
+        raise CheckpointError(f"{path} is not an M2D checkpoint: it lacks {', '.join(missing)}.")
     return parts
 
 
@@ -157,40 +251,37 @@ def _infer_config(
 
 
 def _sample_rate(args: Mapping[str, Any], folder: re.Match | None, path: Path, given: int | None) -> int:
-    told = args.get("sr") or args.get("sample_rate")
-    if told is None and folder is not None:
-        told = 32_000 if folder[5] else 16_000
-    if told is None and given is None:
+    stated = args.get("sr") or args.get("sample_rate")
+    if stated is None and folder is not None:
+        stated = 32_000 if folder[5] else 16_000
+    if stated is None and given is None:
         raise ConfigError(
-            f"{path} does not say its sample rate: neither its settings nor its folder's name "
-            "(…80x608p16x16…) does. Give it: load_model(..., sample_rate=16000), or 32000 for weights named "
-            "p32k."
+            f"{path} does not state its sample rate, neither in its settings nor in its folder's name "
+            "(…80x608p16x16…). Give it: load_model(..., sample_rate=16000), or 32000 for weights named p32k."
         )
-    if told is not None and given is not None and int(told) != given:
-        raise ConfigError(
-            f"{path} is for {told} Hz, but sample_rate={given} was given; leave sample_rate out."
-        )
-    return int(told or given)  # type: ignore[arg-type]
+    if stated is not None and given is not None and int(stated) != given:
+        raise ConfigError(f"{path} is for {stated} Hz, but sample_rate={given} was given; omit sample_rate.")
+    return int(stated or given)  # type: ignore[arg-type]
 
 
 def _encoder_config(
     encoder: Mapping[str, Tensor], args: Mapping[str, Any], folder: re.Match | None, path: Path
 ) -> EncoderConfig:
     embed_dim, in_channels, *patch_size = encoder["patch_embed.proj.weight"].shape
-    told = [tuple(args["input_size"])] if args.get("input_size") else []
-    told += [(int(folder[1]), int(folder[2]))] if folder else []
+    stated = [tuple(args["input_size"])] if args.get("input_size") else []
+    stated += [(int(folder[1]), int(folder[2]))] if folder else []
     num_patches = encoder["pos_embed"].shape[1] - 1
     grid = _grid(encoder["pos_embed"])
     fitting = [
         size
-        for size in told
+        for size in stated
         if (size[0] // patch_size[0]) * (size[1] // patch_size[1]) == num_patches
         and grid in (None, (size[0] // patch_size[0], size[1] // patch_size[1]))
     ]
     if not fitting and grid is None:
         raise CheckpointError(
-            f"{path} does not say its input size: its {num_patches} positions are no sin-cos table, and "
-            "neither its settings nor its folder's name (…80x608p16x16…) fits them."
+            f"{path} does not state its input size: its {num_patches} positions are not a sin-cos table, and "
+            "neither its settings nor its folder's name (…80x608p16x16…) match them."
         )
     mels, frames = (
         fitting[0] if fitting else [n * size for n, size in zip(grid or (), patch_size, strict=True)]
@@ -208,7 +299,7 @@ def _encoder_config(
 
 
 def _grid(pos_embed: Tensor) -> tuple[int, int] | None:
-    """(N_F, N_T) of a sin-cos table, whose second half of channels is constant along time; else None."""
+    """Return (N_F, N_T) of a sin-cos table, whose second half of channels is constant along time, or None."""
     frequency_half = pos_embed[0, 1:, pos_embed.shape[2] // 2 :]
     same_as_first = (frequency_half - frequency_half[:1]).abs().amax(dim=1) < 1e-3
     num_time = int(same_as_first.int().cumprod(dim=0).sum())
@@ -222,15 +313,15 @@ def _head_config(head: Mapping[str, Tensor], encoder: EncoderConfig, path: Path)
     if not head:
         return None
     if "head.linear.weight" not in head:
-        raise CheckpointError(f"{path} holds a head without its linear layer (module.head.mlp.mlp.0.weight).")
+        raise CheckpointError(f"{path} has a head without its linear layer (module.head.mlp.mlp.0.weight).")
     num_classes, in_features = head["head.linear.weight"].shape
     if in_features == encoder.embed_dim:
         return HeadConfig(num_classes, features="tokens")
     if in_features == encoder.frame_dim:
         return HeadConfig(num_classes, features="frames")
     raise CheckpointError(
-        f"{path} has a head for {in_features} features; {encoder.embed_dim} (mean token) or "
-        f"{encoder.frame_dim} (mean frame) are known."
+        f"{path} has a head for {in_features} features; supported are {encoder.embed_dim} (mean token) and "
+        f"{encoder.frame_dim} (mean frame)."
     )
 
 

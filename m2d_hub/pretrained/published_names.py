@@ -1,16 +1,32 @@
-"""The published tensor names: which part of a model each belongs to, and what it is called here."""
+"""Names in the published checkpoints: their tensors, and AudioSet's classes in the order of their heads.
+
+The heads order their outputs by machine identifier (MID) sorted as a string, not by AudioSet's own index.
+``weights/audioset_labels.csv`` has names and identifiers of the AudioSet ontology
+(https://research.google.com/audioset/), by Google, licensed under CC BY 4.0
+(https://creativecommons.org/licenses/by/4.0/).
+"""
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping
-
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from m2d_hub.config import FrontendConfig
 
-# A part of a published checkpoint and the names of its tensors.
+if TYPE_CHECKING:
+    from torch import Tensor
+
+with (Path(__file__).parents[1] / "weights" / "audioset_labels.csv").open(
+    encoding="utf-8", newline=""
+) as file:
+    _CLASSES = sorted((row["mid"], row["name"]) for row in csv.DictReader(file))
+AUDIOSET_MIDS: tuple[str, ...] = tuple(mid for mid, _ in _CLASSES)
+AUDIOSET_LABELS: tuple[str, ...] = tuple(name for _, name in _CLASSES)
+
+# Parts of a published checkpoint and the names of their tensors.
 _PARTS = {
     "encoder": r"(cls_token|pos_embed|patch_embed\.proj|blocks\.\d+|norm)(\.|$)",
     "statistics": r"norm_stats$",
@@ -23,7 +39,7 @@ _PARTS = {
 PARTS = tuple(_PARTS)
 _PATTERNS = {part: re.compile(pattern) for part, pattern in _PARTS.items()}
 
-# Published name (its beginning) of each module of a pre-training model; longer names come first.
+# Prefix of each module's published names, by its prefix in a pre-training model; longer ones come first.
 _PRETRAINER = {
     "encoder.": "",
     "predictor.mask_token": "mask_token",
@@ -40,12 +56,12 @@ _PRETRAINER = {
 
 
 def part_of(name: str) -> str | None:
-    """The one of ``PARTS`` that a published name belongs to; None: the name is not known."""
+    """Return the one of ``PARTS`` that a published name belongs to; None for an unknown name."""
     return next((part for part, pattern in _PATTERNS.items() if pattern.match(name)), None)
 
 
 def published_name(name: str) -> str:
-    """Published name of a tensor of a pre-training model."""
+    """Return the published name of a pre-training model's tensor."""
     for ours, published in _PRETRAINER.items():
         if name.startswith(ours):
             return published + name.removeprefix(ours)
@@ -53,17 +69,19 @@ def published_name(name: str) -> str:
 
 
 def published_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a pre-training model under published names."""
+    """Return the state dict of a pre-training model under published names."""
     return {published_name(name): tensor for name, tensor in state.items()}
 
 
 def published_tensors(tensors: Mapping[str, Tensor], frontend: FrontendConfig) -> dict[str, Tensor]:
-    """An :class:`m2d_hub.M2D`'s tensors, but a head's, under published names, with the statistics.
+    """Return an :class:`m2d_hub.M2D`'s tensors, except a head's, under published names, with the statistics.
 
     Args:
         tensors: By their names in the model.
-        frontend: Of the model; it holds the statistics.
+        frontend: Configuration of the model's frontend, with the statistics.
     """
+    import torch
+
     named = {
         name.removeprefix("encoder.").removeprefix("clap."): tensor
         for name, tensor in tensors.items()

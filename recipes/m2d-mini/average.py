@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError
-from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.checkpoint import load_checkpoint, save_checkpoint
 
 
 def average(models: list[Path], out: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from torch import Tensor
 
 from m2d_hub.config import ModelConfig
-from m2d_hub.pretrained.folder import load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.checkpoint import load_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "m2d_hub" / "weights" / "m2d-mini"

@@ -27,7 +27,7 @@ import soundfile
 from alike import alike
 from corpus import CHECKSUM_LENGTH, original_paths, parse_arguments, read_manifest
 
-from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+from m2d_hub.pretrained.published_names import AUDIOSET_LABELS
 
 HERE = Path(__file__).parent
 NONE = "none of these"

@@ -22,9 +22,9 @@ from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.corpus.outputs import FORMATS
 from m2d_hub.corpus.records import Contents, Origin, Record
 from m2d_hub.corpus.tables import read_table
-from m2d_hub.pretrained.archive import extract_checkpoint
-from m2d_hub.pretrained.folder import load_checkpoint
+from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.published import read_published
+from m2d_hub.pretrained.release import extract_checkpoint
 
 MOST_SAMPLES = 50_000_000  # that a small file may give
 AUDIO = {

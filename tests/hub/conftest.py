@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import huggingface_hub.file_download
 import pytest
-
-import m2d_hub.pretrained.download
 
 from .release_server import ReleaseServer
 
@@ -15,5 +14,6 @@ def release_host(monkeypatch):
     with ReleaseServer() as running:
         monkeypatch.setenv("M2D_HUB_MIRROR", running.url)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr(m2d_hub.pretrained.download, "FIRST_DELAY_S", 0.0)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda _: None)
         yield running

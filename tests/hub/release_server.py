@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from m2d_hub.nn.encoder import Encoder, EncoderConfig
+from m2d_hub.nn.encoder import Block, Encoder, EncoderConfig
 from m2d_hub.pretrained.registry import ModelInfo
 
 TINY = {"input_size": (80, 32), "embed_dim": 64, "depth": 2, "release": "v0.0.1", "filename": None}
@@ -78,7 +78,9 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             path = self._note()
-            if path == "/api/repos/create":
+            if server.faults[path]:
+                self._send(server.faults[path].pop(0).status or 500, b"")
+            elif path == "/api/repos/create":
                 request = json.loads(body)
                 name = (
                     request["name"]
@@ -104,7 +106,8 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
 
         def _note(self) -> str:
             path = self.path.partition("?")[0]
-            server.requests.append((self.command, path, dict(self.headers)))
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            server.requests.append((self.command, path, headers))
             return path
 
         def _get(self) -> None:
@@ -199,10 +202,12 @@ def tiny_info(name: str = "tiny", **overrides: Any) -> ModelInfo:
     return ModelInfo(name, fields.pop("contents", "encoder only"), **fields)
 
 
-def encoder_tensors(input_size: tuple[int, int] = (80, 32), seed: int = 0) -> dict[str, torch.Tensor]:
+def encoder_tensors(
+    input_size: tuple[int, int] = (80, 32), seed: int = 0, depth: int = 2
+) -> dict[str, torch.Tensor]:
     """A random encoder under the published names."""
     torch.manual_seed(seed)
-    return dict(Encoder(EncoderConfig(input_size=input_size, embed_dim=64, depth=2)).state_dict())
+    return dict(Encoder(EncoderConfig(input_size=input_size, embed_dim=64, depth=depth)).state_dict())
 
 
 def pretraining_tensors(num_patches: int = 10, width: int = 64, depth: int = 1) -> dict[str, torch.Tensor]:
@@ -257,6 +262,14 @@ def clap_tensors(width: int = 64, text_dim: int = 16) -> dict[str, torch.Tensor]
     shapes |= {f"audio_proj.{layer}.bias": (width,) for layer in (0, 2)}
     shapes |= {"text_proj.weight": (width, text_dim), "text_proj.bias": (width,), "logit_scale": ()}
     return {name: torch.randn(shape) for name, shape in shapes.items()}
+
+
+def semantic_tensors(width: int = 64) -> dict[str, torch.Tensor]:
+    """The audio projection of one block and a semantic token, under the published names: 15 tensors."""
+    block = Block(width, num_heads=1, mlp_ratio=1).state_dict()
+    tensors = {f"audio_proj.sem_blocks.0.{name}": value for name, value in block.items()}
+    tensors |= {f"audio_proj.norm.{name}": torch.ones(width) for name in ("weight", "bias")}
+    return tensors | {"audio_proj.sem_token": torch.randn(1, 1, width)}
 
 
 def checkpoint_bytes(tensors: Any, *, wrapped: bool = True) -> bytes:

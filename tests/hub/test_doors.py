@@ -20,8 +20,8 @@ import torch
 import m2d_hub
 from m2d_hub import CheckpointError, ConfigError, M2DError
 from m2d_hub.config import EncoderConfig, ModelConfig
-from m2d_hub.pretrained import tensors as tensors_module
-from m2d_hub.pretrained.archive import extract_checkpoint
+from m2d_hub.pretrained import checkpoint as tensors_module
+from m2d_hub.pretrained.release import extract_checkpoint
 
 SMALL = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
 
@@ -181,7 +181,7 @@ def rewrite(folder, change):
 def test_weights_of_another_type_are_refused_by_name(folder, dtype):
     name = "encoder.norm.weight"
     rewrite(folder, lambda tensors: tensors | {name: torch.ones(64).to(dtype)})
-    refused(folder, rf"no weights \({str(dtype)[6:]}\): encoder\.norm\.weight")
+    refused(folder, rf"not weights \({str(dtype)[6:]}\): encoder\.norm\.weight")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_a_header_that_is_longer_than_the_file_is_refused(folder, claim):
 def test_more_tensors_than_a_model_has_are_refused_soon(folder, monkeypatch):
     monkeypatch.setattr(tensors_module, "MAX_TENSORS", 100)
     rewrite(folder, lambda tensors: tensors | {f"extra.{index}": torch.zeros(1) for index in range(100)})
-    refused(folder, r"holds 1\d\d tensors; a model has 100 at most")
+    refused(folder, r"has 1\d\d tensors; a model has at most 100")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
@@ -299,7 +299,7 @@ def test_a_million_small_tensors_are_refused_soon(tmp_path, monkeypatch):
     monkeypatch.setattr(tensors_module, "MAX_TENSORS", 1_000)
     tensor = torch.zeros(1)
     path = save(tmp_path, {f"blocks.{index}": tensor for index in range(1_001)})
-    refused(path, "holds 1,001 tensors")
+    refused(path, "has 1,001 tensors")
 
 
 # Names
@@ -313,19 +313,11 @@ def test_names_that_no_file_system_takes_are_unknown(name):
 
 @pytest.mark.parametrize("name", [None, b"m2d-mini", 3, ["m2d-mini"], np.zeros(3)])
 def test_what_is_no_name_is_refused(name):
-    with pytest.raises(ConfigError, match="is no name of a model"):
+    with pytest.raises(ConfigError, match="is not a model name"):
         load(name)
 
 
 # Zips
-
-
-@pytest.mark.parametrize("name", ["x" * 300 + ".pth", "字" * 90 + ".pth", "a\tb.pth", "a\x01.pth"])
-def test_names_in_zips_that_no_file_should_have_are_refused(tmp_path, name):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.writestr(name, b"weights")
-    with pytest.raises(CheckpointError, match="its name is longer than 200 bytes, or no text"):
-        extract_checkpoint(tmp_path / "a.zip", tmp_path)
 
 
 def test_a_zip_that_is_damaged_anywhere_is_refused(tmp_path):

@@ -12,7 +12,7 @@ import torch
 import m2d_hub
 from m2d_hub import ConfigError
 from m2d_hub.config import ClapConfig
-from m2d_hub.pretrained.folder import save_checkpoint
+from m2d_hub.pretrained.checkpoint import save_checkpoint
 
 STORED = [torch.float32, torch.float16, torch.bfloat16]
 TYPES = [torch.float32, torch.float16, torch.bfloat16, "int8"]

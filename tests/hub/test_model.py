@@ -17,7 +17,7 @@ from m2d_hub import AudioError, CheckpointError, ConfigError
 from m2d_hub.audio import decoding
 from m2d_hub.inference import FrameStore, encode_batched, encode_together, split_windows
 from m2d_hub.nn.int8_linear import quantize_encoder
-from m2d_hub.pretrained.folder import read_safetensors, save_checkpoint
+from m2d_hub.pretrained.checkpoint import read_safetensors, save_checkpoint
 
 INDEPENDENT = 1e-5  # the contract's bound on a neighbour's influence
 

@@ -1,4 +1,4 @@
-"""``load_model`` by name: aliases, Hugging Face repositories, what is on disk, and publishing again."""
+"""Models by name: published aliases, Hugging Face repositories, and publishing."""
 
 from pathlib import Path
 
@@ -9,11 +9,10 @@ import torch
 from click.testing import CliRunner
 
 import m2d_hub
-import m2d_hub.pretrained.download
 from m2d_hub.cli.main import main
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError, UnknownModelError
-from m2d_hub.pretrained.model_card import check_right_to_publish, model_card
+from m2d_hub.pretrained.publish import model_card
 from m2d_hub.pretrained.registry import MODELS, NTT_LICENSE
 
 from .release_server import (
@@ -88,70 +87,24 @@ def test_converted_weights_give_the_same_numbers_as_unconverted_ones(server, tmp
         assert torch.equal(*spaces)
 
 
-def test_name_loads_from_the_cache_without_network(server, waveform):
-    first = load("tiny").encode_clip(waveform)
-    before = len(server.requests)
-    assert torch.equal(load("tiny", local_files_only=True).encode_clip(waveform), first)
-    assert len(server.requests) == before
-
-
 def test_loaded_model_carries_licence_and_source(server):
     config = load("tiny").config
     assert (config.name, config.license) == ("tiny", NTT_LICENSE)
     assert config.source == "https://github.com/nttcslab/m2d/releases/tag/v0.0.1"
 
 
-def test_cache_dir_is_used(server, tmp_path):
-    load("tiny", cache_dir=tmp_path / "elsewhere")
-    assert (tmp_path / "elsewhere" / "tiny" / "model.safetensors").is_file()
-    assert not (tmp_path / "home").exists()
-
-
-def test_download_command_prints_where_the_weights_are(server, tmp_path):
+def test_the_download_command_prints_the_folder_of_the_weights(server, tmp_path):
     result = CliRunner().invoke(main, ["download", "tiny"])
     assert result.exit_code == 0
     folder = tmp_path / "home" / "m2d_hub" / "tiny"
     assert result.stdout == f"{folder}\n"
     assert (folder / "model.safetensors").is_file()
-    assert f"tiny: {NTT_LICENSE}; https://github.com/nttcslab/m2d/releases/tag/v0.0.1" in result.stderr
-
-
-def test_download_command_takes_repositories(server, tmp_path):
     put_in_repository(server, tmp_path / "saved")
-    result = CliRunner().invoke(main, ["download", "hf-hub:lab/model"])
-    assert (Path(result.stdout.strip()) / "model.safetensors").is_file()
-
-
-def test_download_command_tells_an_unknown_name(server):
-    result = CliRunner().invoke(main, ["download", "m2d-9"])
-    assert result.exit_code == 1
-    assert "Error: Unknown model 'm2d-9'. Available: " in result.stderr
-
-
-def test_failed_download_names_the_file_to_fetch_and_its_place(server, tmp_path):
-    server.faults[f"/{TINY.url_path}"] = [Fault(status=404)]
-    with pytest.raises(DownloadError) as error:
-        load("tiny")
-    place = tmp_path / "home" / "m2d_hub" / "downloads" / f"{TINY.folder}.zip"
-    assert f"fetch {server.url}/{TINY.url_path} on another machine and put it at {place}." in str(error.value)
-
-
-def test_unknown_name_is_told(server):
-    with pytest.raises(UnknownModelError, match=r"^Unknown model 'm2d-as-0\.8'\. Available: m2d-as-0\.7, "):
-        load("m2d-as-0.8")
-
-
-def test_path_that_does_not_exist_is_told(server, tmp_path):
-    with pytest.raises(UnknownModelError, match=rf"^{tmp_path}/no\.pth does not exist\. Give a file or"):
-        load(tmp_path / "no.pth")
-
-
-def test_revision_of_another_thing_than_a_repository_is_told(server):
-    with pytest.raises(ConfigError) as error:
-        load("tiny", revision="v2")
-    assert str(error.value) == (
-        "revision='v2' goes with 'hf-hub:org/repo' only, but 'tiny' was given; leave it out."
-    )
+    folder = Path(CliRunner().invoke(main, ["download", "hf-hub:lab/model"]).stdout.strip())
+    assert (folder / "model.safetensors").is_file()
+    unknown = CliRunner().invoke(main, ["download", "m2d-9"])
+    assert unknown.exit_code == 1 and "Error: Unknown model 'm2d-9'. Available: " in unknown.stderr
+    assert f"tiny: {NTT_LICENSE}; https://github.com/nttcslab/m2d/releases/tag/v0.0.1" in result.stderr
 
 
 def test_repository_loads_and_loads_again_offline(server, tmp_path, waveform, monkeypatch):
@@ -179,15 +132,16 @@ def test_revision_is_part_of_the_name_or_given(server, tmp_path):
 @pytest.mark.parametrize(
     "name", ["hf-hub:", "hf-hub:model", "hf-hub:a/b/c", "hf-hub:lab/", "hf-hub:lab/model@"]
 )
-def test_name_of_no_repository_is_told(server, name):
+def test_a_malformed_repository_name_is_refused(server, name):
     with pytest.raises(UnknownModelError) as error:
         load(name)
     assert str(error.value) == (
-        f"{name!r} names no Hugging Face repository. Write 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
+        f"{name!r} is not the name of a Hugging Face repository. Write 'hf-hub:org/repo' or "
+        "'hf-hub:org/repo@revision'."
     )
 
 
-def test_missing_repository_revision_and_files_are_told_apart(server, tmp_path):
+def test_errors_distinguish_missing_repositories_revisions_and_files(server, tmp_path):
     server.repositories["lab/other"] = {"main": {"config.json": b"{}"}}
     with pytest.raises(DownloadError, match="'lab/none' does not exist, or you have no access to it"):
         load("hf-hub:lab/none")
@@ -207,24 +161,24 @@ def test_a_token_is_sent_to_the_hub(server, tmp_path, load_by):
     assert {headers["authorization"] for *_, headers in server.requests} == {"Bearer hf_of_this_call"}
 
 
-def test_offline_repository_says_how_to_go_on(server):
+def test_an_uncached_repository_offline_explains_how_to_get_it(server):
     with pytest.raises(DownloadError) as error:
         load("hf-hub:lab/model", local_files_only=True)
     message = str(error.value)
     assert message.startswith(
-        "The Hugging Face repository 'lab/model' is not in the cache and could not be fetched ("
+        "The Hugging Face repository 'lab/model' is not in the cache and could not be downloaded ("
     )
-    assert "fetch it on another machine (hf download lab/model --local-dir FOLDER)" in message
-    assert message.endswith("and give it: load_model('FOLDER').")
+    assert "download it on another machine (hf download lab/model --local-dir FOLDER)" in message
+    assert message.endswith("and load the folder: load_model('FOLDER').")
     assert server.requests == []
 
 
-def test_hub_that_answers_with_errors_is_told(server, tmp_path, monkeypatch):
+def test_errors_of_the_hub_are_reported(server, tmp_path, monkeypatch):
     put_in_repository(server, tmp_path / "saved")
     server.faults["/lab/model/resolve/main/config.json"] = [Fault(status=500)] * 20
     monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
     with pytest.raises(
-        DownloadError, match=r"could not be fetched \(Server error '500 Internal Server Error'"
+        DownloadError, match=r"could not be downloaded \(Server error '500 Internal Server Error'"
     ):
         load("hf-hub:lab/model")
 
@@ -263,32 +217,6 @@ def test_card_of_the_authors_weights_states_their_licence_and_release():
     assert f"{NTT_LICENSE}: the weights derive from the authors' release, see {source}." in card.text
 
 
-def test_card_of_unstated_licence_says_so():
-    card = model_card(ModelConfig())
-    assert card.data.license is None
-    assert "Not stated by the publisher." in card.text
-
-
-def test_publishing_the_authors_weights_needs_the_stated_right(server):
-    config = load("tiny").config
-    with pytest.raises(ConfigError) as error:
-        check_right_to_publish(config, have_right=False)
-    assert str(error.value) == (
-        f"The weights of 'tiny' derive from the authors' ({config.source}), whose licence ({NTT_LICENSE}) "
-        "forbids redistributing them. If you have the right to publish them, say so: "
-        "push_to_hub(..., have_right_to_publish=True)."
-    )
-    check_right_to_publish(config, have_right=True)
-    check_right_to_publish(ModelConfig(license="Apache-2.0"), have_right=False)
-
-
-def test_saved_folder_holds_weights_configuration_and_card(tmp_path):
-    config = ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name="own")
-    m2d_hub.M2D(config).save_pretrained(tmp_path)
-    assert {"model.safetensors", "config.json", "README.md"} == {path.name for path in tmp_path.iterdir()}
-    assert "# own" in (tmp_path / "README.md").read_text()
-
-
 def test_pushed_model_comes_back_with_its_numbers_and_card(server, waveform):
     torch.manual_seed(0)
     encoder = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
@@ -298,7 +226,9 @@ def test_pushed_model_comes_back_with_its_numbers_and_card(server, waveform):
     assert torch.equal(
         m2d_hub.M2D.from_pretrained("lab/own").encode_clip(waveform), model.encode_clip(waveform)
     )
-    card = server.repositories["lab/own"]["main"]["README.md"].decode()
+    files = server.repositories["lab/own"]["main"]
+    assert files.keys() == {"model.safetensors", "config.json", "README.md"}
+    card = files["README.md"].decode()
     assert "license: apache-2.0" in card
     assert "| ESC-50 | accuracy | 0.5 |" in card
     assert 'load_model("hf-hub:lab/own")' in card
@@ -307,8 +237,36 @@ def test_pushed_model_comes_back_with_its_numbers_and_card(server, waveform):
 def test_pushing_the_authors_weights_is_refused_before_anything_is_sent(server):
     model = load("tiny")
     before = len(server.requests)
-    with pytest.raises(ConfigError, match="If you have the right to publish them, say so"):
+    with pytest.raises(
+        ConfigError, match=r"forbids redistributing them\. If you have the right to publish them, state it"
+    ):
         model.push_to_hub("lab/tiny", token="hf_test")
     assert len(server.requests) == before
     model.push_to_hub("lab/tiny", token="hf_test", have_right_to_publish=True)
     assert "ntt-evaluation-licence" in server.repositories["lab/tiny"]["main"]["README.md"].decode()
+
+
+def test_an_upload_that_the_hub_refuses_or_cannot_receive_is_an_error_of_this_package(
+    tiny, server, monkeypatch
+):
+    server.faults["/api/repos/create"] = [Fault(status=401)]
+    with pytest.raises(DownloadError, match=r"'lab/own' could not be uploaded \(.*401"):
+        tiny.push_to_hub("lab/own", token="hf_test")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DownloadError, match=r"'lab/own' could not be uploaded \(.*Check the network"):
+        tiny.push_to_hub("lab/own", token="hf_test")
+
+
+def test_saving_keeps_a_card_that_is_there_and_can_upload(tiny, server, tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "README.md").write_text("# mine")
+    assert tiny.save_pretrained(tmp_path / "own", repo_id="lab/own", push_to_hub=True, token="hf_test")
+    assert (tmp_path / "own" / "README.md").read_text() == "# mine"
+    assert "# tiny" in server.repositories["lab/own"]["main"]["README.md"].decode()
+
+
+def test_names_in_a_card_are_plain_text():
+    hostile = "x\n# Heading <img src=//host/x.png> | [a](b) `c`"
+    card = model_card(ModelConfig(name=hostile, license=hostile, source=f"https://host/{hostile}"))
+    assert "\n# Heading" not in card.text
+    assert "<img" not in card.text.replace("\\<", "") and "`c`" not in card.text.replace("\\`", "")

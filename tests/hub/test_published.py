@@ -90,7 +90,7 @@ def test_sizes_are_those_of_the_weights(publish, folder, sizes, frames, frame_di
 
 def test_a_renamed_folder_needs_its_sample_rate_and_nothing_else(publish):
     path = publish("renamed", **SMALL, input_size=(80, 208))
-    with pytest.raises(ConfigError, match=r"does not say its sample rate.*sample_rate=16000"):
+    with pytest.raises(ConfigError, match=r"does not state its sample rate.*sample_rate=16000"):
         m2d_hub.load_model(path)
     model = m2d_hub.load_model(path, sample_rate=16_000)
     assert model.config.encoder.input_size == (80, 208)
@@ -216,7 +216,9 @@ class Malicious:
 def test_a_pickle_that_runs_code_is_refused_unrun(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"model": {"cls_token": Malicious()}}, tmp_path / "bad.pth")
-    with pytest.raises(CheckpointError, match=r"bad\.pth was not loaded: it holds more than tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"bad\.pth was not loaded: it is damaged, or contains more than tensors"
+    ):
         m2d_hub.load_model(tmp_path / "bad.pth")
     assert not (tmp_path / "pwned").exists()
 
@@ -241,7 +243,7 @@ def test_non_finite_published_weights_are_refused_by_name(publish):
     contents["model"]["blocks.0.norm1.weight"][5] = math.inf
     torch.save(contents, path)
     with pytest.raises(
-        CheckpointError, match=r"checkpoint-300\.pth holds non-finite weights in blocks\.0\.norm1"
+        CheckpointError, match=r"checkpoint-300\.pth has non-finite weights in blocks\.0\.norm1"
     ):
         m2d_hub.load_model(path)
 
@@ -249,11 +251,11 @@ def test_non_finite_published_weights_are_refused_by_name(publish):
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        ({}, "holds no tensors"),
-        ([1, 2], "holds no tensors"),
-        ({"epoch": 3}, r"\['epoch'\] are no tensors"),
+        ({}, "contains no tensors"),
+        ([1, 2], "contains no tensors"),
+        ({"epoch": 3}, r"epoch are not tensors"),
         ({"weight": torch.zeros(1)}, "unknown layout: weight"),
-        ({"cls_token": torch.zeros(1, 1, 64)}, "is no M2D checkpoint: it lacks pos_embed"),
+        ({"cls_token": torch.zeros(1, 1, 64)}, "is not an M2D checkpoint: it lacks pos_embed"),
     ],
 )
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, contents, message):
@@ -280,7 +282,7 @@ def test_a_published_folder_is_read_by_its_only_file(publish):
     path = publish(**SMALL)
     assert m2d_hub.load_model(path.parent).embed_dim == 64
     (path.parent / "checkpoint-100.pth").write_bytes(path.read_bytes())
-    with pytest.raises(CheckpointError, match=r"checkpoint-100\.pth, checkpoint-300\.pth; name the file"):
+    with pytest.raises(CheckpointError, match=r"checkpoint-100\.pth, checkpoint-300\.pth; give the file"):
         m2d_hub.load_model(path.parent)
 
 

@@ -4,6 +4,7 @@ import pytest
 
 import m2d_hub
 from m2d_hub.errors import M2DError, UnknownModelError
+from m2d_hub.pretrained.published_names import AUDIOSET_LABELS, AUDIOSET_MIDS
 from m2d_hub.pretrained.registry import MODELS, find_model, list_models
 
 # Natural order: 16x4 before 220930 (as numbers) before as2m.
@@ -89,3 +90,16 @@ def test_unknown_name_lists_the_likeliest_first_and_says_what_else_is_taken():
         "See list_models(). A file, a folder, or 'hf-hub:org/repo[@revision]' is accepted as well."
     )
     assert isinstance(error.value, M2DError)
+
+
+def test_audiosets_labels_follow_its_sorted_identifiers():
+    assert list(AUDIOSET_MIDS) == sorted(AUDIOSET_MIDS)
+    assert len(set(AUDIOSET_MIDS)) == len(set(AUDIOSET_LABELS)) == 527
+    pairs = dict(zip(AUDIOSET_MIDS, AUDIOSET_LABELS, strict=True))
+    # From AudioSet's class_labels_indices.csv.
+    assert [pairs[mid] for mid in ("/m/09x0r", "/m/0bt9lr", "/m/05zppz", "/g/122z_qxw")] == [
+        "Speech",
+        "Dog",
+        "Male speech, man speaking",
+        "Firecracker",
+    ]

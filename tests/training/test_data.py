@@ -178,7 +178,7 @@ def test_labels_become_multi_hot_in_sorted_order(tones):
 
 
 def test_audioset_labels_take_the_published_heads_order(tmp_path):
-    from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+    from m2d_hub.pretrained.published_names import AUDIOSET_LABELS
 
     write_tone(tmp_path / "a.wav")
     manifest = read_manifest(write_list(tmp_path, ["a.wav"], label=["Speech;Music"]))

@@ -15,8 +15,8 @@ from m2d_training.pretraining.start import start_weights
 
 import m2d_hub
 from m2d_hub.cli.main import main as hub
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import locate
+from m2d_hub.pretrained.checkpoint import sha256_of_model
+from m2d_hub.pretrained.source import resolve
 
 RATE = 16_000
 SIZES = {
@@ -101,7 +101,7 @@ def test_commands_and_evaluations_take_it(run, tmp_path, monkeypatch):
         progress=False,
     )
     assert 0 <= result.interval.value <= 1
-    assert sha256_of_model(locate(name)) != sha256_of_model(checkpoint(run, 6))
+    assert sha256_of_model(resolve(name)) != sha256_of_model(checkpoint(run, 6))
 
 
 def test_convert_makes_a_model_folder_of_it(run, tmp_path):

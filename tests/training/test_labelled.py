@@ -24,7 +24,7 @@ from m2d_training.evaluation.splits import LabelledClip, Split
 from sklearn.metrics import accuracy_score, average_precision_score
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+from m2d_hub.pretrained.published_names import AUDIOSET_LABELS
 
 SPLITS = [
     "a.wav,bee,train",

@@ -57,7 +57,7 @@ class Manifest:
 
 def audioset_classes(labels: Iterable[str]) -> tuple[str, ...] | None:
     """Return AudioSet's classes in the order of the published heads, if all ``labels`` are among them."""
-    from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS
+    from m2d_hub.pretrained.published_names import AUDIOSET_LABELS
 
     found = set(labels)
     return tuple(AUDIOSET_LABELS) if found and found <= set(AUDIOSET_LABELS) else None

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import locate
+from m2d_hub.pretrained.checkpoint import sha256_of_model
+from m2d_hub.pretrained.source import resolve
 
 from ..evaluation.labelled import LabelledList
 from ..runs.folder import RunFolder
@@ -39,7 +39,7 @@ def write_or_compare_run(
         ConfigError: The folder holds another run.
     """
     run = {
-        "model_sha256": sha256_of_model(locate(model)),
+        "model_sha256": sha256_of_model(resolve(model)),
         "global_batch": config.batch_size * config.accumulate_steps * num_processes,
         "clips": len(labelled.clips),
         "labels": list(labelled.labels),

@@ -10,7 +10,7 @@ from torch import Tensor
 from m2d_hub.config import ModelConfig
 from m2d_hub.io import replacing_folder
 from m2d_hub.model import M2D
-from m2d_hub.pretrained.folder import save_checkpoint
+from m2d_hub.pretrained.checkpoint import save_checkpoint
 from m2d_hub.pretrained.published_names import published_state
 
 from ..runs.folder import RunFolder

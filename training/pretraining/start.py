@@ -7,11 +7,11 @@ from pathlib import Path
 from torch import Tensor
 
 from m2d_hub.errors import CheckpointError
-from m2d_hub.pretrained.folder import WEIGHTS_FILE
-from m2d_hub.pretrained.locate import locate
+from m2d_hub.pretrained.checkpoint import WEIGHTS_FILE
 from m2d_hub.pretrained.published import read_published
 from m2d_hub.pretrained.published_names import published_tensors
 from m2d_hub.pretrained.release import load_all_tensors
+from m2d_hub.pretrained.source import resolve
 
 from .export import PUBLISHED_FILE
 
@@ -26,7 +26,7 @@ def start_weights(name: str) -> dict[str, Tensor]:
     Raises:
         CheckpointError: A folder holds no weights, or several files.
     """
-    path = locate(name)
+    path = resolve(name)
     if path.is_dir() and not (path / PUBLISHED_FILE).is_file() and (path / WEIGHTS_FILE).is_file():
         return load_all_tensors(path)
     published = read_published(_published_file(path))

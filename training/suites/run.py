@@ -11,8 +11,8 @@ from typing import Any
 
 from m2d_hub.errors import ConfigError, M2DError
 from m2d_hub.io import require_extra
-from m2d_hub.pretrained.folder import sha256_of_model
-from m2d_hub.pretrained.locate import canonical_name, locate
+from m2d_hub.pretrained.checkpoint import sha256_of_model
+from m2d_hub.pretrained.source import canonical_name, resolve
 
 from ..evaluation.report import REPORT_FILE, read_report
 from ..finetuning.config import FinetuneConfig
@@ -92,7 +92,7 @@ def parse_suite_settings(suite: str, texts: Sequence[str]) -> dict[str, Any]:
 def _write_or_compare(
     folder: RunFolder, suite: Suite, model: str | os.PathLike[str], seeds: int, settings: dict[str, Any]
 ) -> None:
-    run = {"suite": suite.name, "model_sha256": sha256_of_model(locate(model)), "seeds": seeds}
+    run = {"suite": suite.name, "model_sha256": sha256_of_model(resolve(model)), "seeds": seeds}
     texts = {name: str(value) for name, value in settings.items()}
     write_or_compare(folder, {"model": canonical_name(model)}, run, {"settings": texts}, set())
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.pretrained.audioset_labels import AUDIOSET_LABELS, AUDIOSET_MIDS
+from m2d_hub.pretrained.published_names import AUDIOSET_LABELS, AUDIOSET_MIDS
 
 from ..annotations import LABEL_SEPARATOR
 from ..folders import audio_below

@@ -1,0 +1,353 @@
+"""Save models, write their model cards, and publish them on Hugging Face."""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+
+from m2d_hub.config import ModelConfig
+from m2d_hub.errors import ConfigError, DownloadError, M2DError, reason_of
+from m2d_hub.io import as_text, plain_tensors
+from m2d_hub.nn.clap import Clap
+from m2d_hub.nn.int8_linear import Int8Linear
+from m2d_hub.pretrained.checkpoint import Checkpoint, assign_tensors, save_checkpoint
+from m2d_hub.pretrained.published import read_weights
+from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES
+from m2d_hub.pretrained.source import resolve_pretrained
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+    from typing_extensions import Self
+
+Metrics = Mapping[str, Mapping[str, float]]
+Program = Literal["m2d_hub", "transformers"]
+
+_TAGS: dict[Program, list[str]] = {"m2d_hub": [], "transformers": ["custom_code"]}
+_USES: dict[Program, str] = {
+    "m2d_hub": """\
+import m2d_hub
+
+model = m2d_hub.load_model("{name}")
+clip = model.encode_clip("dog.wav")  # Tensor (1, {frame_dim})""",
+    "transformers": """\
+# pip install torch transformers; nothing else is needed
+from transformers import AutoFeatureExtractor, AutoModel
+
+extractor = AutoFeatureExtractor.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+waveform = [0.0] * {sample_rate}  # a second, mono
+inputs = extractor(waveform, sampling_rate={sample_rate}, return_tensors="pt")
+clip = model(**inputs).pooler_output  # Tensor (1, {frame_dim})""",
+}
+_CARD = """---
+{card_data}
+---
+
+# {title}
+
+A Masked Modeling Duo (M2D) model for audio, in the format of `{program}`{origin}.
+
+| | |
+|---|---|
+{facts}
+
+## Use
+
+```python
+{use}
+```
+{results}
+## Licence
+
+{license}
+
+## Citation
+
+Daisuke Niizumi, Daiki Takeuchi, Yasunori Ohishi, Noboru Harada and Kunio Kashino: "Masked Modeling Duo:
+Towards a Universal Audio Pre-training Framework", IEEE/ACM Transactions on Audio, Speech, and Language
+Processing, 2024.
+"""
+
+
+class Pretrained(nn.Module):
+    """A module that is built from its configuration alone, and so can be saved, loaded and published."""
+
+    config: ModelConfig
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether the weights are rounded to 8 bits."""
+        return any(isinstance(module, Int8Linear) for module in self.modules())
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        repo_id: str | None = None,
+        metrics: Metrics | None = None,
+        push_to_hub: bool = False,
+        **options: Any,
+    ) -> str | None:
+        """Write weights, configuration and, unless there is one, a model card.
+
+        Args:
+            save_directory: Folder; it is created if it does not exist.
+            repo_id: ``org/repo`` that the card names, by default that of an upload.
+            metrics: Results for the card, as for :meth:`push_to_hub`.
+            push_to_hub: Upload the model too, to ``repo_id`` or to the folder's name.
+            **options: Of :meth:`push_to_hub`.
+
+        Returns:
+            Address of the commit of an upload, or None.
+
+        Raises:
+            ConfigError: The weights are rounded to 8 bits.
+        """
+        if self.is_int8:
+            raise ConfigError(
+                "a model of dtype='int8' is not saved: its weights are rounded. Load it with the default "
+                "dtype, save that, and give dtype='int8' when you load it."
+            )
+        folder = Path(save_directory)
+        save_checkpoint(folder, self.state_dict(), self.config)
+        if not (folder / "README.md").exists():
+            self.generate_model_card(repo_id=repo_id, metrics=metrics).save(folder / "README.md")
+        return self.push_to_hub(repo_id or folder.name, metrics=metrics, **options) if push_to_hub else None
+
+    def generate_model_card(self, *, repo_id: str | None = None, metrics: Metrics | None = None) -> ModelCard:
+        """Return the README.md that :meth:`save_pretrained` and :meth:`push_to_hub` write."""
+        return model_card(self.config, repo_id=repo_id, metrics=metrics)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        metrics: Metrics | None = None,
+        have_right_to_publish: bool = False,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        branch: str | None = None,
+        **options: Any,
+    ) -> str:
+        """Upload weights, configuration and a model card; others then load ``"hf-hub:" + repo_id``.
+
+        Args:
+            repo_id: ``org/repo``; it is created if it does not exist.
+            metrics: Results for the card, such as ``{"ESC-50": {"accuracy": 0.95}}``.
+            have_right_to_publish: State that you may redistribute weights that derive from the authors'.
+            private: Make a new repository private.
+            token: None: the one saved by ``hf auth login``.
+            branch: Branch to upload to; it must exist.
+            **options: Of ``huggingface_hub.HfApi.upload_folder``, such as ``create_pr``.
+
+        Returns:
+            Address of the commit.
+
+        Raises:
+            ConfigError: The weights derive from the authors' and the right to publish them is not stated.
+            DownloadError: The hub cannot be reached, or refuses the upload.
+        """
+        from huggingface_hub import HfApi
+
+        check_right_to_publish(self.config, have_right_to_publish)
+        options.setdefault("commit_message", f"Upload {self.config.name or 'an M2D model'} with m2d_hub")
+        api = HfApi(token=token)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                self.save_pretrained(folder, repo_id=repo_id, metrics=metrics)
+                return api.upload_folder(repo_id=repo_id, folder_path=folder, revision=branch, **options)
+        except M2DError:
+            raise
+        except Exception as error:  # of the hub, its HTTP library, or the network
+            raise DownloadError(
+                f"{repo_id!r} could not be uploaded ({reason_of(error)}). Check the network, HF_HUB_OFFLINE "
+                "and your access (hf auth login); save_pretrained writes the same files to a folder."
+            ) from error
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: Checkpoint, origin: object) -> Self:
+        """Build a model around loaded tensors, in eval mode.
+
+        Raises:
+            CheckpointError: The tensors do not match the configuration; the message names ``origin``.
+        """
+        with torch.inference_mode(mode=False), torch.device("meta"):
+            model = cls(checkpoint.config)
+        text_encoder = None if checkpoint.config.clap is None else f"clap.{Clap.OPTIONAL_PREFIX}"
+        assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        force_download: bool = False,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+    ) -> Self:
+        """Load a folder that :meth:`save_pretrained` wrote, a repository, or a model by name, on the CPU.
+
+        Args:
+            pretrained_model_name_or_path: As for :func:`m2d_hub.load_model`; ``org/repo`` that is not on disk
+                is a repository too.
+            revision: Branch, tag or commit of a repository.
+            cache_dir: Folder for downloads.
+            force_download: Download the files again.
+            local_files_only: Never use the network.
+            token: For private repositories; None: the one saved by ``hf auth login``.
+
+        Raises:
+            DownloadError: The repository does not exist, or cannot be downloaded or stored.
+            CheckpointError: The weights are damaged, non-finite, or of an unknown layout.
+        """
+        path = resolve_pretrained(
+            pretrained_model_name_or_path,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        with plain_tensors():
+            return cls.from_checkpoint(read_weights(path), path)
+
+
+def check_right_to_publish(config: ModelConfig, have_right: bool) -> None:
+    """Refuse to publish weights that derive from the authors', unless the caller states the right to.
+
+    Raises:
+        ConfigError: The weights are under the authors' licence and ``have_right`` is False.
+    """
+    if _is_authors(config) and not have_right:
+        raise ConfigError(
+            f"The weights of {config.name!r} derive from the authors' ({config.source}), whose licence "
+            f"({config.license}) forbids redistributing them. If you have the right to publish them, state "
+            "it: push_to_hub(..., have_right_to_publish=True)."
+        )
+
+
+def model_card(
+    config: ModelConfig,
+    *,
+    repo_id: str | None = None,
+    metrics: Metrics | None = None,
+    program: Program = "m2d_hub",
+) -> ModelCard:
+    """Return the README.md of a published model.
+
+    Args:
+        config: The model's configuration.
+        repo_id: ``org/repo`` that it is uploaded to.
+        metrics: Results by data set and metric, such as ``{"ESC-50": {"accuracy": 0.95}}``.
+        program: The program that loads the files beside it.
+    """
+    from huggingface_hub import ModelCard
+
+    title = _plain(config.name or "M2D model")
+    rows = [
+        f"| {_plain(d)} | {_plain(m)} | {v:g} |" for d, of in (metrics or {}).items() for m, v in of.items()
+    ]
+    results = (
+        ["", "## Results", "", "| Data set | Metric | Value |", "|---|---|---|", *rows, ""] if rows else []
+    )
+    use = _USES[program].format(
+        name=(f"hf-hub:{repo_id}" if repo_id else "path/to/this/folder"),
+        frame_dim=config.encoder.frame_dim,
+        sample_rate=config.frontend.sample_rate,
+    )
+    source = _plain(config.source or "")
+    text = _CARD.format(
+        title=title,
+        origin=f", from weights published at {source}" if "://" in source else "",
+        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(config).items()),
+        program=program,
+        use=use,
+        results="\n".join(results),
+        license=_licence(config),
+        card_data=_card_data(config, metrics, program),
+    )
+    return ModelCard(text)
+
+
+def _card_data(config: ModelConfig, metrics: Metrics | None, program: Program) -> str:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="audio-classification",
+            dataset_type=dataset.lower().replace(" ", "-"),
+            dataset_name=dataset,
+            metric_type=metric,
+            metric_value=value,
+        )
+        for dataset, values in (metrics or {}).items()
+        for metric, value in values.items()
+    ]
+    data = ModelCardData(
+        library_name=program,
+        pipeline_tag="feature-extraction" if config.head is None else "audio-classification",
+        tags=["audio", "audio-embeddings", "masked-modeling-duo", "m2d", *_TAGS[program]],
+        model_name=config.name or "M2D model",
+        eval_results=results or None,
+        **_licence_data(config),
+    )
+    return data.to_yaml()
+
+
+def _licence_data(config: ModelConfig) -> dict[str, Any]:
+    """Return the card's licence fields: the hub's identifier in lower case, or ``other`` and a name."""
+    if config.license is None:
+        return {}
+    identifier = config.license.lower()
+    if not _is_authors(config) and re.fullmatch(r"[a-z0-9.-]+", identifier):
+        return {"license": identifier}
+    name = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-")
+    link = {"license_link": config.source} if config.source else {}
+    return {"license": "other", "license_name": name, **link}
+
+
+def _facts(config: ModelConfig) -> dict[str, str]:
+    encoder, hop_s = config.encoder, config.frontend.hop_s
+    window = (
+        "each clip's own length" if config.own_length_windows else f"{encoder.input_size[1] * hop_s:.2f} s"
+    )
+    facts = {
+        "Sample rate": f"{config.frontend.sample_rate} Hz",
+        "Window": window,
+        "Frames": f"one per {encoder.patch_size[1] * hop_s * 1000:g} ms, {encoder.frame_dim} features",
+        "Encoder": f"{encoder.depth} blocks, {encoder.embed_dim} wide, patches of "
+        f"{encoder.patch_size[0]}x{encoder.patch_size[1]} (mels x frames)",
+    }
+    if config.head is not None:
+        facts["Head"] = f"{config.head.num_classes} classes, {config.head.activation}"
+    if config.clap is not None:
+        facts["Text space"] = f"{config.clap.dim} dimensions, text encoder {_plain(config.clap.text_encoder)}"
+    return facts
+
+
+def _licence(config: ModelConfig) -> str:
+    if _is_authors(config):
+        source = _plain(config.source or RELEASES)
+        return f"{NTT_LICENSE}: the weights derive from the authors' release, see {source}."
+    return f"{_plain(config.license)}." if config.license else "Not stated by the publisher."
+
+
+def _is_authors(config: ModelConfig) -> bool:
+    """Return whether weights were published by the authors, or derive from such weights."""
+    return config.license == NTT_LICENSE or (config.source or "").startswith(RELEASES)
+
+
+def _plain(text: str) -> str:
+    """Return text of a file as one line of Markdown without markup."""
+    return re.sub(r"[\\`<>|\[\]]", r"\\\g<0>", as_text(text))
