@@ -425,9 +425,9 @@ def test_a_new_head_replaces_only_a_head_of_another_size(tagger, tmp_path):
         ({"device": "abacus"}, "device 'abacus' is not known"),
         ({"dtype": "int8", "device": "abacus"}, "device 'abacus' is not known"),
         ({"device": 1.5}, "device 1.5 is not known"),
-        ({"device": "meta"}, "device 'meta' is not there"),
-        ({"device": "hpu"}, "device 'hpu' is not there"),
-        ({"device": "cuda:99"}, "device 'cuda:99' is not there"),
+        ({"device": "meta"}, "device 'meta' is not available"),
+        ({"device": "hpu"}, "device 'hpu' is not available"),
+        ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
         ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
     ],
 )
