@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.decoding import BLOCK_VALUES
+from m2d_hub.audio.decode import BLOCK_VALUES
 from m2d_hub.audio.resample import Resampler, check_rate
 from m2d_hub.audio.waveforms import checked, to_waveform
 from m2d_hub.errors import AudioError, ConfigError

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.decoding import BLOCK_VALUES, decode, read_header
+from m2d_hub.audio.decode import BLOCK_VALUES, decode, read_header
 from m2d_hub.audio.given import Channels, Given, unpack
 from m2d_hub.audio.resample import check_rate, resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
@@ -195,12 +195,12 @@ def _rows(given: Given) -> list[tuple[str, Tensor]]:
 def _open_file(
     source: Path | StoredFile | BinaryIO, name: str, sample_rate: int, part: AudioPart | None = None
 ) -> Clip:
-    header = read_header(source, name, is_exact=part is not None)
+    header = read_header(source, name)
     rate, samples = header.sample_rate, header.num_samples
     if part is None:
         return Clip(name, source, rate, sample_rate, resampled_length(samples, rate, sample_rate))
     first, stop = round(part.start_s * rate), None if part.end_s is None else round(part.end_s * rate)
-    if samples and first >= samples:
+    if header.is_exact and first >= samples:
         raise AudioError(f"{name} is empty: the file ends at {samples / rate:g} s.")
     length = max(0, (samples if stop is None else min(stop, samples)) - first)
     return Clip(name, source, rate, sample_rate, resampled_length(length, rate, sample_rate), (first, stop))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.resample import check_rate
-from m2d_hub.audio.waveforms import mixed
+from m2d_hub.audio.waveforms import mix
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import importing
 
@@ -41,7 +41,7 @@ def listen(sample_rate: int, channels: int = 1) -> Iterator[Tensor]:
                 block, has_overflowed = device.read(round(_BLOCK_S * rate))
                 if has_overflowed:
                     logger.warning("the model is slower than the microphone: some of the sound is lost.")
-                yield torch.from_numpy(mixed(block))
+                yield torch.from_numpy(mix(block.T))
     except sounddevice.PortAudioError as error:
         raise ConfigError(
             f"the microphone cannot be opened with {channels} channels at sample_rate {rate} Hz ({error}); "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.resample import check_rate
-from m2d_hub.audio.waveforms import mixed, scaled
+from m2d_hub.audio.waveforms import mix, scaled
 from m2d_hub.errors import AudioError, ConfigError
 
 logger = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class PcmStream:
             data, kind = padded.tobytes(), "s32le"
         code = {"u8": "u1", "s16le": "<i2", "s32le": "<i4", "f32le": "<f4", "f64le": "<f8"}[kind]
         samples = torch.from_numpy(np.frombuffer(bytearray(data), code))
-        return mixed(scaled(samples, "the stream").numpy().reshape(-1, self.format.channels))
+        return mix(scaled(samples, "the stream").numpy().reshape(-1, self.format.channels).T)
 
 
 def _read_wav_header(file: BinaryIO) -> PcmFormat:

@@ -10,8 +10,6 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, BinaryIO
 
-from m2d_hub.audio.layout import Stretch, StretchReader
-
 
 class StoredFile(ABC):
     """A file within another one or elsewhere; ``str()`` is its place, as messages name it."""
@@ -64,14 +62,33 @@ class FetchedFile(StoredFile):
         return self._name
 
 
-class PartReader(StretchReader):
-    """Some bytes of a file as a file of their own, with which the whole one is closed."""
+class PartReader(io.RawIOBase):
+    """A range of bytes of a file as a file; closing it closes the whole file."""
 
     def __init__(self, whole: BinaryIO, offset: int, size: int):
-        super().__init__(whole, Stretch(offset, offset + size), 0)
+        super().__init__()
+        self._whole, self._offset, self._size, self._position = whole, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, origin + offset)
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        self._whole.seek(self._offset + self._position)
+        data = self._whole.read(max(0, min(len(buffer), self._size - self._position)))
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
 
     def close(self) -> None:
-        self._file.close()
+        self._whole.close()
         super().close()
 
 

@@ -107,13 +107,14 @@ def _is_samples_first(waveform: Tensor) -> bool:
     return waveform.ndim == 2 and waveform.shape[1] <= 8 and waveform.shape[0] > 1_000
 
 
-def mixed(block: np.ndarray) -> np.ndarray:
-    """The mean (s,) of channels (s, C)."""
-    if block.shape[1] == 1:
-        return block[:, 0]
-    if block.shape[1] == 2:  # as mean() gives it, in a quarter of the time
-        return (block[:, 0] + block[:, 1]) / 2
-    return block.mean(axis=1)
+def mix(channels: np.ndarray) -> np.ndarray:
+    """Return the mean (s,) of channels (C, s); a sum of rows, since numpy's mean over columns is slow."""
+    if len(channels) == 1:
+        return channels[0]
+    total = channels[0] + channels[1]
+    for channel in channels[2:]:
+        total += channel
+    return total / np.float32(len(channels))
 
 
 def _to_tensor(item: Any, name: str) -> Tensor:

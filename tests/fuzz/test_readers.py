@@ -139,7 +139,7 @@ def test_an_output(suffix, tmp_path, fuzz):
 @pytest.mark.parametrize("kind", ["m4a", "webm", "mka", "wma", "wv", "aac", "alac.m4a", "mp4"])
 def test_audio_that_ffmpeg_reads(kind, fuzz):
     pytest.importorskip("av")
-    from ..hub import test_audio_formats as formats
+    from ..hub import test_decode as formats
 
     def read(data):
         [clip] = open_audio(io.BytesIO(data), 16_000)

@@ -15,7 +15,6 @@ from m2d_training.cli.main import main
 import m2d_hub
 from m2d_hub import io
 from m2d_hub.audio.microphone import listen
-from m2d_hub.cli.main import main as hub
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = [
@@ -99,15 +98,6 @@ def test_a_missing_library_of_the_system_says_what_to_install(broken):
         next(listen(16_000, 1))
 
 
-def test_a_file_of_another_kind_names_its_extra_and_the_way_out(broken, tmp_path):
-    broken("av", "ImportError('libavcodec.so.61: cannot open shared object file')")
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "a.m4a").write_bytes(b"\x00\x00\x00\x20ftypM4A \x00\x00\x00\x00" + bytes(64))
-    CliRunner().invoke(hub, ["embed", str(tmp_path / "in"), "--out", str(tmp_path / "out.npz")])
-    told = (tmp_path / "out.npz.errors.csv").read_text()
-    assert "libavcodec.so.61" in told and "'m2d-hub[formats]'" in told and "ffmpeg -i INPUT" in told
-
-
 def test_every_extra_that_is_named_exists():
     known = set(metadata("m2d-hub").get_all("Provides-Extra"))
     texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
@@ -124,4 +114,4 @@ def test_every_extra_that_is_named_exists():
                 if isinstance(node, ast.Call) and getattr(node.func, "id", None) in places:
                     given = node.args[places[node.func.id]]
                     named |= {given.value} if isinstance(given, ast.Constant) else set()
-    assert {"onnx", "training", "formats", "s3"} <= named <= known
+    assert {"onnx", "training", "s3"} <= named <= known

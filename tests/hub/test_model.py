@@ -14,7 +14,7 @@ import torch
 
 import m2d_hub
 from m2d_hub import AudioError, CheckpointError, ConfigError
-from m2d_hub.audio import decoding
+from m2d_hub.audio import decode as decoding
 from m2d_hub.inference import FrameStore, encode_batched, encode_together, split_windows
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.pretrained.checkpoint import read_safetensors, save_checkpoint
