@@ -25,7 +25,7 @@ from m2d_training.data.manifest import read_manifest
 from m2d_training.data.shards import index_shards, write_index
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE, read_report
-from m2d_training.finetuning.member import BEST_FILE, RESULT_FILE, Best, MemberResult, read_result
+from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
 from m2d_training.linear.features import StoredFeatures
 from m2d_training.pretraining.teachers import _is_hubert_folder
 from m2d_training.runs.folder import RunFolder
@@ -289,13 +289,13 @@ READERS = {
     ),
     "the best epoch": Reader(
         kept(BEST_FILE, {"score": {"step": 1, "score": 0.5, "loss": 1.0}, "weights": WEIGHTS}),
-        Best.read,
+        BestCheckpoint.read,
         CheckpointError,
         GONE,
     ),
     "a result": Reader(
-        kept(RESULT_FILE, dict.fromkeys((field.name for field in fields(MemberResult)), 1.0)),
-        lambda path: read_result(RunFolder(path.parent)),
+        kept(RESULT_FILE, dict.fromkeys((field.name for field in fields(FoldResult)), 1.0)),
+        lambda path: FoldResult.read(RunFolder(path.parent)),
         CheckpointError,
         GONE,
     ),

@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data.lists.make import MadeList, make_list
     from .evaluation.zero_shot import ZeroShotResult, zero_shot
-    from .finetuning.config import FinetuneConfig
-    from .finetuning.image_config import ImageConfig
+    from .finetuning.config import FinetuneConfig, ImageConfig
     from .finetuning.presets import load_finetune_preset
-    from .finetuning.run import FinetuneOptions, FinetuneResult, finetune
+    from .finetuning.run import FinetuneResult, finetune
     from .linear.run import LinearEvalOptions, LinearEvalResult, linear_eval
     from .pretraining.analysis import explained_variance_auc, rank_me
     from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
@@ -32,9 +31,8 @@ if TYPE_CHECKING:
 # Loaded when first asked for: the commands' help needs no torch.
 _HOMES = {
     "FinetuneConfig": "finetuning.config",
-    "FinetuneOptions": "finetuning.run",
     "FinetuneResult": "finetuning.run",
-    "ImageConfig": "finetuning.image_config",
+    "ImageConfig": "finetuning.config",
     "LinearEvalOptions": "linear.run",
     "LinearEvalResult": "linear.run",
     "LossTerms": "pretraining.pretrainer",
@@ -72,7 +70,6 @@ _HOMES = {
 
 __all__ = [
     "FinetuneConfig",
-    "FinetuneOptions",
     "FinetuneResult",
     "ImageConfig",
     "LinearEvalOptions",

@@ -1,6 +1,6 @@
-"""Structured patchout (PaSST): whole rows and columns of a clip's tokens are left out while it is trained on.
+"""Structured patchout (PaSST): drop whole rows and columns of a clip's tokens in training.
 
-What is random is drawn on the CPU, clip by clip. Shapes: B clips, K windows, N_F and N_T tokens along
+Random values are drawn on the CPU, clip by clip. Shapes: B clips, K windows, N_F and N_T tokens along
 frequency and time.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class KeptColumns:
-    """Token rows and columns of one clip that stay."""
+    """Token rows and columns of one clip that are kept."""
 
     rows: np.ndarray  # along frequency
     columns: np.ndarray  # along time, over all windows of the clip
@@ -24,35 +24,35 @@ class KeptColumns:
 
 @dataclass(frozen=True)
 class KeptTokens:
-    """Tokens of a batch of windows that the encoder sees."""
+    """Tokens of a batch of windows that are encoded."""
 
     ids: Tensor  # (B·K, n) int64, of each window's tokens in frequency-major order
-    mask: Tensor  # (B·K, n) bool, False where a window has fewer
+    mask: Tensor  # (B·K, n) bool, False where a window has fewer tokens
 
     def to(self, device: torch.device | str) -> KeptTokens:
-        """The same on another device."""
+        """Return a copy on another device."""
         return KeptTokens(self.ids.to(device), self.mask.to(device))
 
 
 def draw_rows_dropped(num_freq: int, ratio: float, rng: np.random.Generator) -> int:
-    """How many rows go, of all clips of a batch the same: from none to just over ``ratio`` of N_F."""
+    """Draw the number of dropped rows, equal in a batch: from none to just over ``ratio`` of N_F."""
     return min(int(rng.uniform(0, ratio * num_freq + 1)), num_freq - 1)
 
 
 def draw_patchout(
     num_freq: int, num_time: int, ratio: float, rows_dropped: int, rng: np.random.Generator
 ) -> KeptColumns:
-    """Draws the rows and columns of one clip's tokens that stay.
+    """Draw the rows and columns of one clip's tokens to keep.
 
-    Columns make up for what the rows leave of ``ratio``. So of 5 × 62 tokens and 0.5, (5, 31), (4, 43) and
-    (3, 56) stay in two batches of seven each, (2, 62) in one: about a half.
+    Columns are dropped until ``ratio`` is reached. Of 5 × 62 tokens with 0.5, (5, 31), (4, 43) and (3, 56)
+    are kept in two batches of seven each, (2, 62) in one: about half of them.
 
     Args:
         num_freq: N_F.
-        num_time: Tokens along time that the clip reaches.
+        num_time: Tokens of the clip along time.
         ratio: Share of the tokens to drop.
-        rows_dropped: Of :func:`draw_rows_dropped`.
-        rng: Source of randomness of this clip: which rows and columns.
+        rows_dropped: Result of :func:`draw_rows_dropped`.
+        rng: Random numbers of this clip.
     """
     columns_dropped = max(0, round(num_time * (ratio - rows_dropped / num_freq)))
     columns_kept = max(1, num_time - columns_dropped)
@@ -61,20 +61,20 @@ def draw_patchout(
 
 
 def stack_patchout(kept: Sequence[KeptColumns], num_windows: int, window_tokens: int) -> KeptTokens:
-    """Turns rows and columns of clips into ids of their windows' tokens.
+    """Convert rows and columns of clips to ids of their windows' tokens.
 
     Args:
-        kept: Of each clip (B).
+        kept: Rows and columns of each clip (B).
         num_windows: K, of the longest clip.
         window_tokens: N_T of each window.
     """
     windows = [
-        (clip.rows, clip.columns[clip.columns // window_tokens == place] % window_tokens)
+        (clip.rows, clip.columns[clip.columns // window_tokens == window] % window_tokens)
         for clip in kept
-        for place in range(num_windows)
+        for window in range(num_windows)
     ]
-    most = max(len(columns) for _, columns in windows)
-    ids = np.zeros((len(windows), len(kept[0].rows), most), dtype=np.int64)
+    width = max(len(columns) for _, columns in windows)
+    ids = np.zeros((len(windows), len(kept[0].rows), width), dtype=np.int64)
     mask = np.zeros(ids.shape, dtype=bool)
     for index, (rows, columns) in enumerate(windows):
         ids[index, :, : len(columns)] = rows[:, None] * window_tokens + columns

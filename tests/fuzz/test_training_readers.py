@@ -18,7 +18,7 @@ from m2d_training.data.lists.make import make_list
 from m2d_training.data.manifest import read_manifest
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE
-from m2d_training.finetuning.member import BEST_FILE, RESULT_FILE, Best, read_result
+from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
 from m2d_training.runs.folder import RunFolder
 from m2d_training.runs.lists import ListedClips, write_or_compare_lists
 from m2d_training.runs.log import plot_metrics
@@ -128,13 +128,13 @@ def test_what_a_training_keeps(kind, tmp_path, fuzz):
     weights = {"weight": torch.ones(2)}
     values, read_path = {
         "checkpoint": ({"step": 1, "model": weights, "optimizer": {"lr": 0.1}}, read_state),
-        "best": ({"score": {"step": 1, "score": 0.5, "loss": 1.0}, "weights": weights}, Best.read),
+        "best": ({"score": {"step": 1, "score": 0.5, "loss": 1.0}, "weights": weights}, BestCheckpoint.read),
         "result": (
             dict.fromkeys(
                 ("best_epoch", "epochs", "valid_score", "valid_loss", "linear_valid_score", "seconds"), 1.0
             )
             | {"test_scores": torch.ones(2, 2)},
-            lambda path: read_result(RunFolder(path.parent)),
+            lambda path: FoldResult.read(RunFolder(path.parent)),
         ),
     }[kind]
     path = tmp_path / {"checkpoint": "step-000000001.pt", "best": BEST_FILE, "result": RESULT_FILE}[kind]

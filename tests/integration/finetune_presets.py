@@ -21,13 +21,12 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from m2d_training.data.sampling import SampleKey
-from m2d_training.evaluation.labelled import Part
+from m2d_training.evaluation.labelled import Subset
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import FinetuneBatch, FinetuneDataset, augmented
-from m2d_training.finetuning.loop import FinetuneTrainer, TaskObjective
-from m2d_training.finetuning.model import build_model
+from m2d_training.finetuning.model import build_audio_classifier
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
-from m2d_training.finetuning.sounds import SoundLearner
+from m2d_training.finetuning.trainer import FinetuneTrainer, TaskObjective
 
 from m2d_hub import M2D, ModelConfig
 from m2d_hub.config import EncoderConfig
@@ -76,13 +75,14 @@ def start(preset: str) -> Start:
     """One step of a preset."""
     config = dataclasses.replace(FINETUNE_PRESETS[preset](), batch_size=len(CLIPS))
     size = CLASSES.get(preset, SMALL_CLASSES)
-    torch.manual_seed(config.seed)
     with tempfile.TemporaryDirectory() as folder:
         labels = tuple(f"class {index}" for index in range(size))
-        model = build_model(write_model(preset, Path(folder)), config, labels, config.loss == "bce")
+        name, is_multi_label = write_model(preset, Path(folder)), config.loss == "bce"
+        classifier = build_audio_classifier(name, config, labels, is_multi_label, config.seed)
+    model = classifier.backbone
     files, rows = [str(ROOT / "tests" / "data" / name) for name in CLIPS], list(range(len(CLIPS)))
-    part = Part(files, [(row % size,) for row in rows], size, rows)
-    dataset = FinetuneDataset(part, config, model.config.frontend, model.config.encoder, config.seed)
+    subset = Subset(files, [(row % size,) for row in rows], size, rows)
+    dataset = FinetuneDataset(subset, config, model.config.frontend, model.config.encoder, config.seed)
     batch = dataset.stack([dataset[SampleKey(1, index, index)] for index in range(len(CLIPS))])
     clean, _ = augmented(batch, model.frontend, without_augmentation(config))
     inputs, _ = augmented(batch, model.frontend, config)
@@ -90,7 +90,7 @@ def start(preset: str) -> Start:
     windows = Windows.of(encoder).fitted(inputs.shape[-1])
     objective = TaskObjective(config.loss == "bce")
     warm = dataclasses.replace(config, warmup_epochs=0)  # or the first step's rate is zero
-    trainer = FinetuneTrainer(warm, SoundLearner(model, warm), objective, 100, Accelerator(cpu=True))
+    trainer = FinetuneTrainer(warm, classifier, objective, 100, Accelerator(cpu=True))
     started = time.perf_counter()
     step = trainer.train_step([batch], 0)
     mels = encoder.patch_size[0]

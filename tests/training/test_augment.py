@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from m2d_training.finetuning.augment import (
-    AugmentRanges,
     BatchRandomness,
     draw_augmentation,
     mixed,
     resized_crops,
     spec_augment,
 )
-from m2d_training.finetuning.model import FinetuneModel
+from m2d_training.finetuning.config import FinetuneConfig
+from m2d_training.finetuning.model import AudioClassifier
 
 from m2d_hub.nn.patchout import draw_patchout, stack_patchout
 
-TABLE_II = AugmentRanges(0.5, 30, 192, resized_crop=True, patchout_ratio=0.5)  # the strongest of each column
+TABLE_II = FinetuneConfig(mixup_ratio=0.5, frequency_mask=30, time_mask=192, resized_crop=True)
 
 
 def draws(num_frames, ranges=TABLE_II, count=300, batch_size=10):
@@ -50,24 +50,24 @@ def test_mixup_is_linear_in_waveforms_spectrograms_and_labels(shape):
 @pytest.mark.parametrize(("ratio", "share"), [(0.5, 0.29), (0.3, 0.46)])
 def test_mixup_leaves_as_many_clips_nearly_alone_as_in_the_papers_runs(ratio, share):
     """Shares below 5 % of either clip: 29 % of the clips by Beta(0.5, 0.5), 46 % by Beta(0.3, 0.3)."""
-    ratios = np.array([draw.mix_ratio for draw in draws(100, AugmentRanges(ratio), 6000)])
+    ratios = np.array([draw.mix_ratio for draw in draws(100, FinetuneConfig(mixup_ratio=ratio), 6000)])
     assert np.mean(np.minimum(ratios, 1 - ratios) < 0.05) == pytest.approx(share, abs=0.02)
 
 
 def test_partners_are_a_permutation_of_each_batch():
-    found = draws(100, AugmentRanges(0.5), 40, batch_size=20)
+    found = draws(100, FinetuneConfig(mixup_ratio=0.5), 40, batch_size=20)
     batches = [[draw.partner for draw in found[:20]], [draw.partner for draw in found[20:]]]
     assert [sorted(batch) for batch in batches] == [list(range(20))] * 2
     assert batches[0] != batches[1]
 
 
 def test_a_batch_shares_its_masks_where_it_is_said_to():
-    shared = AugmentRanges(frequency_mask=30, time_mask=48, shared_masks=True)
+    shared = FinetuneConfig(frequency_mask=30, time_mask=48, shared_masks=True)
     found = draws(400, shared, 20)
     assert all(draw.time_masks == found[0].time_masks for draw in found[:10])
     assert all(draw.frequency_masks == found[10].frequency_masks for draw in found[10:])
     assert found[0].time_masks != found[10].time_masks
-    alone = draws(400, AugmentRanges(frequency_mask=30, time_mask=48), 10)
+    alone = draws(400, FinetuneConfig(frequency_mask=30, time_mask=48), 10)
     assert len({draw.time_masks[0] for draw in alone}) > 5
 
 
@@ -114,7 +114,7 @@ def test_spec_augment_sets_bands_and_runs_to_the_mean():
 def classifier(tiny, request):
     tiny.set_head(3, features=request.param, activation="softmax")
     torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
-    return FinetuneModel(tiny.eval())
+    return AudioClassifier(tiny.eval(), FinetuneConfig())
 
 
 def stacked(model, lengths):
@@ -138,7 +138,7 @@ def test_masked_batches_give_what_inference_gives(classifier, lengths):
 def test_patchout_encodes_only_the_kept_patches(tiny):
     tiny.set_head(3, features="tokens", activation="softmax")
     torch.nn.init.normal_(tiny.head.linear.weight)
-    model, lengths = FinetuneModel(tiny.eval()), [8_000, 60_000]
+    model, lengths = AudioClassifier(tiny.eval(), FinetuneConfig()), [8_000, 60_000]
     _, log_mel, num_frames = stacked(tiny, lengths)
     windows = tiny.windows.fitted(log_mel.shape[-1])
     num_windows, window_frames = len(windows.plan(log_mel.shape[-1])), windows.window_frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,24 +13,27 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
+from m2d_training import finetune
 from m2d_training.cli.main import main
+from m2d_training.evaluation import unreadable
+from m2d_training.finetuning import run as finetuning
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.data import clips_to_score
-from m2d_training.finetuning.loop import TaskObjective, inverse_class_weights
-from m2d_training.finetuning.member import Score
-from m2d_training.finetuning.model import build_model
-from m2d_training.finetuning.optimizer import (
-    build_finetune_optimizer,
+from m2d_training.finetuning.fold import Score
+from m2d_training.finetuning.model import build_audio_classifier
+from m2d_training.finetuning.presets import FINETUNE_PRESETS
+from m2d_training.finetuning.trainer import (
+    FinetuneTrainer,
+    TaskObjective,
+    build_optimizer,
     finetune_rate,
+    inverse_class_weights,
     parameter_groups,
     set_rate,
 )
-from m2d_training.finetuning.presets import FINETUNE_PRESETS
 
 import m2d_hub
 from m2d_hub.cli.main import main as hub
-
-from ..processes import kill_when
 
 RATE = 16_000
 QUICK = ["epochs=1", "min_steps=0", "batch_size=4", "accumulate_steps=1", "try_linear=false"]
@@ -192,27 +195,89 @@ KILLED = [
 ]
 
 
-def test_a_run_killed_in_each_seed_ends_with_the_same_weights_and_report(model, labelled, tmp_path):
+def test_a_run_killed_in_each_seed_ends_with_the_same_weights_and_report(
+    model, labelled, tmp_path, monkeypatch
+):
     whole = finished("small", model, labelled, tmp_path / "whole", KILLED, "--seeds", "2")
-    out = tmp_path / "killed"
-    script = Path(sys.executable).with_name("m2d-train")
-    command = [script, *arguments("small", model, labelled, out, KILLED, "--seeds", "2")]
-    for training, lines in (("test-seed-42", 7), ("test-seed-43", 5)):
-        kill_when(lines, out / "trainings" / training / "metrics.jsonl", command)
-    killed = finished("small", model, labelled, out, KILLED, "--seeds", "2")
+    out, arguments = (
+        tmp_path / "killed",
+        ("small", model, labelled, tmp_path / "killed", KILLED, "--seeds", "2"),
+    )
+    train_step, kill_at = FinetuneTrainer.train_step, [7, 5]  # steps of the first and the second seed
+
+    def killed_step(self, batches, step):
+        if kill_at and step == kill_at[0]:
+            kill_at.pop(0)
+            raise KeyboardInterrupt
+        return train_step(self, batches, step)
+
+    monkeypatch.setattr(FinetuneTrainer, "train_step", killed_step)
+    assert [run(*arguments).exit_code for _ in range(2)] == [1, 1]
+    killed = finished(*arguments)
     expected, found = weights_of(tmp_path / "whole"), weights_of(out)
     assert expected.keys() == found.keys()
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert (out / "train.log").read_text().count("Resumed test, seed 4") == 2
-    assert [line["loss"] for line in metrics_of(out)] == [
-        line["loss"] for line in metrics_of(tmp_path / "whole")
-    ]
+    losses = [[line["loss"] for line in metrics_of(folder)] for folder in (out, tmp_path / "whole")]
+    assert losses[0] == losses[1]
     for seed in (42, 43):
         path = Path("trainings") / f"test-seed-{seed}" / "result.pt"
-        assert torch.equal(
-            torch.load(tmp_path / "whole" / path)["test_scores"], torch.load(out / path)["test_scores"]
-        )
+        scores = [torch.load(folder / path)["test_scores"] for folder in (out, tmp_path / "whole")]
+        assert torch.equal(*scores)
     assert killed["value"] == whole["value"]
+
+
+def test_clips_are_checked_once_and_a_finished_run_reads_none(model, labelled, tmp_path, monkeypatch):
+    read = []
+    check = unreadable.read_sound
+    monkeypatch.setattr(finetuning, "read_sound", lambda file: (read.append(file), check(file))[1])
+    monkeypatch.setattr(FinetuneTrainer, "train_step", lambda *_: 1 / 0)
+    assert isinstance(run("small", model, labelled, tmp_path / "run", QUICK).exception, ZeroDivisionError)
+    assert len(read) == 24
+    monkeypatch.undo()
+    monkeypatch.setattr(finetuning, "read_sound", lambda file: read.append(file))
+    finished("small", model, labelled, tmp_path / "run", QUICK)
+    assert len(read) == 24
+    monkeypatch.setattr("m2d_training.finetuning.data.open_audio", lambda *_: 1 / 0)
+    before = (tmp_path / "run" / "report.json").stat().st_mtime_ns
+    finished("small", model, labelled, tmp_path / "run", QUICK)
+    assert (tmp_path / "run" / "report.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("index", [0, 8])  # of the train and the valid clips
+def test_a_clip_that_is_gone_during_the_training_is_skipped_and_named(
+    model, sounds, tmp_path, monkeypatch, caplog, index
+):
+    for file in sounds.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    train_step, gone = FinetuneTrainer.train_step, tmp_path / f"{index}.wav"
+
+    def step_after_removal(self, batches, step):
+        gone.unlink(missing_ok=True)
+        return train_step(self, batches, step)
+
+    monkeypatch.setattr(FinetuneTrainer, "train_step", step_after_removal)
+    data = write_list(tmp_path / "list.csv", tmp_path)
+    result = run("small", model, data, tmp_path / "run", [*QUICK, "epochs=2"])
+    assert f"{gone} does not exist" in caplog.text
+    if index:  # the model is the best of no epoch, so the clips are needed at the end; the training is saved
+        assert result.exit_code == 1 and list((tmp_path / "run").rglob("step-000000008.pt"))
+    else:
+        assert result.exit_code == 0
+        assert str(gone) in (tmp_path / "run" / "errors.csv").read_text()
+
+
+@pytest.mark.parametrize("threads", [3])
+def test_trainings_in_threads_end_with_the_same_weights(model, labelled, tmp_path, threads):
+    quick = {"epochs": 1, "min_steps": 0, "batch_size": 4, "try_linear": False, "progress": False}
+
+    def train(name):
+        finetune("small", model=model, data=labelled, out=tmp_path / name, **quick)
+        return weights_of(tmp_path / name)
+
+    with ThreadPoolExecutor(threads) as pool:
+        first, *others = pool.map(train, map(str, range(threads)))
+    assert all(torch.equal(first[name], weights[name]) for weights in others for name in first)
 
 
 # Classes that each preset's data has
@@ -278,8 +343,8 @@ def test_training_stops_when_the_validation_clips_get_no_better(model, sounds, t
 
 def test_the_best_epoch_is_that_of_the_score_then_of_the_loss():
     best = Score(step=1, score=0.5, loss=1.0)
-    assert best.is_beaten_by(Score(2, 0.6, 2.0)) and best.is_beaten_by(Score(2, 0.5, 0.9))
-    assert not best.is_beaten_by(Score(2, 0.5, 1.0)) and not best.is_beaten_by(Score(2, 0.4, 0.1))
+    assert best.is_worse_than(Score(2, 0.6, 2.0)) and best.is_worse_than(Score(2, 0.5, 0.9))
+    assert not best.is_worse_than(Score(2, 0.5, 1.0)) and not best.is_worse_than(Score(2, 0.4, 0.1))
 
 
 def test_short_lists_are_passed_over_more_often():
@@ -291,7 +356,7 @@ def test_short_lists_are_passed_over_more_often():
 def test_rates_fall_from_the_head_down_and_only_matrices_decay(tiny):
     tiny.set_head(3)
     config = FinetuneConfig(layer_decay=0.5, weight_decay=0.1, lr=1e-3, warmup_epochs=0, epochs=10)
-    optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
+    optimizer = build_optimizer(parameter_groups(tiny, config), config)
     assert set_rate(optimizer, config, step=0, steps_per_epoch=10) == pytest.approx(1e-3)
     names = {id(parameter): name for name, parameter in tiny.named_parameters()}
     found = {
@@ -311,7 +376,7 @@ def test_rates_fall_from_the_head_down_and_only_matrices_decay(tiny):
 def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
     tiny.set_head(3)
     config = FinetuneConfig(optimizer=name, lr=0.5, warmup_epochs=5, epochs=200)
-    optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
+    optimizer = build_optimizer(parameter_groups(tiny, config), config)
     rates = [set_rate(optimizer, config, step, steps_per_epoch=2) for step in (0, 5, 400)]
     assert rates == pytest.approx([0.0, 0.25, 0.0], abs=1e-9)
     assert type(optimizer).__name__.lower() == name
@@ -320,8 +385,8 @@ def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
 def test_windows_of_each_clips_own_length_give_way_to_one_length(tiny, tmp_path):
     tiny.set_window(float("inf"))
     tiny.save_pretrained(tmp_path)
-    model = build_model(str(tmp_path), FinetuneConfig(adjust_positions=False), ("low", "high"), False)
-    assert model.window_s == pytest.approx(2.08)
+    built = build_audio_classifier(str(tmp_path), FinetuneConfig(), ("low", "high"), False, seed=42)
+    assert built.backbone.window_s == pytest.approx(2.08)
 
 
 def test_the_cosine_runs_from_the_first_epoch_on():
@@ -351,7 +416,7 @@ def test_lars_without_weight_decay_is_sgd_with_momentum(tiny):
     for name in ("lars", "sgd"):
         tiny.load_state_dict(start)
         config = FinetuneConfig(optimizer=name, lr=0.5)
-        optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
+        optimizer = build_optimizer(parameter_groups(tiny, config), config)
         for seed in range(3):
             generator = torch.Generator().manual_seed(seed)
             for parameter in tiny.parameters():
@@ -364,7 +429,7 @@ def test_lars_without_weight_decay_is_sgd_with_momentum(tiny):
 def test_adamw_of_voxceleb_decays_all_tensors_and_is_amsgrad(tiny):
     tiny.set_head(3)
     config = FINETUNE_PRESETS["vc1"]()
-    optimizer = build_finetune_optimizer(parameter_groups(tiny, config), config)
+    optimizer = build_optimizer(parameter_groups(tiny, config), config)
     found = {(group["weight_decay"], group["betas"], group["amsgrad"]) for group in optimizer.param_groups}
     assert found == {(1e-4, (0.9, 0.95), True)}
 
@@ -459,24 +524,24 @@ def test_class_weights_are_inverse_to_the_clips():
     [
         ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, "),
         ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, crop_from_start"),
-        ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, got 1: the head normalises"),
+        ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, since the head normalises"),
         ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be 'sgd', 'lars', 'adam' or 'adamw'"),
         ("small", ["a", "b"], ["adjust_positions=true"], "set crop_frames too"),
         ("small", ["a", "b"], ["frozen_blocks=3"], "frozen_blocks must be at most 2, the blocks of"),
-        ("small", ["a", "b"], ["lr=inf"], "lr must be positive, got inf"),
-        ("small", ["a", "b"], ["seed=-1"], "seed must be an integer from 0 to"),
-        ("small", ["a", "b"], ["weight_decay=nan"], "weight_decay must be a finite number of at least 0"),
-        ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be from 0 to below 1, got 1.0"),
-        ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' cannot take"),
+        ("small", ["a", "b"], ["lr=inf"], "lr must be a finite number, got"),
+        ("small", ["a", "b"], ["seed=-1"], "seed must be greater than or equal to 0"),
+        ("small", ["a", "b"], ["weight_decay=nan"], "weight_decay must be greater than or equal to 0"),
+        ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be less than 1, got"),
+        ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' does not support"),
         (
             "icbhi2017",
             ["a", "b"],
             [],
-            "needs the normal class, but 'Normal' is none of a, b: set normal_class",
+            "needs the normal class, but 'Normal' is not one of a, b; set normal_class",
         ),
         ("icbhi2017", ["a;b", "b"], [], "row 2 is the first of 12), which metric 'icbhi' and class_weights"),
-        ("icbhi2017", ["normal", "a", "b"], [], "the test clips of the round 'test' are never 'normal'"),
-        ("as2m", ["a", "b"], ["metric=accuracy"], "loss 'bce' is for several labels a clip"),
+        ("icbhi2017", ["normal", "a", "b"], [], "the test clips of 'test' are never 'normal'"),
+        ("as2m", ["a", "b"], ["metric=accuracy"], "loss 'bce' is for several labels per clip"),
     ],
 )
 def test_what_does_not_go_together_is_refused(model, sounds, tmp_path, preset, labels, settings, message):

@@ -16,12 +16,10 @@ from click.testing import CliRunner
 from m2d_training.cli.main import main
 from m2d_training.data.sampling import SampleKey
 from m2d_training.evaluation.labelled import read_labelled
-from m2d_training.finetuning.image_config import ImageConfig
-from m2d_training.finetuning.image_data import ImageDataset
-from m2d_training.finetuning.images import build_image_learner
-from m2d_training.finetuning.loop import TaskObjective
-from m2d_training.finetuning.optimizer import finetune_rate
+from m2d_training.finetuning.config import ImageConfig
+from m2d_training.finetuning.images import ImageDataset, build_image_classifier
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
+from m2d_training.finetuning.trainer import TaskObjective, finetune_rate, parameter_groups
 from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.loss import SoftTargetCrossEntropy
@@ -187,11 +185,11 @@ def test_the_rate_is_that_of_masked_autoencoders():
 def test_rates_fall_by_layer_decay_and_only_matrices_decay(seeing):
     """0.65 ** (depth + 1 - i), i = 0 before the blocks, depth + 1 after them (util/lr_decay.py of MAE)."""
     config = FINETUNE_PRESETS["imagenet"]()
-    learner = build_image_learner(str(seeing), config, ("a", "b"))
-    names = {id(parameter): name for name, parameter in learner.model.named_parameters()}
+    classifier = build_image_classifier(str(seeing), config, ("a", "b"), seed=42)
+    names = {id(parameter): name for name, parameter in classifier.backbone.named_parameters()}
     found = {
         names[id(parameter)]: (group["lr_scale"], group["weight_decay"])
-        for group in learner.parameter_groups()
+        for group in parameter_groups(classifier.backbone, config)
         for parameter in group["params"]
     }
     assert found.keys() == set(names.values())
@@ -204,15 +202,17 @@ def test_rates_fall_by_layer_decay_and_only_matrices_decay(seeing):
 
 
 def test_the_network_is_the_pre_trained_encoder_without_its_last_norm(seeing):
-    learner = build_image_learner(str(seeing), FINETUNE_PRESETS["imagenet"](), ("a", "b"))
+    classifier = build_image_classifier(str(seeing), FINETUNE_PRESETS["imagenet"](), ("a", "b"), seed=42)
     encoder = m2d_hub.load_model(seeing, device="cpu").encoder
     encoder.norm = torch.nn.Identity()
     pictures = torch.randn(2, 3, 32, 32)
-    learner.model.eval()
+    classifier.backbone.eval()
     with torch.no_grad():
         expected = encoder.encode(encoder.embed(pictures))
-        torch.testing.assert_close(learner.model.forward_features(pictures), expected, atol=1e-5, rtol=1e-5)
-    shares = [getattr(block.drop_path1, "drop_prob", 0.0) for block in learner.model.blocks]
+        torch.testing.assert_close(
+            classifier.backbone.forward_features(pictures), expected, atol=1e-5, rtol=1e-5
+        )
+    shares = [getattr(block.drop_path1, "drop_prob", 0.0) for block in classifier.backbone.blocks]
     assert shares == pytest.approx([0.0, 0.1])
 
 
@@ -250,10 +250,10 @@ def test_a_folder_of_classes_is_a_list_whose_validation_pictures_test(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (["batch_size=3"], "batch_size must be even for pictures, which are mixed in pairs, got 3"),
-        (["patchout_ratio=0.5"], "images makes the clips pictures, but patchout_ratio 0.5 is of sounds"),
-        (["images.rand_augment=much"], "images.rand_augment must be RandAugment as timm writes it"),
-        (["images.drop_path=1"], "images.drop_path must be"),
+        (["batch_size=3"], "batch_size must be even for images, which are mixed in pairs, got 3"),
+        (["patchout_ratio=0.5"], "images is set, but patchout_ratio 0.5 only applies to audio"),
+        (["images.rand_augment=much"], "rand_augment must"),
+        (["images.drop_path=1"], "drop_path must be less than 1"),
     ],
 )
 def test_settings_that_do_not_suit_pictures_are_refused(seeing, folder, tmp_path, settings, message):
@@ -263,11 +263,11 @@ def test_settings_that_do_not_suit_pictures_are_refused(seeing, folder, tmp_path
 
 def test_models_and_clips_of_the_other_kind_are_refused(model, seeing, folder, clips, tmp_path):
     result = run(model, folder, tmp_path / "a")
-    assert result.exit_code != 0 and "pictures need a model of 3 channels" in result.output
+    assert result.exit_code != 0 and "images need a model of 3 channels" in result.output
     small = ["finetune", "small", "--out", str(tmp_path / "b")]
     last = ["--select", "last", "--set", "try_linear=false", "--set", "patience=none"]
     result = CliRunner().invoke(main, [*small, "--model", str(model), "--data", str(folder), *last])
-    assert result.exit_code != 0 and "the preset 'imagenet' is for pictures" in result.output
+    assert result.exit_code != 0 and "the preset 'imagenet' is for images" in result.output
     sounds = sorted(clips.glob("*.wav"))[:4]
     with (tmp_path / "list.csv").open("w", newline="") as lines:
         rows = [
@@ -275,9 +275,9 @@ def test_models_and_clips_of_the_other_kind_are_refused(model, seeing, folder, c
         ]
         csv.writer(lines).writerows([["file", "label", "split"], *rows])
     result = run(seeing, tmp_path / "list.csv", tmp_path / "c")
-    assert result.exit_code != 0 and "row 2 is a sound" in result.output
+    assert result.exit_code != 0 and "row 2 is audio" in result.output
     result = CliRunner().invoke(
         main,
         [*small, "--model", str(seeing), "--data", str(tmp_path / "list.csv"), *last],
     )
-    assert result.exit_code != 0 and "is a model of pictures (3 channels)" in result.output
+    assert result.exit_code != 0 and "is an image model (3 channels)" in result.output

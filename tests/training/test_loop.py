@@ -20,7 +20,7 @@ import torch
 from click.testing import CliRunner
 from m2d_training.cli.main import main
 from m2d_training.cli.options import logging_to
-from m2d_training.finetuning.loop import FinetuneTrainer
+from m2d_training.finetuning.trainer import FinetuneTrainer
 from m2d_training.pretraining.loop import Trainer
 from m2d_training.runs.devices import build_accelerator
 from m2d_training.runs.folder import RunFolder

@@ -81,18 +81,14 @@ def finetune(
     Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
     """
     from ..finetuning.presets import load_finetune_preset
-    from ..finetuning.run import FinetuneOptions
     from ..finetuning.run import finetune as run_finetuning
-    from ..runs.settings import apply_settings, with_fields
+    from ..runs.settings import parse_settings
 
     given = {"select": select, "valid_share": valid_share, "compile": compile or None}
-    config = with_fields(
-        apply_settings(load_finetune_preset(preset), settings),
-        {name: value for name, value in given.items() if value is not None},
-    )
-    options = FinetuneOptions(preset, model, data, out, seeds)
+    fields = parse_settings(load_finetune_preset(preset), settings)
+    fields |= {name: value for name, value in given.items() if value is not None}
     with logging_to(out / "train.log"):
-        result = run_finetuning(config, options)
+        result = run_finetuning(preset, model=model, data=data, out=out, seeds=seeds, **fields)
     if is_first_process():
         figures = {"metric": result.metric, **dataclasses.asdict(result.interval)}
         text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."

@@ -5,8 +5,9 @@ Shapes: B clips, S samples, F mels, T frames, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,21 +16,18 @@ from torch.utils.data import Dataset
 
 from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, FrontendConfig
+from m2d_hub.errors import AudioError
 from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
-from m2d_hub.nn.patchout import (
-    KeptColumns,
-    KeptTokens,
-    draw_patchout,
-    draw_rows_dropped,
-    stack_patchout,
-)
+from m2d_hub.nn.patchout import KeptColumns, KeptTokens, draw_patchout, draw_rows_dropped, stack_patchout
 from m2d_hub.windows import Windows
 
 from ..data.annotations import AudioFile
 from ..data.crops import CropPlan, crop_waveform
 from ..data.entries import Entry
 from ..data.sampling import SampleKey, StepSampler
+from ..data.skipped import LeftOut
+from ..evaluation.clip_encoder import read_clip
 from ..evaluation.labelled import Subset
 from ..runs.loader import read_by_workers
 from .augment import (
@@ -43,18 +41,49 @@ from .augment import (
 )
 from .config import FinetuneConfig
 
-CLIPS_AT_ONCE = 128  # whole clips in memory in evaluation
+CLIPS_AT_ONCE = 32  # whole clips in memory in evaluation; long ones are read when they are encoded
+MAX_UNREADABLE = 8  # clips in a row
+
+Sample = TypeVar("Sample")
+
+
+def read_or_replace(
+    subset: Subset, index: int, read: Callable[[int], Sample]
+) -> tuple[Sample, list[LeftOut]]:
+    """Read a clip or, if it cannot be read any more, one of the clips after it.
+
+    Args:
+        subset: The clips.
+        index: Of the wanted clip.
+        read: Reads the clip of an index.
+
+    Returns:
+        The sample and the skipped clips.
+
+    Raises:
+        AudioError: Too many clips in a row cannot be read.
+    """
+    skipped: list[LeftOut] = []
+    for offset in range(min(MAX_UNREADABLE, len(subset))):
+        position = (index + offset) % len(subset)
+        try:
+            return read(position), skipped
+        except AudioError as error:
+            skipped.append(LeftOut(subset.rows[position], str(subset.files[position]), str(error)))
+    last = skipped[-1]
+    raise AudioError(f"{len(skipped)} clips in a row cannot be read, lastly row {last.row}: {last.error}")
 
 
 @dataclass(frozen=True)
 class FinetuneSample:
-    """One clip, cropped, with what is to be done with it."""
+    """One clip, cropped, with its augmentation."""
 
     waveform: np.ndarray  # (S,), with the context of its first and last frame
     num_frames: int  # T
     target: Tensor  # (C,)
     draw: AugmentDraw
     kept: KeptColumns | None
+    skipped: list[LeftOut] = field(default_factory=list)
 
 
 @dataclass
@@ -70,19 +99,20 @@ class FinetuneBatch:
     frequency_masks: Tensor  # (B, M, 2)
     time_masks: Tensor  # (B, M, 2)
     kept: KeptTokens | None
+    skipped: list[LeftOut] = field(default_factory=list)  # clips that could not be read
 
     def to(self, device: torch.device) -> FinetuneBatch:
-        """The same batch on another device."""
+        """Return a copy on another device."""
         moved = {
             name: value.to(device, non_blocking=True)
             for name, value in vars(self).items()
             if isinstance(value, Tensor)
         }
-        return FinetuneBatch(**moved, kept=self.kept and self.kept.to(device))
+        return FinetuneBatch(**moved, kept=self.kept and self.kept.to(device), skipped=self.skipped)
 
 
 def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: EncoderConfig) -> CropPlan:
-    """The part to cut out of each clip, and what becomes of a shorter one."""
+    """Return how clips are cropped, and shorter ones lengthened."""
     return CropPlan(
         frontend,
         config.crop_frames or encoder.input_size[1],
@@ -93,42 +123,46 @@ def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: Encoder
 
 
 class FinetuneDataset(Dataset):
-    """Crops of a part's clips, drawn by SampleKey."""
+    """Crops of clips, drawn by SampleKey."""
 
     def __init__(
         self,
-        part: Subset,
+        subset: Subset,
         config: FinetuneConfig,
         frontend: FrontendConfig,
         encoder: EncoderConfig,
         seed: int,
     ):
-        """Plans the crops.
+        """Plan the crops.
 
         Args:
-            part: Training clips.
+            subset: Training clips.
             config: The run.
-            frontend: Of the model.
-            encoder: Of the model, its window already fitted.
-            seed: Of this training.
+            frontend: Frontend of the model.
+            encoder: Encoder of the model, its window already fitted.
+            seed: Seed of this training.
         """
-        self.part, self.config, self.encoder, self.seed = part, config, encoder, seed
+        self.subset, self.config, self.encoder, self.seed = subset, config, encoder, seed
         self.plan = crop_plan(config, frontend, encoder)
         self.windows = Windows.of(encoder)
 
     def __len__(self) -> int:
-        return len(self.part)
+        return len(self.subset)
 
     def __getitem__(self, key: SampleKey) -> FinetuneSample:
+        sample, skipped = read_or_replace(self.subset, key.index, lambda index: self._sample(key, index))
+        return replace(sample, skipped=skipped)
+
+    def _sample(self, key: SampleKey, index: int) -> FinetuneSample:
         rng = np.random.default_rng([self.seed, key.epoch, key.position])
-        crop = crop_waveform(Entry(self.part.files[key.index]), self.plan, rng)
+        crop = crop_waveform(Entry(self.subset.files[index]), self.plan, rng)
         frontend = self.plan.frontend
         num_frames = frontend.num_complete_frames(len(crop.values))
-        number, place = divmod(key.position, self.config.batch_size)
-        batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, place)
-        draw = draw_augmentation(self.config.augmentation, frontend.n_mels, num_frames, rng, batch)
+        number, position = divmod(key.position, self.config.batch_size)
+        batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, position)
+        draw = draw_augmentation(self.config, frontend.n_mels, num_frames, rng, batch)
         kept = self._draw_kept(num_frames, rng, batch) if self.config.patchout_ratio else None
-        return FinetuneSample(crop.values, num_frames, self.part.target(key.index), draw, kept)
+        return FinetuneSample(crop.values, num_frames, self.subset.target(index), draw, kept)
 
     def _draw_kept(self, num_frames: int, rng: np.random.Generator, batch: BatchRandomness) -> KeptColumns:
         num_freq, ratio = self.encoder.grid[0], self.config.patchout_ratio
@@ -136,16 +170,14 @@ class FinetuneDataset(Dataset):
         return draw_patchout(num_freq, self.windows.count(num_frames), ratio, rows_dropped, rng)
 
     def stack(self, samples: list[FinetuneSample]) -> FinetuneBatch:
-        """Stacks samples to a batch as long as the longest of them."""
+        """Stack samples to a batch as long as the longest of them."""
         waveform = torch.zeros(len(samples), max(len(sample.waveform) for sample in samples))
         for row, sample in zip(waveform, samples, strict=True):
             row[: len(sample.waveform)] = torch.from_numpy(sample.waveform)
         draws = [sample.draw for sample in samples]
-        most_frames = max(sample.num_frames for sample in samples)
-        num_windows, num_time = (
-            len(self.windows.plan(most_frames)),
-            self.windows.fitted(most_frames).window_tokens,
-        )
+        max_frames = max(sample.num_frames for sample in samples)
+        num_windows = len(self.windows.plan(max_frames))
+        window_tokens = self.windows.fitted(max_frames).window_tokens
         kept = [sample.kept for sample in samples if sample.kept is not None]
         return FinetuneBatch(
             waveform,
@@ -156,20 +188,25 @@ class FinetuneDataset(Dataset):
             crop_boxes=torch.tensor([draw.crop_box for draw in draws], dtype=torch.float32),
             frequency_masks=torch.tensor([draw.frequency_masks for draw in draws]),
             time_masks=torch.tensor([draw.time_masks for draw in draws]),
-            kept=stack_patchout(kept, num_windows, num_time) if kept else None,
+            kept=stack_patchout(kept, num_windows, window_tokens) if kept else None,
+            skipped=[clip for sample in samples for clip in sample.skipped],
         )
+
+    def batches(self, sampler: StepSampler) -> Iterable[FinetuneBatch]:
+        """Return the batches of ``sampler``, read by ``num_workers`` processes, or by this one."""
+        return read_by_workers(self, self.config.num_workers, batch_sampler=sampler, collate_fn=self.stack)
 
 
 @torch.no_grad()
 def augmented(
     batch: FinetuneBatch, frontend: LogMelFrontend, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of a batch: mixup, normalisation, SpecAugment, resized crop, in this order.
+    """Apply mixup, normalisation, SpecAugment and resized crop to a batch, in this order.
 
     Args:
-        batch: On the device of the training.
-        frontend: Of the model.
-        config: Says which augmentations there are.
+        batch: On the training device.
+        frontend: Frontend of the model.
+        config: Selects the augmentations.
 
     Returns:
         Log-mel (B, F, T), zero beyond each clip's end, and targets (B, C).
@@ -190,15 +227,8 @@ def augmented(
     return log_mel, targets
 
 
-def build_train_loader(
-    dataset: FinetuneDataset, sampler: StepSampler, num_workers: int
-) -> Iterable[FinetuneBatch]:
-    """Batches of ``sampler``, read by ``num_workers`` processes, or by this one."""
-    return read_by_workers(dataset, num_workers, batch_sampler=sampler, collate_fn=dataset.stack)
-
-
 class WholeClips(Dataset):
-    """Waveforms (S,) of files, or of parts of them, as inference reads them, or their beginnings."""
+    """Waveforms (S,) of files, or files that are too long to hold, or the beginnings of files."""
 
     def __init__(self, files: Sequence[AudioFile], sample_rate: int, plan: CropPlan | None):
         self.files, self.sample_rate, self.plan = files, sample_rate, plan
@@ -206,14 +236,22 @@ class WholeClips(Dataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, index: int) -> Tensor:
-        (clip,) = open_audio(self.files[index], self.sample_rate, None)
-        waveform = torch.cat(list(clip.blocks()))
-        return waveform if self.plan is None else torch.from_numpy(self.plan.beginning(waveform.numpy()))
+    def __getitem__(self, index: int) -> Tensor | AudioFile:
+        if self.plan is None:
+            return read_clip(self.files[index], self.sample_rate)
+        blocks, num_samples = list[Tensor](), 0
+        for block in open_audio(self.files[index], self.sample_rate)[0].blocks():
+            blocks.append(block)
+            num_samples += len(block)
+            if num_samples >= self.plan.num_samples:
+                break
+        return torch.from_numpy(self.plan.beginning(torch.cat(blocks).numpy()))
 
 
-def clips_to_score(files: Sequence[AudioFile], model: M2D, config: FinetuneConfig) -> Iterable[list[Tensor]]:
-    """Lists of waveforms (S,) that clips are scored by, in the files' order: whole ones, or crops."""
+def clips_to_score(
+    files: Sequence[AudioFile], model: M2D, config: FinetuneConfig
+) -> Iterable[list[Tensor | AudioFile]]:
+    """Return batches of the clips to evaluate, in the files' order: whole ones, or crops from their start."""
     plan = crop_plan(config, model.config.frontend, model.config.encoder) if config.crop_test else None
     clips = WholeClips(files, model.sample_rate, plan)
     return read_by_workers(clips, config.num_workers, prefetch=1, batch_size=CLIPS_AT_ONCE, collate_fn=list)

@@ -17,8 +17,7 @@ from typing import Any
 
 from m2d_hub.errors import ConfigError
 
-from .config import FinetuneConfig
-from .image_config import ImageConfig
+from .config import FinetuneConfig, ImageConfig
 
 # Of all of Table II's tasks.
 TABLE_II: dict[str, Any] = {

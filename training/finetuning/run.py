@@ -1,4 +1,4 @@
-"""A whole fine-tuning run: every round of the data with every seed, resumed where it stopped, and its report.
+"""A whole fine-tuning run: every fold of the data with every seed, resumed where it stopped, and its report.
 
 Shapes: N clips, C classes.
 """
@@ -7,27 +7,30 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from m2d_hub.errors import ConfigError
-from m2d_hub.io import replacing_folder, require_extra
+from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.io import json_text, reading, replacing, replacing_folder, require_extra
 from m2d_hub.nn.compiled import compile_blocks
+from m2d_hub.pretrained.checkpoint import sha256_of_model
+from m2d_hub.pretrained.source import resolve
 
 from ..data.sampling import EpochPlan, balancing_weights
-from ..data.skipped import LeftOut, write_errors
+from ..data.skipped import LeftOut, LeftOutLog, write_errors
+from ..evaluation.charts import draw_curves
 from ..evaluation.labelled import Fold
-from ..evaluation.metrics import (
-    Interval,
-    sensitivity_specificity,
-)
+from ..evaluation.metrics import Interval, sensitivity_specificity
 from ..evaluation.report import (
+    REPORT_FILE,
     REPORT_FILES,
     Evaluation,
     ScoredFold,
@@ -36,38 +39,38 @@ from ..evaluation.report import (
     require_own,
     write_report,
 )
-from ..evaluation.unreadable import warn_of_skipped
+from ..evaluation.unreadable import (
+    find_unreadable,
+    read_picture,
+    read_sound,
+    skip_unreadable,
+    warn_of_skipped,
+)
 from ..runs.devices import build_accelerator, resolve_precision
 from ..runs.folder import RunFolder, one_run_in
-from ..runs.resolved import read_config
+from ..runs.lists import ListedClips, write_or_compare_lists
+from ..runs.log import read_metrics
+from ..runs.measuring import first_tells
+from ..runs.resolved import read_config, write_or_compare
 from ..runs.schedules import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
-from .curves import write_metrics
-from .images import build_image_learner
-from .learner import Learner
-from .loop import FinetuneTrainer, TaskObjective, inverse_class_weights
-from .member import (
-    Member,
-    MemberResult,
-    read_result,
-    save_result,
-)
-from .model import build_model
+from .fold import FoldResult, FoldRun
+from .images import ImageClassifier, build_image_classifier
+from .model import AudioClassifier, build_audio_classifier
 from .presets import load_finetune_preset
-from .resolved import write_or_compare_run
-from .sounds import SoundLearner
-from .task import Task, read_task, without_unreadable
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
+from .task import Task, read_task
+from .trainer import FinetuneTrainer, TaskObjective, inverse_class_weights
 
 logger = logging.getLogger(__name__)
 
 METHOD = "fine-tuning"
-TRAININGS = "trainings"  # folder with a folder per round and seed
-EPOCH_TOLD = {
+TRAININGS = "trainings"  # folder with a folder per fold and seed
+READABLE_FILE = "readable.txt"  # clips that were read before the training
+CURVES_FILE = "learning_curve.png"
+MAY_CHANGE = {"num_workers", "compile", "save_every_steps"}
+EPOCHS = {
     "valid": "best on the validation clips",
     "last": "the last",
     "test": "best on test, as in the paper where a task has no validation split",
@@ -75,32 +78,19 @@ EPOCH_TOLD = {
 
 
 @dataclass(frozen=True)
-class FinetuneOptions:
-    """Model, data and folder of a fine-tuning, beside its configuration."""
-
-    name: str  # of the preset
-    model: str  # as for m2d_hub.load_model
-    data: str  # CSV with file, label and split
-    out: Path
-    seeds: int = 1  # trainings of each round, with seeds that count up
-    progress: bool = True
-
-
-@dataclass(frozen=True)
 class FinetuneResult:
-    """Result of a fine-tuning: its test figure, and where its model and its report are."""
+    """Result of a fine-tuning: the figure on the test clips, its report and its model."""
 
     metric: str  # accuracy, mAP, or ICBHI's score
     interval: Interval
-    report: dict[str, Any]  # as report.json has it
+    report: dict[str, Any]  # contents of report.json
     out: Path
-    model: Path  # for m2d_hub.load_model; of pictures for timm.create_model("local-dir:…", pretrained=True)
-    left_out: int  # clips that cannot be read, see errors.csv
+    model: Path  # for m2d_hub.load_model; image models for timm.create_model("local-dir:…", pretrained=True)
+    left_out: int  # unreadable clips, see errors.csv
 
 
 def finetune(
     preset: str | FinetuneConfig,
-    options: FinetuneOptions | None = None,
     *,
     model: str | os.PathLike[str] = "",
     data: str | os.PathLike[str] = "",
@@ -109,175 +99,203 @@ def finetune(
     progress: bool = True,
     **settings: Any,
 ) -> FinetuneResult:
-    """Trains and tests every round with every seed, going on from what is in ``out``.
+    """Train and test every fold with every seed, resuming from ``out``.
 
-    Each training keeps its best epoch by the validation clips. ``export/`` is the model of the first round
-    and the first seed; ``report.json`` is about all of them.
+    Each training keeps its best epoch on the validation clips. ``export/`` is the model of the first fold and
+    the first seed; ``report.json`` covers all of them.
 
     Args:
-        preset: Its name, or a configuration of one's own.
-        options: All that follows but the settings, in one object.
+        preset: Name of a preset, or a configuration.
         model: As for :func:`m2d_hub.load_model`.
         data: CSV with file, label and split, or a folder ``train/CLASS/``, ``valid/CLASS/`` ...
-        out: Folder of the run.
-        seeds: Trainings of each round, with seeds that count up.
-        progress: Whether to tell how far it is.
-        settings: Fields of :class:`FinetuneConfig` that the preset has otherwise, such as ``epochs=3``.
+        out: Output folder.
+        seeds: Number of trainings of each fold, with increasing seeds.
+        progress: Show a progress bar.
+        settings: Fields of :class:`FinetuneConfig` that differ from the preset, such as ``epochs=3``.
 
     Raises:
-        ConfigError: Settings, model and data do not go together, or the folder holds another run.
+        ConfigError: Settings, model and data do not match, or the folder contains another run.
     """
     require_extra("training", "fine-tuning")
     config = load_finetune_preset(preset) if isinstance(preset, str) else preset
     config = with_fields(config, settings)
-    if options is None:
-        require_given(model=model, data=data, out=out)
-        name = preset if isinstance(preset, str) else "own"
-        options = FinetuneOptions(name, os.fspath(model), os.fspath(data), Path(out), seeds, progress)
-    if options.seeds < 1:
-        raise ConfigError(f"seeds must be a positive integer, got {options.seeds!r}.")
-    with stop_requests() as stop, one_run_in(options.out):
-        return _finetune(config, options, stop)
-
-
-def _finetune(config: FinetuneConfig, options: FinetuneOptions, stop: StopRequests) -> FinetuneResult:
-    accelerator = build_accelerator()
-    task, left_out = without_unreadable(read_task(config, options.data), accelerator)
-    run = FinetuneRun(config, options, task, accelerator, stop)
-    run.prepare(left_out)
-    run.train()
-    run.accelerator.wait_for_everyone()
-    run.accelerator.end_training()
-    report = read_report(options.out)
+    require_given(model=model, data=data, out=out)
+    if seeds < 1:
+        raise ConfigError(f"seeds must be a positive integer, got {seeds!r}.")
+    name = preset if isinstance(preset, str) else "own"
+    with stop_requests() as stop, one_run_in(Path(out)):
+        run = FinetuneRun(config, name, os.fspath(model), os.fspath(data), Path(out), seeds)
+        report = run.run(stop, progress)
     interval = Interval(report["value"], report["low"], report["high"])
-    return FinetuneResult(report["metric"], interval, report, options.out, run.folder.export, len(left_out))
+    return FinetuneResult(report["metric"], interval, report, Path(out), run.folder.export, len(run.skipped))
 
 
 class FinetuneRun:
     """All trainings of a run."""
 
-    def __init__(
-        self,
-        config: FinetuneConfig,
-        options: FinetuneOptions,
-        task: Task,
-        accelerator: Accelerator,
-        stop: StopRequests,
-    ):
-        self.options, self.task, self.accelerator, self.stop = options, task, accelerator, stop
-        self.folder = RunFolder(options.out)
-        has_begun = self.folder.config_file.is_file()
-        earlier = read_config(self.folder)["config"].get("precision") if has_begun else None
-        self.config = dataclasses.replace(
-            config, precision=resolve_precision(config.precision, accelerator.device, earlier)
-        )
-        self.seeds = [config.seed + index for index in range(options.seeds)]
+    def __init__(self, config: FinetuneConfig, preset: str, model: str, data: str, out: Path, seeds: int):
+        self.preset, self.model, self.data = preset, model, data
+        self.folder, self.accelerator = RunFolder(out), build_accelerator()
+        self.earlier = read_config(self.folder) if self.folder.config_file.is_file() else None
+        precision = None if self.earlier is None else self.earlier["config"].get("precision")
+        precision = resolve_precision(config.precision, self.accelerator.device, precision)
+        self.config = dataclasses.replace(config, precision=precision)
+        self.seeds = [config.seed + index for index in range(seeds)]
+        self.task, self.skipped = self._read_task()
 
-    def prepare(self, left_out: list[LeftOut]) -> None:
-        """Check that the folder is new or holds the same run, and write down its settings."""
+    def run(self, stop: StopRequests, progress: bool) -> dict[str, Any]:
+        """Train what is not finished and return the report."""
         if self.accelerator.is_main_process:
-            root = self.folder.root
-            if not self.folder.config_file.is_file() and not (root / TRAININGS).is_dir():
-                require_own(root, METHOD, (*REPORT_FILES, self.folder.export.name))
-            told = {
-                "preset": self.options.name,
-                "model": str(self.options.model),
-                "data": str(self.options.data),
-                "seeds": self.seeds,
-            }
-            write_or_compare_run(
-                self.folder,
-                self.config,
-                self.task.labelled,
-                self.options.model,
-                told,
-                self.accelerator.num_processes,
-            )
-            write_errors(root, left_out)
-            warn_of_skipped(root, left_out)
-
-    def train(self) -> None:
-        """Trains what is not finished, and reports."""
-        results: dict[tuple[int, str], MemberResult] = {}
-        for seed in self.seeds:  # the first one's rounds come first
-            for data in self.task.rounds:
-                results[seed, data.name] = self._train_member(data, seed)
-        if self.accelerator.is_main_process:
-            files = [
-                (data.name, seed, self._member_folder(data, seed).metrics_file)
-                for seed in self.seeds
-                for data in self.task.rounds
-            ]
-            write_metrics(self.folder, files, self.task.metric.name)
+            self._write_or_compare()
+        skipped = LeftOutLog(self.folder.root, {}, self.accelerator.is_main_process)
+        results = {  # the folds of the first seed are trained first
+            (seed, fold.name): self._train_fold(fold, seed, skipped, stop, progress)
+            for seed in self.seeds
+            for fold in self.task.folds
+        }
+        if self.accelerator.is_main_process and not self._is_reported():
+            self._write_metrics()
             self._report(results)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        return read_report(self.folder.root)
 
-    def _train_member(self, data: Fold, seed: int) -> MemberResult:
-        folder = self._member_folder(data, seed)
-        finished = read_result(folder)
+    def _read_task(self) -> tuple[Task, list[LeftOut]]:
+        """Read the list without unreadable clips; they are found when the run starts, and then remembered."""
+        task, root = read_task(self.config, self.data), self.folder.root
+        if self.earlier is not None:
+            with reading(self.folder.config_file, "a run's configuration", "Delete it.", CheckpointError):
+                skipped = [LeftOut(**clip) for clip in self.earlier.get("unreadable", [])]
+        else:
+            if not (root / TRAININGS).is_dir():
+                require_own(root, METHOD, (*REPORT_FILES, self.folder.export.name))
+            read = read_picture if self.config.images is not None else read_sound
+            logger.info("Reading %d clips to find unreadable ones.", len(task.labelled.clips))
+            memory = root / READABLE_FILE
+            reasons = first_tells(
+                self.accelerator, lambda: find_unreadable(task.labelled, read, memory=memory, progress=True)
+            )
+            _, skipped = skip_unreadable(task.labelled, reasons)
+        return (task.without({clip.row for clip in skipped}) if skipped else task), skipped
+
+    def _write_or_compare(self) -> None:
+        """Write the configuration and the list of a new run, or check that a resumed one has the same.
+
+        Raises:
+            ConfigError: The folder contains another run.
+        """
+        labelled, config = self.task.labelled, self.config
+        head = {
+            "preset": self.preset,
+            "model": self.model,
+            "data": self.data,
+            "seeds": self.seeds,
+            "unreadable": [dataclasses.asdict(clip) for clip in self.skipped],
+        }
+        run = {
+            "model_sha256": sha256_of_model(resolve(self.model)),
+            "global_batch": config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
+            "clips": len(labelled.clips),
+            "labels": list(labelled.labels),
+        }
+        write_or_compare(self.folder, head, run, config.to_dict(), MAY_CHANGE)
+        columns = {
+            "label": [";".join(clip.labels) for clip in labelled.clips],
+            "split": [clip.split for clip in labelled.clips],
+        }
+        clips = ListedClips.of([clip.file for clip in labelled.clips], columns)
+        write_or_compare_lists(self.folder, {"data": clips})
+        if self.earlier is None:
+            write_errors(self.folder.root, self.skipped)
+            warn_of_skipped(self.folder.root, self.skipped)
+
+    def _train_fold(
+        self, fold: Fold, seed: int, skipped: LeftOutLog, stop: StopRequests, progress: bool
+    ) -> FoldResult:
+        folder = self._fold_folder(fold, seed)
+        finished = FoldResult.read(folder)
         if finished is not None:
             return finished
-        plan = self._plan(data, seed)
+        plan = self._plan(fold, seed)
         config = self.config.scaled_to(plan.steps_per_epoch)
         warn_of_warmup(config.warmup_epochs, config.epochs)
-        torch.manual_seed(seed)
-        task = self.task
-        learner = self._learner(config)
+        classifier = self._classifier(config, seed)
         if config.compile:
-            compile_blocks(learner.blocks, self.accelerator.device)
-        weights = inverse_class_weights(data.train.targets) if config.class_weights else None
-        objective = TaskObjective(task.labelled.is_multi_label, weights, config.loss_over_classes)
-        trainer = FinetuneTrainer(config, learner, objective, plan.steps_per_epoch, self.accelerator)
-        result = Member(
-            folder, trainer, data, plan, task.metric, seed, self.stop, self.options.progress
-        ).train()
+            compile_blocks(classifier.blocks, self.accelerator.device)
+        weights = inverse_class_weights(fold.train.targets) if config.class_weights else None
+        objective = TaskObjective(self.task.labelled.is_multi_label, weights, config.loss_over_classes)
+        trainer = FinetuneTrainer(config, classifier, objective, plan.steps_per_epoch, self.accelerator)
+        training = FoldRun(folder, trainer, fold, plan, self.task.metric, seed, skipped)
+        result = training.train(stop, progress)
         if self.accelerator.is_main_process:
-            if seed == self.seeds[0] and data is task.rounds[0]:
+            if seed == self.seeds[0] and fold is self.task.folds[0]:
                 with replacing_folder(self.folder.export) as partial:
-                    learner.save(partial)
-            save_result(folder, result)
+                    classifier.save(partial)
+            result.write(folder)
         self.accelerator.wait_for_everyone()
         self.accelerator.free_memory()
         return result
 
-    def _learner(self, config: FinetuneConfig) -> Learner:
-        """A model with a fresh head."""
-        name, labelled = self.options.model, self.task.labelled
+    def _classifier(self, config: FinetuneConfig, seed: int) -> AudioClassifier | ImageClassifier:
+        labelled = self.task.labelled
         if config.images is not None:
-            return build_image_learner(name, config, labelled.labels)
-        return SoundLearner(build_model(name, config, labelled.labels, labelled.is_multi_label), config)
+            return build_image_classifier(self.model, config, labelled.labels, seed)
+        return build_audio_classifier(self.model, config, labelled.labels, labelled.is_multi_label, seed)
 
-    def _plan(self, data: Fold, seed: int) -> EpochPlan:
+    def _plan(self, fold: Fold, seed: int) -> EpochPlan:
         config = self.config
-        weights = balancing_weights(data.train.labels, config.balance) if config.weighted_sampling else None
+        weights = balancing_weights(fold.train.labels, config.balance) if config.weighted_sampling else None
         return EpochPlan(
-            list_size=len(data.train),
+            list_size=len(fold.train),
             global_batch=config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
             seed=seed,
             weights=weights,
             samples_per_epoch=config.samples_per_epoch,
         )
 
-    def _member_folder(self, data: Fold, seed: int) -> RunFolder:
-        name = re.sub(r"\W+", "-", data.name)
+    def _fold_folder(self, fold: Fold, seed: int) -> RunFolder:
+        name = re.sub(r"\W+", "-", fold.name)
         return RunFolder(self.folder.root / TRAININGS / f"{name}-seed-{seed}")
 
-    def _report(self, results: dict[tuple[int, str], MemberResult]) -> None:
+    def _is_reported(self) -> bool:
+        """Return whether the report of exactly these seeds exists."""
+        if not (self.folder.root / REPORT_FILE).is_file():
+            return False
+        return list(read_report(self.folder.root)["per_seed"]) == [str(seed) for seed in self.seeds]
+
+    def _write_metrics(self) -> None:
+        """Write the metrics of all trainings to one file, and draw their losses and scores."""
+        losses, scores = dict[str, list[float]](), dict[str, list[float]]()
+        with replacing(self.folder.metrics_file) as partial, partial.open("w", encoding="utf-8") as lines:
+            for seed in self.seeds:
+                for fold in self.task.folds:
+                    steps = read_metrics(self._fold_folder(fold, seed).metrics_file)
+                    for values in steps:
+                        lines.write(json_text({"round": fold.name, "seed": seed, **values}) + "\n")
+                    name = f"{fold.name}, seed {seed}" if len(self.task.folds) > 1 else f"seed {seed}"
+                    losses[f"{name}, train"] = _by_epoch(steps, "loss")
+                    losses[f"{name}, valid"] = _by_epoch(steps, "validation_loss")
+                    scores[name] = _by_epoch(steps, "validation_score")
+        panels = {"loss": losses, f"{self.task.metric.name} on valid": scores}
+        draw_curves(self.folder.root / CURVES_FILE, panels)
+
+    def _report(self, results: dict[tuple[int, str], FoldResult]) -> None:
         scored = [
             ScoredFold(
-                data.name,
-                data.test,
-                torch.stack([results[seed, data.name].test_scores for seed in self.seeds]),
+                fold.name,
+                fold.test,
+                torch.stack([results[seed, fold.name].test_scores for seed in self.seeds]),
             )
-            for data in self.task.rounds
+            for fold in self.task.folds
         ]
         evaluation = Evaluation(self.task.labelled, self.task.metric, self.seeds, scored)
         details: dict[str, Any] = {
             "method": METHOD,
-            "preset": self.options.name,
-            "model": self.options.model,
+            "preset": self.preset,
+            "model": self.model,
             "export": str(self.folder.export),
             "settings": self.config.to_dict(),
-            "epoch": EPOCH_TOLD[self.config.select],
+            "epoch": EPOCHS[self.config.select],
             "trainings": [
                 {"round": name, "seed": seed}
                 | {key: value for key, value in vars(result).items() if key != "test_scores"}
@@ -285,18 +303,26 @@ class FinetuneRun:
             ],
         }
         if self.task.normal is not None:
-            details |= self._sensitivity_specificity(scored, self.task.normal)
+            details |= _sensitivity_specificity(scored, self.task.normal)
         with replacing_answer(self.folder.root, REPORT_FILES) as partial:
             write_report(partial, evaluation, details)
 
-    @staticmethod
-    def _sensitivity_specificity(scored: list[ScoredFold], normal: int) -> dict[str, float]:
-        rates = [
-            sensitivity_specificity(scores, one.subset.targets, normal)
-            for one in scored
-            for scores in one.scores
-        ]
-        return {
-            name: float(np.mean([getattr(rate, name) for rate in rates]))
-            for name in ("sensitivity", "specificity")
-        }
+
+def _sensitivity_specificity(folds: Sequence[ScoredFold], normal: int) -> dict[str, float]:
+    """Return the mean rates over folds and seeds."""
+    rates = [
+        sensitivity_specificity(scores, fold.subset.targets, normal)
+        for fold in folds
+        for scores in fold.scores
+    ]
+    names = ("sensitivity", "specificity")
+    return {name: float(np.mean([getattr(rate, name) for rate in rates])) for name in names}
+
+
+def _by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:
+    """Return the mean of a metric over the steps of each epoch; NaN for epochs without it."""
+    values: dict[int, list[float]] = {}
+    for step in steps:
+        epoch = values.setdefault(math.ceil(step["epoch"] - 1e-9), [])
+        epoch += [step[name]] if step.get(name) is not None else []
+    return [float(np.mean(values[epoch])) if values[epoch] else math.nan for epoch in sorted(values)]

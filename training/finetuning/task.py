@@ -1,112 +1,98 @@
-"""A labelled list as a task of fine-tuning: how it is learnt, how it is scored, and what suits it."""
+"""A labelled list as a fine-tuning task: its folds and metric, and checks that the settings suit it."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from m2d_hub.errors import ConfigError
 
 from ..data.images import is_image
-from ..data.skipped import LeftOut
 from ..evaluation.labelled import Fold, LabelledList, read_labelled
 from ..evaluation.metrics import Metric, accuracy, icbhi_score, mean_average_precision
-from ..evaluation.unreadable import find_unreadable, read_picture, read_sound, skip_unreadable
-from ..runs.measuring import first_tells
 from .config import FinetuneConfig
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 @dataclass(frozen=True)
 class Task:
-    """A labelled list and how it is learnt and scored."""
+    """A labelled list with its folds and its metric."""
 
     labelled: LabelledList
-    rounds: list[Fold]
+    folds: list[Fold]
     metric: Metric
-    normal: int | None  # index of the class that ICBHI's score calls normal
+    normal: int | None = None  # index of the class that ICBHI's score calls normal
 
-    @property
-    def is_of_images(self) -> bool:
-        """Whether its clips are pictures; they are of one kind."""
-        return is_image(os.fspath(self.labelled.clips[0].file))
+    def without(self, rows: set[int]) -> Task:
+        """Return the task without some rows of the list.
+
+        Raises:
+            ConfigError: The remaining list cannot be used.
+        """
+        labelled = self.labelled.without(rows)
+        task = replace(self, labelled=labelled, folds=labelled.folds())
+        task.check_normal()
+        return task
+
+    def check_normal(self) -> None:
+        """Check that valid and test clips are both normal and abnormal, as sensitivity and specificity need.
+
+        Raises:
+            ConfigError: They are not.
+        """
+        if self.normal is None:
+            return
+        for fold in self.folds:
+            for use, subset in (("valid", fold.valid), ("test", fold.test)):
+                is_normal = subset.classes == self.normal
+                if is_normal.all() or not is_normal.any():
+                    raise ConfigError(
+                        f"{self.labelled.name}: the {use} clips of {fold.name!r} are "
+                        f"{'all' if is_normal.any() else 'never'} {self.labelled.labels[self.normal]!r}; "
+                        "metric 'icbhi' needs normal and abnormal ones."
+                    )
 
 
-def read_task(config: FinetuneConfig, data: str) -> Task:
-    """Reads the list and checks that loss and metric suit it.
+def read_task(config: FinetuneConfig, data: str | os.PathLike[str]) -> Task:
+    """Read a list and check that loss and metric suit it.
 
     Raises:
         ConfigError: They do not, or the list cannot be used.
     """
     is_multi_label = False if config.images is not None else True if config.loss == "bce" else None
     labelled = read_labelled(data, is_multi_label, config.split)
-    _check_kind(config, labelled)
+    _check_media(config, labelled)
     if labelled.is_multi_label:
-        _refuse_single_label_settings(config, labelled)
-        return Task(labelled, labelled.folds(), mean_average_precision, None)
-    if config.metric == "icbhi":
-        names = [label.casefold() for label in labelled.labels]
-        if config.normal_class.casefold() not in names:
-            raise ConfigError(
-                f"metric 'icbhi' needs the normal class, but {config.normal_class!r} is none of "
-                f"{', '.join(labelled.labels)}: set normal_class."
-            )
-        normal = names.index(config.normal_class.casefold())
-        task = Task(labelled, labelled.folds(), icbhi_score(normal), normal)
-        _check_normal_and_abnormal(task, normal)
-        return task
-    return Task(
-        labelled, labelled.folds(), mean_average_precision if config.metric == "map" else accuracy, None
-    )
+        _check_multi_label(config, labelled)
+        return Task(labelled, labelled.folds(), mean_average_precision)
+    if config.metric != "icbhi":
+        metric = mean_average_precision if config.metric == "map" else accuracy
+        return Task(labelled, labelled.folds(), metric)
+    names = [label.casefold() for label in labelled.labels]
+    normal_class = unicodedata.normalize("NFC", config.normal_class).casefold()
+    if normal_class not in names:
+        raise ConfigError(
+            f"metric 'icbhi' needs the normal class, but {config.normal_class!r} is not one of "
+            f"{', '.join(labelled.labels)}; set normal_class."
+        )
+    normal = names.index(normal_class)
+    task = Task(labelled, labelled.folds(), icbhi_score(normal), normal)
+    task.check_normal()
+    return task
 
 
-def _check_kind(config: FinetuneConfig, labelled: LabelledList) -> None:
-    """Sounds and pictures are learnt by settings of their own."""
+def _check_media(config: FinetuneConfig, labelled: LabelledList) -> None:
     wants_images = config.images is not None
     others = [clip for clip in labelled.clips if is_image(os.fspath(clip.file)) != wants_images]
     if others:
-        kinds = ("pictures", "a sound") if wants_images else ("sounds", "a picture")
+        found, wanted = ("audio", "images") if wants_images else ("an image", "audio")
         raise ConfigError(
-            f"{labelled.name}: row {others[0].row} is {kinds[1]}, {others[0].file}, but these settings are "
-            f"for {kinds[0]}: the preset 'imagenet' is for pictures, all others are for sounds."
+            f"{labelled.name}: row {others[0].row} is {found}, {others[0].file}, but these settings are for "
+            f"{wanted}; the preset 'imagenet' is for images, all others are for audio."
         )
 
 
-def without_unreadable(task: Task, accelerator: Accelerator) -> tuple[Task, list[LeftOut]]:
-    """The task without clips that cannot be read, which would end a training when their turn comes.
-
-    Args:
-        task: With all clips.
-        accelerator: Of the run: its first process reads them.
-    """
-    read = read_picture if task.is_of_images else read_sound
-    reasons = first_tells(accelerator, lambda: find_unreadable(task.labelled, read))
-    labelled, left_out = skip_unreadable(task.labelled, reasons)
-    if not left_out:
-        return task, []
-    task = replace(task, labelled=labelled, rounds=labelled.folds())
-    if task.normal is not None:
-        _check_normal_and_abnormal(task, task.normal)
-    return task, left_out
-
-
-def _check_normal_and_abnormal(task: Task, normal: int) -> None:
-    """Sensitivity and specificity need clips of both kinds wherever they are computed."""
-    for round_ in task.rounds:
-        for use, part in (("valid", round_.valid), ("test", round_.test)):
-            is_normal = part.classes == normal
-            if is_normal.all() or not is_normal.any():
-                raise ConfigError(
-                    f"{task.labelled.name}: the {use} clips of the round {round_.name!r} are "
-                    f"{'all' if is_normal.any() else 'never'} {task.labelled.labels[normal]!r}; metric "
-                    "'icbhi' needs normal and abnormal ones."
-                )
-
-
-def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList) -> None:
+def _check_multi_label(config: FinetuneConfig, labelled: LabelledList) -> None:
     several = [clip.row for clip in labelled.clips if len(clip.labels) > 1]
     wrong = [
         f"{name} {value!r}"
@@ -119,6 +105,6 @@ def _refuse_single_label_settings(config: FinetuneConfig, labelled: LabelledList
     ]
     if wrong:
         raise ConfigError(
-            f"{labelled.name} has several labels a clip (row {several[0]} is the first of {len(several)}), "
-            f"which {' and '.join(wrong)} cannot take: leave them out, or give one label a clip."
+            f"{labelled.name} has several labels per clip (row {several[0]} is the first of {len(several)}), "
+            f"which {' and '.join(wrong)} does not support; remove it, or give one label per clip."
         )
