@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from m2d_hub.cli.options import window_option
+from m2d_hub.cli.options import echo, window_option
 
 
 @click.command()
@@ -16,10 +16,11 @@ from m2d_hub.cli.options import window_option
 )
 @window_option
 def export(name: str, onnx: Path, window: float | None) -> None:
-    """Write a model as ONNX: waveform (batch, samples) in, frames (batch, time, features) out.
+    """Export a model to ONNX.
 
-    The spectrogram is part of the graph; any batch size and length will do. NAME is one of `m2d-hub list`, a
-    folder or file on disk, or hf-hub:org/repo. Waveforms are mono, in -1 to 1, at the model's sample rate.
+    The graph takes waveforms (batch, samples) and returns frames (batch, time, features), for any batch size
+    and length. The spectrogram is part of it. Waveforms are mono, from -1 to 1, at the model's sample rate.
+    NAME is a name from `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo.
 
     \b
     Examples:
@@ -31,4 +32,4 @@ def export(name: str, onnx: Path, window: float | None) -> None:
 
     model = load_model(name, device="cpu", window_s=window)
     export_onnx(model, onnx)
-    click.echo(f"Wrote {onnx}: waveform at {model.sample_rate} Hz to frames of {model.frame_dim} features.")
+    echo(f"Wrote {onnx}: waveform at {model.sample_rate} Hz to frames of {model.frame_dim} features.")

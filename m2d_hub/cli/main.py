@@ -1,4 +1,4 @@
-"""The console script ``m2d-hub``. Modules that import torch are imported by the commands that need them."""
+"""The console script ``m2d-hub``. Commands import torch only when they run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ import sys
 
 import click
 
-from m2d_hub.cli.demo import demo
 from m2d_hub.cli.embed import embed
 from m2d_hub.cli.export import export
-from m2d_hub.cli.map import map_
 from m2d_hub.cli.models import convert, download, info, list_
-from m2d_hub.cli.options import Group
-from m2d_hub.cli.plot import plot
+from m2d_hub.cli.options import EscapedFormatter, Group
+from m2d_hub.cli.plots import demo, map_, plot
 from m2d_hub.cli.search import search
 from m2d_hub.cli.stream import stream
 from m2d_hub.cli.tag import tag
@@ -32,9 +30,11 @@ def main() -> None:
       m2d-hub list 'm2d-as-*'
     """
     for file in (sys.stdout, sys.stderr):
-        if isinstance(file, io.TextIOWrapper):  # names may be beyond what a pipe's encoding can write
+        if isinstance(file, io.TextIOWrapper):  # a pipe's encoding may not have all characters of names
             file.reconfigure(errors="backslashreplace")
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(EscapedFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 for command in (embed, search, map_, tag, stream, list_, info, download, convert, export, plot, demo):

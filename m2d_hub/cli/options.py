@@ -1,11 +1,12 @@
-"""Options that the commands share, how files are given, and how errors are told."""
+"""Options, output and error handling shared by the commands."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import json
+import logging
 import math
-import re
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,37 +14,54 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from m2d_hub.errors import ConfigError, M2DError
+from m2d_hub.io import as_text, json_text
 
 if TYPE_CHECKING:
     from m2d_hub.corpus.sources import Source
 
-SOME_FAILED = 3  # exit status where files could not be read
+SOME_FAILED = 3  # exit status if some files could not be read
 
 
 class Group(click.Group):
-    """Turns the package's errors, and those of disks, into a line on the error stream and exit status 1."""
+    """Print errors of the package and of disks as one line on standard error, with exit status 1.
+
+    Messages contain names from files, so control characters are escaped.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = as_text(error.message)  # type: ignore[misc]
+            raise
         except M2DError as error:
-            raise click.ClickException(self._in_options(ctx, str(error))) from error
+            raise click.ClickException(as_text(str(error))) from error
         except OSError as error:
             if error.errno == errno.EPIPE:
                 raise
-            raise click.ClickException(re.sub(r"^\[Errno \d+\] ", "", str(error))) from error
+            path = "" if error.filename is None else f": {error.filename}"
+            raise click.ClickException(as_text(f"{error.strerror or error}{path}")) from error
 
-    def _in_options(self, ctx: click.Context, message: str) -> str:
-        """A message of the package, which names arguments (batch_size), in the command's own words."""
-        command = self.get_command(ctx, ctx.invoked_subcommand or "")
-        for option in command.params if command else []:
-            if option.name and "_" in option.name:
-                message = re.sub(rf"\b{option.name}\b(?!=)", max(option.opts, key=len), message)
-        return message
+
+class EscapedFormatter(logging.Formatter):
+    """Format log records on one line each, with control characters of names escaped."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return as_text(super().formatMessage(record))
+
+
+def echo(text: str, err: bool = False) -> None:
+    """Print a line, with control characters of names escaped."""
+    click.echo(as_text(text), err=err)
+
+
+def echo_json(value: Any) -> None:
+    """Print a value as strict JSON in ASCII, with null for NaN and infinity."""
+    click.echo(json.dumps(json.loads(json_text(value)), indent=2))
 
 
 class Seconds(click.ParamType):
-    """A positive number, infinity included."""
+    """A positive number, or infinity."""
 
     name = "seconds"
 
@@ -53,48 +71,62 @@ class Seconds(click.ParamType):
         except ValueError:
             seconds = math.nan
         if not seconds > 0:
-            self.fail(f"{value!r} is not a positive number of seconds, nor 'inf'.", param, ctx)
+            self.fail(f"{value!r} is not a positive number of seconds or 'inf'.", param, ctx)
         return seconds
 
 
 def model_option(default: str | None = None) -> Any:
-    """``--model`` with a default, or to be given."""
+    """Return the option ``--model``, which is required unless it has a default."""
     help_text = (
-        "Name of `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo; random:NAME is untrained."
+        "Name from `m2d-hub list`, folder or file, or hf-hub:org/repo; random:NAME for random weights."
     )
     given = {"required": True} if default is None else {"default": default, "show_default": True}
     return click.option("--model", metavar="NAME", help=help_text, **given)
 
 
+def top_option(help_text: str, *names: str) -> Any:
+    """Return the option ``--top K``, with further names."""
+    return click.option(
+        "--top",
+        *names,
+        type=click.IntRange(min=1),
+        default=5,
+        show_default=True,
+        metavar="K",
+        help=help_text,
+    )
+
+
 paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 device_option = click.option(
-    "--device", metavar="D", help="cpu, cuda, cuda:1, mps …  [default: the best there is]"
+    "--device", metavar="D", help="cpu, cuda, cuda:1, mps, …  [default: the best available]"
 )
 batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
     show_default=True,
-    help="Windows encoded at once; changes speed and memory, never the numbers.",
+    metavar="N",
+    help="Windows encoded at once; affects speed and memory, not results.",
 )
 num_workers_option = click.option(
     "--num-workers",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Threads that read files while the model works on those before.  [default: one a core, less one]",
+    help="Threads that read files.  [default: CPU cores - 1]",
 )
 window_option = click.option(
     "--window",
     type=Seconds(),
     metavar="S",
-    help="Seconds encoded as a whole; inf for each file's own length.  [default: as pre-trained]",
+    help="Seconds encoded at once; inf for the length of each file.  [default: as pre-trained]",
 )
-json_option = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @contextlib.contextmanager
 def wrong_usage() -> Iterator[None]:
-    """Tells what is wrong with arguments as click tells it: with the usage and exit status 2."""
+    """Report invalid arguments as click usage errors (exit status 2)."""
     try:
         yield
     except ConfigError as error:
@@ -102,7 +134,7 @@ def wrong_usage() -> Iterator[None]:
 
 
 def find_files(paths: tuple[str, ...]) -> list[Source]:
-    """The audio files that the arguments mean."""
+    """Return the audio files that the arguments name."""
     from m2d_hub.corpus.sources import find_sources
 
     with wrong_usage():
@@ -110,8 +142,7 @@ def find_files(paths: tuple[str, ...]) -> list[Source]:
 
 
 def with_progress(sources: list[Source]) -> Any:
-    """The files one by one, with a bar where somebody watches."""
+    """Iterate over files, with a progress bar on a terminal."""
     from tqdm import tqdm
 
-    # No stream at all, as in programs without a console, is nobody who watches.
     return tqdm(sources, unit="file", disable=True if sys.stderr is None else None)

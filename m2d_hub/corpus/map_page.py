@@ -1,228 +1,175 @@
-"""The page that shows a map of sounds: one HTML file, which loads nothing and runs only its own script."""
+"""The HTML page of a map: a plotly plot and lists, in one file that loads nothing."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import html
-import json
 import os
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
+import plotly.graph_objects as go
 
-from m2d_hub.corpus.sound_map import MapPoint, SoundMap
-from m2d_hub.look import COLOURS
+from m2d_hub.corpus.sound_map import EXCERPT_SECONDS, MapPoint, SoundMap
+from m2d_hub.io import as_text
+from m2d_hub.plots import COLOURS
 
-_HERE = Path(__file__).parent
-_WIDTH, _HEIGHT, _MARGIN = 800, 600, 36  # units of the picture
-_LEAST_SCORE = 0.3  # on average, of the tag that a cluster is called by
-EXCERPT_S = 10  # of a sound, in its picture
-_MANY = 500  # sounds; of more, marks are smaller
-# Circle, square, triangle, diamond, triangle on its tip: with the colours a mark of its own for 30 clusters.
-_SHAPES = (
-    "M-7,0a7,7 0 1,0 14,0a7,7 0 1,0 -14,0z",
-    "M-6.2,-6.2h12.4v12.4h-12.4z",
-    "M0,-8.5l8,14.5h-16z",
-    "M0,-9l8,9l-8,9l-8,-9z",
-    "M0,8.5l8,-14.5h-16z",
-)
+_MIN_TAG_SCORE = 0.3  # mean score of a tag that names a cluster
+_MAX_SVG_POINTS = 2_000  # more points are drawn by WebGL
+_SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")  # with COLOURS, 30 combinations
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data: blob:; \
+style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; base-uri 'none'; form-action 'none'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ margin: auto; max-width: 76rem; padding: 1rem; font: 16px/1.45 system-ui, sans-serif; }}
+h1, li, summary {{ overflow-wrap: anywhere; }}
+#spectrogram {{ width: 288px; height: 120px; }}
+</style>
+</head>
+<body>
+<h1>{title}</h1>
+<p>{introduction}</p>
+{plot}
+<p><img id="spectrogram" alt="Spectrogram of the sound under the pointer" hidden></p>
+{lists}
+</body>
+</html>
+"""
+_SHOW_IMAGE = """
+const image = document.getElementById("spectrogram");
+document.getElementById("map").on("plotly_hover", (event) => {
+  const data = event.points[0].customdata;
+  image.hidden = !data;
+  if (data) image.src = "data:image/jpeg;base64," + data;
+});
+"""
 
 
-@dataclass(frozen=True)
-class Heading:
-    """What the page says that it shows."""
-
-    source: str  # name of the folder or of the embeddings
-    model: str
-
-
-def page_of(result: SoundMap, heading: Heading, pictures: Mapping[str, str]) -> str:
-    """The page as HTML.
+def map_page(result: SoundMap, title: str, model: str, images: Mapping[str, bytes]) -> str:
+    """Return the page as HTML.
 
     Args:
-        result: What it shows.
-        heading: What it calls it.
-        pictures: Spectrograms of some or all of the files, as ``data:`` addresses.
+        result: The map.
+        title: Title of the page.
+        model: Name of the model.
+        images: JPEG spectrograms of some of the files, by name.
     """
-    style, script = ((_HERE / f"map_page.{suffix}").read_text("utf-8") for suffix in ("css", "js"))
     names = _names([*(point.file for point in result.points), *result.failed])
-    places = _places(result)
-    title = html.escape(f"Map of {heading.source}")
-    policy = (
-        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
+    plot = _figure(result, names, images).to_html(
+        full_html=False,
+        div_id="map",
+        include_plotlyjs=True,
+        post_script=_SHOW_IMAGE,
+        config={"displaylogo": False, "responsive": True, "scrollZoom": True},
     )
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{title}</title>\n<style>{style}</style>\n</head>\n<body>\n"
-        f"<h1>{title}</h1>\n{_introduction(result, heading)}\n"
-        f'<main>\n<div class="frame">{_picture(result, places)}{_BUTTONS}</div>\n'
-        '<div id="shown" aria-live="polite">Point at a sound, or choose one from the lists below.</div>\n'
-        f"</main>\n{_clusters(result, names)}{_duplicates(result, names)}{_left_out(result, names)}"
-        f'<p class="small">{_remark(result, pictures)}</p>\n'
-        f'<script type="application/json" id="sounds">{_data(result, places, names, pictures)}</script>\n'
-        f"<script>{script}</script>\n</body>\n</html>\n"
+    return _PAGE.format(
+        title=_escaped(title),
+        introduction=_introduction(result, model, len(images)),
+        plot=plot,
+        lists=_lists(result, names),
     )
-
-
-_BUTTONS = (
-    '<div class="zoom"><button id="nearer" type="button" aria-label="Nearer">+</button>'
-    '<button id="farther" type="button" aria-label="Farther">−</button>'
-    '<button id="whole" type="button" aria-label="The whole map">⤢</button></div>'
-)
-
-
-def _digest(text: str) -> str:
-    """How a content security policy names a script or style."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode('utf-8')).digest()).decode()}"
 
 
 def _names(files: Sequence[str]) -> dict[str, str]:
-    """Each file's name below the folder that all have in common."""
+    """Return the name of each file relative to their common folder."""
     folders = {os.path.dirname(file) for file in files}
     is_mixed = len({os.path.isabs(folder) for folder in folders}) > 1
     common = "" if is_mixed else os.path.commonpath(folders)
-    return {file: os.path.relpath(file, common) if common else file for file in files}
+    return {file: as_text(os.path.relpath(file, common) if common else file) for file in files}
 
 
-def _introduction(result: SoundMap, heading: Heading) -> str:
-    kept = (
-        f"The map shows {result.kept:.0%} of how they differ (two principal components): what is far apart "
-        "differs, what is close may differ otherwise."
-        if result.kept is not None
-        else "The map (t-SNE) keeps neighbours together; distances between groups mean nothing."
+def _figure(result: SoundMap, names: Mapping[str, str], images: Mapping[str, bytes]) -> go.Figure:
+    scatter = go.Scatter if len(result.points) <= _MAX_SVG_POINTS else go.Scattergl
+    num_copies = {file: len(group.files) - 1 for group in result.duplicates for file in group.files}
+    figure = go.Figure()
+    for number in range(1, result.num_clusters + 1):
+        points = [point for point in result.points if point.cluster == number]
+        trace = scatter(
+            x=[point.x for point in points],
+            y=[point.y for point in points],
+            mode="markers",
+            marker={
+                "color": COLOURS[(number - 1) % len(COLOURS)],
+                "symbol": _SYMBOLS[(number - 1) % len(_SYMBOLS)],
+                "size": 9 if len(result.points) <= 500 else 6,
+            },
+            name=f"{number}{_common_tag(points)}",
+            text=[_hover_text(point, names, num_copies.get(point.file, 0)) for point in points],
+            customdata=[base64.b64encode(images.get(point.file, b"")).decode() for point in points],
+            hovertemplate="%{text}<extra></extra>",
+        )
+        figure.add_trace(trace)
+    figure.update_layout(
+        template="plotly_white", height=600, dragmode="pan", legend_title_text="Cluster", showlegend=True
+    )
+    figure.update_xaxes(visible=False)
+    figure.update_yaxes(visible=False, scaleanchor="x")
+    return figure
+
+
+def _hover_text(point: MapPoint, names: Mapping[str, str], num_copies: int) -> str:
+    lines = [f"<b>{_escaped(names[point.file])}</b>"]
+    lines += [f"{tag.score:.2f} {_escaped(tag.label)}" for tag in point.tags]
+    if num_copies:
+        lines.append(f"Nearly equal to {_counted(num_copies, 'other sound')}")
+    return "<br>".join(lines)
+
+
+def _introduction(result: SoundMap, model: str, num_images: int) -> str:
+    projection = (
+        "Distances between groups have no meaning (t-SNE)."
+        if result.kept is None
+        else f"The map shows {result.kept:.0%} of the variance (two principal components): distant sounds "
+        "differ; close ones may still differ in ways not shown."
     )
     return (
-        f"<p>{_counted(len(result.points), 'sound')}, as <code>{html.escape(heading.model)}</code> hears "
-        f"them: near each other, and of one cluster, are those that are alike to it. {kept}</p>"
+        f"{_counted(len(result.points), 'sound')}, embedded by {_escaped(model)}. Similar sounds are placed "
+        f"close together; clusters are k-means of the embeddings. {projection} Spectrograms show the first "
+        f"{EXCERPT_SECONDS} s of {num_images:,} sounds."
     )
 
 
-def _remark(result: SoundMap, pictures: Mapping[str, str]) -> str:
-    number = len(result.points)
-    told = f"{len(pictures):,} of {number:,} sounds have" if len(pictures) < number else "All sounds have"
-    made = "Clusters are k-means of the embeddings. Made by m2d_hub."
-    return f"{told} a spectrogram, of their first {EXCERPT_S} s. {made}"
+def _common_tag(points: Sequence[MapPoint]) -> str:
+    """Return the tag that a cluster's sounds have in common, as ``: label``, or nothing."""
+    totals: Counter[str] = Counter()
+    for point in points:
+        totals.update({tag.label: tag.score for tag in point.tags})
+    for label, total in totals.most_common(1):
+        if total >= _MIN_TAG_SCORE * len(points):
+            return f": {_escaped(label)}"
+    return ""
 
 
-def _picture(result: SoundMap, places: np.ndarray) -> str:
-    size = f" scale({min(1.0, (_MANY / len(places)) ** 0.25):.2f})"
-    marks = "".join(
-        f'<g class="sound" {_at(place, size)}>{_mark(point.cluster)}</g>'
-        for point, place in zip(result.points, places, strict=True)
-    )
-    numbers = "".join(
-        f'<g {_at(place)}><text class="number" y="-18">{cluster}</text></g>'
-        for cluster, place in _centres(result, places)
-    )
-    label = f"Map of {len(places)} sounds in {result.num_clusters} clusters; the lists below name them all"
-    box = f'viewBox="0 0 {_WIDTH} {_HEIGHT}"'
-    return f'<svg id="map" {box} role="img" aria-label="{label}">{marks}{numbers}</svg>'
-
-
-def _at(place: np.ndarray, more: str = "") -> str:
-    return f'transform="translate({place[0]:.1f} {place[1]:.1f}){more}"'
-
-
-def _mark(cluster: int) -> str:
-    colour, shape = COLOURS[(cluster - 1) % len(COLOURS)], _SHAPES[(cluster - 1) % len(_SHAPES)]
-    return f'<path class="mark" fill="{colour}" d="{shape}"/>'
-
-
-def _places(result: SoundMap) -> np.ndarray:
-    """Places (N, 2) in the picture, upwards where y is larger; one scale for both axes."""
-    places = np.array([(point.x, -point.y) for point in result.points])
-    low, high = places.min(axis=0), places.max(axis=0)
-    room = np.array([_WIDTH, _HEIGHT]) - 2 * _MARGIN
-    scale = (room / np.maximum(high - low, 1e-9)).min()
-    return (places - (low + high) / 2) * scale + np.array([_WIDTH, _HEIGHT]) / 2
-
-
-def _centres(result: SoundMap, places: np.ndarray) -> Iterable[tuple[int, np.ndarray]]:
-    """Each cluster, and the place of its middlemost sound."""
-    labels = np.array([point.cluster for point in result.points])
-    if result.num_clusters > 1:
-        for cluster in range(1, result.num_clusters + 1):
-            members = places[labels == cluster]
-            away = np.linalg.norm(members - np.median(members, axis=0), axis=1)
-            yield cluster, members[away.argmin()]
-
-
-def _clusters(result: SoundMap, names: Mapping[str, str]) -> str:
-    parts = [f"<h2>{_counted(result.num_clusters, 'cluster')}</h2>\n"]
-    for cluster in range(1, result.num_clusters + 1):
-        members = [index for index, point in enumerate(result.points) if point.cluster == cluster]
-        heard = _heard([result.points[index] for index in members])
-        key = f'<svg class="key" viewBox="-10 -10 20 20" aria-hidden="true">{_mark(cluster)}</svg>'
-        summary = f"{key}Cluster {cluster}: {_counted(len(members), 'sound')}{heard}"
-        parts.append(_details(summary, _buttons(result, names, members), f' data-cluster="{cluster}"'))
-    return "".join(parts)
-
-
-def _heard(points: Sequence[MapPoint]) -> str:
-    """The tag that sounds have in common, if there is one."""
-    totals: defaultdict[str, float] = defaultdict(float)
-    for tag in (tag for point in points for tag in point.tags):
-        totals[tag.label] += tag.score
-    label = max(totals, key=totals.__getitem__, default="")
-    return f", mostly {html.escape(label)}" if totals[label] >= _LEAST_SCORE * len(points) else ""
-
-
-def _duplicates(result: SoundMap, names: Mapping[str, str]) -> str:
-    rows = {point.file: index for index, point in enumerate(result.points)}
-    parts = ["<h2>Duplicates</h2>\n"]
-    if not result.duplicates:
-        parts.append("<p>None: no two sounds are nearly the same.</p>\n")
+def _lists(result: SoundMap, names: Mapping[str, str]) -> str:
+    parts = [f"<h2>{_counted(result.num_clusters, 'cluster')}</h2>"]
+    for number in range(1, result.num_clusters + 1):
+        points = [point for point in result.points if point.cluster == number]
+        heading = f"Cluster {number}{_common_tag(points)} ({_counted(len(points), 'sound')})"
+        parts.append(_details(heading, (names[point.file] for point in points)))
+    parts.append("<h2>Duplicates</h2>" if result.duplicates else "<h2>No duplicates</h2>")
     for group in result.duplicates:
-        name = html.escape(names[group.files[0]])
-        summary = f"{len(group.files):,} nearly the same (similarity {group.score:.3f}): {name}"
-        parts.append(_details(summary, _buttons(result, names, [rows[file] for file in group.files])))
-    return "".join(parts)
+        first = _escaped(names[group.files[0]])
+        heading = f"{len(group.files):,} sounds with a similarity of {group.score:.3f} or more: {first}"
+        parts.append(_details(heading, (names[file] for file in group.files)))
+    if result.failed:
+        reasons = (reason.replace(file, names[file]) for file, reason in result.failed.items())
+        parts += ["<h2>Skipped</h2>", _details(_counted(len(result.failed), "file"), reasons)]
+    return "\n".join(parts)
 
 
-def _buttons(result: SoundMap, names: Mapping[str, str], members: Iterable[int]) -> str:
-    buttons = "".join(
-        f'<li><button type="button" data-sound="{index}"><span>'
-        f"{html.escape(names[result.points[index].file])}</span></button></li>"
-        for index in members
-    )
-    return f'<ul class="sounds">{buttons}</ul>'
+def _details(heading: str, texts: Iterable[str]) -> str:
+    items = "".join(f"<li>{_escaped(text)}</li>" for text in texts)
+    return f"<details><summary>{heading}</summary><ul>{items}</ul></details>"
 
 
-def _details(summary: str, content: str, attributes: str = "") -> str:
-    return f"<details{attributes}><summary>{summary}</summary>{content}</details>\n"
-
-
-def _left_out(result: SoundMap, names: Mapping[str, str]) -> str:
-    if not result.failed:
-        return ""
-    told = (why.replace(file, names[file]) for file, why in result.failed.items())
-    rows = "".join(f"<li>{html.escape(why)}</li>" for why in told)
-    return f"<h2>Left out</h2>\n<ul>{rows}</ul>\n"
-
-
-def _data(result: SoundMap, places: np.ndarray, names: Mapping[str, str], pictures: Mapping[str, str]) -> str:
-    """What the script shows, as JSON that ends no element."""
-    twins = {file: len(group.files) - 1 for group in result.duplicates for file in group.files}
-    sounds = [
-        {
-            "name": names[point.file],
-            "x": round(float(x), 1),
-            "y": round(float(y), 1),
-            "cluster": point.cluster,
-            "tags": [(tag.label, round(tag.score, 3)) for tag in point.tags],
-            "twins": twins.get(point.file, 0),
-            "picture": pictures.get(point.file),
-        }
-        for point, (x, y) in zip(result.points, places, strict=True)
-    ]
-    return json.dumps(sounds, separators=(",", ":")).replace("<", "\\u003c").replace("&", "\\u0026")
+def _escaped(text: str) -> str:
+    """Return text for HTML and for plotly's labels, on one line."""
+    return html.escape(as_text(text))
 
 
 def _counted(number: int, noun: str) -> str:

@@ -1,8 +1,9 @@
-"""Search by example: which embeddings of an output are nearest to a sound, exactly, on one machine."""
+"""Exact search by cosine similarity in an output of :func:`m2d_hub.embed_files`."""
 
 from __future__ import annotations
 
 import heapq
+import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,14 +18,16 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.results import require_top_k
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Match:
     """A sound that a search found."""
 
-    file: str  # as it is named in the output
+    file: str  # its name in the output
     score: float  # cosine similarity, -1 to 1
-    start_s: float | None = None  # of the part that matches best, where the output holds frames
+    start_s: float | None = None  # of the best matching section, if the output holds frames
     end_s: float | None = None
 
 
@@ -38,45 +41,53 @@ def search(
     sample_rate: int | None = None,
     batch_size: int = 16,
 ) -> list[Match]:
-    """Finds the sounds most similar to a query, by the cosine of their embeddings with its own.
+    """Find the sounds most similar to a query, by the cosine similarity of their embeddings.
 
-    Embeddings of clips are compared as they are. Of frames, and the last of layers, each recording's part of
-    the query's length that is most similar to it is found, and told by its times.
+    If the output holds frames or layers, the section of each recording, as long as the query, that is most
+    similar to the query is found; of layers, the last one is used.
 
     Args:
-        query: One clip, as for :meth:`m2d_hub.M2D.encode_clip`. A file that ``embeddings`` hold needs no
-            model, and is not among its own matches; where it is gone, its name in them will do.
-        embeddings: What :func:`m2d_hub.embed_files` wrote: a ``.parquet``, ``.npz`` or ``.safetensors`` file,
-            or a folder.
-        top_k: Most matches.
-        model: What the query is embedded with: None, the model that the output names; a name or path, whose
-            weights must be those of the output; or a loaded model, which is taken as it is.
-        device: As for :func:`m2d_hub.load_model`.
-        sample_rate: Hz of an array; None means the model's own.
-        batch_size: Most windows encoded at once.
+        query: One clip, as for :meth:`m2d_hub.M2D.encode_clip`. A file of the output needs no model and is
+            not among its matches; a file that was deleted since is found by its name in the output.
+        embeddings: Output of :func:`m2d_hub.embed_files`: a file or a folder.
+        top_k: Maximum number of matches.
+        model: Model to embed the query with: a name or path with the same weights as the output's, or a
+            loaded model, which is not checked. None: the model named in the output.
+        device: Device, as for :func:`m2d_hub.load_model`.
+        sample_rate: Sample rate of an array in Hz; None means the model's.
+        batch_size: Maximum number of windows encoded at once.
 
     Returns:
-        The matches, the best first; fewer than ``top_k`` where there are no more.
+        The matches, in descending order of similarity. Embeddings that are not finite are skipped with a
+        warning.
 
     Raises:
-        ConfigError: ``embeddings`` cannot be used, were made with other weights, or differ in size from the
-            query's.
+        ConfigError: ``embeddings`` cannot be used, was made with other weights, or has another width than
+            the query.
         AudioError: The query cannot be read, or is more than one clip.
     """
     require_top_k(top_k)
     stored = read_stored(embeddings)
-    own = _own_record(query, stored)
+    own = _own_name(query, stored)
     if own is not None and not _has_changed(query, stored.origins[own]):
         wanted = frames_of(next(record for record in stored.records() if record.file == own))
     else:
         loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
         wanted = _encode(loaded, query, stored.settings["kind"], sample_rate, batch_size)
+    if not np.isfinite(wanted).all():
+        raise ConfigError("The embedding of the query is not finite; embed its file again.")
     matches = _matches(wanted, own, stored)
     return heapq.nlargest(top_k, matches, key=lambda match: match.score)
 
 
-def _own_record(query: Any, stored: Stored) -> str | None:
-    """The name under which the output holds the query itself, or None."""
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors (N, D) to unit length, so that their products are cosines; zero vectors stay zero."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))  # float32 would overflow
+    return (vectors / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]).astype(vectors.dtype)
+
+
+def _own_name(query: Any, stored: Stored) -> str | None:
+    """Return the name of the query in the output, or None if it is not one of its files."""
     if not isinstance(query, (str, os.PathLike)):
         return None
     origin = Origin.of(Path(query))
@@ -93,42 +104,43 @@ def _has_changed(query: str | os.PathLike[str], kept: Origin) -> bool:
 
 
 def _encode(model: M2D, query: Any, kind: str, sample_rate: int | None, batch_size: int) -> np.ndarray:
-    """Embeddings (T, D) of the query's frames, or of the clip (1, D)."""
+    """Return the embeddings (T, D) of the query's frames, or of the whole query (1, D)."""
     if kind == "clip":
         clips = model.encode_clip(query, sample_rate=sample_rate, batch_size=batch_size)
     else:
         clips = model.encode_frames(query, sample_rate=sample_rate, batch_size=batch_size).features
     if len(clips) != 1:
-        raise ConfigError(f"a query is one clip, got {len(clips)}; search for them one by one.")
+        raise ConfigError(f"A query is one clip, got {len(clips)}; search for them one by one.")
     return clips[0].reshape(-1, clips.shape[-1]).float().cpu().numpy()
 
 
 def _matches(wanted: np.ndarray, own: str | None, stored: Stored) -> Iterator[Match]:
     mean = wanted.mean(axis=0, dtype=np.float64)
+    num_skipped = 0
     for record in stored.records():
-        if record.file == own:
-            continue
         frames = frames_of(record)
-        if frames.shape[1] != mean.shape[0]:
+        if frames.shape[1] != len(mean):
             raise ConfigError(
-                f"{stored.path} holds embeddings of {frames.shape[1]} values, but the query's has "
-                f"{mean.shape[0]}: embed both with the same model."
+                f"{stored.path} holds embeddings of {frames.shape[1]} values, but the query has {len(mean)}; "
+                "embed both with the same model."
             )
-        yield _best_part(record, frames, mean, len(wanted))
+        if not np.isfinite(frames).all():
+            num_skipped += 1
+        elif record.file != own:
+            yield _best_section(record, frames, mean, len(wanted))
+    if num_skipped:
+        logger.warning("%d embeddings in %s are not finite and were skipped.", num_skipped, stored.path)
 
 
-def _best_part(record: Record, frames: np.ndarray, wanted: np.ndarray, length: int) -> Match:
-    """The part of ``length`` frames whose mean is most similar; the whole, where that is shorter."""
+def _best_section(record: Record, frames: np.ndarray, wanted: np.ndarray, length: int) -> Match:
+    """Return the section of ``length`` frames, or all if there are fewer, with the most similar mean."""
     length = min(length, len(frames))
     sums = np.concatenate([np.zeros((1, frames.shape[1])), frames.cumsum(axis=0, dtype=np.float64)])
-    parts = sums[length:] - sums[:-length]  # (T - length + 1, D)
-    sizes = np.linalg.norm(parts, axis=1) * np.linalg.norm(wanted)
-    scores = parts @ wanted / np.maximum(sizes, np.finfo(np.float64).tiny)
+    scores = unit_rows(sums[length:] - sums[:-length]) @ unit_rows(wanted[None])[0]  # (T - length + 1,)
     first = int(scores.argmax())
-    score = float(scores[first])
     times = record.timestamps_s
     if times is None:
-        return Match(record.file, score)
+        return Match(record.file, float(scores[first]))
     half_s = (times[1] - times[0]) / 2 if len(times) > 1 else times[0]
     start_s, end_s = times[first] - half_s, times[first + length - 1] + half_s
-    return Match(record.file, score, max(0.0, float(start_s)), float(end_s))
+    return Match(record.file, float(scores[first]), max(0.0, float(start_s)), float(end_s))

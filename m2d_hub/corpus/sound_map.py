@@ -1,82 +1,238 @@
-"""What a map of sounds says: where each one is, its cluster, and which are there more than once."""
+"""Maps of sounds: positions, clusters and duplicates, from a folder or an output of ``m2d-hub embed``."""
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
-from m2d_hub.corpus.geometry import (
+from m2d_hub.audio.clips import open_audio, read_part
+from m2d_hub.checks import COUNT, SHARE, Numbers, require, require_choice
+from m2d_hub.corpus.clustering import (
     Projection,
-    clusters_of,
+    cluster_numbers,
     duplicate_groups,
     neighbour_map,
     principal_components,
-    unit_rows,
+    require_sklearn,
 )
+from m2d_hub.corpus.index import mean_embeddings, open_index
+from m2d_hub.corpus.records import Origin
+from m2d_hub.corpus.search import unit_rows
+from m2d_hub.corpus.stored import is_stored, load_model_of, read_stored
+from m2d_hub.errors import AudioError, ConfigError, M2DError
+from m2d_hub.hub import load_model
+from m2d_hub.io import importing, replacing
+from m2d_hub.model import M2D
+from m2d_hub.plots import require_matplotlib, spectrogram_db, spectrogram_image
+from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 from m2d_hub.results import Tag
+
+logger = logging.getLogger(__name__)
+
+MAX_SOUNDS = 20_000  # each is compared with each, and all are drawn
+EXCERPT_SECONDS = 10  # of a sound, in its spectrogram
+_IMAGE_SIZE = (40, 96)  # mel bands and columns
+_NUM_TAGS = 3  # of a sound
+_BATCH = 1_024  # embeddings tagged at once
+_NUMBERS = {
+    "clusters": Numbers(least=1, is_whole=True, or_none="a number that fits the sounds"),
+    "duplicate_score": SHARE,
+    "thumbnails": COUNT,
+}
 
 
 @dataclass(frozen=True)
 class MapPoint:
     """A sound on a map."""
 
-    file: str  # as it is named in the embeddings; of a folder its whole path
+    file: str  # its name in the embeddings; its absolute path if the source is a folder
     x: float
     y: float
-    cluster: int  # from 1, the largest
-    tags: list[Tag]  # the likeliest, the best first; none where the model has no head
+    cluster: int  # from 1, in descending order of size
+    tags: list[Tag]  # the most likely ones, in descending order; empty if the model has no head
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Sounds that are nearly the same to the model."""
+    """Sounds with nearly equal embeddings."""
 
-    files: list[str]  # as in :attr:`MapPoint.file`; each is nearly the same as another of them
-    score: float  # the lowest cosine similarity of the first to the others
+    files: list[str]  # as in :attr:`MapPoint.file`; each is nearly equal to another one
+    score: float  # lowest cosine similarity of the first to the others
 
 
 @dataclass(frozen=True)
 class SoundMap:
-    """Where sounds are on a map, which form clusters, and which are there more than once."""
+    """Positions, clusters and duplicates of sounds."""
 
     points: list[MapPoint]
     duplicates: list[Duplicates]
     projection: Projection
-    kept: float | None  # share of the embeddings' variance that the map shows; None: t-SNE knows none
-    failed: dict[str, str]  # why files are left out, by name
+    kept: float | None  # share of the embeddings' variance that the map shows; None for t-SNE
+    failed: dict[str, str]  # reasons why files are skipped, by name
 
     @property
     def num_clusters(self) -> int:
-        """Clusters, whose numbers are 1 to this."""
+        """Number of clusters."""
         return max(point.cluster for point in self.points)
 
 
-def map_of(
-    files: Sequence[str],
-    vectors: np.ndarray,
-    tags: Sequence[list[Tag]],
+@dataclass(frozen=True)
+class _Sounds:
+    vectors: dict[str, np.ndarray]  # embeddings (D,) by name
+    paths: dict[str, Path]  # of files that exist as they were embedded
+    model: M2D | None  # None if it cannot be loaded
+    model_name: str
+    failed: dict[str, str]  # reasons why files are skipped
+
+
+def draw_map(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
-    projection: Projection,
-    clusters: int | None,
-    duplicate_score: float,
-    failed: dict[str, str],
+    model: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    projection: Projection = "pca",
+    clusters: int | None = None,
+    duplicate_score: float = 0.95,
+    thumbnails: int = 500,
+    progress: bool = False,
 ) -> SoundMap:
-    """Arranges embeddings (N, D) of files; the settings are those of :func:`m2d_hub.draw_map`."""
-    unit = unit_rows(vectors)
+    """Map the sounds of a folder, with clusters and duplicates, and write the map as an HTML page.
+
+    Similar sounds are placed close together. The page needs neither a network nor other files.
+
+    Args:
+        source: A folder, searched recursively and embedded once, into the cache; or an output of
+            :func:`m2d_hub.embed_files`, of whose frames and layers the mean over time is used.
+        out: HTML file to write; None for none.
+        model: Model, as for :func:`m2d_hub.load_model`. None: ``m2d-mini-tags`` for a folder, and the model
+            named in the embeddings otherwise; if that cannot be loaded, there are no tags and spectrograms.
+        device: Device, as for :func:`m2d_hub.load_model`.
+        projection: ``pca`` for the two directions of largest variance, or ``tsne``, which keeps neighbours
+            together but not distances.
+        clusters: Number of clusters; None for the number that fits the sounds best, at most 20.
+        duplicate_score: Minimum cosine similarity to count as duplicates.
+        thumbnails: Maximum number of sounds with a spectrogram, evenly chosen. Each adds about 3 KB to the
+            page.
+        progress: Show progress bars on standard error.
+
+    Returns:
+        The map. Files that cannot be read and embeddings that are not finite are in ``failed``.
+
+    Raises:
+        ConfigError: ``source`` has fewer than two usable sounds or more than 20,000; a setting is out of
+            range; or a package of ``m2d-hub[map]`` is not installed.
+        M2DError: The model cannot be loaded.
+    """
+    _check_settings(out, projection, clusters, duplicate_score, thumbnails)
+    sounds = _open(source, model, device, progress)
+    files, failed = list(sounds.vectors), sounds.failed
+    if len(files) < 2:
+        reason = f"; {len(failed)} are skipped, the first: {next(iter(failed.values()))}" if failed else "."
+        raise ConfigError(f"A map needs at least two sounds; {os.fspath(source)} has {len(files)}{reason}")
+    if clusters is not None and clusters > len(files):
+        raise ConfigError(f"clusters must be at most the number of sounds, {len(files)}, got {clusters}.")
+    matrix = np.stack(list(sounds.vectors.values()))
+    unit = unit_rows(matrix)
     components, shares = principal_components(unit)
-    places = components[:, :2] if projection == "pca" else neighbour_map(components)
-    labels = clusters_of(components, clusters)
+    positions = components[:, :2] if projection == "pca" else neighbour_map(components)
+    numbers, tags = cluster_numbers(components, clusters), _tags(sounds.model, matrix)
     points = [
-        MapPoint(file, float(x), float(y), int(label), list(of_file))
-        for file, (x, y), label, of_file in zip(files, places, labels, tags, strict=True)
+        MapPoint(file, float(x), float(y), int(number), of_file)
+        for file, (x, y), number, of_file in zip(files, positions, numbers, tags, strict=True)
     ]
-    duplicates = [_duplicates(files, unit, rows) for rows in duplicate_groups(unit, duplicate_score)]
+    duplicates = [
+        Duplicates([files[row] for row in rows], min(float((unit[rows[1:]] @ unit[rows[0]]).min()), 1.0))
+        for rows in duplicate_groups(unit, duplicate_score)
+    ]
     kept = float(shares[:2].sum()) if projection == "pca" else None
-    return SoundMap(points, duplicates, projection, kept, failed)
+    result = SoundMap(points, duplicates, projection, kept, failed)
+    if out is not None:
+        from m2d_hub.corpus.map_page import map_page
+
+        images = _images(sounds, thumbnails, progress)
+        title = f"Map of {os.path.basename(os.path.abspath(source))}"
+        name = sounds.model_name
+        name = os.path.basename(os.path.abspath(name)) if os.path.exists(name) else name
+        with replacing(Path(out)) as partial:
+            partial.write_text(map_page(result, title, name, images), "utf-8", newline="\n")
+    return result
 
 
-def _duplicates(files: Sequence[str], unit: np.ndarray, rows: np.ndarray) -> Duplicates:
-    lowest = float((unit[rows[1:]] @ unit[rows[0]]).min())
-    return Duplicates([files[row] for row in rows], min(lowest, 1.0))
+def _check_settings(out: Any, projection: str, *numbers: Any) -> None:
+    """Check settings before any work."""
+    require_choice("projection", projection, ("pca", "tsne"))
+    for (name, allowed), value in zip(_NUMBERS.items(), numbers, strict=True):
+        require(value in allowed, f"{name} must be {allowed}, got {value!r}.")
+    require_sklearn()
+    if out is not None:
+        is_page = Path(out).suffix.lower() in (".html", ".htm")
+        require(is_page, f"out must end in .html, got {os.fspath(out)!r}.")
+        require_matplotlib("map")
+        with importing("plotly", "a map", "map"):
+            import plotly  # noqa: F401
+
+
+def _open(
+    source: str | os.PathLike[str], model: str | os.PathLike[str] | None, device: str | None, progress: bool
+) -> _Sounds:
+    if not is_stored(source):
+        chosen = DEFAULT_TAGGER if model is None else model
+        index = open_index(source, chosen, device, max_files=MAX_SOUNDS, progress=progress)
+        vectors = dict(zip(index.paths, index.embeddings, strict=True))
+        loaded = load_model(chosen, device=device)
+        return _Sounds(vectors, index.paths, loaded, os.fspath(chosen), index.failed)
+    stored = read_stored(source)
+    if len(stored.origins) > MAX_SOUNDS:
+        raise ConfigError(
+            f"{stored.path} contains {len(stored.origins):,} sounds; the maximum is {MAX_SOUNDS:,}."
+        )
+    try:
+        named: M2D | None = load_model_of(stored, model, device)
+    except M2DError as error:
+        if model is not None:
+            raise
+        logger.warning("No tags and no spectrograms, because the model cannot be loaded: %s", error)
+        named = None
+    paths = {file: Path(file) for file, origin in stored.origins.items() if Origin.of(Path(file)) == origin}
+    vectors, failed = mean_embeddings(stored)
+    return _Sounds(vectors, paths, named, str(model or stored.settings["model"]), failed)
+
+
+def _tags(model: M2D | None, clips: np.ndarray) -> Sequence[list[Tag]]:
+    if model is None or model.head is None:
+        return [[] for _ in clips]
+    batches = torch.from_numpy(clips).split(_BATCH)
+    return [tags for batch in batches for tags in model.classify_embeddings(batch, top_k=_NUM_TAGS)]
+
+
+def _images(sounds: _Sounds, max_images: int, progress: bool) -> dict[str, bytes]:
+    """Return spectrograms as JPEGs, by name, of at most ``max_images`` sounds, evenly chosen."""
+    from tqdm import tqdm
+
+    files = [file for file in sounds.vectors if file in sounds.paths]
+    if sounds.model is None or not files or not max_images:
+        return {}
+    rows = np.linspace(0, len(files) - 1, min(max_images, len(files))).round().astype(int)
+    images = {}
+    for row in tqdm(rows, unit="image", disable=not progress or None):
+        try:
+            images[files[row]] = _image(sounds.model, sounds.paths[files[row]])
+        except AudioError as error:  # the file was deleted since
+            logger.warning("No spectrogram: %s", error)
+    return images
+
+
+@torch.no_grad()
+def _image(model: M2D, path: Path) -> bytes:
+    waveform = read_part(open_audio(path, model.sample_rate)[0], 0, EXCERPT_SECONDS * model.sample_rate)
+    log_mel = model.frontend.log_mel(waveform[None].to(model.device)).float().cpu()  # (1, F, T)
+    small = torch.nn.functional.adaptive_max_pool2d(log_mel, _IMAGE_SIZE)[0]
+    return spectrogram_image(spectrogram_db(small.numpy()))

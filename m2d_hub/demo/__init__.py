@@ -1,1 +1,1 @@
-"""The page of ``m2d-hub demo``: what a model makes of a sound, in a browser."""
+"""The web page of ``m2d-hub demo``."""

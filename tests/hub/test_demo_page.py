@@ -1,12 +1,14 @@
-"""The demo page: what it answers, and how it does in a browser (Chromium, where it is installed)."""
+"""The demo page: functions behind its components, and the server that answers its own address only."""
 
-import os
-import re
+import contextlib
+import json
 import shutil
+import signal
 import socket
+import subprocess
 import sys
-import types
-import urllib.request
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,14 +19,14 @@ from click.testing import CliRunner
 import m2d_hub
 from m2d_hub.cli.main import main
 from m2d_hub.config import ClapConfig, EncoderConfig, HeadConfig, ModelConfig
-from m2d_hub.corpus.library import open_library
-from m2d_hub.demo.listening import MOST_S, listen
-from m2d_hub.demo.page import Answers, serve
+from m2d_hub.corpus.index import open_index
 
-# A microphone that beeps, and no question whether it may be used.
-CHROMIUM_OPTIONS = ["--no-sandbox", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-PATIENCE_MS = 60_000
+gradio = pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("matplotlib")
+
+from m2d_hub.demo import page, server  # noqa: E402 - need gradio
+
 FOLDER = ["speech_it_1.wav", "speech_it_2.wav", "tabla_stroke.flac", "birds_1.ogg"]
 
 
@@ -34,247 +36,175 @@ def small(**settings):
     return m2d_hub.M2D(ModelConfig(encoder=encoder, name="small", **settings)).eval()
 
 
-@pytest.fixture
-def folder(clips, tmp_path, monkeypatch):
-    """Some clips, and a file that cannot be read; what is kept of them goes to a cache of the test."""
-    pytest.importorskip("matplotlib")
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    place = tmp_path / "sounds"
-    place.mkdir()
+@pytest.fixture(scope="module")
+def library(clips, tmp_path_factory):
+    """Index of a folder of clips and a file that cannot be read, with the model that embedded it."""
+    folder = tmp_path_factory.mktemp("library") / "<b>sounds"
+    folder.mkdir()
     for name in FOLDER:
-        shutil.copy(clips / name, place)
-    (place / "broken.wav").write_text("no sound")
-    return place
+        shutil.copy(clips / name, folder)
+    (folder / "broken.wav").write_text("no sound")
+    model = folder.parent / "model"
+    small(head=HeadConfig(3), labels=("dog", "cat", "<i>")).save_pretrained(model)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_HOME", str(folder.parent / "cache"))
+        return open_index(folder, model, "cpu"), m2d_hub.load_model(model, device="cpu")
 
 
-@pytest.fixture
-def model_folder(tmp_path):
-    small().save_pretrained(tmp_path / "model")
-    return str(tmp_path / "model")
+def test_one_sound_is_answered_with_its_plot_tags_and_similar_sounds(library, clips):
+    index, model = library
+    path = clips / "speech_it_1.wav"
+    figure, tags, *players = page.Answers(model, index).one(str(path))
+    assert figure.get_suptitle() == "speech_it_1.wav" and len(figure.axes) == 6
+    [expected] = model.classify(path, top_k=3)
+    assert tags == {tag.label: pytest.approx(tag.score, abs=1e-5) for tag in expected}
+    assert [player.visible for player in players] == [True] * 4 + [False]
+    assert players[0].label == "1.000  speech_it_1.wav"
+    assert {player.label[7:] for player in players[:4]} == set(FOLDER)
+    assert list(index.failed) == [str(index.folder / "broken.wav")]
 
 
-def names_of(matches):
-    return [os.path.basename(match.file) for match in matches]
-
-
-def test_the_folder_is_embedded_once_and_again_what_changed(folder, model_folder, clips):
-    model = m2d_hub.load_model(model_folder, device="cpu")
-    heard = listen(model, clips / "speech_it_1.wav")
-    first = open_library(folder, model_folder, "cpu")
-    assert list(first.failed) == [str(folder / "broken.wav")]
-    assert names_of(first.nearest(heard.waveform, model, 9))[0] == "speech_it_1.wav"
-    written = first.embeddings.stat().st_mtime_ns
-    again = open_library(folder, model_folder, "cpu")
-    assert again.embeddings == first.embeddings and first.embeddings.stat().st_mtime_ns == written
-
-    (folder / "speech_it_2.wav").unlink()
-    shutil.copy(clips / "speech_it_1.wav", folder / "birds_1.ogg")  # another content of the same name
-    changed = open_library(folder, model_folder, "cpu").nearest(heard.waveform, model, 9)
-    assert sorted(names_of(changed)) == ["birds_1.ogg", "speech_it_1.wav", "tabla_stroke.flac"]
-    assert {match.score > 0.999 for match in changed if "tabla" not in match.file} == {True}
-
-
-def test_tags_over_time_are_those_of_the_model(clips):
-    pytest.importorskip("matplotlib")
-    model = small(head=HeadConfig(3), labels=("dog", "cat", "rain & wind"))
-    heard = listen(model, clips / "tabla_stroke.flac")
-    waveform = heard.waveform.numpy()
-    assert heard.tags == model.classify(waveform, top_k=6)[0]
-    scores = model.classify_frames(waveform).features[0].numpy()
-    assert heard.tag_scores == pytest.approx(scores[:, [tag.index for tag in heard.tags]].T)
-    card, similar = Answers(model, None).one(str(clips / "tabla_stroke.flac"))
-    assert "rain &amp; wind" in card and "has no tags" not in card and similar == ""
-
-
-def test_a_long_file_is_shown_to_the_limit_and_says_so(tmp_path):
-    pytest.importorskip("matplotlib")
+def test_sound_is_used_up_to_the_limit(tmp_path):
     soundfile.write(tmp_path / "long.wav", 0.1 * np.random.default_rng(0).standard_normal(75 * 8_000), 8_000)
-    card, _ = Answers(small(), None).one(str(tmp_path / "long.wav"))
-    assert f'data-seconds="{MOST_S:.4f}"' in card and f"Only the first {MOST_S} s are shown" in card
+    figure, *_ = page.Answers(small(), None).one(str(tmp_path / "long.wav"))
+    assert figure.axes[1].get_xlim()[1] == pytest.approx(page.MAX_SECONDS, abs=0.2)
 
 
-def test_two_sounds_are_compared_by_the_cosine_of_their_clips(clips):
-    pytest.importorskip("matplotlib")
+def test_two_sounds_are_compared_by_the_cosine_of_their_embeddings(clips):
     model = small()
     paths = [str(clips / name) for name in ("speech_it_1.wav", "tabla_stroke.flac")]
     one, other = model.encode_clip(paths).double().numpy()
-    expected = one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-    assert f'<span class="m2d-big">{expected:.3f}</span>' in Answers(model, None).two(*paths)
+    figure, score = page.Answers(model, None).two(*paths)
+    assert score == f"{one @ other / np.linalg.norm(one) / np.linalg.norm(other):.3f}"
+    assert figure.axes[0].get_xlabel() == "time in speech_it_1.wav, s"
 
 
-def test_words_are_ranked_for_a_model_with_a_text_space(clips, monkeypatch):
+def test_texts_are_scored_by_a_model_with_a_text_encoder(clips, monkeypatch):
     torch.manual_seed(0)
     model = small(clap=ClapConfig(dim=4, audio_hidden_dim=8, text_dim=6, text_hidden_dim=8))
     path = str(clips / "tabla_stroke.flac")
     clip = model.encode_audio_text_space(path, normalize=True)
     monkeypatch.setattr(model.clap, "encode_text", lambda texts: torch.cat([-clip, clip]))
-    answer = Answers(model, None).words(path, "a dog barks\n\n a drum \n")
-    assert re.findall(r"<span>([a-z ]+)</span>", answer) == ["a drum", "a dog barks"]
+    answers = page.Answers(model, None)
+    assert list(answers.words(path, "a dog barks\n\n a drum \n")) == ["a drum", "a dog barks"]
+    assert "Descriptions" in json.dumps(page.build_page(answers, "small").get_config_file())
 
 
-def test_mistakes_are_told_in_sentences_with_the_users_own_names(tmp_path):
-    broken = tmp_path / "a1b2c3" / "broken.wav"
+def test_errors_are_html_with_the_names_of_uploads(tmp_path):
+    broken = tmp_path / "a1b2c3" / "<i>broken.wav"
     broken.parent.mkdir()
     broken.write_text("no sound")
-    answers = Answers(small(), None)
-    for told in (answers.one(str(broken))[0], answers.two(str(broken), str(broken))):
-        assert 'role="alert"' in told and "broken.wav" in told and str(tmp_path) not in told
-    assert "Two sounds are needed" in answers.two(str(broken), None)
-    assert "at least one line" in answers.words(str(broken), " \n")
-    assert answers.one(None) == ("", "")
+    answers = page.Answers(small(), None)
+    for answer in (answers.one, lambda path: answers.two(path, path), lambda path: answers.words(path, "a")):
+        with pytest.raises(gradio.Error, match=r"'&lt;i&gt;broken\.wav cannot be read"):
+            answer(str(broken))
+    assert answers.one(None)[:2] == [None, None] and answers.two(None, "a") == (None, None)
 
 
-def test_files_of_the_folder_that_cannot_be_read_are_named(folder, model_folder, monkeypatch):
-    page = types.SimpleNamespace(local_url="http://127.0.0.1:7860/", block_thread=lambda: None)
-    monkeypatch.setattr("m2d_hub.demo.page.serve", lambda *arguments, **settings: page)
-    result = CliRunner().invoke(main, ["demo", str(folder), "--model", model_folder, "--device", "cpu"])
-    assert result.exit_code == 0 and "Open http://127.0.0.1:7860/" in result.stdout
-    assert f"Left out: {folder / 'broken.wav'} cannot be read" in result.stderr
+def test_names_of_the_folder_and_the_model_are_escaped(library):
+    config = page.build_page(page.Answers(library[1], library[0]), "<b>model").get_config_file()
+    [heading] = [part["props"]["value"] for part in config["components"] if part["type"] == "html"]
+    assert "&lt;b&gt;model" in heading and "&lt;b&gt;sounds" in heading and "<b>" not in heading
 
 
-def test_a_missing_gradio_is_told_with_the_extra_to_install(monkeypatch):
+@contextlib.contextmanager
+def served(host="127.0.0.1", **settings):
+    """A client of a running page."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("GRADIO_TEMP_DIR", raising=False)
+        running = server.create_server(small(), "small", None, host=host, **settings)
+        thread = threading.Thread(target=running.run)
+        thread.start()
+        try:
+            with httpx.Client(base_url=running.url, timeout=60) as client:
+                yield client
+        finally:
+            running.uvicorn.should_exit = True
+            thread.join()
+
+
+@pytest.fixture(scope="module")
+def client():
+    with served() as running:
+        yield running
+
+
+def upload(client, content=b"x", **headers):
+    return client.post("/gradio_api/upload", files=[("files", ("a.wav", content))], headers=headers)
+
+
+def test_page_loads_nothing_from_elsewhere(client):
+    answer = client.get("/")
+    assert answer.status_code == 200 and "<script" in answer.text
+    loaded = [tag for tag in answer.text.split("<") if tag.startswith(("script", "link", "img", "iframe"))]
+    assert not [tag for tag in loaded if 'src="http' in tag or 'href="http' in tag or 'src="//' in tag]
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:{port}", "Origin": "http://localhost:{port}"}, 200),
+        ({"Host": "evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1.evil.example:{port}"}, 403),
+        ({"Host": "127.0.0.1:1"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "http://127.0.0.1:1"}, 403),
+        ({"Origin": "null"}, 403),
+    ],
+)
+def test_only_requests_to_the_pages_own_address_are_answered(client, headers, status):
+    headers = {name: value.format(port=client.base_url.port) for name, value in headers.items()}
+    assert client.get("/config", headers=headers).status_code == status
+    assert upload(client, **headers).status_code == status
+
+
+def test_uploads_are_limited_and_removed(monkeypatch):
+    with served() as client:
+        [path] = upload(client).json()
+        assert upload(client, b"x" * (51 << 20)).status_code == 413
+        chunked = client.post("/gradio_api/upload", content=iter([b"x"]))
+        assert chunked.status_code == 413
+        monkeypatch.setattr(server, "MAX_STORED_BYTES", 100)
+        assert upload(client).status_code == 507
+        assert Path(path).read_text() == "x"
+    assert not Path(path).exists()
+
+
+@pytest.mark.skipif(not socket.has_ipv6, reason="IPv6 is not available")
+def test_ipv6_address_is_served():
+    with served("::1") as client:
+        assert str(client.base_url).startswith("http://[::1]:") and client.get("/config").status_code == 200
+
+
+def test_wildcard_host_answers_addresses_but_no_other_names():
+    with served("0.0.0.0") as client:
+        port = client.base_url.port
+        for host, status in [("192.0.2.1", 200), ("localhost", 200), ("evil.example", 403)]:
+            assert client.get("/config", headers={"Host": f"{host}:{port}"}).status_code == status
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "192.0.2.1", "no.such.host.invalid"])
+def test_address_that_cannot_be_bound_is_an_error(host):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(m2d_hub.ConfigError, match=rf"{host}, port {port}, .*use another --port"):
+            server.create_server(small(), "small", None, host=host, port=port)
+
+
+def test_missing_gradio_is_reported_before_any_work(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
-    result = CliRunner().invoke(main, ["demo", "--device", "cpu"])
+    result = CliRunner().invoke(main, ["demo", "--model", "no such model"])
     assert result.exit_code == 1 and "pip install 'm2d-hub[demo]'" in result.output
 
 
-def test_a_taken_port_is_told_with_what_to_do():
-    pytest.importorskip("gradio")
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        with pytest.raises(m2d_hub.ConfigError, match=rf"^127\.0\.0\.1, port {port}: .*give another port"):
-            serve(small(), "small", None, port=port, wait=False)
-
-
-# In a browser
-
-
-@pytest.fixture(scope="module")
-def address(clips, tmp_path_factory):
-    """Where the page of m2d-mini is served, with a folder."""
-    pytest.importorskip("gradio")
-    place = tmp_path_factory.mktemp("demo")
-    for name in FOLDER:
-        shutil.copy(clips / name, place)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HF_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("GRADIO_TEMP_DIR", str(tmp_path_factory.mktemp("uploads")))
-        model = m2d_hub.load_model("m2d-mini", device="cpu")
-        page = serve(model, "m2d-mini", open_library(place, "m2d-mini", "cpu"), wait=False)
-        yield page.local_url
-        page.close(verbose=False)
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("Chromium is not installed")
-    with playwright.sync_playwright() as running:
-        chromium = running.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_OPTIONS)
-        yield chromium
-        chromium.close()
-
-
-@pytest.fixture
-def visit(browser, address):
-    """Opens the page as another user: ``visit(width)`` -> page, whose ``asked`` lists all addresses."""
-    contexts = []
-
-    def opened(width=1200):
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}))
-        page = contexts[-1].new_page()
-        page.set_default_timeout(PATIENCE_MS)
-        page.asked = []
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(address)
-        page.wait_for_selector("#one input[type=file]", state="attached")
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
-
-
-def give(page, path, where="#one"):
-    page.set_input_files(f"{where} input[type=file]", str(path))
-
-
-def test_the_served_page_names_nothing_to_load_from_elsewhere(address):
-    with urllib.request.urlopen(address) as answer:
-        served = answer.read().decode()
-    assert "<script" in served
-    assert (
-        re.findall(r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>", served)
-        == []
-    )
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [1200, 390])
-def test_a_sound_is_answered_with_pictures_and_the_most_similar_ones(width, visit, address, clips):
-    page = visit(width)
-    give(page, clips / "speech_it_1.wav")
-    assert page.text_content("#shown h3") == "speech_it_1.wav"
-    assert "has no tags" in page.text_content("#shown .m2d-note")
-    found = page.locator("#similar li .m2d-line span:first-child").all_text_contents()
-    assert found[:2] == ["speech_it_1.wav", "speech_it_2.wav"] and len(found) == len(FOLDER)
-    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
-    shapes = page.evaluate(
-        "[...document.querySelectorAll('#shown img')].map(i => i.complete && i.naturalWidth)"
-    )
-    assert len(shapes) == 2 and all(shapes)
-
-    # A click in the middle of the pictures goes there, and the line with it.
-    page.wait_for_function("document.querySelector('#shown audio').duration > 0")
-    page.locator("#shown .m2d-timed").click()
-    page.wait_for_function("parseFloat(document.querySelector('#shown .m2d-playhead').style.left) > 49")
-    duration = page.evaluate("document.querySelector('#shown audio').duration")
-    assert page.evaluate("document.querySelector('#shown audio').currentTime") == pytest.approx(
-        duration / 2, rel=0.02
-    )
-    assert {url for url in page.asked if not url.startswith((address, "data:", "blob:"))} == set()
-
-
-@pytest.mark.slow
-def test_a_bad_file_and_a_long_one_are_told_in_a_sentence(visit, tmp_path):
-    (tmp_path / "broken.wav").write_text("no sound")
-    page = visit()
-    give(page, tmp_path / "broken.wav")
-    told = page.text_content("#shown [role=alert]")
-    assert told.startswith("broken.wav ") and "/" not in told.split()[0]
-    soundfile.write(tmp_path / "long.wav", np.zeros(75 * 8_000), 8_000)
-    page = visit()
-    give(page, tmp_path / "long.wav")
-    assert f"Only the first {MOST_S} s are shown" in page.text_content("#shown .m2d-note")
-
-
-@pytest.mark.slow
-def test_a_recording_is_answered(visit):
-    page = visit()
-    page.get_by_role("button", name="Record audio").click()
-    page.locator("#one").get_by_role("button", name="Record", exact=True).click()
-    page.wait_for_timeout(1_500)
-    page.locator("#one").get_by_role("button", name="Stop", exact=True).click()
-    page.wait_for_selector("#shown .m2d-sound")
-    assert 0.5 < float(page.get_attribute("#shown .m2d-sound", "data-seconds")) < 30
-
-
-@pytest.mark.slow
-def test_two_users_at_once_get_their_own_answers(visit, clips):
-    names = ["speech_en_1.wav", "tabla_stroke.flac"]
-    pages = [visit(), visit()]
-    for page, name in zip(pages, names, strict=True):
-        give(page, clips / name)
-    assert [page.text_content("#shown h3") for page in pages] == names
-
-
-@pytest.mark.slow
-def test_two_sounds_are_compared_in_the_browser(visit, clips):
-    page = visit()
-    page.get_by_role("tab", name="Two sounds").click()
-    for where, name in (("#left", "speech_it_1.wav"), ("#right", "speech_it_2.wav")):
-        give(page, clips / name, where)
-        page.wait_for_selector(f"{where} [data-testid^=waveform]")
-    page.click("#compare")
-    assert 0.5 < float(page.text_content("#compared .m2d-big")) < 1
+def test_command_serves_until_it_is_stopped_and_leaves_no_uploads(tmp_path):
+    command = [sys.executable, "-m", "m2d_hub", "demo", "--device", "cpu"]
+    environment = {"TMPDIR": str(tmp_path), "PATH": "", "HF_HOME": str(tmp_path / "hf")}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        url = process.stdout.readline().split()[1]
+        assert upload(httpx.Client(base_url=url, timeout=60)).status_code == 200
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == -signal.SIGTERM and not list(tmp_path.glob("m2d-hub-demo*"))

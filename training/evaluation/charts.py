@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: confusion, average precision, learning curves, layers."""
+"""Plots of an evaluation: confusion matrix, average precision, learning curves, layers."""
 
 from __future__ import annotations
 
@@ -9,38 +9,28 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from m2d_hub.look import SHARES, SMALL_SIZE, WIDTH_INCHES, Grid, literal, literals, new_figure, save
+from m2d_hub.plots import SHARE_COLOURS, SMALL_SIZE, WIDTH_INCHES, Grid, literal, literals, new_figure, save
 
 from .metrics import Interval
 
-MOST_NAMED = 80  # classes whose names a picture shows
-MOST_NUMBERED = 20  # classes of a confusion matrix whose cells carry numbers
-INCHES_A_CLASS = 0.22
+MAX_NAMED = 80  # classes whose names fit on a plot
+MAX_NUMBERED = 20  # classes of a confusion matrix whose cells show numbers
+INCHES_PER_CLASS = 0.22
 
 
 def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str) -> None:
-    """Draws which class is taken for which.
-
-    Args:
-        path: PNG.
-        confusion: (C, C) test clips, a row for each true class.
-        labels: Names of the classes.
-        title: Heading.
-    """
-    side = min(14.0, max(4.5, 2.5 + INCHES_A_CLASS * 1.5 * len(labels)))
+    """Plot a confusion matrix (C, C) of test clips, with a row for each true class."""
+    side = min(14.0, max(4.5, 2.5 + INCHES_PER_CLASS * 1.5 * len(labels)))
     figure, axes = _figure(side + 1.0, side, grid=None)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1e-9)
-    image = axes.imshow(shares.numpy(), cmap=SHARES, vmin=0, vmax=1, interpolation="nearest")
+    image = axes.imshow(shares.numpy(), cmap=SHARE_COLOURS, vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, label="share of the class's test clips", fraction=0.04)
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    axes.set_title(literal(title))
-    if len(labels) <= MOST_NAMED:
-        size = 9 if len(labels) <= 40 else 6
-        names = literals(labels)
-        axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=size)
-        axes.set_yticks(range(len(labels)), names, fontsize=size)
-    if len(labels) <= MOST_NUMBERED:
+    axes.set(xlabel="predicted", ylabel="true", title=literal(title))
+    if len(labels) <= MAX_NAMED:
+        size = SMALL_SIZE if len(labels) <= 40 else 6
+        axes.set_xticks(range(len(labels)), literals(labels), rotation=90, fontsize=size)
+        axes.set_yticks(range(len(labels)), literals(labels), fontsize=size)
+    if len(labels) <= MAX_NUMBERED:
         for row, column in confusion.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
             text = f"{float(confusion[row, column]):.1f}".removesuffix(".0")
@@ -49,44 +39,31 @@ def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: 
 
 
 def draw_average_precision(path: Path, precisions: Tensor, labels: Sequence[str], title: str) -> None:
-    """Draws the average precision of each class, the best first; of many classes the best and the worst.
+    """Plot the average precision (C,) of each class, in descending order.
 
-    Args:
-        path: PNG.
-        precisions: (C,), NaN for classes that no test clip has: they are not shown.
-        labels: Names of the classes.
-        title: Heading.
+    Classes without test clips (NaN) are not shown; of more than MAX_NAMED only the best and the worst are.
     """
     order = [int(index) for index in precisions.argsort(descending=True) if not precisions[index].isnan()]
-    left_out = max(0, len(order) - MOST_NAMED)
-    if left_out:
-        order = order[: MOST_NAMED // 2] + order[-MOST_NAMED // 2 :]
-        title = f"{title}\n({left_out} classes between the best and the worst {MOST_NAMED // 2} not shown)"
-    figure, axes = _figure(WIDTH_INCHES, 1.5 + INCHES_A_CLASS * len(order), grid="x")
+    num_hidden = max(0, len(order) - MAX_NAMED)
+    if num_hidden:
+        order = order[: MAX_NAMED // 2] + order[-MAX_NAMED // 2 :]
+        title = f"{title}\n({num_hidden} classes between the best and the worst {MAX_NAMED // 2} not shown)"
+    figure, axes = _figure(WIDTH_INCHES, 1.5 + INCHES_PER_CLASS * len(order), grid="x")
     axes.barh(range(len(order)), precisions[order].numpy(), height=0.7)
     axes.set_yticks(range(len(order)), literals(labels[index] for index in order), fontsize=SMALL_SIZE)
-    axes.set_ylim(len(order) - 0.5, -0.5)
-    axes.set_xlim(0, 1)
-    axes.set_xlabel("average precision")
-    axes.set_title(literal(title))
+    axes.set(ylim=(len(order) - 0.5, -0.5), xlim=(0, 1), xlabel="average precision", title=literal(title))
     save(figure, path)
 
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
-    """Draws values by epoch, from the first.
-
-    Args:
-        path: PNG.
-        curves: For each panel, such as "loss", its lines by name; NaN leaves a gap.
-    """
+    """Plot values by epoch: for each panel, such as "loss", its lines by name. NaN leaves a gap."""
     figure, panels = _figure(WIDTH_INCHES, 3.0 * len(curves), len(curves))
     np.atleast_1d(panels)[0].set_title("Learning curves")
     for axes, (panel, lines) in zip(np.atleast_1d(panels), curves.items(), strict=True):
         for name, values in lines.items():
             marker = "." if len(values) < 50 else ""
             axes.plot(range(1, len(values) + 1), values, label=literal(name), marker=marker, linewidth=1)
-        axes.set_ylabel(panel)
-        axes.set_xlabel("epoch")
+        axes.set(ylabel=panel, xlabel="epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)
         if panel != "loss":
             _end_at_one(axes)
@@ -96,12 +73,7 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]])
 
 
 def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
-    """Draws values by optimizer step, a panel each.
-
-    Args:
-        path: PNG.
-        points: For each panel, by name, its steps and values.
-    """
+    """Plot values by optimizer step: for each panel, by name, its steps and values."""
     figure, panels = _figure(WIDTH_INCHES, 2.4 * len(points), len(points))
     np.atleast_1d(panels)[0].set_title(path.stem.capitalize())
     for axes, (name, values) in zip(np.atleast_1d(panels), points.items(), strict=True):
@@ -113,52 +85,46 @@ def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) ->
 
 
 def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], metric: str) -> None:
-    """Draws how each layer's features do, the first block's at 1, with the test figures' 95 % intervals."""
+    """Plot the scores of each layer's features, with 95 % intervals for the test split."""
     figure, axes = _figure(WIDTH_INCHES, 4.5)
     layers = range(1, len(test) + 1)
     points = np.array([interval.value for interval in test])
     spans = np.array([[interval.value - interval.low, interval.high - interval.value] for interval in test])
     axes.errorbar(layers, points, yerr=spans.T.clip(min=0), marker="o", capsize=3, label="test")
     axes.plot(layers, valid, marker=".", linestyle="--", label="valid")
-    axes.set_title("Features of each layer, with 95 % intervals")
     axes.set_xticks(layers)
-    axes.set_xlabel("layer")
-    axes.set_ylabel(metric)
+    axes.set(xlabel="layer", ylabel=metric, title="Features of each layer, with 95 % intervals")
     _end_at_one(axes)
     axes.legend(fontsize=SMALL_SIZE)
     save(figure, path)
 
 
 def draw_points(
-    path: Path, places: Sequence[Any], points: Sequence[tuple[float, float]], field: str, metric: str
+    path: Path, values: Sequence[Any], points: Sequence[tuple[float, float]], field: str, metric: str
 ) -> None:
-    """Draws means with half of their 95 % intervals over the values of a field, numbers or names."""
+    """Plot means with their 95 % half intervals over the values of a field, which are numbers or names."""
     figure, axes = _figure(WIDTH_INCHES, 4.5)
     means, halves = zip(*points, strict=True)
-    named = [literal(place) if isinstance(place, str) else place for place in places]
-    axes.errorbar(named, means, yerr=halves, marker="o", capsize=3)
-    axes.set_title(literal(f"{metric} by {field}, with 95 % intervals"))
-    axes.set_xlabel(literal(field))
-    axes.set_ylabel(metric)
+    names = [literal(value) if isinstance(value, str) else value for value in values]
+    axes.errorbar(names, means, yerr=halves, marker="o", capsize=3)
+    axes.set(xlabel=literal(field), ylabel=metric, title=literal(f"{metric} by {field}, with 95 % intervals"))
     save(figure, path)
 
 
 def draw_mix(path: Path, weights: Tensor) -> None:
-    """Draws the weights (S, L) of the layers of each seed's mix, and their mean."""
+    """Plot the weights (S, L) of the layers in each seed's mix, and their mean."""
     figure, axes = _figure(WIDTH_INCHES, 4.0, grid="y")
     layers = range(1, weights.shape[1] + 1)
     axes.bar(layers, weights.mean(dim=0).numpy(), alpha=0.6)
     for mixture in weights:
         axes.plot(layers, mixture.numpy(), marker=".", linestyle="", color="black")
-    axes.set_title("Weights of the layers, each seed's as dots")
     axes.set_xticks(layers)
-    axes.set_xlabel("layer")
-    axes.set_ylabel("weight in the mix")
+    axes.set(xlabel="layer", ylabel="weight in the mix", title="Weights of the layers; dots are seeds")
     save(figure, path)
 
 
 def _end_at_one(axes: Any) -> None:
-    """Cuts the margin above an axis of shares: accuracy and average precision end at 1."""
+    """Limit an axis of accuracies or precisions to 1."""
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
 
 
