@@ -422,7 +422,7 @@ def test_device_out_of_memory_says_what_to_do_and_keeps_what_is_done(tiny, tmp_p
     with monkeypatch.context() as patch:
         patch.setattr(embed_batch, "_encode", exhausted)
         result = embed(*arguments, model=tiny, status=1)
-    assert "out of memory at --batch-size 1; run again with a smaller one" in result.output
+    assert "out of memory at batch_size 1; run again with a smaller one" in result.output
     assert "(already there: 1)" in embed(*arguments, model=tiny).output
 
 
