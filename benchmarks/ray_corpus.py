@@ -51,7 +51,7 @@ def drive(folder: str, out: str, workers: str) -> None:
     """The driver: what ``m2d-hub embed --engine ray`` does, with a cluster that is no larger than need be."""
     import ray
 
-    from m2d_hub.corpus.ray_engine import RayEngine
+    from m2d_hub.clients.ray import RayEngine
 
     count = int(workers)
     ray.init(num_cpus=count, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)

@@ -39,8 +39,8 @@ import m2d_hub
 from m2d_hub import AudioError, CheckpointError, ChecksumError, ConfigError, M2DError
 from m2d_hub.audio import open_audio
 from m2d_hub.config import EncoderConfig, ModelConfig
-from m2d_hub.corpus.folder_output import INDEX, SETTINGS
-from m2d_hub.corpus.stored import read_stored
+from m2d_hub.corpus.formats import INDEX, SETTINGS
+from m2d_hub.corpus.stored import read_embeddings
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.published import read_published
@@ -185,7 +185,7 @@ def output(name: str, inside: str = "") -> Callable[[Path], Path]:
 
 
 def records(path: Path) -> object:
-    return list(read_stored(path).records())
+    return list(read_embeddings(path).rows())
 
 
 def listed(folder: Path) -> Path:
@@ -368,7 +368,7 @@ def test_a_reader_names_what_it_cannot_read(name, kind, tmp_path):
             return
     assert path.name in told or str(path.parent) in told
     if kind == "forbidden":
-        assert "cannot be opened (Permission denied): check its name and permissions." in told
+        assert "cannot be opened (Permission denied); check its name and permissions." in told
 
 
 @pytest.mark.parametrize("name", READERS)

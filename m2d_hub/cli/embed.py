@@ -27,13 +27,13 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 @click.command()
 @paths_argument
 @model_option(DEFAULT_MODEL)
-@click.option("--out", required=True, metavar="OUT", help="Where to, see above.")
+@click.option("--out", required=True, metavar="OUT", help="Output file, folder or URL, see above.")
 @click.option(
     "--kind",
     type=click.Choice(["clip", "frames", "layers"]),
     default="clip",
     show_default=True,
-    help="One embedding a file, one a time frame, or those of every layer.",
+    help="One embedding per file, per time frame, or per layer and time frame.",
 )
 @batch_size_option
 @num_workers_option
@@ -44,43 +44,39 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
     type=click.Choice(["local", "ray"]),
     default="local",
     show_default=True,
-    help="This process, or the workers of a Ray cluster, which write into a .dataset themselves and send "
-    "other results here (pip install 'm2d-hub[ray]').",
+    help="Embed in this process, or on the workers of a Ray cluster, which write a .dataset "
+    "(pip install 'm2d-hub[ray]').",
 )
 @click.option(
-    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="With --engine ray."
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Number of Ray workers."
 )
 @json_option
 def embed(
     paths: tuple[str, ...],
-    model: str,
     out: str,
-    kind: Any,
-    batch_size: int,
-    num_workers: int | None,
-    device: str | None,
-    window: float | None,
     engine: str,
     workers: int,
+    window: float | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
     """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
 
-    Of tar shards (WebDataset) each audio file is one, under its name in the shard. URLs of object stores
-    (s3://bucket/prefix) are read, and written where OUT is .parquet or .dataset (pip install 'm2d-hub[s3]').
+    Each audio file in a tar shard (WebDataset) is embedded under its name in the shard. URLs of object stores
+    (s3://bucket/prefix) can be read, and written if OUT is .parquet or .dataset (pip install 'm2d-hub[s3]').
 
     \b
-    The suffix of OUT says the format:
-      .parquet      a row a file: file, embedding; but for clips also num_frames, timestamps_s
-      .dataset      a folder of such Parquet files, with _index.parquet (file, part, row)
+    The suffix of OUT selects the format:
+      .parquet      columns file, embedding; with --kind frames or layers also num_frames, timestamps_s
+      .dataset      a folder of such Parquet files, which other programs read as one table
       .npz          clips: arrays file (N) and embedding (N, D); else embedding/FILE, timestamps_s/FILE
       .safetensors  the same; the names are JSON in the metadata's "file"
-      none          a folder of FILE.npy, and index.csv that says which is whose
-    float32: (D) a clip, (frames, D) for frames, (layers, frames, D) for layers; times are in seconds.
+      none          a folder of FILE.npy, and index.csv with the array of each file
+    float32: (D) for a clip, (frames, D) for frames, (layers, frames, D) for layers; times are in seconds.
 
     Files that cannot be read are listed in OUT.errors.csv and do not stop the rest; the exit status is then
-    3. Run the same command again and it goes on where it was stopped: what is done is kept (in OUT.parts
-    until the end), what failed is tried again, and new files are added.
+    3. Run the same command again to resume an interrupted job: finished files are kept (in OUT.parts until
+    the end), failed files are tried again, and new or changed files are embedded.
 
     \b
     Examples:
@@ -91,29 +87,18 @@ def embed(
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
     from m2d_hub.corpus.embed_files import embed_files
-    from m2d_hub.corpus.outputs import check_suffix
-    from m2d_hub.corpus.stores import place_of
+    from m2d_hub.corpus.stored import check_suffix
+    from m2d_hub.corpus.stores import to_location
 
     sources = find_files(paths)
     with wrong_usage():
-        check_suffix(place_of(out))
+        check_suffix(to_location(out))
     ray_engine = None
     if engine == "ray":
-        from m2d_hub.corpus.ray_engine import RayEngine
+        from m2d_hub.clients.ray import RayEngine
 
         ray_engine = RayEngine(workers)
-    summary = embed_files(
-        sources,
-        out,
-        model=model,
-        kind=kind,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        device=device,
-        window_s=window,
-        progress=True,
-        engine=ray_engine,
-    )
+    summary = embed_files(sources, out, window_s=window, progress=True, engine=ray_engine, **options)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:

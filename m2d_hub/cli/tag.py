@@ -66,7 +66,7 @@ def tag(
       m2d-hub tag recordings/ --json > tags.json
     """
     from m2d_hub.audio.ahead import ReadAhead
-    from m2d_hub.corpus.reading import opened_ahead
+    from m2d_hub.corpus.embed_files import opened_ahead
     from m2d_hub.hub import load_model
     from m2d_hub.zero_shot import classify_by_text
 

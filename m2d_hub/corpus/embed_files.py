@@ -1,47 +1,93 @@
-"""The job of embedding many audio files: batches through the model, what fails set aside, going on."""
+"""Embed many audio files into an output, in batches; the job can be interrupted and resumed."""
 
 from __future__ import annotations
 
-import contextlib
+import csv
+import io
 import math
 import os
 import sys
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from m2d_hub.audio.ahead import ReadAhead
+from m2d_hub.audio.ahead import CLIPS_AHEAD, ReadAhead
+from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.audio.stored import StoredFile
-from m2d_hub.corpus.embed_batch import EmbeddedBatch, Job, Kind, embed_opened
-from m2d_hub.corpus.errors_file import ErrorsFile
-from m2d_hub.corpus.outputs import Output, check_suffix, open_output
-from m2d_hub.corpus.reading import opened_ahead
+from m2d_hub.corpus.outputs import Output
+from m2d_hub.corpus.records import Row
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
-from m2d_hub.corpus.stores import place_of
-from m2d_hub.errors import ConfigError
+from m2d_hub.corpus.stored import check_suffix
+from m2d_hub.corpus.stores import Location, names_in, opened, remove, to_location, written
+from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.hub import load_model
+from m2d_hub.io import as_text
+from m2d_hub.model import M2D
 from m2d_hub.pretrained.checkpoint import sha256_of_model
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 from m2d_hub.pretrained.source import canonical_name, resolve
 
+Kind = Literal["clip", "frames", "layers"]
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
+_HEADER = b"file,error\r\n"
 
 
-# Batches, in order, to their results; closed where the job ends early.
-Engine = Callable[[Iterator[list[Source]], Job], Generator[EmbeddedBatch, None, None]]
+@dataclass(frozen=True)
+class Job:
+    """How files are embedded, in this process or in another."""
+
+    model: str | os.PathLike[str]
+    kind: Kind
+    batch_size: int
+    num_workers: int | None
+    device: str | None
+    window_s: float | None
+
+    def load_model(self) -> M2D:
+        """Load the model."""
+        return load_model(self.model, device=self.device, window_s=self.window_s)
+
+    def embed(self, model: M2D, sources: Iterable[Source]) -> Iterator[EmbeddedBatch]:
+        """Embed files in order, reading files ahead of the encoder."""
+        with ReadAhead(self.num_workers, model.device) as reader:
+            for batch in opened_ahead(_batches(sources, self.batch_size), model.sample_rate, reader):
+                yield _embed_batch(model, batch, self.kind, self.batch_size)
+
+
+@dataclass(frozen=True)
+class OpenedBatch:
+    """Files of a batch."""
+
+    sources: list[Source]  # that could be opened,
+    clips: list[AudioClip]  # with the clip of each
+    failed: list[tuple[Source, str]]  # the others, with reasons
+
+
+@dataclass(frozen=True)
+class EmbeddedBatch:
+    """Rows of a batch of files."""
+
+    rows: list[Row]
+    failed: list[tuple[Source, str]]  # files without a row, with reasons
+
+
+# Embeds the files that are left of an output; rows that it stores there itself are not returned.
+Engine = Callable[[Output, Job], Iterable[EmbeddedBatch]]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Result of one call of :func:`embed_files`."""
+    """Result of :func:`embed_files`."""
 
     out: str
     embedded: int  # files embedded in this run
-    already_there: int  # files that an earlier run had embedded
+    already_there: int  # files that an earlier run embedded
     failed: int  # files that could not be read
-    errors_file: str | None  # CSV of these, with the reason of each; None: there are none
+    errors_file: str | None  # CSV of these files, with reasons; None if there are none
 
 
 def embed_files(
@@ -57,59 +103,61 @@ def embed_files(
     progress: bool = False,
     engine: Engine | None = None,
 ) -> Summary:
-    """Embeds files into ``out``, or goes on with it; those that cannot be read go to ``OUT.errors.csv``.
+    """Embed files into ``out``; files that cannot be read are listed in ``OUT.errors.csv``.
+
+    Run again, an interrupted job resumes: files that ``out`` has are skipped, and those that failed, or have
+    changed since, are embedded.
 
     Args:
         paths: Files, folders, shell-style patterns or CSVs, one or several, as for
-            :func:`m2d_hub.find_sources`, or what it answered. Files that ``out`` already has are not done
-            again, those that failed earlier are.
-        out: ``.parquet``, ``.npz``, ``.safetensors``, a folder of ``.npy`` files, or ``.dataset``: a folder
-            of Parquet files, which workers of a cluster write themselves. A URL (``s3://bucket/name``) is
-            ``.parquet`` or ``.dataset``; there is no lock in a store: let one job at a time write there.
+            :func:`m2d_hub.find_sources`, or its result.
+        out: ``.parquet``, ``.npz``, ``.safetensors``, ``.dataset`` (a folder of Parquet files), or a folder
+            of ``.npy`` files. A URL (``s3://bucket/name``) must end in ``.parquet`` or ``.dataset``; stores
+            have no locks, so let only one job write there.
         model: What :func:`m2d_hub.load_model` takes.
         kind: ``clip`` (D,), ``frames`` (T, D) or ``layers`` (L, T, D) for each file.
-        batch_size: Files, and windows of them, that go through the model at once.
-        num_workers: Threads that read files while the model works on those before; None: one a core,
-            less one that encodes.
+        batch_size: Files, and windows of them, encoded at once.
+        num_workers: Threads that read files ahead of the encoder; None: CPU cores - 1.
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
-        progress: Shows a bar on the standard error stream.
-        engine: What runs batches through the model; None: this process.
+        progress: Show a progress bar on the standard error stream.
+        engine: Function that embeds the files; None: this process.
 
     Raises:
-        ConfigError: ``out`` cannot be used, was begun with other weights, another kind or window, or holds
-            embeddings of files that have changed since.
-        M2DError: The model cannot be loaded, or the device's memory does not suffice.
+        ConfigError: ``out`` cannot be used, was started with other settings, or is incomplete at the end.
+        M2DError: The model cannot be loaded, or the device's memory is too small.
     """
-    place = place_of(out)
+    location = to_location(out)
+    if isinstance(location, Path) and (not location.name or location.name == ".."):
+        location = Path(os.path.abspath(location))  # "." is called as the folder that it stands for
+    check_suffix(location)
     sources = _as_sources(paths)
-    check_suffix(place)
-    errors = ErrorsFile(place)
-    output = open_output(place, _settings(model, kind, window_s), sources)
-    left = output.left
-    failed = 0
+    errors = ErrorsFile(location)
+    output = Output(location, _settings(model, kind, window_s), sources)
     try:
-        errors.begin()
-        if left:
-            job = Job(model, kind, batch_size, device, window_s, num_workers, output.parts)
-            with contextlib.closing((engine or _run_here)(_batches(left, batch_size), job)) as results:
-                failed = _keep(results, left, output, errors, len(sources), progress)
-        errors.finish()
-        output.finish()
+        if output.left:
+            job = Job(model, kind, batch_size, num_workers, device, window_s)
+            results = (engine or _embed_here)(output, job)
+            _collect(results, output, errors, len(sources), progress)
+        output.finish(file for file, _ in errors.failures)
     except torch.OutOfMemoryError as error:
         output.release()
         raise ConfigError(
             f"the device ran out of memory at batch_size {batch_size}; run again with a smaller one: "
-            "what is done is kept."
+            "finished files are kept."
         ) from error
     except BaseException:
         output.release()
         raise
-    errors_file = str(errors) if failed else None
-    return Summary(str(place), len(left) - failed, len(sources) - len(left), failed, errors_file)
+    finally:
+        errors.write()
+    left, failed = len(output.left), len(errors.failures)
+    errors_file = str(errors.location) if failed else None
+    return Summary(os.fspath(out), left - failed, len(sources) - left, failed, errors_file)
 
 
 def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
+    """Return sources as they are, and find those of paths."""
     if not isinstance(paths, (str, os.PathLike)):
         given: list[Any] = list(paths)
         if given and all(isinstance(path, Source) for path in given):
@@ -119,52 +167,92 @@ def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
 
 
 def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:
-    """Settings that must be the same for embeddings to go into one output; JSON knows no infinity."""
-    window = "inf" if window_s == math.inf else window_s
+    """Return the settings that all rows of an output share; JSON has no infinity."""
     return {
         "model": canonical_name(model),
         "weights": sha256_of_model(resolve(model)),
         "kind": kind,
-        "window_s": window,
+        "window_s": "inf" if window_s == math.inf else window_s,
     }
 
 
-def _run_here(batches: Iterator[list[Source]], job: Job) -> Generator[EmbeddedBatch, None, None]:
-    model = job.load_model()
-    with ReadAhead(job.num_workers, model.device) as reader:
-        for opened in opened_ahead(batches, model.sample_rate, reader):
-            yield embed_opened(model, opened, job.kind, job.batch_size)
+def _embed_here(output: Output, job: Job) -> Iterator[EmbeddedBatch]:
+    return job.embed(job.load_model(), output.left)
 
 
-def _keep(
-    results: Iterable[EmbeddedBatch],
-    sources: list[Source],
-    output: Output,
-    errors: ErrorsFile,
-    total: int,
-    progress: bool,
-) -> int:
-    """Puts results into ``output`` as they come; returns how many files could not be read."""
-    from tqdm import tqdm
+def opened_ahead(
+    batches: Iterable[list[Source]], sample_rate: int, reader: ReadAhead
+) -> Iterator[OpenedBatch]:
+    """Open batches in order, while ``reader`` reads the next ones; each clip must be read or closed."""
+    ahead: deque[OpenedBatch] = deque()
+    num_clips = 0
+    for batch in batches:
+        opened_batch = _open_batch(batch, sample_rate)
+        opened_batch.clips[:] = [reader.add(clip) for clip in opened_batch.clips]
+        ahead.append(opened_batch)
+        num_clips += len(opened_batch.clips)
+        while num_clips - len(ahead[0].clips) >= CLIPS_AHEAD:
+            num_clips -= len(ahead[0].clips)
+            yield ahead.popleft()
+    yield from ahead
 
-    failures = 0
-    is_watched = sys.stderr is not None and sys.stderr.isatty()  # it is None in programs without a console
-    bar = tqdm(
-        total=total,
-        initial=total - len(sources),
-        unit="file",
-        disable=not progress or sys.stderr is None,
-        mininterval=0.1 if is_watched else 30.0,
-    )
-    with bar:
-        for result in results:
-            if result.records:
-                output.add(result.records)
-            if result.failed:
-                errors.add(result.failed)
-            failures += len(result.failed)
-            bar.update(len(result.records) + result.num_written + len(result.failed))
-    return failures
+
+def _open_batch(batch: Iterable[Source], sample_rate: int) -> OpenedBatch:
+    opened_batch = OpenedBatch([], [], [])
+    for source in batch:
+        try:
+            opened_batch.clips.extend(open_audio(source.path, sample_rate))
+            opened_batch.sources.append(source)
+        except AudioError as error:
+            opened_batch.failed.append((source, str(error)))
+    return opened_batch
+
+
+def _embed_batch(model: M2D, opened_batch: OpenedBatch, kind: Kind, batch_size: int) -> EmbeddedBatch:
+    """Embed a batch; if a file of it cannot be read to its end, each file is embedded alone."""
+    sources, failed = opened_batch.sources, list(opened_batch.failed)
+    if not sources:
+        return EmbeddedBatch([], failed)
+    try:
+        return EmbeddedBatch(_encode(model, sources, opened_batch.clips, kind, batch_size), failed)
+    except AudioError as error:
+        reason = str(error)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or not _is_out_of_memory(error):
+            raise
+        reason = f"{sources[0].path} is too long for this machine's memory, as kind={kind!r}"
+    if len(sources) == 1:
+        return EmbeddedBatch([], [*failed, (sources[0], reason)])
+    for clip in opened_batch.clips:
+        clip.close()
+    rows: list[Row] = []
+    for source in sources:
+        alone = _embed_batch(model, _open_batch([source], model.sample_rate), kind, batch_size)
+        rows += alone.rows
+        failed += alone.failed
+    return EmbeddedBatch(rows, failed)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error means too little CPU memory, which torch says only in its text."""
+    return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
+
+
+def _encode(
+    model: M2D, sources: list[Source], clips: list[AudioClip], kind: Kind, batch_size: int
+) -> list[Row]:
+    if kind == "clip":
+        means = model.encode_clip(clips, batch_size=batch_size).float().cpu().numpy()
+        return [Row(source.file, mean) for source, mean in zip(sources, means, strict=True)]
+    encode = model.encode_frames if kind == "frames" else model.encode_layers
+    frames = encode(clips, batch_size=batch_size)
+    features = frames.features.float().cpu().numpy()  # (B, T, D) or (L, B, T, D)
+    lengths = frames.mask.sum(dim=1).tolist()
+    times = frames.timestamps_s.double().cpu().numpy()
+    return [
+        Row(source.file, features[..., index, :length, :], times[:length])
+        for index, (source, length) in enumerate(zip(sources, lengths, strict=True))
+    ]
 
 
 def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source]]:
@@ -185,3 +273,59 @@ def _size_of(path: Path | StoredFile) -> int:
     if isinstance(path, StoredFile):
         return path.size
     return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def _collect(
+    results: Iterable[EmbeddedBatch], output: Output, errors: ErrorsFile, total: int, progress: bool
+) -> None:
+    """Put results into the output and the list of errors as they come."""
+    from tqdm import tqdm
+
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None in programs without a console
+    bar = tqdm(
+        total=total,
+        initial=total - len(output.left),
+        unit="file",
+        disable=not progress or sys.stderr is None,
+        mininterval=0.1 if is_terminal else 30.0,
+    )
+    with bar:
+        for result in results:
+            if result.rows:
+                output.add(result.rows)
+            errors.failures += [(source.file, reason) for source, reason in result.failed]
+            bar.update(len(result.rows) + len(result.failed))
+
+
+class ErrorsFile:
+    """``OUT.errors.csv``, which lists the files that could not be read, and why."""
+
+    def __init__(self, out: Location):
+        """Find the file.
+
+        Raises:
+            ConfigError: Something else has its name.
+        """
+        self.location = out.with_name(f"{out.name}.errors.csv")
+        self.failures: list[tuple[str, str]] = []
+        if self.location.name in names_in(self.location.parent):
+            with opened(self.location) as source:
+                start = source.open("rb") if isinstance(source, Path) else source
+                with start:
+                    is_own = start.read(len(_HEADER)) == _HEADER
+            if not is_own or (isinstance(self.location, Path) and self.location.is_symlink()):
+                raise ConfigError(
+                    f"{self.location}, the list of files that cannot be read, was not written by m2d-hub "
+                    "embed; move it elsewhere, or give another output."
+                )
+
+    def write(self) -> None:
+        """Write the failures, or remove the list of an earlier run."""
+        if not self.failures:
+            remove(self.location)
+            return
+        table = io.StringIO(newline="")
+        rows = [(file, as_text(reason)) for file, reason in self.failures]
+        csv.writer(table).writerows([("file", "error"), *rows])
+        with written(self.location) as partial:
+            partial.write_bytes(table.getvalue().encode("utf-8", "backslashreplace"))

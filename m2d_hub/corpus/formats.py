@@ -1,53 +1,99 @@
-"""Embeddings of many files in one NumPy or safetensors file, written and read record by record.
+"""File formats of outputs, written and read row by row.
 
-Shapes: N files, D features, T frames, L layers.
-
-- clip: ``embedding`` (N, D) and ``file`` (N,);
-- frames and layers, which differ in length: ``file``, then for each file ``embedding/<file>`` (T, D) or
-  (L, T, D) and ``timestamps_s/<file>`` (T,).
+Shapes: N files, D features, T frames, L layers. ``.npz`` and ``.safetensors`` contain, for clips,
+``embedding`` (N, D) and ``file`` (N,); for frames and layers, whose lengths differ, ``file`` and for each
+file ``embedding/<file>`` (T, D) or (L, T, D) and ``timestamps_s/<file>`` (T,).
 """
 
 from __future__ import annotations
 
-import contextlib
+import csv
 import io
 import json
+import os
 import shutil
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.parquet import Parquet
-from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Record, reading_output
+from m2d_hub.corpus.parquet import (
+    read_parquet_entries,
+    read_parquet_rows,
+    require_pyarrow,
+    write_parquet,
+)
+from m2d_hub.corpus.records import SETTINGS_KEY, Entries, Fingerprint, Row, parse_settings
 from m2d_hub.errors import ConfigError
+from m2d_hub.io import open_file, replacing
 
+INDEX, SETTINGS = "index.csv", "settings.json"  # of a folder
+ARRAY, TIMES = ".npy", ".timestamps_s.npy"  # suffixes in a folder
 MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
-_ENTRY_BYTES = 180  # of a file's two arrays in the header, beside its name: no less
+_ENTRY_BYTES = 180  # at least, of a file's two arrays in the header, without its name
+
+
+class Format(ABC):
+    """Layout of rows in a file or folder. Readers raise any exception on damaged data."""
+
+    def require(self, name: str, files: list[str], kind: str) -> None:  # noqa: B027  # most need nothing
+        """Check that the format can hold all files, and that what it needs is installed.
+
+        Raises:
+            ConfigError: It cannot, or is not.
+        """
+
+    @abstractmethod
+    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+        """Write rows, which must be those of ``entries`` in that order."""
+
+    @abstractmethod
+    def entries(self, source: Any) -> Entries:
+        """Return settings and fingerprints; ``source`` is a path or, for Parquet, an open file."""
+
+    @abstractmethod
+    def rows(self, source: Any) -> Iterator[Row]:
+        """Return the rows in order, one at a time."""
+
+
+class Parquet(Format):
+    """Apache Parquet."""
+
+    def require(self, name: str, files: list[str], kind: str) -> None:
+        require_pyarrow()
+
+    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+        write_parquet(path, entries, rows)
+
+    def entries(self, source: Any) -> Entries:
+        return read_parquet_entries(source)
+
+    def rows(self, source: Any) -> Iterator[Row]:
+        return read_parquet_rows(source)
 
 
 class Safetensors(Format):
-    """safetensors; settings and file names are in its metadata."""
+    """safetensors, with settings and file names in the metadata."""
 
-    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
-        # The library writes only what is in memory as a whole, so the (simple) layout is written here.
-        metadata = {SETTINGS_KEY: json.dumps(contents.settings), "file": json.dumps(contents.files)}
+    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+        # The library writes only what fits memory as a whole, so the (simple) layout is written here.
+        files = list(entries.fingerprints)
+        metadata = {SETTINGS_KEY: json.dumps(entries.settings), "file": json.dumps(files)}
         header: dict[str, Any] = {"__metadata__": metadata}
-        origins = contents.origin_table
         body_path = path.with_name(path.name + ".body")
+        body_path.unlink(missing_ok=True)  # it might be a link
         try:
             with open(body_path, "w+b") as body:
-                body.write(origins.tobytes())
-                header["origin"] = {"dtype": "I64", "shape": origins.shape, "data_offsets": [0, body.tell()]}
-                for record in records:
-                    for name, array in _named(record):
-                        _extend(header, name, array, body.tell())
-                        body.write(array.tobytes())
+                for name, array in [("origin", entries.table), *_named_arrays(rows)]:
+                    _add_to_header(header, name, array, body.tell())
+                    body.write(array.tobytes())
                 text = json.dumps(header).encode()
                 text += b" " * (-len(text) % 8)
-                _check_header(path, len(text), len(contents.files))
+                _check_header(path.name.removesuffix(".partial"), len(text), len(files))
                 body.seek(0)
                 with open(path, "wb") as file:
                     file.write(len(text).to_bytes(8, "little") + text)
@@ -55,125 +101,219 @@ class Safetensors(Format):
         finally:
             body_path.unlink(missing_ok=True)
 
-    def require(self, path: Path, files: list[str], kind: str) -> None:
+    def require(self, name: str, files: list[str], kind: str) -> None:
         num_bytes = len(json.dumps(json.dumps(files)))
         if kind != "clip":
             num_bytes += sum(len(json.dumps(file)) for file in files) * 2 + len(files) * _ENTRY_BYTES
-        _check_header(path, num_bytes, len(files))
+        _check_header(name, num_bytes, len(files))
 
-    def contents(self, path: Path, name: object = None) -> Contents:
+    def entries(self, source: Any) -> Entries:
         from safetensors import safe_open
 
-        with reading_output(path), safe_open(path, framework="numpy") as file:
+        with safe_open(source, framework="numpy") as file:
             metadata = file.metadata() or {}
-            names = json.loads(metadata["file"])
-            return Contents.parse(metadata[SETTINGS_KEY], names, file.get_tensor("origin"))
+            return Entries.parse(
+                metadata[SETTINGS_KEY], json.loads(metadata["file"]), file.get_tensor("origin")
+            )
 
-    def _records(self, path: Path) -> Iterator[Record]:
+    def rows(self, source: Any) -> Iterator[Row]:
         from safetensors import safe_open
 
-        with safe_open(path, framework="numpy") as file:
-            files = json.loads(file.metadata()["file"])
-            rows = file.get_slice("embedding") if "embedding" in file.keys() else None  # noqa: SIM118
-            for index, name in enumerate(files):
-                if rows is not None:
-                    yield Record(name, rows[index : index + 1][0])
+        with safe_open(source, framework="numpy") as file:
+            clips = file.get_slice("embedding") if "embedding" in file.keys() else None  # noqa: SIM118
+            for index, name in enumerate(json.loads(file.metadata()["file"])):
+                if clips is not None:
+                    yield Row(name, clips[index : index + 1][0])
                 else:
-                    yield Record(
-                        name, file.get_tensor(f"embedding/{name}"), file.get_tensor(f"timestamps_s/{name}")
-                    )
+                    times = file.get_tensor(f"timestamps_s/{name}")
+                    yield Row(name, file.get_tensor(f"embedding/{name}"), times)
 
 
 class Npz(Format):
     """NumPy's archive, uncompressed; ``numpy.load`` reads it without pickle."""
 
-    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
+    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+        files = list(entries.fingerprints)
         with zipfile.ZipFile(path, "w") as archive:
-            _add_array(archive, "settings", np.array(json.dumps(contents.settings)))
-            _add_array(archive, "file", np.array(contents.files, dtype=np.str_))
-            _add_array(archive, "origin", contents.origin_table)
-            rows: Any = None
-            for record in records:
-                for name, array in _named(record):
-                    if name != "embedding":
-                        _add_array(archive, name, array)
-                        continue
-                    if rows is None:
-                        rows = archive.open("embedding.npy", "w", force_zip64=True)
-                        _write_header(rows, (len(contents.files), *array.shape), array.dtype)
-                    rows.write(array.tobytes())
-            if rows is not None:
-                rows.close()
+            _add_array(archive, "settings", np.array(json.dumps(entries.settings)))
+            _add_array(archive, "file", np.array(files, dtype=np.str_))
+            _add_array(archive, "origin", entries.table)
+            clips: Any = None
+            for name, array in _named_arrays(rows):
+                if name != "embedding":
+                    _add_array(archive, name, array)
+                    continue
+                if clips is None:
+                    clips = archive.open("embedding.npy", "w", force_zip64=True)
+                    header = {"descr": array.dtype.str, "fortran_order": False}
+                    np.lib.format.write_array_header_1_0(
+                        clips, header | {"shape": (len(files), *array.shape)}
+                    )
+                clips.write(array.tobytes())
+            if clips is not None:
+                clips.close()
 
-    def contents(self, path: Path, name: object = None) -> Contents:
-        with reading_output(path), _arrays(path) as arrays:
-            return Contents.parse(str(arrays["settings"]), arrays["file"].tolist(), arrays["origin"])
+    def entries(self, source: Any) -> Entries:
+        with zipfile.ZipFile(source) as archive:
+            settings = str(_Member(archive, "settings").read())
+            return Entries.parse(
+                settings, _Member(archive, "file").read().tolist(), _Member(archive, "origin").read()
+            )
 
-    def _records(self, path: Path) -> Iterator[Record]:
-        with _arrays(path) as arrays:
-            files = arrays["file"].tolist()
-            if "embedding" in arrays.files:
-                yield from self._rows(path, files)
-            else:
+    def rows(self, source: Any) -> Iterator[Row]:
+        with zipfile.ZipFile(source) as archive:
+            files = _Member(archive, "file").read().tolist()
+            if "embedding.npy" not in archive.namelist():
                 for name in files:
-                    yield Record(name, arrays[f"embedding/{name}"], arrays[f"timestamps_s/{name}"])
-
-    def _rows(self, path: Path, files: list[str]) -> Iterator[Record]:
-        with zipfile.ZipFile(path) as archive, archive.open("embedding.npy") as member:
-            np.lib.format.read_magic(member)
-            shape, _, dtype = np.lib.format.read_array_header_1_0(member)
+                    times = _Member(archive, f"timestamps_s/{name}").read()
+                    yield Row(name, _Member(archive, f"embedding/{name}").read(), times)
+                return
+            clips = _Member(archive, "embedding")
+            if clips.shape[:1] != (len(files),):
+                raise ValueError(f"{clips.shape[:1]} embeddings of {len(files)} files")
             for name in files:
-                yield Record(name, np.frombuffer(member.read(shape[1] * dtype.itemsize), dtype))
+                yield Row(name, clips.read_row())
+
+
+class _Member:
+    """An array in an uncompressed archive, whose size is checked before it is read."""
+
+    def __init__(self, archive: zipfile.ZipFile, name: str):
+        info = archive.getinfo(f"{name}.npy")
+        self._file = archive.open(info)
+        version = np.lib.format.read_magic(self._file)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        self.shape, is_fortran, self._dtype = read_header(self._file)
+        num_bytes = int(np.prod(self.shape, dtype=object)) * self._dtype.itemsize
+        if info.compress_type != zipfile.ZIP_STORED or num_bytes > info.file_size:
+            raise ValueError(f"array {name} is compressed or incomplete")
+        if self._dtype.hasobject or is_fortran:
+            raise ValueError(f"array {name} contains objects, or has the order of Fortran")
+
+    def read(self) -> np.ndarray:
+        """Return the whole array."""
+        return np.frombuffer(self._file.read(), self._dtype).reshape(self.shape)
+
+    def read_row(self) -> np.ndarray:
+        """Return the next row of an array (N, D)."""
+        return np.frombuffer(self._file.read(self.shape[1] * self._dtype.itemsize), self._dtype)
+
+
+class NpyFolder(Format):
+    """A folder of ``.npy`` files; ``index.csv`` names the array of each audio file.
+
+    The index is written before new arrays, so that an interrupted run knows which arrays are its own; an
+    entry without its array is not finished.
+    """
+
+    columns = ("file", "array", "size", "modified_ns", "place")
+
+    def __init__(self, arrays: dict[str, str] | None = None):
+        """Take the paths of arrays to write, relative and without suffix, by file."""
+        self._arrays = arrays or {}
+
+    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+        table = io.StringIO(newline="")
+        lines = csv.writer(table, lineterminator="\n")
+        lines.writerow(self.columns)
+        for file, fingerprint in entries.fingerprints.items():
+            place, size, modified_ns = astuple(fingerprint)
+            lines.writerow([file, self._arrays[file] + ARRAY, size, modified_ns, place])
+        for name, text in (
+            (SETTINGS, json.dumps(entries.settings, indent=2) + "\n"),
+            (INDEX, table.getvalue()),
+        ):
+            with replacing(path / name) as partial:
+                partial.write_text(text, encoding="utf-8", newline="")
+        for row in rows:
+            if row.timestamps_s is not None:
+                _save_array(path / (self._arrays[row.file] + TIMES), row.timestamps_s)
+            _save_array(path / (self._arrays[row.file] + ARRAY), row.embedding)
+
+    def entries(self, source: Any) -> Entries:
+        settings = parse_settings(_read_text(source / SETTINGS))
+        return Entries(
+            settings, {file: fingerprint for file, (_, fingerprint) in self._index(source).items()}
+        )
+
+    def rows(self, source: Any) -> Iterator[Row]:
+        for file, array in self.arrays(source).items():
+            times = source / (array + TIMES)
+            yield Row(
+                file, _load_array(source / (array + ARRAY)), _load_array(times) if times.exists() else None
+            )
+
+    def arrays(self, source: Path) -> dict[str, str]:
+        """Return the paths of all arrays, relative and without suffix, by file."""
+        return {file: array for file, (array, _) in self._index(source).items()}
+
+    def _index(self, source: Path) -> dict[str, tuple[str, Fingerprint]]:
+        header, *lines = csv.reader(io.StringIO(_read_text(source / INDEX), newline=""), strict=True)
+        if tuple(header) != self.columns:
+            raise ValueError(f"columns {header}")
+        if any(os.path.isabs(line[1]) or ".." in Path(line[1]).parts for line in lines):
+            raise ValueError("an array outside of the folder")
+        return {
+            file: (array.removesuffix(ARRAY), Fingerprint(int(place), int(size), int(modified_ns)))
+            for file, array, size, modified_ns, place in lines
+        }
 
 
 FORMATS: dict[str, Format] = {".parquet": Parquet(), ".npz": Npz(), ".safetensors": Safetensors()}
 
 
-def _named(record: Record) -> list[tuple[str, np.ndarray]]:
-    embedding = np.ascontiguousarray(record.embedding, dtype=np.float32)
-    if record.timestamps_s is None:
-        return [("embedding", embedding)]
-    times = np.asarray(record.timestamps_s, dtype=np.float64)
-    return [(f"embedding/{record.file}", embedding), (f"timestamps_s/{record.file}", times)]
+def _named_arrays(rows: Iterable[Row]) -> Iterator[tuple[str, np.ndarray]]:
+    for row in rows:
+        embedding = np.ascontiguousarray(row.embedding, dtype=np.float32)
+        if row.timestamps_s is None:
+            yield "embedding", embedding
+        else:
+            yield f"embedding/{row.file}", embedding
+            yield f"timestamps_s/{row.file}", np.asarray(row.timestamps_s, dtype=np.float64)
 
 
-def _extend(header: dict[str, Any], name: str, array: np.ndarray, start: int) -> None:
-    """Enters an array of a safetensors file; those of clips are the rows of one."""
-    dtype = "F64" if array.dtype == np.float64 else "F32"
+def _add_to_header(header: dict[str, Any], name: str, array: np.ndarray, start: int) -> None:
+    """Enter an array of a safetensors file; those of clips are the rows of one."""
+    dtype = {"f4": "F32", "f8": "F64", "i8": "I64"}[array.dtype.str[1:]]
     if name != "embedding":
         header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, start + array.nbytes]}
         return
-    rows = header.setdefault(
-        name, {"dtype": dtype, "shape": [0, *array.shape], "data_offsets": [start, start]}
-    )
-    rows["shape"][0] += 1
-    rows["data_offsets"][1] += array.nbytes
+    empty = {"dtype": dtype, "shape": [0, *array.shape], "data_offsets": [start, start]}
+    clips = header.setdefault(name, empty)
+    clips["shape"][0] += 1
+    clips["data_offsets"][1] += array.nbytes
 
 
-def _check_header(path: Path, num_bytes: int, num_files: int) -> None:
+def _check_header(name: str, num_bytes: int, num_files: int) -> None:
     if num_bytes > MAX_HEADER_BYTES:
         raise ConfigError(
-            f"{path.name.removesuffix('.partial')} cannot hold {num_files:,} files: the header that names "
-            f"them would have {num_bytes / 1e6:.0f} MB, and safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} "
-            "MB. Give the output a name that ends in .parquet or .npz, or a folder."
+            f"{name} cannot hold {num_files:,} files: their names take {num_bytes / 1e6:.0f} MB, and "
+            f"safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} MB. Use an output that ends in .parquet or "
+            ".npz, or a folder."
         )
 
 
 def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
-    archive.writestr(f"{name}.npy", buffer.getbuffer().tobytes())
+    archive.writestr(f"{name}.npy", buffer.getbuffer())
 
 
-@contextlib.contextmanager
-def _arrays(path: Path) -> Iterator[Any]:
-    """An archive's arrays; numpy itself leaves a file open that is no archive."""
-    with path.open("rb") as file, np.load(file) as arrays:
-        yield arrays
+def _save_array(path: Path, array: np.ndarray) -> None:
+    with replacing(path) as partial, partial.open("wb") as file:
+        np.save(file, array)
 
 
-def _write_header(member: Any, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    description = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_1_0(
-        member, {"descr": description, "fortran_order": False, "shape": shape}
-    )
+def _load_array(path: Path) -> np.ndarray:
+    open_file(path, "an array", ConfigError).close()
+    return np.array(
+        np.load(path, mmap_mode="r")
+    )  # mapped, so that its header cannot claim more than there is
+
+
+def _read_text(path: Path) -> str:
+    with open_file(path, "embeddings", ConfigError) as file:
+        return file.read().decode("utf-8")

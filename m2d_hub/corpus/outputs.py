@@ -1,194 +1,346 @@
-"""Where embeddings are put so that a job which is stopped, even killed, goes on later and does no file twice.
+"""The writer of all outputs: rows go to part files, which are merged at the end, and a later run resumes.
 
-One file (``.parquet``, ``.npz``, ``.safetensors``): each finished batch is a part in the folder ``OUT.parts``
-that takes its name when it is whole; at the end the parts are merged into OUT, which does likewise. What this
-package did not write is neither written over nor removed. In a store of objects all is Parquet, which is read
-from there in parts.
+A finished batch is a part in the folder ``OUT.parts``, whatever the format of OUT; the parts of a
+``.dataset`` are Parquet files in OUT itself and stay as they are. Each file is complete or absent. Files that
+this package did not write are neither changed nor removed.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import hashlib
+import logging
+import os
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
-from pathlib import Path
-from typing import Any, Protocol
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, DatasetOutput, PartWriter
-from m2d_hub.corpus.folder_output import FolderOutput
-from m2d_hub.corpus.folders import folder_of
-from m2d_hub.corpus.formats import FORMATS
-from m2d_hub.corpus.naming import Plan, plan
-from m2d_hub.corpus.output_job import check_settings
-from m2d_hub.corpus.records import Contents, Origin, Record
-from m2d_hub.corpus.sources import Source
-from m2d_hub.corpus.stores import StoreUrl
-from m2d_hub.errors import ConfigError
-from m2d_hub.io import PARTIAL_SUFFIX
+import filelock
 
+from m2d_hub.corpus.formats import ARRAY, FORMATS, INDEX, SETTINGS, TIMES, Format, NpyFolder
+from m2d_hub.corpus.records import Entries, Fingerprint, Row
+from m2d_hub.corpus.sources import Source, _inside, full_name
+from m2d_hub.corpus.stored import DATASET_PART, DATASET_SUFFIX, Piece, check_settings, check_suffix, pieces_of
+from m2d_hub.corpus.stores import Location, StoreUrl, names_in, opened, remove, written
+from m2d_hub.errors import ConfigError, first_few
+from m2d_hub.io import as_text
+
+logger = logging.getLogger(__name__)
+
+PART_ROWS, PART_BYTES = 1024, 32 << 20  # of a .dataset's parts
 _PART = re.compile(r"\d{8}\.(safetensors|parquet)")
-_OWN_IN_PARTS = re.compile(_PART.pattern + r"(\.partial(\.body)?)?|\.lock")
-_IN_STORES = (".parquet", DATASET_SUFFIX)
+_LEFTOVERS = re.compile(r".+\.partial(\.body)?|_index\.parquet")  # of killed runs; of an earlier release
+_RAY_PART = re.compile(r".+_[0-9a-f]{32}_\d{6}(-\d+)?\.parquet")
+_LOCK = ".lock"
+_MAX_NAME_BYTES = 255 - len(".partial")
 
 
-class Output(Protocol):
-    """A place for records that remembers which files it has."""
+class Output:
+    """A place for rows that knows which files it has; used by one run at a time."""
 
-    left: list[Source]  # files to embed, as they are named in the output
-    parts: PartWriter | None  # with which workers write themselves; None: all records come to :meth:`add`
+    def __init__(self, out: Location, settings: dict[str, Any], sources: Iterable[Source]):
+        """Open an output, new or started by an earlier run.
 
-    def add(self, records: list[Record]) -> None:
-        """Keeps records for good."""
+        Args:
+            out: Its suffix selects the format; none is a folder.
+            settings: How the embeddings are computed; an output that was started with others is refused.
+            sources: The files to embed.
 
-    def finish(self) -> None:
-        """Brings the output into its final form and lets it go."""
+        Raises:
+            ConfigError: The suffix is unknown, the output belongs to another job or was written by something
+                else, two files would have the same name, or another run is writing it.
+        """
+        check_suffix(out)
+        self.location, self.settings, self._buffer = out, settings, list[Row]()
+        self.is_dataset = out.suffix.lower() == DATASET_SUFFIX
+        self._lock_folder = out.with_name(f"{out.name}.parts")
+        self._parts = out if self.is_dataset else self._lock_folder
+        self._part_suffix = ".parquet" if self.is_dataset or isinstance(out, StoreUrl) else ".safetensors"
+        self._refuse_foreign()
+        self._lock = _lock(self._lock_folder, out)
+        try:
+            for name in filter(self._is_leftover, names_in(self._parts)):
+                remove(self._parts / name)
+            done: dict[str, Fingerprint] = {}
+            for piece in self._pieces():
+                entries = _entries(piece)
+                check_settings(out, entries.settings, settings)
+                done |= entries.fingerprints
+            self.left, self.fingerprints = _plan(sources, done)
+            self._format = self._choose_format()
+            self._format.require(out.name, list(self.fingerprints), settings["kind"])
+        except BaseException:
+            self._unlock()
+            raise
 
-    def release(self) -> None:
-        """Lets the output go as it stands; a later run goes on from there."""
+    def add(self, rows: list[Row]) -> None:
+        """Store rows; those of a dataset are collected until they fill a part."""
+        self._buffer += rows
+        num_bytes = sum(row.embedding.nbytes for row in self._buffer)
+        if not self.is_dataset or len(self._buffer) >= PART_ROWS or num_bytes >= PART_BYTES:
+            self._flush()
 
+    def finish(self, failed: Iterable[str] = ()) -> None:
+        """Bring the output into its final form, and check that it has every file except those that failed.
 
-def open_output(out: Path | StoreUrl, settings: dict[str, Any], sources: Iterable[Source]) -> Output:
-    """Opens ``out`` for the embeddings of ``sources``, or opens it again.
-
-    Args:
-        out: Its suffix says the format; none means a folder.
-        settings: How the embeddings are made; an output that was begun with others is refused.
-        sources: The files that are going to be embedded.
-
-    Raises:
-        ConfigError: The suffix is unknown, the output belongs to another job or to somebody else, files
-            changed since they were embedded, or another run is writing it.
-    """
-    check_suffix(out)
-    if out.suffix.lower() == DATASET_SUFFIX:
-        return DatasetOutput(out, settings, sources)
-    if isinstance(out, StoreUrl) or (out.suffix.lower() in FORMATS and not out.is_dir()):
-        return FileOutput(out, settings, sources)
-    return FolderOutput(out, settings, sources)
-
-
-def check_suffix(out: Path | StoreUrl) -> None:
-    """Refuses names that mean a format which is not written; ``.7`` and the like are part of a folder's name.
-
-    Raises:
-        ConfigError: The message says which suffixes are known.
-    """
-    if isinstance(out, StoreUrl):
-        if out.suffix.lower() not in _IN_STORES:
-            raise ConfigError(f"{out}: in a store {' and '.join(_IN_STORES)} are written. Give such a name.")
-        return
-    means_format = out.suffix[1:2].isalpha() and not out.is_dir()
-    if means_format and out.suffix.lower() not in (*FORMATS, DATASET_SUFFIX):
-        allowed = f"{', '.join([*FORMATS, DATASET_SUFFIX])}, or none for a folder of .npy files"
-        raise ConfigError(f"{out}: unknown suffix {out.suffix!r}. Use {allowed}.")
-
-
-class FileOutput:
-    """One file in the end, parts until then."""
-
-    parts: PartWriter | None = None
-
-    def __init__(self, out: Path | StoreUrl, settings: dict[str, Any], sources: Iterable[Source]):
-        self._out, self._settings = out, settings
-        self._home, self._format = folder_of(out.parent), FORMATS[out.suffix.lower()]
-        parts = out.with_name(out.name + ".parts")
-        self._parts = folder_of(parts)
-        self._part_suffix = ".parquet" if isinstance(out, StoreUrl) else ".safetensors"
-        self._part_format = FORMATS[self._part_suffix]
-        self._refuse_foreign_parts()
-        existing = [self._written()] if self._home.has(out.name) else []
-        for contents in existing:
-            check_settings(out, contents.settings, settings)
-        with self._parts.locked(out) as self._lock:
-            self._begin()
-            existing += [self._part_contents(part) for part in self._part_files()]
-            done = {file: origin for contents in existing for file, origin in contents.origins.items()}
-            self._plan: Plan = plan(sources, done, out)
-            self.left = self._plan.left
-            all_files = [*done, *(source.file for source in self.left)]
-            self._format.require(Path(out.name), all_files, settings["kind"])
-            self._next_part = 1 + max((int(part[:8]) for part in self._part_files()), default=0)
-
-    def add(self, records: list[Record]) -> None:
-        """Keeps records as one more part."""
-        origins = {record.file: self._plan.origins[record.file] for record in records}
-        with self._parts.replacing(f"{self._next_part:08d}{self._part_suffix}") as partial:
-            self._part_format.write(partial, Contents(self._settings, origins), records)
-        self._next_part += 1
-
-    def finish(self) -> None:
-        """Merges the parts, after what the output already held, and removes them."""
-        if self._part_files():
-            chosen = self._chosen()
-            contents = Contents(self._settings, {k: v for _, kept in chosen for k, v in kept.items()})
-            with self._home.replacing(self._out.name) as partial:
-                self._format.write(partial, contents, _records(chosen))
-                if self._format.contents(partial) != contents:
-                    raise ConfigError(
-                        f"{self._out} cannot be read again as it was written; its parts are kept."
-                    )
-        self._let_go()
+        Raises:
+            ConfigError: Rows are missing; what was written is kept.
+        """
+        self._flush()
+        if self.is_dataset:
+            self._drop_replaced_rows()
+        elif self._part_names():
+            self._merge()
+        expected = self.fingerprints.keys() - set(failed)
+        missing = expected.difference(*(_entries(piece).fingerprints for piece in pieces_of(self.location)))
+        if missing:
+            raise ConfigError(
+                f"{len(missing):,} of {len(expected):,} rows are missing from {self.location} "
+                f"({first_few(sorted(missing), 3)}): files were removed while it was written. Run the same "
+                "command again."
+            )
+        if not self.is_dataset:
+            for name in self._part_names():
+                remove(self._parts / name)
+        self._unlock()
 
     def release(self) -> None:
-        """Keeps the parts for a later run."""
-        if self._part_files():
-            self._lock.release()
+        """Close the output, keeping what is done; a later run resumes."""
+        try:
+            self._flush()
+        finally:
+            self._unlock()
+
+    def _part_names(self) -> list[str]:
+        pattern = DATASET_PART if self.is_dataset else _PART
+        return [name for name in names_in(self._parts) if pattern.fullmatch(name)]
+
+    def _pieces(self) -> list[Piece]:
+        """Return the final output, as far as it exists, and then the parts."""
+        if self.is_dataset:
+            return pieces_of(self.location)
+        part_format = FORMATS[self._part_suffix]
+        parts = [Piece(part_format, self._parts / name) for name in self._part_names()]
+        return [*pieces_of(self.location), *parts]
+
+    def _choose_format(self) -> Format:
+        suffix = ".parquet" if self.is_dataset else self.location.suffix.lower()
+        if isinstance(self.location, StoreUrl) or self.is_dataset:
+            return FORMATS[suffix]
+        if suffix in FORMATS and not self.location.is_dir():
+            return FORMATS[suffix]
+        existing = NpyFolder().arrays(self.location) if (self.location / INDEX).exists() else {}
+        planned = {source.file: as_text(source.relative.as_posix()) for source in self.left}
+        from_parts = {file: _inside(file).as_posix() for file in self.fingerprints}
+        arrays = from_parts | planned | existing
+        _refuse_collisions(self.location, {file: arrays[file] for file in self.fingerprints}, existing)
+        return NpyFolder(arrays)
+
+    def _flush(self) -> None:
+        rows, self._buffer = self._buffer, []
+        if not rows:
+            return
+        if self.is_dataset:
+            digest = hashlib.sha256("\n".join(row.file for row in rows).encode()).hexdigest()
+            part = f"part-{digest[:16]}"
         else:
-            self._let_go()
+            part = f"{1 + max((int(name[:8]) for name in self._part_names()), default=0):08d}"
+        entries = Entries(self.settings, {row.file: self.fingerprints[row.file] for row in rows})
+        with written(self._parts / (part + self._part_suffix)) as partial:
+            FORMATS[self._part_suffix].write(partial, entries, rows)
 
-    def _let_go(self) -> None:
-        """Removes the parts, unless somebody put something beside them meanwhile."""
-        self._lock.release()
-        if all(_OWN_IN_PARTS.fullmatch(name) for name in self._parts.names()):
-            self._parts.remove_all()
-
-    def _refuse_foreign_parts(self) -> None:
-        if self._parts.is_other:
-            raise ConfigError(
-                f"{self._parts}, where finished batches are kept, is a link or a file; move it away, or give "
-                "another output."
-            )
-        if foreign := [name for name in self._parts.names() if not _OWN_IN_PARTS.fullmatch(name)]:
-            raise ConfigError(
-                f"{self._parts}, where finished batches are kept, holds {foreign[0]!r}, which m2d-hub embed "
-                "did not write; move it away, or give another output."
-            )
-
-    def _begin(self) -> None:
-        for name in self._parts.names():
-            if PARTIAL_SUFFIX in name:
-                self._parts.remove(name)
-        for part in self._part_files()[:1]:
-            check_settings(self._out, self._part_contents(part).settings, self._settings)
-
-    def _part_files(self) -> list[str]:
-        return [name for name in self._parts.names() if _PART.fullmatch(name)]
-
-    def _part_contents(self, part: str) -> Contents:
-        return self._part_format.contents(self._parts.readable(part), f"{self._parts}/{part}")
-
-    def _written(self) -> Contents:
-        return self._format.contents(self._home.readable(self._out.name), self._out)
-
-    def _chosen(self) -> list[tuple[Iterator[Record], dict[str, Origin]]]:
-        """Records of the output so far and of each part, with the files to take of each, none twice."""
-        stores = []
-        if self._home.has(self._out.name):
-            records = self._format.records(self._home.readable(self._out.name), self._out)
-            stores.append((self._written(), records))
-        for part in self._part_files():
-            records = self._part_format.records(self._parts.readable(part), f"{self._parts}/{part}")
-            stores.append((self._part_contents(part), records))
+    def _kept(self) -> list[tuple[Piece, dict[str, Fingerprint]]]:
+        """Return what to take from each piece: each file once, and none that was embedded again since."""
         seen: set[str] = set()
-        chosen = []
-        for contents, records in stores:
-            kept = {file: origin for file, origin in contents.origins.items() if file not in seen}
-            seen.update(kept)
-            chosen.append((records, kept))
-        return chosen
+        kept = []
+        for piece in self._pieces():
+            part = {
+                file: fingerprint
+                for file, fingerprint in _entries(piece).fingerprints.items()
+                if file not in seen and self.fingerprints.get(file, fingerprint) == fingerprint
+            }
+            seen |= part.keys()
+            kept.append((piece, part))
+        return kept
+
+    def _merge(self) -> None:
+        """Write the final file or folder from the parts and what it contains already."""
+        kept = self._kept()
+        merged = Entries(self.settings, {file: value for _, part in kept for file, value in part.items()})
+        if isinstance(self._format, NpyFolder) and isinstance(self.location, Path):
+            new = _rows_of((piece, part) for piece, part in kept if piece.location != self.location)
+            self._format.write(self.location, merged, new)
+            return
+        with written(self.location) as partial:
+            self._format.write(partial, merged, _rows_of(kept))
+            if Piece(self._format, partial).entries() != merged:
+                raise ConfigError(
+                    f"{self.location} cannot be read back as it was written; its parts are kept."
+                )
+
+    def _drop_replaced_rows(self) -> None:
+        """Rewrite the parts of a dataset with rows that are in another part, or of a file that changed."""
+        for piece, part in self._kept():
+            entries = piece.entries()
+            if len(part) == len(entries.fingerprints):
+                continue
+            if not part:
+                remove(piece.location)
+                continue
+            with written(piece.location) as partial:
+                piece.format.write(partial, Entries(entries.settings, part), _rows_of([(piece, part)]))
+
+    def _is_leftover(self, name: str) -> bool:
+        """Return whether a killed run left an unfinished file; those of Ray have no name of their own."""
+        if not _RAY_PART.fullmatch(name):
+            return _LEFTOVERS.fullmatch(name) is not None
+        with opened(self._parts / name) as source:
+            file = source.open("rb") if isinstance(source, Path) else source
+            with file:
+                end = file.seek(0, os.SEEK_END)
+                file.seek(max(0, end - 4))
+                return file.read() != b"PAR1"
+
+    def _refuse_foreign(self) -> None:
+        """Refuse to write where something else has written.
+
+        Raises:
+            ConfigError: The message names it.
+        """
+        out, own = self.location, DATASET_PART if self.is_dataset else _PART
+        folders = {self._lock_folder: _PART, self._parts: own}
+        for folder, pattern in folders.items():
+            if isinstance(folder, Path) and (folder.is_symlink() or folder.is_file()):
+                raise ConfigError(f"{folder} is a link or a file; move it elsewhere, or give another output.")
+            for name in names_in(folder):
+                if not (pattern.fullmatch(name) or _LEFTOVERS.fullmatch(name) or name == _LOCK):
+                    raise ConfigError(
+                        f"{folder} contains {name!r}, which m2d-hub embed did not write; move it elsewhere, "
+                        "or give another output."
+                    )
+        if isinstance(out, StoreUrl) or self.is_dataset:
+            return
+        if out.is_file() and out.suffix.lower() not in FORMATS:
+            raise ConfigError(f"{out} is a file; an output without a suffix is a folder.")
+        if out.is_dir():
+            is_own = all(
+                (out / name).is_file() and not (out / name).is_symlink() for name in (INDEX, SETTINGS)
+            )
+            if not is_own and names_in(out):
+                raise ConfigError(
+                    f"{out} contains files that m2d-hub embed did not write; give an empty folder."
+                )
+
+    def _unlock(self) -> None:
+        """Release the lock, and remove folders that are empty."""
+        if self._lock is not None:
+            self._lock.release()
+        if isinstance(self._lock_folder, Path):
+            remove(self._lock_folder / _LOCK)
+            for folder in {self._lock_folder, self._parts}:
+                with contextlib.suppress(OSError):  # it is not empty, or does not exist
+                    Path(str(folder)).rmdir()
 
 
-def _records(chosen: Iterable[tuple[Iterator[Record], dict[str, Origin]]]) -> Iterator[Record]:
-    return itertools.chain.from_iterable(
-        (record for record in records if record.file in kept) for records, kept in chosen
-    )
+def _entries(piece: Piece) -> Entries:
+    """Return entries of a piece, without those whose array is missing in an unfinished folder."""
+    entries = piece.entries()
+    if not isinstance(piece.format, NpyFolder) or not isinstance(piece.location, Path):
+        return entries
+    arrays = piece.format.arrays(piece.location)
+    finished = {
+        file: value
+        for file, value in entries.fingerprints.items()
+        if os.path.exists(piece.location / (arrays[file] + ARRAY))
+    }
+    return Entries(entries.settings, finished)
+
+
+def _rows_of(kept: Iterable[tuple[Piece, dict[str, Fingerprint]]]) -> Iterator[Row]:
+    for piece, part in kept:
+        if part:
+            yield from (row for row in piece.rows() if row.file in part)
+
+
+def _plan(
+    sources: Iterable[Source], done: dict[str, Fingerprint]
+) -> tuple[list[Source], dict[str, Fingerprint]]:
+    """Return the files to embed, under their names in the output, and the fingerprints of all rows to be.
+
+    A file is known by its path, size and time of change: one that changed is embedded again, one that was
+    deleted keeps its row.
+
+    Raises:
+        ConfigError: Two files would have the same name.
+    """
+    names = {fingerprint.path_hash: file for file, fingerprint in done.items()}
+    planned = dict(done)
+    left: list[Source] = []
+    for source in sources:
+        fingerprint = Fingerprint.of(source.path)
+        name = names.get(fingerprint.path_hash)
+        if name is not None and (fingerprint.is_missing or planned[name] == fingerprint):
+            continue
+        if name is None:
+            short = as_text(source.file)
+            name = short if short not in planned else full_name(source)
+            if name in planned:
+                raise ConfigError(f"two files are called {name} in the output; rename one of them.")
+        names[fingerprint.path_hash], planned[name] = name, fingerprint
+        left.append(replace(source, file=name))
+    return left, planned
+
+
+def _refuse_collisions(out: Path, arrays: dict[str, str], existing: dict[str, str]) -> None:
+    """Refuse arrays that would overwrite each other, on any file system, or something else in the folder.
+
+    Raises:
+        ConfigError: The message names them.
+    """
+    hint = "use an output that ends in .parquet, .npz or .safetensors, or another folder"
+    taken = {INDEX: "the index", SETTINGS: "the settings"}
+    for file, array in arrays.items():
+        for name in (array + ARRAY, array + TIMES):
+            if (other := taken.setdefault(_folded(name), file)) != file:
+                raise ConfigError(f"{file} and {other} have the same path in {out}, {name}; {hint}.")
+            if any(len(part.encode()) > _MAX_NAME_BYTES for part in PurePosixPath(name).parts):
+                raise ConfigError(f"the name of {file} is too long for an array in {out}; {hint}.")
+    root = out.resolve()
+    for file, array in arrays.items():
+        parents = [_folded(str(parent)) for parent in PurePosixPath(array).parents]
+        if above := [taken[parent] for parent in parents if parent in taken]:
+            raise ConfigError(f"{file} and {above[0]} have the same path in {out}, {array}; {hint}.")
+        if file not in existing and os.path.lexists(out / (array + ARRAY)):
+            raise ConfigError(f"{out / (array + ARRAY)} exists and is not in the index of {out}; {hint}.")
+        if not (out / array).parent.resolve().is_relative_to(root):
+            raise ConfigError(f"{(out / array).parent} is a link that leads out of {out}; {hint}.")
+
+
+def _folded(name: str) -> str:
+    """Return a name as case-insensitive file systems compare it."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _lock(folder: Location, out: Location) -> filelock.BaseFileLock | None:
+    """Lock an output on a disk; file systems without locks and stores have none.
+
+    Raises:
+        ConfigError: Another run has the lock.
+    """
+    if isinstance(folder, StoreUrl):
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(folder / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout as error:
+        raise ConfigError(f"another run is writing {out}; wait for it, or give another output.") from error
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, PermissionError) or not os.access(folder, os.W_OK):
+            raise
+        logger.warning("%s cannot be locked (%s); let only one run write it.", out, error)
+        return None
+    return lock

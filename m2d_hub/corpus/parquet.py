@@ -1,114 +1,138 @@
-"""Embeddings of many files as an Apache Parquet file, one row a file.
+"""Embeddings as Apache Parquet, one row per file.
 
 Columns: ``file``; ``embedding``, a list of D numbers for a clip, nested lists (T, D) for frames and (L, T, D)
-for layers; for these two also ``num_frames`` and ``timestamps_s`` (T,). ``origin_place``, ``origin_size`` and
-``origin_modified_ns`` tell the audio file from others of its name.
+for layers, which also have ``num_frames`` and ``timestamps_s`` (T,); ``origin_place``, ``origin_size`` and
+``origin_modified_ns``, the fingerprint of the audio file.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import io
 import json
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.records import SETTINGS_KEY, Contents, Format, Origin, Record, reading_output
+from m2d_hub.corpus.records import SETTINGS_KEY, Entries, Row
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import importing
 
 ROW_GROUP_BYTES = 32 << 20
+_FINGERPRINT = ("origin_place", "origin_size", "origin_modified_ns")
+_MAX_EXPANSION = 100  # a file may take this many times its size in memory,
+_MIN_BUDGET_BYTES = 64 << 20  # or this much
 
 
-class Parquet(Format):
-    """Apache Parquet, one row a file; settings are in the schema's metadata."""
+def require_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and pyarrow.parquet.
 
-    def require(self, path: Path, files: list[str], kind: str) -> None:
-        _pyarrow()
-
-    def write(self, path: Path, contents: Contents, records: Iterable[Record]) -> None:
-        pyarrow, parquet = _pyarrow()
-        writer = None
-        try:
-            for group in _grouped(records, ROW_GROUP_BYTES):
-                columns = {
-                    "file": pyarrow.array([record.file for record in group], pyarrow.string()),
-                    "embedding": _nested(pyarrow, [record.embedding for record in group]),
-                }
-                origins = [contents.origins[record.file] for record in group]
-                for field in dataclasses.fields(Origin):
-                    values = [getattr(origin, field.name) for origin in origins]
-                    columns[f"origin_{field.name}"] = pyarrow.array(values, pyarrow.int64())
-                if group[0].timestamps_s is not None:
-                    times = [record.timestamps_s for record in group if record.timestamps_s is not None]
-                    columns["num_frames"] = pyarrow.array([len(t) for t in times], pyarrow.int32())
-                    columns["timestamps_s"] = pyarrow.array(times, pyarrow.list_(pyarrow.float64()))
-                table = pyarrow.table(columns).replace_schema_metadata(
-                    {SETTINGS_KEY: json.dumps(contents.settings)}
-                )
-                writer = writer or parquet.ParquetWriter(path, table.schema)
-                writer.write_table(table)
-        finally:
-            if writer is not None:
-                writer.close()
-
-    def contents(self, path: Any, name: object = None) -> Contents:
-        _, parquet = _pyarrow()
-        columns = [f"origin_{field.name}" for field in dataclasses.fields(Origin)]
-        with reading_output(path, name), parquet.ParquetFile(path) as file:
-            settings = (file.schema_arrow.metadata or {})[SETTINGS_KEY.encode()]
-            table = file.read(columns=["file", *columns])
-            rows = np.stack([table[column].to_numpy() for column in columns], axis=1)
-            return Contents.parse(settings, table["file"].to_pylist(), rows)
-
-    def _records(self, path: Any) -> Iterator[Record]:
-        _, parquet = _pyarrow()
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=64):
-                times = batch.column("timestamps_s") if "timestamps_s" in batch.schema.names else None
-                for row, name in enumerate(batch.column("file").to_pylist()):
-                    embedding = _unnested(batch.column("embedding")[row].values)
-                    yield Record(name, embedding, None if times is None else times[row].values.to_numpy())
-
-
-def write_index(path: Path, parts: Iterable[tuple[str, list[str]]]) -> None:
-    """Writes where each file's row is: columns ``file``, ``part`` (a file's name) and ``row`` in it.
-
-    Args:
-        path: The file to write.
-        parts: Name of each, and its files in the order of its rows.
+    Raises:
+        ConfigError: They are not installed.
     """
-    pyarrow, parquet = _pyarrow()
-    schema = pyarrow.schema(
-        [("file", pyarrow.string()), ("part", pyarrow.string()), ("row", pyarrow.int32())]
-    )
-    with parquet.ParquetWriter(path, schema) as writer:
-        for name, files in parts:
-            columns = [files, [name] * len(files), list(range(len(files)))]
-            writer.write_table(pyarrow.table(columns, schema=schema))
+    hint = "Outputs that end in .npz or .safetensors, and folders, work without it."
+    with importing("pyarrow", ".parquet", "parquet", hint):
+        import pyarrow
+        import pyarrow.parquet
+    return pyarrow, pyarrow.parquet
 
 
-def _grouped(records: Iterable[Record], most_bytes: int) -> Iterator[list[Record]]:
-    group: list[Record] = []
-    size = 0
-    for record in records:
-        group.append(record)
-        size += record.num_bytes
-        if size >= most_bytes:
+def write_parquet(path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+    """Write rows, which must be those of ``entries``."""
+    _, parquet = require_pyarrow()
+    writer = None
+    try:
+        for group in _grouped(rows):
+            table = table_of(group, entries)
+            writer = writer or parquet.ParquetWriter(path, table.schema)
+            writer.write_table(table)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def table_of(rows: list[Row], entries: Entries) -> Any:
+    """Return rows as a pyarrow table, whose schema carries the settings."""
+    pyarrow, _ = require_pyarrow()
+    columns = {
+        "file": pyarrow.array([row.file for row in rows], pyarrow.string()),
+        "embedding": _nested(pyarrow, [row.embedding for row in rows]),
+    }
+    fingerprints = Entries({}, {row.file: entries.fingerprints[row.file] for row in rows}).table
+    for index, name in enumerate(_FINGERPRINT):
+        columns[name] = pyarrow.array(fingerprints[:, index])
+    times = [row.timestamps_s for row in rows if row.timestamps_s is not None]
+    if times:
+        columns["num_frames"] = pyarrow.array([len(each) for each in times], pyarrow.int32())
+        columns["timestamps_s"] = pyarrow.array(times, pyarrow.list_(pyarrow.float64()))
+    return pyarrow.table(columns).replace_schema_metadata({SETTINGS_KEY: json.dumps(entries.settings)})
+
+
+def read_parquet_entries(source: Path | io.IOBase) -> Entries:
+    """Return settings and fingerprints, without reading embeddings."""
+    _, parquet = require_pyarrow()
+    with parquet.ParquetFile(source, read_dictionary=["file"]) as file:
+        _check_size(file, source)
+        table = file.read(columns=["file", *_FINGERPRINT])
+        if sum(len(chunk.dictionary) for chunk in table["file"].chunks) < len(table):
+            raise ValueError("file names that are not unique")
+        fingerprints = np.stack([table[name].to_numpy() for name in _FINGERPRINT], axis=1)
+        settings = (file.schema_arrow.metadata or {})[SETTINGS_KEY.encode()]
+        return Entries.parse(settings, table["file"].to_pylist(), fingerprints)
+
+
+def read_parquet_rows(source: Path | io.IOBase) -> Iterator[Row]:
+    """Return the rows, one at a time."""
+    _, parquet = require_pyarrow()
+    with parquet.ParquetFile(source) as file:
+        _check_size(file, source)
+        for batch in file.iter_batches(batch_size=64):
+            times = batch.column("timestamps_s") if "timestamps_s" in batch.schema.names else None
+            for index, name in enumerate(batch.column("file").to_pylist()):
+                embedding = _unnested(batch.column("embedding")[index].values)
+                yield Row(name, embedding, None if times is None else times[index].values.to_numpy())
+
+
+def _check_size(file: Any, source: Path | io.IOBase) -> None:
+    """Refuse a file that would take far more memory than its size, before any embedding is decoded.
+
+    What the metadata says of columns is not used: pyarrow aborts the process if it is damaged.
+    """
+    num_bytes = os.stat(source).st_size if isinstance(source, Path) else source.seek(0, os.SEEK_END)
+    limit = _MAX_EXPANSION * num_bytes + _MIN_BUDGET_BYTES
+    metadata, kind = file.metadata, file.schema_arrow.field("embedding").type
+    while not hasattr(kind, "list_size"):
+        kind = kind.value_type  # of the elements of a list
+    expanded = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+    expanded = max(expanded, metadata.num_rows * max(100, 4 * kind.list_size))
+    if expanded <= limit and "num_frames" in file.schema_arrow.names:
+        frames = file.read(columns=["num_frames"])["num_frames"].to_numpy()
+        expanded = max(expanded, int(frames.sum(dtype=np.int64)) * 4 * kind.list_size)
+    if expanded > limit:
+        raise ValueError(f"{expanded / 1e9:.1f} GB of values in {num_bytes:,} bytes")
+
+
+def _grouped(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    num_bytes = 0
+    for row in rows:
+        group.append(row)
+        num_bytes += row.embedding.nbytes
+        if num_bytes >= ROW_GROUP_BYTES:
             yield group
-            group, size = [], 0
+            group, num_bytes = [], 0
     if group:
         yield group
 
 
 def _nested(pyarrow: Any, arrays: list[np.ndarray]) -> Any:
-    """Arrays of one rank as a column of nested lists; the innermost, of D features, has a fixed size."""
+    """Return arrays of one rank as a column of nested lists, of which the innermost has D values."""
     if sum(array.size for array in arrays) >= 1 << 31:
         raise ConfigError(
-            "a recording is too long for a row of Parquet (2^31 numbers); give the output a name ending in "
-            ".npz, or a folder."
+            "a recording is too long for a row of Parquet (2^31 numbers); use an output that ends in .npz, "
+            "or a folder."
         )
     flat = np.concatenate([np.asarray(array, dtype=np.float32).reshape(-1) for array in arrays])
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), arrays[0].shape[-1])
@@ -125,11 +149,3 @@ def _unnested(values: Any) -> np.ndarray:
         values = values.flatten()
         shape.append(len(values) // int(np.prod(shape)))
     return values.to_numpy().reshape(shape)
-
-
-def _pyarrow() -> tuple[Any, Any]:
-    way_out = "An output whose name ends in .npz or .safetensors, or a folder, needs nothing."
-    with importing("pyarrow", ".parquet", "parquet", way_out):
-        import pyarrow
-        import pyarrow.parquet
-    return pyarrow, pyarrow.parquet

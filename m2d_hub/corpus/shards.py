@@ -1,7 +1,7 @@
-"""Members of tar shards: which are read, and why others are not. Nothing is unpacked, and no name is a path.
+"""Members of tar shards (WebDataset), read in place.
 
-Archives may come from anywhere: a member that is a link, a device or sparse is not followed, one whose bytes
-reach beyond the end is not read, and what a name says, ``..`` or an absolute path, is a name only.
+Shards may come from anywhere: links, devices and sparse members are not followed, a member that extends
+beyond the end of the file is not read, and a member's name is only a name, never a path.
 """
 
 from __future__ import annotations
@@ -16,64 +16,81 @@ from typing import BinaryIO
 
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
 from m2d_hub.audio.stored import FetchedFile, StoredFile, part_of
-from m2d_hub.errors import AudioError
+from m2d_hub.errors import AudioError, reason_of
+from m2d_hub.io import CHUNK_BYTES
 
 SHARD_SUFFIX = ".tar"
 
 
 @dataclass(frozen=True)
 class Member:
-    """A member's header, and what is wrong with it, as a sentence; empty: it can be read."""
+    """Header of a member."""
 
     name: str
-    offset: int = 0  # bytes, of its data
-    size: int = 0
-    problem: str = ""
+    offset: int = 0  # bytes from the start of the shard to the data
+    size: int = 0  # bytes
+    problem: str = ""  # a sentence that says why it cannot be read
 
 
 def members_of(file: BinaryIO, shard: object, suffixes: tuple[str, ...]) -> Iterator[Member]:
-    """The members whose names end in one of ``suffixes``, but hidden ones, in order.
+    """Return the members whose names end in one of ``suffixes``, in order, except hidden ones.
 
-    The last tells of damage after which nothing can be read: its name is empty.
+    Damage after which nothing can be read is the last member; its name is empty.
 
     Args:
-        file: The shard's bytes, from their beginning; not compressed.
+        file: The shard, from its beginning; not compressed. Archives may be joined (``cat a.tar b.tar``).
         shard: Its name, for messages.
-        suffixes: In small letters.
+        suffixes: In lower case.
     """
     end = file.seek(0, os.SEEK_END)
-    file.seek(0)
     names: set[str] = set()
+    position = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        while position < end or not end:
+            file.seek(position)
+            tar = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115  # must not close the file
             for info in tar:
                 name = posixpath.normpath(info.name)
-                is_hidden = posixpath.basename(name).startswith(".")
-                if info.isdir() or is_hidden or not name.lower().endswith(suffixes):
+                if not _is_wanted(info, name, suffixes):
                     continue
-                yield Member(
-                    info.name, info.offset_data, info.size, _problem(info, shard, end, name in names)
-                )
+                problem = _problem(info, shard, end, name in names)
+                yield Member(info.name, info.offset_data, info.size, problem)
                 if info.offset_data + info.size > end:
                     return
                 names.add(name)
-            last = tar.offset
-        file.seek(last)
-        if any(file.read(tarfile.BLOCKSIZE)):  # tarfile takes a damaged header for the end
-            yield Member("", problem=f"{shard} is damaged at byte {last:,}: make it again.")
-    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
-        reason = str(error).rstrip(".")
-        problem = f"{shard} cannot be read as a tar shard (whole, without compression): {reason}."
-        yield Member("", problem=problem)
+            position = _next_content(file, tar.offset)
+            if position == tar.offset:  # tarfile takes a damaged header or a missing end mark for the end
+                yield Member(
+                    "", problem=f"{shard} is damaged or cut off at byte {position:,}; create it again."
+                )
+                return
+    except (tarfile.TarError, ValueError, EOFError, OverflowError, OSError, RecursionError) as error:
+        reason = "too many nested headers" if isinstance(error, RecursionError) else reason_of(error)
+        yield Member("", problem=f"{shard} cannot be read as an uncompressed tar shard ({reason}).")
 
 
-def _problem(info: tarfile.TarInfo, shard: object, end: int, is_there: bool) -> str:
-    if is_there:
-        return f"{shard} holds {posixpath.normpath(info.name)} twice: give each clip a name of its own."
+def _is_wanted(info: tarfile.TarInfo, name: str, suffixes: tuple[str, ...]) -> bool:
+    is_hidden = posixpath.basename(name).startswith(".")
+    return not (info.isdir() or is_hidden) and name.lower().endswith(suffixes)
+
+
+def _next_content(file: BinaryIO, position: int) -> int:
+    """Return the position of the next block that is not all zeros, or of the end of the file."""
+    file.seek(position)
+    while chunk := file.read(CHUNK_BYTES):
+        if content := chunk.lstrip(b"\0"):
+            return (position + len(chunk) - len(content)) // tarfile.BLOCKSIZE * tarfile.BLOCKSIZE
+        position += len(chunk)
+    return position
+
+
+def _problem(info: tarfile.TarInfo, shard: object, end: int, is_repeated: bool) -> str:
+    if is_repeated:
+        return f"{shard} contains {posixpath.normpath(info.name)} twice; give each clip its own name."
     if not info.isreg() or info.issparse():
         return (
-            f"{shard} holds {info.name} as a link or a sparse file: write it as a file (tar --dereference "
-            "--hard-dereference)."
+            f"{shard} contains {info.name} as a link or a sparse file; store it as a regular file (tar "
+            "--dereference --hard-dereference)."
         )
     if not 0 <= info.size <= end - info.offset_data:
         return f"{shard} is cut off: it ends before its member {info.name} does."
@@ -82,10 +99,10 @@ def _problem(info: tarfile.TarInfo, shard: object, end: int, is_there: bool) -> 
 
 @dataclass(frozen=True)
 class ShardFile(StoredFile):
-    """A member of a tar shard as an audio file, or what of the shard cannot be read."""
+    """A member of a tar shard, or the part of a shard that cannot be read."""
 
     shard: Path | StoredFile
-    name: str  # as in the archive; empty: the shard from some place on
+    name: str  # as in the archive; empty: the rest of the shard
     offset: int
     size: int
     modified_ns: int  # of the shard
@@ -94,7 +111,7 @@ class ShardFile(StoredFile):
     def open(self) -> BinaryIO:
         if self.problem:
             raise AudioError(self.problem)
-        return part_of(_opened(self.shard), self.offset, self.size)
+        return part_of(_open(self.shard), self.offset, self.size)
 
     def fetched(self) -> StoredFile:
         if self.problem:
@@ -118,16 +135,16 @@ class ShardFile(StoredFile):
 
 
 def shard_files(shard: Path | StoredFile) -> Iterator[ShardFile]:
-    """The audio files in a shard, in its order; those that cannot be read tell why when they are opened.
+    """Return the audio files in a shard; opening one that cannot be read raises the reason."""
+    modified_ns = 0
+    try:
+        modified_ns = shard.stat().st_mtime_ns if isinstance(shard, Path) else shard.modified_ns
+        with _open(shard) as file:
+            for member in members_of(file, shard, tuple(AUDIO_SUFFIXES)):
+                yield ShardFile(shard, member.name, member.offset, member.size, modified_ns, member.problem)
+    except (OSError, AudioError) as error:
+        yield ShardFile(shard, "", 0, 0, modified_ns, f"{shard} cannot be opened ({reason_of(error)}).")
 
-    Raises:
-        OSError: The shard cannot be opened.
-    """
-    modified_ns = shard.stat().st_mtime_ns if isinstance(shard, Path) else shard.modified_ns
-    with _opened(shard) as file:
-        for member in members_of(file, shard, tuple(AUDIO_SUFFIXES)):
-            yield ShardFile(shard, member.name, member.offset, member.size, modified_ns, member.problem)
 
-
-def _opened(shard: Path | StoredFile) -> BinaryIO:
+def _open(shard: Path | StoredFile) -> BinaryIO:
     return shard.open("rb") if isinstance(shard, Path) else shard.open()

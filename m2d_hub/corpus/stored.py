@@ -1,9 +1,10 @@
-"""Embeddings that were written by ``m2d-hub embed``, read again, whatever their format."""
+"""Outputs of ``m2d-hub embed``, read back in any format."""
 
 from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,114 +12,226 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.dataset_output import DATASET_SUFFIX, dataset_contents, dataset_records
-from m2d_hub.corpus.folder_output import INDEX, SETTINGS, folder_contents, folder_records
-from m2d_hub.corpus.formats import FORMATS
-from m2d_hub.corpus.outputs import check_suffix
-from m2d_hub.corpus.records import Contents, Origin, Record
-from m2d_hub.errors import ConfigError
+from m2d_hub.corpus.formats import FORMATS, INDEX, SETTINGS, Format, NpyFolder
+from m2d_hub.corpus.records import Entries, Fingerprint, Row
+from m2d_hub.corpus.stores import Location, StoreUrl, names_in, opened, to_location
+from m2d_hub.errors import ConfigError, M2DError
 from m2d_hub.hub import load_model
+from m2d_hub.io import as_text, reading
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.checkpoint import sha256_of_model
-from m2d_hub.pretrained.source import resolve
+from m2d_hub.pretrained.source import path_of, resolve
+
+DATASET_SUFFIX = ".dataset"  # a folder of Parquet files
+DATASET_PART = re.compile(r"(?!_).+\.parquet")
+_IN_STORES = (".parquet", DATASET_SUFFIX)
+_HINT = "It was not written by m2d-hub embed, or is damaged, and is not changed; give another one."
 
 
 @dataclass(frozen=True)
-class Stored:
-    """An output of :func:`m2d_hub.embed_files`: how its embeddings were made, and of which files."""
+class Piece:
+    """A file or folder with rows of an output."""
 
-    path: Path
-    contents: Contents
+    format: Format
+    location: Location
+
+    def entries(self) -> Entries:
+        """Return settings and fingerprints.
+
+        Raises:
+            ConfigError: It is damaged, or something else wrote it.
+        """
+        with reading(self.location, "embeddings", _HINT, ConfigError), opened(self.location) as source:
+            return self.format.entries(source)
+
+    def rows(self) -> Iterator[Row]:
+        """Return the rows, one at a time.
+
+        Raises:
+            ConfigError: One is damaged.
+        """
+        with opened(self.location) as source:
+            rows = self.format.rows(source)
+            while True:
+                with reading(self.location, "embeddings", _HINT, ConfigError):
+                    row = next(rows, None)
+                    if row is not None:
+                        row.check()
+                if row is None:
+                    return
+                yield row
+
+
+def pieces_of(out: Location) -> list[Piece]:
+    """Return the pieces of a finished output, or none if it does not exist."""
+    if out.suffix.lower() == DATASET_SUFFIX:
+        return [
+            Piece(FORMATS[".parquet"], out / name) for name in names_in(out) if DATASET_PART.fullmatch(name)
+        ]
+    if isinstance(out, Path) and (out / INDEX).exists():
+        return [Piece(NpyFolder(), out)]
+    is_file = out.name in names_in(out.parent) if isinstance(out, StoreUrl) else out.is_file()
+    return [Piece(FORMATS[out.suffix.lower()], out)] if is_file and out.suffix.lower() in FORMATS else []
+
+
+def check_suffix(out: Location) -> None:
+    """Refuse a suffix that is not a format; a number such as ``.7`` is part of a folder's name.
+
+    Raises:
+        ConfigError: The message lists the formats.
+    """
+    suffix = out.suffix.lower()
+    if isinstance(out, StoreUrl):
+        if suffix not in _IN_STORES:
+            raise ConfigError(f"{out}: in a store, the output must end in {' or '.join(_IN_STORES)}.")
+    elif suffix[1:2].isalpha() and not out.is_dir() and suffix not in (*FORMATS, DATASET_SUFFIX):
+        allowed = f"{', '.join([*FORMATS, DATASET_SUFFIX])}, or no suffix for a folder of .npy files"
+        raise ConfigError(f"{out}: unknown suffix {out.suffix!r}. Use {allowed}.")
+
+
+def check_settings(out: object, started: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Refuse to mix rows of different settings.
+
+    Raises:
+        ConfigError: The message lists the differences.
+    """
+    if started != wanted:
+        differing = [key for key in wanted if started.get(key) != wanted[key]]
+        changes = "; ".join(f"{key} {started.get(key)!r}, now {wanted[key]!r}" for key in differing)
+        raise ConfigError(
+            f"{out} was started with other settings ({changes}). Use the same settings, give another output, "
+            "or delete it to start over."
+        )
+
+
+@dataclass(frozen=True)
+class EmbeddingsFile:
+    """An output of :func:`m2d_hub.embed_files`."""
+
+    path: Location
+    pieces: tuple[Piece, ...]
+    entries: Entries
 
     @property
     def settings(self) -> dict[str, Any]:
         """Model, weights, kind and window of the embeddings."""
-        return self.contents.settings
+        return self.entries.settings
 
     @property
-    def origins(self) -> dict[str, Origin]:
-        """What each embedding was made of, by the name of its file."""
-        return self.contents.origins
+    def fingerprints(self) -> dict[str, Fingerprint]:
+        """Fingerprints of the embedded files, by name."""
+        return self.entries.fingerprints
 
-    def records(self) -> Iterator[Record]:
-        """The embeddings, in order, one at a time.
+    @property
+    def origins(self) -> dict[str, Fingerprint]:
+        """The fingerprints."""
+        return self.entries.fingerprints
+
+    def records(self) -> Iterator[Row]:
+        """Return the rows."""
+        return self.rows()
+
+    def rows(self) -> Iterator[Row]:
+        """Return the embeddings, one at a time.
 
         Raises:
             ConfigError: The output is damaged.
         """
-        if not self.path.is_dir():
-            return FORMATS[_suffix(self.path)].records(self.path)
-        return dataset_records(self.path) if _is_dataset(self.path) else folder_records(self.path)
+        for piece in self.pieces:
+            yield from piece.rows()
 
 
-def read_stored(path: str | os.PathLike[str]) -> Stored:
-    """Opens an output of :func:`m2d_hub.embed_files`: a file, or a folder.
+def read_embeddings(path: str | os.PathLike[str]) -> EmbeddingsFile:
+    """Open an output of :func:`m2d_hub.embed_files`: a file, a folder, or their URL in a store.
 
     Raises:
-        ConfigError: There is none, it is not finished, or something else wrote it.
+        ConfigError: It does not exist, is not finished, or was written by something else.
     """
-    path = Path(path)
-    check_suffix(path)
-    if not path.exists():
-        begun = path.with_name(path.name + ".parts").is_dir()
-        raise ConfigError(
-            f"{path} is not finished: run the m2d-hub embed that writes it again."
-            if begun
-            else f"{path} does not exist; give what m2d-hub embed wrote."
-        )
-    if path.is_dir():
-        return Stored(path, dataset_contents(path) if _is_dataset(path) else folder_contents(path))
-    return Stored(path, FORMATS[_suffix(path)].contents(path))
+    out = to_location(path)
+    check_suffix(out)
+    pieces = pieces_of(out)
+    if not pieces:
+        parts = out.with_name(f"{out.name}.parts")
+        if parts.is_dir() if isinstance(parts, Path) else names_in(parts):
+            raise ConfigError(f"{out} is not finished: run the m2d-hub embed command that writes it again.")
+        if isinstance(out, StoreUrl) or not out.exists():
+            raise ConfigError(f"{out} does not exist; give an output of m2d-hub embed.")
+        raise ConfigError(f"{out} contains no embeddings. {_HINT}")
+    settings: dict[str, Any] = {}
+    fingerprints: dict[str, Fingerprint] = {}
+    for piece in pieces:
+        entries = piece.entries()
+        settings = settings or entries.settings
+        check_settings(out, settings, entries.settings)
+        if twice := fingerprints.keys() & entries.fingerprints.keys():
+            raise ConfigError(
+                f"{out} contains {min(twice)} twice; run the m2d-hub embed command that writes it again."
+            )
+        fingerprints |= entries.fingerprints
+    return EmbeddingsFile(out, tuple(pieces), Entries(settings, fingerprints))
 
 
-def frames_of(record: Record) -> np.ndarray:
-    """A record's embedding as (T, D): of layers the last, of a clip one row."""
-    embedding = record.embedding[-1] if record.embedding.ndim == 3 else record.embedding
+def frames_of(row: Row) -> np.ndarray:
+    """Return the embedding of a row as (T, D): the last of several layers; a clip is one frame."""
+    embedding = row.embedding[-1] if row.embedding.ndim == 3 else row.embedding
     return embedding.reshape(-1, embedding.shape[-1])
 
 
-def is_stored(path: str | os.PathLike[str]) -> bool:
-    """Whether a path means an output of :func:`m2d_hub.embed_files`, which need not be there, by its name.
+def is_embeddings(path: str | os.PathLike[str]) -> bool:
+    """Return whether a path names an output of :func:`m2d_hub.embed_files`, which need not exist.
 
-    A folder of ``.npy`` files is known by its index.
+    A folder of ``.npy`` files is recognised by its index.
     """
-    path = Path(path)
-    suffixes = (*FORMATS, DATASET_SUFFIX)
-    return path.suffix.lower() in suffixes or ((path / INDEX).is_file() and (path / SETTINGS).is_file())
+    out = to_location(path)
+    if out.suffix.lower() in (*FORMATS, DATASET_SUFFIX):
+        return True
+    return isinstance(out, Path) and (out / INDEX).is_file() and (out / SETTINGS).is_file()
 
 
 def load_model_of(
-    stored: Stored, name: str | os.PathLike[str] | None = None, device: str | None = None
+    stored: EmbeddingsFile, name: str | os.PathLike[str] | None = None, device: str | None = None
 ) -> M2D:
-    """The model that an output was made with.
+    """Load the model that an output was made with.
 
     Args:
         stored: The output.
-        name: Where the model is to be had; None: by the name that the output tells.
+        name: What :func:`m2d_hub.load_model` takes; None: the recorded model, if it is on this machine with
+            the recorded weights. An output never causes a download.
         device: As for :func:`m2d_hub.load_model`.
 
     Raises:
-        ConfigError: Its weights are others.
+        ConfigError: The model has other weights, or must be named.
         M2DError: It cannot be loaded.
     """
-    settings = stored.settings
-    chosen = settings["model"] if name is None else name
-    if sha256_of_model(resolve(chosen)) != settings.get("weights"):
+    recorded, weights = str(stored.settings["model"]), stored.settings.get("weights")
+    if name is None:
+        if not _is_on_disk(recorded, weights):
+            raise ConfigError(
+                f"{stored.path} was embedded with {as_text(recorded)!r}, which is not on this machine with "
+                "the same weights; name the model (--model, or model=)."
+            )
+        name = recorded
+    elif sha256_of_model(resolve(name)) != weights:
         raise ConfigError(
-            f"{stored.path} was embedded with {settings['model']!r}, and the weights of model "
-            f"{os.fspath(chosen)!r} are others: their embeddings cannot be compared. Leave model out, or "
-            "embed the files anew."
+            f"{stored.path} was embedded with {as_text(recorded)!r}, and the weights of model "
+            f"{os.fspath(name)!r} are others, so their embeddings cannot be compared. Name the same model, "
+            "or embed the files again."
         )
-    window = settings["window_s"]
-    return load_model(chosen, device=device, window_s=math.inf if window == "inf" else window)
+    window = stored.settings["window_s"]
+    return load_model(name, device=device, window_s=math.inf if window == "inf" else window)
 
 
-def _is_dataset(path: Path) -> bool:
-    return path.suffix.lower() == DATASET_SUFFIX
+def _is_on_disk(model: str, weights: object) -> bool:
+    """Return whether a recorded model is on this machine with these weights, without using the network."""
+    try:
+        path = path_of(model)
+        if model.startswith("random:") or (path is not None and not (path.is_file() or path.is_dir())):
+            return False
+        return sha256_of_model(resolve(model, local_files_only=True)) == weights
+    except (M2DError, OSError, ValueError):
+        return False
 
 
-def _suffix(path: Path) -> str:
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS:
-        raise ConfigError(f"{path} is no output of m2d-hub embed: give {', '.join(FORMATS)} or its folder.")
-    return suffix
+Stored = EmbeddingsFile
+read_stored = read_embeddings
+is_stored = is_embeddings

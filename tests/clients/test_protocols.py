@@ -529,7 +529,7 @@ def test_ray_actor_names_the_columns_it_looks_for(folder):
 @pytest.mark.parametrize(
     ("code", "hidden", "extra"),
     [
-        ("from m2d_hub.corpus.ray_engine import RayEngine; RayEngine()", "ray", "ray"),
+        ("from m2d_hub.clients.ray import RayEngine; RayEngine()", "ray", "ray"),
         ("import m2d_hub.clients.mteb", "mteb", "mteb"),
         ("import m2d_hub.clients.sklearn", "sklearn", "sklearn"),
         ("from m2d_hub.clients.transformers import register; register()", "transformers", "transformers"),

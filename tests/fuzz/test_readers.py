@@ -19,8 +19,9 @@ import torch
 import m2d_hub
 from m2d_hub.audio.clips import open_audio
 from m2d_hub.config import EncoderConfig, ModelConfig
-from m2d_hub.corpus.outputs import FORMATS
-from m2d_hub.corpus.records import Contents, Origin, Record
+from m2d_hub.corpus.formats import FORMATS
+from m2d_hub.corpus.records import Entries, Fingerprint, Row
+from m2d_hub.corpus.stored import read_embeddings
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.published import read_published
@@ -123,15 +124,15 @@ def test_a_table(tmp_path, fuzz):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
 def test_an_output(suffix, tmp_path, fuzz):
     pytest.importorskip("pyarrow")
-    records = [Record(name, np.ones(8, np.float32)) for name in ("a.wav", "b.wav")]
+    rows = [Row(name, np.ones(8, np.float32)) for name in ("a.wav", "b.wav")]
     settings = {"model": "m", "weights": "w", "kind": "clip", "window_s": None}
     path = tmp_path / f"out{suffix}"
-    contents = Contents(settings, {record.file: Origin(1, 2, 3) for record in records})
-    FORMATS[suffix].write(path, contents, records)
+    entries = Entries(settings, {row.file: Fingerprint(1, 2, 3) for row in rows})
+    FORMATS[suffix].write(path, entries, rows)
 
     def read(data):
         path.write_bytes(data)
-        FORMATS[suffix].contents(path)
+        list(read_embeddings(path).rows())
 
     fuzz(path.read_bytes(), read)
 

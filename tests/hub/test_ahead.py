@@ -22,7 +22,7 @@ import m2d_hub
 from m2d_hub.audio import ahead as reading
 from m2d_hub.audio import open_audio
 from m2d_hub.audio.ahead import ReadAhead
-from m2d_hub.corpus import embed_batch
+from m2d_hub.corpus import embed_files as embedding
 
 from ..signals import noise
 
@@ -151,7 +151,7 @@ def test_threads_end_where_encoding_fails(tiny, files, tmp_path, monkeypatch):
 
 def test_threads_end_where_a_job_is_stopped(tiny, files, tmp_path, monkeypatch):
     tiny.save_pretrained(tmp_path / "model")
-    encode = embed_batch._encode
+    encode = embedding._encode
 
     def interrupted(model, batch, *rest):
         if files[12] in [source.path for source in batch]:
@@ -159,7 +159,7 @@ def test_threads_end_where_a_job_is_stopped(tiny, files, tmp_path, monkeypatch):
         return encode(model, batch, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(embed_batch, "_encode", interrupted)
+        patch.setattr(embedding, "_encode", interrupted)
         with pytest.raises(KeyboardInterrupt) as kept:
             m2d_hub.embed_files(files, tmp_path / "out.npz", model=tmp_path / "model", batch_size=4)
         assert kept.value and not readers()

@@ -1,440 +1,541 @@
-"""Outputs go on with the same content, take nothing that is not theirs, and have a name for every file."""
+"""Outputs are complete, can be resumed, keep what others wrote, and have one row per file."""
+
+from __future__ import annotations
 
 import contextlib
 import csv
 import errno
+import io
+import json
 import os
 import shutil
 import sys
-import unicodedata
 import zipfile
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
+import filelock
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+import safetensors
 import soundfile
 import torch
 
 import m2d_hub
 from m2d_hub import ConfigError, Source, embed_files, find_sources
 from m2d_hub.config import EncoderConfig, ModelConfig
-from m2d_hub.corpus import formats
-from m2d_hub.corpus.formats import FORMATS
+from m2d_hub.corpus import embed_files as embedding
+from m2d_hub.corpus import formats, outputs
+from m2d_hub.corpus.sources import _inside
+from m2d_hub.corpus.stored import load_model_of, read_embeddings
 
-OUTS = ["out.parquet", "out.npz", "out.safetensors", "out"]
-pyarrow = pytest.importorskip("pyarrow")
+OUTS = ["out.parquet", "out.npz", "out.safetensors", "out.dataset", "out"]
+KINDS = ["clip", "frames", "layers"]
 
 
 def save_model(folder, seed=0):
     torch.manual_seed(seed)
-    m2d_hub.M2D(
-        ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1))
-    ).save_pretrained(folder)
+    encoder = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
+    m2d_hub.M2D(ModelConfig(encoder=encoder)).save_pretrained(folder)
     return str(folder)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    return save_model(tmp_path_factory.mktemp("models") / "tiny")
+@pytest.fixture(scope="session")
+def small(tmp_path_factory):
+    return save_model(tmp_path_factory.mktemp("models") / "small")
+
+
+@pytest.fixture
+def embed(small):
+    def run(paths, out, model=small, **options):
+        return embed_files(paths, out, model=model, device="cpu", **options)
+
+    return run
 
 
 def write_noise(path, seed=0):
-    Path(os.fsdecode(path)).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     noise = 0.1 * np.random.default_rng(seed).standard_normal(3_000)
-    with open(path, "wb") as file:
-        soundfile.write(file, noise, 16_000, format="WAV")
+    soundfile.write(path, noise, 16_000, format="WAV")
     return path
 
 
-def embed(paths, out, model, **options):
-    return embed_files(paths, out, model=model, device="cpu", **options)
+@pytest.fixture
+def clips(tmp_path):
+    return [write_noise(tmp_path / "in" / f"{seed}.wav", seed) for seed in range(4)]
 
 
 def read(out):
-    """Embeddings by file."""
-    if out.suffix:
-        return {record.file: record.embedding for record in FORMATS[out.suffix].records(out)}
-    with open(out / "index.csv", newline="", encoding="utf-8") as file:
-        return {row["file"]: np.load(out / row["array"]) for row in csv.DictReader(file)}
+    """Embeddings by file, as this package reads them."""
+    return {row.file: row.embedding for row in read_embeddings(out).rows()}
+
+
+def read_elsewhere(out, kind):
+    """Embeddings and times by file, as other libraries read them."""
+    if out.suffix == ".npz":
+        with np.load(out) as arrays:
+            files, get = arrays["file"].tolist(), dict(arrays).__getitem__
+    elif out.suffix == ".safetensors":
+        with safetensors.safe_open(out, framework="numpy") as file:
+            files, get = json.loads(file.metadata()["file"]), {k: file.get_tensor(k) for k in file.keys()}.get  # noqa: SIM118
+    elif out.suffix:
+        columns = pyarrow.parquet.read_table(out).to_pydict()
+        times = columns.get("timestamps_s", [None] * len(columns["file"]))
+        arrays = map(np.array, columns["embedding"])
+        return dict(zip(columns["file"], zip(arrays, times, strict=True), strict=True))
+    else:
+        with (out / "index.csv").open(newline="", encoding="utf-8") as lines:
+            arrays = {row["file"]: out / row["array"] for row in csv.DictReader(lines)}
+        times = {file: path.with_name(path.stem + ".timestamps_s.npy") for file, path in arrays.items()}
+        return {file: (np.load(arrays[file]), kind != "clip" and np.load(times[file])) for file in arrays}
+    if kind == "clip":
+        return {file: (row, None) for file, row in zip(files, get("embedding"), strict=True)}
+    return {file: (get(f"embedding/{file}"), get(f"timestamps_s/{file}")) for file in files}
 
 
 def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# The same content
+def stop_after(batches):
+    """An engine that is interrupted after some batches."""
+
+    def engine(output, job):
+        for number, result in enumerate(embedding._embed_here(output, job)):
+            if number == batches:
+                raise KeyboardInterrupt
+            yield result
+
+    return engine
+
+
+# Rows
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OUTS)
+def test_every_format_has_what_the_model_gives(name, kind, embed, small, clips, tmp_path):
+    assert embed(clips[0].parent, tmp_path / name, kind=kind).embedded == 4
+    model = m2d_hub.load_model(small, device="cpu")
+    found = read_elsewhere(tmp_path / name, kind)
+    assert sorted(found) == [clip.as_posix() for clip in clips]
+    for clip in clips:
+        embedding_, times = found[clip.as_posix()]
+        if kind == "clip":
+            expected = model.encode_clip(clip)[0]
+        else:
+            frames = (model.encode_frames if kind == "frames" else model.encode_layers)(clip)
+            expected = frames.features[0] if kind == "frames" else frames.features[:, 0]
+            np.testing.assert_allclose(times, frames.timestamps_s)
+        np.testing.assert_allclose(embedding_, expected, atol=1e-5)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"in", name}
+
+
+@pytest.mark.parametrize("kind", ["clip", "frames"])
+def test_a_dataset_is_one_table_for_other_programs(kind, embed, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PART_ROWS", 2)
+    embed(clips, tmp_path / "out.dataset", kind=kind, batch_size=1)
+    parts = list((tmp_path / "out.dataset").iterdir())
+    assert len(parts) == 2 and {part.suffix for part in parts} == {".parquet"}
+    assert len({pyarrow.parquet.read_schema(part) for part in parts}) == 1
+    polars, datasets = pytest.importorskip("polars"), pytest.importorskip("datasets")
+    assert sorted(polars.read_parquet(tmp_path / "out.dataset")["file"]) == list(map(str, clips))
+    table = datasets.load_dataset(str(tmp_path / "out.dataset"), split="train", cache_dir=tmp_path / "cache")
+    assert len(table) == 4
+
+
+# Resuming
 
 
 @pytest.mark.parametrize("name", OUTS)
-@pytest.mark.parametrize("place", range(1, 7))
-def test_a_disk_that_is_full_at_any_write_loses_and_leaves_nothing(name, place, tiny, tmp_path, monkeypatch):
-    for seed in range(3):
-        write_noise(tmp_path / "in" / f"{seed}.wav", seed)
-    embed(tmp_path / "in", tmp_path / "whole" / name, tiny, kind="frames")
+def test_an_interrupted_job_resumes_with_each_row_once(name, embed, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PART_ROWS", 1)
+    with pytest.raises(KeyboardInterrupt):
+        embed(clips, tmp_path / name, batch_size=1, engine=stop_after(2))
+    (tmp_path / f"{name}.parts").mkdir(exist_ok=True)
+    unfinished = tmp_path / (name if name == "out.dataset" else f"{name}.parts") / "00000009.parquet.partial"
+    unfinished.write_text("of a killed run")
+    resumed = embed(clips, tmp_path / name)
+    assert (resumed.already_there, resumed.embedded) == (2, 2)
+    assert sorted(read(tmp_path / name)) == list(map(str, clips))
+    assert not (tmp_path / f"{name}.parts").exists() and not unfinished.exists()
+    again = embed(clips, tmp_path / name)
+    assert (again.already_there, again.embedded) == (4, 0)
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out"])
+def test_a_kill_between_merging_and_removing_the_parts_duplicates_nothing(
+    name, embed, clips, tmp_path, monkeypatch
+):
+    def killed(_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "remove", killed)
+        with pytest.raises(KeyboardInterrupt):
+            embed(clips[:2], tmp_path / name)
+    assert (tmp_path / f"{name}.parts" / "00000001.safetensors").exists()
+    embed(clips, tmp_path / name)
+    assert list(read(tmp_path / name)) == list(map(str, clips))
+
+
+@pytest.mark.parametrize("name", OUTS)
+@pytest.mark.parametrize("nth", [1, 2, 3, 5])
+def test_a_full_disk_ends_the_job_and_loses_nothing(name, nth, embed, clips, tmp_path, monkeypatch):
     writes = iter(range(1, 1_000))
 
     def fsync(number, real=os.fsync):
-        if next(writes) == place:
+        if next(writes) == nth:
             raise OSError(errno.ENOSPC, "No space left on device")
         real(number)
 
     with monkeypatch.context() as patch, contextlib.suppress(OSError):
         patch.setattr(os, "fsync", fsync)
-        embed(tmp_path / "in", tmp_path / "again" / name, tiny, kind="frames")
-    embed(tmp_path / "in", tmp_path / "again" / name, tiny, kind="frames")
-    whole, again = contents(tmp_path / "whole"), contents(tmp_path / "again")
-    assert list(again) == list(whole) and sorted(again) == sorted(whole)
-    if not Path(name).suffix:
-        assert again == whole
+        embed(clips, tmp_path / name, kind="frames", batch_size=2)
+    embed(clips, tmp_path / name, kind="frames")
+    assert sorted(read(tmp_path / name)) == list(map(str, clips))
+    assert {path.name for path in tmp_path.iterdir()} == {"in", name}
 
 
 @pytest.mark.parametrize("name", OUTS)
-def test_another_file_of_the_same_relative_name_is_embedded_too(name, tiny, tmp_path):
-    for seed, site in enumerate(("one", "two")):
-        write_noise(tmp_path / site / "audio" / "20230101_000000.WAV", seed)
-        (tmp_path / site / "list.csv").write_text("file\naudio/20230101_000000.WAV\n")
-        for _ in range(2):  # the second time, all is there
-            embed(tmp_path / site / "list.csv", tmp_path / name, tiny)
-    first, second = read(tmp_path / name).items()
-    assert first[0] == "audio/20230101_000000.WAV"
-    assert second[0] == str(tmp_path / "two" / "audio" / "20230101_000000.WAV")
-    assert not np.allclose(first[1], second[1])
-
-
-def test_the_same_relative_name_from_another_folder_is_another_file(tiny, tmp_path, monkeypatch):
-    for seed, site in enumerate(("one", "two")):
-        write_noise(tmp_path / site / "audio" / "a.wav", seed)
-        monkeypatch.chdir(tmp_path / site)
-        embed("audio", tmp_path / "out.npz", tiny)
-    assert len(read(tmp_path / "out.npz")) == 2
-
-
-@pytest.mark.parametrize("name", OUTS)
-@pytest.mark.parametrize("change", ["content", "time"])
-def test_a_file_that_changed_is_refused_by_name(name, change, tiny, tmp_path):
-    write_noise(tmp_path / "a.wav")
-    embed(tmp_path / "a.wav", tmp_path / name, tiny)
+def test_a_file_that_changed_is_embedded_again_and_a_deleted_one_keeps_its_row(name, embed, clips, tmp_path):
+    for clip in clips:
+        os.utime(clip, (0, 0))  # 1970 is a time
+    embed(clips, tmp_path / name)
     before = read(tmp_path / name)
-    if change == "content":
-        write_noise(tmp_path / "a.wav", seed=1)
-    else:
-        os.utime(tmp_path / "a.wav", ns=(0, 12345))
-    with pytest.raises(ConfigError, match=rf"a\.wav changed since .*{name} got their embeddings"):
-        embed(tmp_path / "a.wav", tmp_path / name, tiny)
-    assert list(read(tmp_path / name)) == list(before)
+    clips[0].unlink()
+    write_noise(clips[1], seed=9)
+    os.utime(clips[1], (1, 1))
+    again = embed(clips, tmp_path / name)
+    assert (again.embedded, again.already_there) == (1, 3)
+    after = read(tmp_path / name)
+    assert sorted(after) == sorted(before)
+    changed = [file for file in after if not np.array_equal(after[file], before[file])]
+    assert changed == [str(clips[1])]
 
 
 @pytest.mark.parametrize("name", OUTS)
-def test_a_file_that_is_gone_stays_done(name, tiny, tmp_path):
-    path = write_noise(tmp_path / "a.wav")
-    embed(path, tmp_path / name, tiny)
-    path.unlink()
-    assert embed(path, tmp_path / name, tiny).already_there == 1
+@pytest.mark.parametrize("seconds", [0, -(10**9), 10_413_792_000])
+def test_any_time_of_change_is_stored(name, seconds, embed, clips, tmp_path):
+    os.utime(clips[0], (seconds, seconds))
+    embed(clips, tmp_path / name)
+    assert embed(clips, tmp_path / name).already_there == 4
 
 
 @pytest.mark.parametrize("name", OUTS)
-@pytest.mark.parametrize("changed", ["weights", "configuration"])
-def test_other_weights_of_the_same_name_are_refused(name, changed, tiny, tmp_path):
-    model = tmp_path / "mine"
-    shutil.copytree(tiny, model)
-    embed(write_noise(tmp_path / "a.wav"), tmp_path / name, str(model))
-    if changed == "weights":
-        save_model(model, seed=1)
-    else:
-        config = model / "config.json"
-        config.write_text(config.read_text().replace('"std": 4.2', '"std": 4.0'))
-    write_noise(tmp_path / "b.wav")
-    with pytest.raises(ConfigError, match=r"begun with other settings \(weights '[0-9a-f]{64}', now '"):
-        embed([tmp_path / "a.wav", tmp_path / "b.wav"], tmp_path / name, str(model))
+def test_other_settings_are_refused(name, embed, clips, small, tmp_path):
+    shutil.copytree(small, tmp_path / "mine")
+    embed(clips[:1], tmp_path / name, str(tmp_path / "mine"))
+    started = rf"{name} was started with other settings"
+    with pytest.raises(
+        ConfigError, match=rf"{started} \(kind 'clip', now 'frames'; window_s None, now 'inf'\)"
+    ):
+        embed(clips, tmp_path / name, str(tmp_path / "mine"), kind="frames", window_s=float("inf"))
+    save_model(tmp_path / "mine", seed=1)
+    with pytest.raises(ConfigError, match=rf"{started} \(weights '[0-9a-f]{{64}}', now '"):
+        embed(clips, tmp_path / name, str(tmp_path / "mine"))
 
 
-# Folders that may not be entered
+def test_other_settings_are_refused_while_there_are_only_parts(embed, clips, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed(clips, tmp_path / "out.npz", batch_size=1, engine=stop_after(1))
+    with pytest.raises(ConfigError, match="was started with other settings"):
+        embed(clips, tmp_path / "out.npz", kind="frames")
 
 
-def test_a_folder_that_may_not_be_entered_is_reported(tiny, tmp_path, monkeypatch):
-    write_noise(tmp_path / "rec" / "a.wav")
-    write_noise(tmp_path / "rec" / "in" / "b.wav")
-    scan = os.scandir
-
-    def refuse(path="."):
-        if str(path) == str(tmp_path / "rec" / "in"):
-            raise PermissionError(13, "Permission denied", path)
-        return scan(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    summary = embed(tmp_path / "rec", tmp_path / "out.npz", tiny)
-    assert (summary.embedded, summary.failed) == (1, 1)
-    [_, line] = (tmp_path / "out.npz.errors.csv").read_text().splitlines()
-    problem = "cannot be opened (Permission denied): check its name and permissions."
-    assert line == f"{tmp_path}/rec/in,{tmp_path}/rec/in {problem}"
-    [closed] = find_sources(tmp_path / "rec" / "in")
-    assert closed.path == tmp_path / "rec" / "in"
+def test_a_second_run_at_the_same_time_is_refused(embed, clips, tmp_path):
+    (tmp_path / "out.npz.parts").mkdir()
+    with (
+        filelock.FileLock(tmp_path / "out.npz.parts" / ".lock"),
+        pytest.raises(ConfigError, match=r"another run is writing .*out\.npz"),
+    ):
+        embed(clips, tmp_path / "out.npz")
 
 
-# What is not the output's own
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_used_with_a_warning(number, embed, clips, tmp_path, monkeypatch, caplog):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert embed(clips, tmp_path / "out.npz").embedded == 4
+    assert "cannot be locked" in caplog.text
 
 
-@pytest.mark.parametrize(
-    "theirs",
-    ["settings.json", "index.csv", ".lock", "notes.txt", "a.wav.npy", "settings.json/deep"],
-)
-def test_a_folder_of_somebody_else_is_left_alone(theirs, tiny, tmp_path):
-    out = tmp_path / "proj"
-    (out / theirs).parent.mkdir(parents=True)
-    (out / theirs).write_text('{"mine": 1}')
-    (out / "thesis.tex").write_text("precious")
-    before = contents(out)
-    for path in (write_noise(tmp_path / "a.wav"), tmp_path / "nothere.wav"):
-        with pytest.raises(ConfigError, match=r"not write|not written by"):
-            embed(path, out, tiny)
-    assert contents(out) == before
-
-
-@pytest.mark.parametrize("name", OUTS[:3])
-def test_a_parts_folder_of_somebody_else_is_left_alone(name, tiny, tmp_path):
-    parts = tmp_path / f"{name}.parts"
-    parts.mkdir()
-    (parts / "notes.txt").write_text("x")
-    with pytest.raises(ConfigError, match=r"holds 'notes\.txt', which m2d-hub embed did not write"):
-        embed(write_noise(tmp_path / "a.wav"), tmp_path / name, tiny)
-    assert contents(parts) == {Path("notes.txt"): b"x"}
-
-
-def test_what_is_put_beside_the_parts_meanwhile_is_kept(tiny, tmp_path):
-    paths = [write_noise(tmp_path / f"{index}.wav") for index in range(2)]
-
-    def engine(batches, job):
-        (tmp_path / "out.npz.parts" / "notes.txt").write_text("x")
-        from m2d_hub.corpus.embed_files import _run_here
-
-        return _run_here(batches, job)
-
-    embed(paths, tmp_path / "out.npz", tiny, engine=engine)
-    assert len(read(tmp_path / "out.npz")) == 2
-    assert (tmp_path / "out.npz.parts" / "notes.txt").read_text() == "x"
+# Completeness
 
 
 @pytest.mark.parametrize("name", OUTS)
-def test_an_errors_file_of_somebody_else_is_left_alone(name, tiny, tmp_path):
-    errors = tmp_path / f"{name}.errors.csv"
-    errors.write_text("my,own\n")
-    with pytest.raises(ConfigError, match=r"errors\.csv, where .* was not written by m2d-hub embed"):
-        embed(write_noise(tmp_path / "a.wav"), tmp_path / name, tiny)
-    assert errors.read_text() == "my,own\n"
+@pytest.mark.parametrize("gone", ["parts", "out"])
+def test_rows_that_were_removed_meanwhile_are_an_error(name, gone, embed, clips, tmp_path, monkeypatch):
+    monkeypatch.setattr(outputs, "PART_ROWS", 1)
+    removed = tmp_path / (f"{name}.parts" if gone == "parts" and name != "out.dataset" else name)
+    embed(clips[:1], tmp_path / name)
+
+    def engine(output, job):
+        for number, result in enumerate(embedding._embed_here(output, job)):
+            yield result
+            if number == 1:
+                shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+
+    with pytest.raises(ConfigError, match=r"of 4 rows are missing from .* Run the same command again"):
+        embed(clips, tmp_path / name, batch_size=1, engine=engine)
+    embed(clips, tmp_path / name)
+    assert sorted(read(tmp_path / name)) == list(map(str, clips))
 
 
-def test_an_empty_folder_stays_where_nothing_could_be_embedded(tiny, tmp_path):
-    (tmp_path / "made").mkdir()
-    for name in ("made", "new"):
-        embed(tmp_path / "nothere.wav", tmp_path / name, tiny)
-    assert (tmp_path / "made").is_dir() and not list((tmp_path / "made").iterdir())
-    assert not (tmp_path / "new").exists()
+def test_a_final_file_that_cannot_be_read_back_replaces_nothing(embed, clips, tmp_path, monkeypatch):
+    embed(clips[:2], tmp_path / "out.npz")
+    before = (tmp_path / "out.npz").read_bytes()
+    write = formats.Npz.write
+
+    def damaged(self, path, entries, rows):
+        write(self, path, entries, rows)
+        path.write_bytes(path.read_bytes()[:-100])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(formats.Npz, "write", damaged)
+        with pytest.raises(ConfigError, match="cannot be read as embeddings"):
+            embed(clips, tmp_path / "out.npz")
+    assert (tmp_path / "out.npz").read_bytes() == before
+    assert embed(clips, tmp_path / "out.npz").already_there == 4
 
 
-def test_an_array_that_is_not_in_the_index_is_not_written_over(tiny, tmp_path):
-    out = tmp_path / "out"
-    embed(write_noise(tmp_path / "a.wav"), out, tiny)
-    (out / "b.wav.npy").write_bytes(b"precious")
-    embed(write_noise(tmp_path / "b.wav", 1), out, tiny)
-    assert (out / "b.wav.npy").read_bytes() == b"precious"
-    assert len(read(out)) == 2
+def test_files_that_cannot_be_read_are_listed_and_tried_again(embed, clips, tmp_path):
+    (tmp_path / "in" / "bad\n.wav").write_text("no audio")
+    summary = embed([tmp_path / "in", tmp_path / "gone.wav"], tmp_path / "out.npz")
+    assert (summary.embedded, summary.failed) == (4, 2)
+    with open(summary.errors_file, newline="", encoding="utf-8") as lines:
+        reasons = {row["file"]: row["error"] for row in csv.DictReader(lines)}
+    assert list(reasons) == [f"{tmp_path}/in/bad\\n.wav", f"{tmp_path}/gone.wav"]
+    assert "gone.wav does not exist" in reasons[f"{tmp_path}/gone.wav"]
+    assert "\n" not in reasons[f"{tmp_path}/in/bad\\n.wav"]
+    write_noise(tmp_path / "in" / "bad\n.wav")
+    assert embed(tmp_path / "in", tmp_path / "out.npz").errors_file is None
+    assert not (tmp_path / "out.npz.errors.csv").exists()
 
 
-@pytest.mark.parametrize("link", ["in", "b.wav.npy", "b.wav.npy.partial", "index.csv", "settings.json"])
-def test_links_inside_an_output_are_not_written_through(link, tiny, tmp_path):
-    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
-    write_noise(tmp_path / "rec" / "a.wav")
-    embed(tmp_path / "rec", out, tiny)
-    if link == "in":
-        elsewhere.mkdir()
-    elif (out / link).exists():
-        shutil.move(out / link, elsewhere)
-    else:
-        elsewhere.write_bytes(b"precious")
-    (out / link).symlink_to(elsewhere)
-    before = elsewhere.is_file() and elsewhere.read_bytes()
-    write_noise(tmp_path / "rec" / "b.wav")
-    write_noise(tmp_path / "rec" / "in" / "c.wav")
-    if link in ("index.csv", "settings.json"):
-        with pytest.raises(ConfigError, match="was not written by"):
-            embed(tmp_path / "rec", out, tiny)
-    else:
-        embed(tmp_path / "rec", out, tiny)
-        assert len(read(out)) == 3
-    assert (elsewhere.is_dir() and not list(elsewhere.iterdir())) or elsewhere.read_bytes() == before
+@pytest.mark.parametrize("name", OUTS)
+def test_a_job_that_can_read_nothing_leaves_nothing(name, embed, tmp_path):
+    embed(tmp_path / "gone.wav", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.errors.csv"]
 
 
-def test_parts_that_are_a_link_are_refused(tiny, tmp_path):
+# Files of others
+
+FOREIGN = {
+    "out.npz": r"cannot be read as embeddings",
+    "out.npz.parts/notes.txt": r"contains 'notes\.txt', which m2d-hub embed did not write",
+    "out.npz.errors.csv": r"errors\.csv, the list of .* was not written by m2d-hub embed",
+    "out.dataset": "is a link or a file",
+    "out.dataset/notes.txt": r"contains 'notes\.txt', which m2d-hub embed did not write",
+    "out.dataset/a.parquet": r"a\.parquet cannot be read as embeddings",
+    "out/settings.json": "contains files that m2d-hub embed did not write",
+    "out/index.csv": "contains files that m2d-hub embed did not write",
+    "out/a.wav.npy": "contains files that m2d-hub embed did not write",
+    "out": "is a file; an output without a suffix is a folder",
+}
+
+
+@pytest.mark.parametrize("path", FOREIGN)
+def test_what_something_else_wrote_is_refused_and_kept(path, embed, clips, tmp_path):
+    (tmp_path / path).parent.mkdir(exist_ok=True)
+    (tmp_path / path).write_text("precious")
+    before = contents(tmp_path)
+    with pytest.raises(ConfigError, match=FOREIGN[path]):
+        embed(clips, tmp_path / path.split("/")[0].removesuffix(".parts").removesuffix(".errors.csv"))
+    assert contents(tmp_path) == before
+
+
+def test_links_are_not_written_through(embed, clips, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out.npz.parts").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="is a link or a file"):
-        embed(write_noise(tmp_path / "a.wav"), tmp_path / "out.npz", tiny)
+        embed(clips, tmp_path / "out.npz")
+    embed(clips[:1], tmp_path / "out")
+    (tmp_path / "out" / "deep").symlink_to(tmp_path / "elsewhere")
+    write_noise(tmp_path / "in" / "deep" / "a.wav")
+    with pytest.raises(ConfigError, match="is a link that leads out of"):
+        embed(tmp_path / "in", tmp_path / "out")
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
-@pytest.mark.parametrize(
-    "index",
-    [
-        b"file,array\n",
-        b"\xff\xfe",
-        b"file,array,size,modified_ns,place\na.wav,a.wav.npy\n",
-        b"file,array,size,modified_ns,place\na.wav,a.wav.npy,many,1,1\n",
-        b'file,array,size,modified_ns,place\n"a.wav,a.wav.npy,1,1,1\n',
-    ],
-)
-def test_an_index_that_is_damaged_is_refused(index, tiny, tmp_path):
-    out = tmp_path / "out"
-    embed(write_noise(tmp_path / "a.wav"), out, tiny)
-    (out / "index.csv").write_bytes(index)
-    with pytest.raises(
-        ConfigError, match=r"index\.csv cannot be read as embeddings .* It was not written by"
-    ):
-        embed(tmp_path / "a.wav", out, tiny)
+DAMAGED = {
+    "index.csv": ["file,array\n", "file,array,size,modified_ns,place\na.wav,a.wav.npy,many,1,1\n"],
+    "settings.json": ["[]", '{"mine": 1}', "[" * 100_000],
+}
 
 
-@pytest.mark.parametrize("settings", ["", "[]", "null", '{"mine": 1}', "[" * 100_000, "\x00"])
-def test_settings_that_are_damaged_are_refused(settings, tiny, tmp_path):
-    out = tmp_path / "out"
-    embed(write_noise(tmp_path / "a.wav"), out, tiny)
-    (out / "settings.json").write_text(settings)
+@pytest.mark.parametrize(("file", "text"), [(file, text) for file in DAMAGED for text in DAMAGED[file]])
+def test_a_damaged_folder_is_refused(file, text, embed, clips, tmp_path):
+    embed(clips, tmp_path / "out")
+    (tmp_path / "out" / file).write_text(text)
     with pytest.raises(ConfigError, match="was not written by"):
-        embed(tmp_path / "a.wav", out, tiny)
+        embed(clips, tmp_path / "out")
 
 
-@pytest.mark.parametrize("name", OUTS[:3])
-def test_a_file_that_is_damaged_is_refused_and_left_alone(name, tiny, tmp_path):
-    out = tmp_path / name
-    embed([write_noise(tmp_path / f"{index}.wav", index) for index in range(3)], out, tiny)
-    whole = out.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(40):
-        broken = bytearray(whole)
-        for place in rng.integers(0, len(broken), 8):
-            broken[place] = rng.integers(256)
-        if rng.random() < 0.5:
-            broken = broken[: rng.integers(1, len(broken))]
-        out.write_bytes(broken)
-        try:
-            embed(tmp_path / "0.wav", out, tiny)
-        except ConfigError:
-            assert out.read_bytes() == broken
+def test_arrays_outside_of_a_folder_are_not_read(embed, clips, tmp_path):
+    embed(clips, tmp_path / "out")
+    index = tmp_path / "out" / "index.csv"
+    index.write_text(index.read_text().replace("0.wav.npy", "../secret.npy"))
+    with pytest.raises(ConfigError, match="an array outside of the folder"):
+        read(tmp_path / "out")
 
 
-def test_an_archive_of_objects_is_refused(tiny, tmp_path):
-    out = tmp_path / "out.npz"
-    objects = {"settings": np.array([{}]), "file": np.array([None]), "origin": np.zeros((1, 3))}
-    with zipfile.ZipFile(out, "w") as archive:
-        for name, array in objects.items():
-            with archive.open(f"{name}.npy", "w") as file:
-                np.save(file, array)
-    with pytest.raises(ConfigError, match="was not written by"):
-        embed(write_noise(tmp_path / "a.wav"), out, tiny)
+def bomb(path, kind):
+    """A small file that claims to hold gigabytes."""
+    if kind == "parquet":
+        schema = pyarrow.parquet.read_schema(path)
+        wide = pyarrow.array([np.zeros(50_000_000, np.float32)] * 4, pyarrow.list_(pyarrow.float32()))
+        origins = {name: [1, 2, 3, 4] for name in schema.names if name.startswith("origin")}
+        table = pyarrow.table({"file": list("abcd"), "embedding": wide, **origins})
+        pyarrow.parquet.write_table(table.replace_schema_metadata(schema.metadata), path, compression="zstd")
+        return
+    with np.load(path) as arrays, zipfile.ZipFile(path.with_suffix(".new"), "w", zipfile.ZIP_DEFLATED) as new:
+        for name, array in {**arrays, "embedding": np.zeros((4, 10_000_000), np.float32)}.items():
+            file = io.BytesIO()
+            np.save(file, array)
+            new.writestr(f"{name}.npy", file.getvalue())
+    path.with_suffix(".new").replace(path)
 
 
-# The limits of a format
+@pytest.mark.parametrize("kind", ["parquet", "npz"])
+def test_a_small_file_with_gigabytes_of_values_is_refused(kind, embed, clips, tmp_path):
+    out = tmp_path / f"out.{kind}"
+    embed(clips, out)
+    bomb(out, kind)
+    assert out.stat().st_size < 1_000_000
+    with pytest.raises(ConfigError, match=r"cannot be read as embeddings"):
+        read(out)
 
 
-def test_a_header_that_cannot_be_read_is_told_before_any_work(tiny, tmp_path, monkeypatch):
-    paths = [write_noise(tmp_path / f"{index}.wav") for index in range(3)]
-    monkeypatch.setattr(formats, "MAX_HEADER_BYTES", 600)
-    for kind in ("frames", "layers"):
-        with pytest.raises(ConfigError, match=r"out\.safetensors cannot hold 3 files.*safetensors reads"):
-            embed(paths, tmp_path / "out.safetensors", tiny, kind=kind)
-    assert not (tmp_path / "out.safetensors.parts").exists()
-
-
-def test_parts_are_kept_where_the_merged_file_could_not_be_read(tiny, tmp_path, monkeypatch):
-    path = write_noise(tmp_path / "a.wav")
-    out = tmp_path / "out.npz"
-    with monkeypatch.context() as patch:
-        patch.setattr(FORMATS[".npz"], "_names", None, raising=False)
-        patch.setattr(type(FORMATS[".npz"]), "contents", lambda *_: formats.Contents({}, {}))
-        with pytest.raises(ConfigError, match="its parts are kept"):
-            embed(path, out, tiny)
-    assert not out.exists()
-    assert embed(path, out, tiny).already_there == 1
-    assert len(read(out)) == 1
+def test_an_output_never_chooses_a_model_that_is_not_on_this_machine(
+    embed, clips, small, tmp_path, monkeypatch
+):
+    embed(clips, tmp_path / "out")
+    settings = tmp_path / "out" / "settings.json"
+    assert load_model_of(read_embeddings(tmp_path / "out"), device="cpu").embed_dim == 64
+    monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("the network was used"))
+    os.mkfifo(tmp_path / "pipe.pth")
+    recorded = json.loads(settings.read_text())
+    models = ["hf-hub:evil/repo", "m2d-as-0.7", str(tmp_path / "pipe.pth"), "/dev/zero", "random:80x32p16x16"]
+    for model in [*models, "m2d-mini", 5]:
+        settings.write_text(json.dumps(recorded | {"model": model}))
+        with pytest.raises(
+            ConfigError, match=r"is not on this machine with the same weights; name the model"
+        ):
+            load_model_of(read_embeddings(tmp_path / "out"))
+    assert load_model_of(read_embeddings(tmp_path / "out"), small, "cpu").embed_dim == 64
 
 
 # Names
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
+
+def test_a_folder_mirrors_the_input_and_refuses_collisions(embed, clips, tmp_path):
+    write_noise(tmp_path / "in" / "deep" / "a.wav")
+    embed(tmp_path / "in", tmp_path / "out")
+    arrays = sorted(
+        path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.npy")
+    )
+    assert arrays == ["0.wav.npy", "1.wav.npy", "2.wav.npy", "3.wav.npy", "deep/a.wav.npy"]
+    refused = [
+        (
+            [tmp_path / "in", write_noise(tmp_path / "b" / "DEEP" / "A.wav").parents[1]],
+            "have the same path in",
+        ),
+        ([write_noise(tmp_path / "d.wav"), write_noise(tmp_path / "e" / "d.wav")], "have the same path in"),
+        ([write_noise(tmp_path / "f" / "index.csv" / "a.wav").parents[1]], "have the same path in"),
+        ([write_noise(tmp_path / ("x" * 240 + ".wav"))], "is too long"),
+    ]
+    for paths, message in refused:
+        with pytest.raises(ConfigError, match=message):
+            embed(paths, tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "out" / "d.wav.npy").write_text("precious")
+    with pytest.raises(ConfigError, match=r"d\.wav\.npy exists and is not in the index"):
+        embed([tmp_path / "in", tmp_path / "d.wav"], tmp_path / "out")
 
 
-@linux
-@pytest.mark.parametrize("kind", ["clip", "frames"])
+@pytest.mark.parametrize(
+    "name", [r"..\..\up.wav", r"C:\Users\a.wav", r"\\host\share\a.wav", "a:b.wav", "../a.wav"]
+)
+def test_foreign_names_stay_inside_the_output_on_every_system(name):
+    joined = PureWindowsPath("D:/out") / PureWindowsPath(_inside(name))
+    assert joined.is_relative_to("D:/out") and ".." not in joined.parts and ":" not in str(_inside(name))
+
+
+@pytest.mark.parametrize("name", OUTS[:4])
+def test_files_of_one_name_have_rows_of_their_own(name, embed, tmp_path):
+    for seed, site in enumerate(("one", "two")):
+        write_noise(tmp_path / site / "audio" / "a.wav", seed)
+        (tmp_path / site / "list.csv").write_text("file\naudio/a.wav\n")
+        for _ in range(2):
+            embed(tmp_path / site / "list.csv", tmp_path / name)
+    rows = read(tmp_path / name)
+    assert sorted(rows) == sorted(["audio/a.wav", str(tmp_path / "two" / "audio" / "a.wav")])
+    assert not np.allclose(*rows.values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not allow such names")
 @pytest.mark.parametrize("name", OUTS)
-def test_every_name_that_a_file_can_have_is_embedded_once_and_gone_on_with(name, kind, tiny, tmp_path):
-    folder = os.fsencode(tmp_path / "rec") + b"/"
-    names = [
-        b"caf\xe9.wav",
-        b"caf\\xe9.wav",
-        b"caf\xe8.wav",
-        b"line\nfeed.wav",
-        b"return\r.wav",
-        b"\xc2\x85.wav",
-    ]
-    names += ["\u2028.wav".encode(), b"\x0b\x0c\x1c.wav", b'quo"te,.wav', b" spaces .wav", b"A.wav", b"a.wav"]
-    names += [unicodedata.normalize(form, "é.wav").encode() for form in ("NFC", "NFD")]
-    names += [b"d.wav", b"d.wav.timestamps_s.wav", b"e.wav", b"e.wav.npy/f.wav", b"index.csv/g.wav"]
-    names += [
-        b"x" * 251 + b".wav",
-        b"y" * 231 + b".wav",
-        "字".encode() * 83 + b".wav",
-        b"\xe9" * 200 + b".wav",
-    ]
+def test_names_that_are_not_text_are_escaped(name, embed, tmp_path):
+    names = [b"caf\xe9.wav", b"line\nfeed.wav", "\u2028.wav".encode(), b'quo"te,.wav', "é字.wav".encode()]
+    (tmp_path / "in").mkdir()
     for seed, file in enumerate(names):
-        write_noise(folder + file, seed)
-    out = tmp_path / name
-    summary = embed(tmp_path / "rec", out, tiny, kind=kind)
-    assert (summary.embedded, summary.failed) == (len(names), 0)
-    found = read(out)
-    assert len(found) == len(names) and all(file.isprintable() or "\n" not in file for file in found)
-    assert len({embedding.tobytes() for embedding in found.values()}) == len(names)
-    assert embed(tmp_path / "rec", out, tiny, kind=kind).already_there == len(names)
+        os.rename(write_noise(tmp_path / "a.wav", seed), os.fsencode(tmp_path / "in") + b"/" + file)
+    assert embed(tmp_path / "in", tmp_path / name).embedded == len(names)
+    assert embed(tmp_path / "in", tmp_path / name).already_there == len(names)
+    escaped = {"caf\\xe9.wav", "line\\nfeed.wav", "\\u2028.wav", 'quo"te,.wav', "é字.wav"}
+    assert {Path(file).name for file in read(tmp_path / name)} == escaped
 
 
-@pytest.mark.parametrize("name", OUTS)
-def test_a_name_that_another_ones_suffix_makes_collides_with_nothing(name, tiny, tmp_path):
-    """Files of a list may have any suffix, also those of the arrays."""
-    files = ["d.wav", "d.wav.timestamps_s", "d.wav.npy", "d.wav.timestamps_s.npy"]
-    for seed, file in enumerate(files):
-        write_noise(tmp_path / file, seed)
-    (tmp_path / "list.csv").write_text("\n".join(["file", *files]))
-    embed(tmp_path / "list.csv", tmp_path / name, tiny, kind="frames")
-    model = m2d_hub.load_model(tiny, device="cpu")
-    for file, embedding in read(tmp_path / name).items():
-        expected = model.encode_frames(tmp_path / file).features[0]
-        np.testing.assert_allclose(embedding, expected, atol=1e-5)
-    if name == "out.npz":  # as numpy gives it, by name
-        with np.load(tmp_path / name) as arrays:
-            files = arrays["file"].tolist()
-            assert len({arrays[f"embedding/{file}"].tobytes() for file in files}) == 4
+def test_a_source_that_is_given_twice_is_embedded_once(embed, clips, tmp_path):
+    sources = [Source(path, "same", Path("same")) for path in clips[:2]]
+    embed([*sources, sources[0]], tmp_path / "out.npz")
+    assert list(read(tmp_path / "out.npz")) == ["same", str(clips[1])]
 
 
-def test_sources_of_one_name_are_told_apart(tiny, tmp_path):
-    paths = [write_noise(tmp_path / f"{index}.wav", index) for index in range(2)]
-    sources = [Source(path, "same", Path("same")) for path in paths]
-    for name in ("out", "out.npz"):
-        embed([*sources, sources[0]], tmp_path / name, tiny)
-        assert list(read(tmp_path / name)) == ["same", str(paths[1])]
-
-
-def test_the_folder_itself_may_be_the_output(tiny, tmp_path, monkeypatch):
-    write_noise(tmp_path / "rec" / "a.wav")
+def test_the_current_folder_may_be_the_output(embed, clips, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    embed([tmp_path / "rec" / "a.wav", "gone.wav"], ".", tiny)
-    assert len(read(tmp_path / "here")) == 1
-    assert (tmp_path / "here.errors.csv").is_file()
+    embed([*clips, "gone.wav"], ".")
+    assert len(read(tmp_path / "here")) == 4 and (tmp_path / "here.errors.csv").is_file()
+
+
+def test_a_header_that_safetensors_cannot_read_is_refused_before_any_work(
+    embed, clips, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(formats, "MAX_HEADER_BYTES", 600)
+    with pytest.raises(ConfigError, match=r"out\.safetensors cannot hold 4 files.*safetensors reads"):
+        embed(clips, tmp_path / "out.safetensors", kind="frames")
+    assert not (tmp_path / "out.safetensors.parts").exists()
+
+
+# Sources
+
+
+def test_folders_that_cannot_be_listed_are_reported_and_hidden_ones_skipped(
+    embed, clips, tmp_path, monkeypatch
+):
+    write_noise(tmp_path / "in" / "closed" / "b.wav")
+    write_noise(tmp_path / "in" / ".git" / "c.wav")
+    scan = os.scandir
+
+    def refuse(path="."):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    summary = embed(tmp_path / "in", tmp_path / "out.npz")
+    assert (summary.embedded, summary.failed) == (4, 1)
+    assert "closed cannot be opened (Permission denied)" in Path(summary.errors_file).read_text()
 
 
 def test_an_empty_path_is_refused():
-    with pytest.raises(ConfigError, match="an empty path was given"):
+    with pytest.raises(ConfigError, match="a path is empty"):
         find_sources([""])
-
-
-def test_a_damaged_file_that_is_open_is_called_by_its_name():
-    parquet = FORMATS[".parquet"]
-    for read in (parquet.contents, lambda *given: list(parquet.records(*given))):
-        with pytest.raises(ConfigError, match=r"^s3://bucket/part\.parquet cannot be read as embeddings"):
-            read(pyarrow.BufferReader(b"no Parquet"), "s3://bucket/part.parquet")

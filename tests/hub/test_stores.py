@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import logging
+import os
+import socket
 import sys
 import tarfile
+import tempfile
 from urllib.request import Request, urlopen
 
 import numpy as np
@@ -14,10 +18,13 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-from m2d_hub import ConfigError, embed_files, find_sources
+from m2d_hub import AudioError, ConfigError, embed_files, find_sources
+from m2d_hub.audio.stored import FetchedFile
 from m2d_hub.cli import main as cli
-from m2d_hub.corpus.stored import read_stored
-from m2d_hub.corpus.stores import place_of
+from m2d_hub.corpus import stores
+from m2d_hub.corpus.embed_files import _embed_here
+from m2d_hub.corpus.stored import read_embeddings
+from m2d_hub.corpus.stores import to_location
 
 from ..signals import noise
 
@@ -52,35 +59,30 @@ def credentials(monkeypatch):
 
 @pytest.fixture
 def bucket(endpoint, credentials, monkeypatch):
-    """A new bucket, through pyarrow itself: names and bytes can be put and got."""
-    from pyarrow import fs
-
+    """A new bucket, through boto3: names and bytes can be put and got."""
+    boto3 = pytest.importorskip("boto3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    return Bucket(fs.S3FileSystem(endpoint_override=endpoint, allow_bucket_creation=True))
+    return Bucket(boto3.client("s3", endpoint_url=endpoint))
 
 
 class Bucket:
     count = 0
 
-    def __init__(self, system):
+    def __init__(self, client):
         Bucket.count += 1
-        self.name, self.system = f"bucket-{Bucket.count}", system
-        system.create_dir(self.name)
+        self.name, self.client = f"bucket-{Bucket.count}", client
+        client.create_bucket(Bucket=self.name)
         self.url = f"s3://{self.name}"
 
     def put(self, name, content):
-        with self.system.open_output_stream(f"{self.name}/{name}") as file:
-            file.write(content)
+        self.client.put_object(Bucket=self.name, Key=name, Body=content)
 
     def get(self, name):
-        with self.system.open_input_stream(f"{self.name}/{name}") as file:
-            return file.read()
+        return self.client.get_object(Bucket=self.name, Key=name)["Body"].read()
 
     def names(self):
-        from pyarrow import fs
-
-        found = self.system.get_file_info(fs.FileSelector(self.name, recursive=True))
-        return sorted(info.path.split("/", 1)[1] for info in found if info.is_file)
+        found = self.client.list_objects_v2(Bucket=self.name).get("Contents", [])
+        return sorted(each["Key"] for each in found)
 
     def download(self, folder):
         for name in self.names():
@@ -110,7 +112,7 @@ def embed(tiny_folder):
 
 def by_seed(path):
     """Embeddings by the number that a file's name begins with."""
-    return {int(record.file.rsplit("/", 1)[1][0]): record.embedding for record in read_stored(path).records()}
+    return {int(row.file.rsplit("/", 1)[1][0]): row.embedding for row in read_embeddings(path).rows()}
 
 
 @pytest.mark.parametrize("kind", ["clip", "frames"])
@@ -119,7 +121,9 @@ def test_what_a_store_holds_is_embedded_into_it(out, kind, bucket, recordings, e
     summary = embed(recordings, f"{bucket.url}/{out}", kind=kind)
     assert (summary.embedded, summary.failed, summary.out) == (6, 0, f"{bucket.url}/{out}")
     embed(tmp_path / "in", tmp_path / "local.npz", kind=kind)
-    expected, found = by_seed(tmp_path / "local.npz"), by_seed(bucket.download(tmp_path / "down") / out)
+    expected, found = by_seed(tmp_path / "local.npz"), by_seed(f"{bucket.url}/{out}")
+    bucket.download(tmp_path / "down")
+    assert len(by_seed(tmp_path / "down" / out)) == 6
     assert sorted(found) == sorted(expected) == list(range(6))
     for seed, embedding in expected.items():
         np.testing.assert_array_equal(found[seed], embedding)
@@ -130,10 +134,9 @@ def test_what_a_store_holds_is_embedded_into_it(out, kind, bucket, recordings, e
 @pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
 def test_a_job_in_a_store_goes_on(out, bucket, recordings, embed, tmp_path):
     """Stopped after two of three batches; then with more files; then with nothing to do."""
-    from m2d_hub.corpus.embed_files import _run_here
 
-    def interrupt(batches, job):
-        for number, result in enumerate(_run_here(batches, job)):
+    def interrupt(output, job):
+        for number, result in enumerate(_embed_here(output, job)):
             if number == 2:
                 raise KeyboardInterrupt
             yield result
@@ -147,9 +150,7 @@ def test_a_job_in_a_store_goes_on(out, bucket, recordings, embed, tmp_path):
     assert embed(recordings, url).embedded == 1
     last = embed(recordings, url)
     assert (last.already_there, last.embedded) == (7, 0)
-    found = [
-        record.file for record in read_stored(bucket.download(tmp_path / "down") / "deep" / out).records()
-    ]
+    found = [row.file for row in read_embeddings(url).rows()]
     assert len(found) == len(set(found)) == 7
 
 
@@ -160,11 +161,11 @@ def test_files_that_cannot_be_read_are_listed_in_the_store(bucket, recordings, t
     result = CliRunner().invoke(cli.main, ["embed", *given, "--model", str(tiny_folder), "--device", "cpu"])
     assert result.exit_code == 3, result.output
     assert f"see {bucket.url}/out.parquet.errors.csv" in result.output
-    told = {row["file"]: row["error"] for row in rows(bucket.get("out.parquet.errors.csv"))}
-    assert list(told) == [f"{bucket.url}/in/{name}.wav" for name in ("bad", "empty", "missing")]
-    assert "cannot be read as audio" in told[f"{recordings}/bad.wav"]
-    assert told[f"{recordings}/empty.wav"] == f"{recordings}/empty.wav is empty: it holds no samples."
-    assert told[f"{recordings}/missing.wav"] == f"{recordings}/missing.wav does not exist."
+    reasons = {row["file"]: row["error"] for row in rows(bucket.get("out.parquet.errors.csv"))}
+    assert list(reasons) == [f"{bucket.url}/in/{name}.wav" for name in ("bad", "empty", "missing")]
+    assert "cannot be read as audio" in reasons[f"{recordings}/bad.wav"]
+    assert reasons[f"{recordings}/empty.wav"] == f"{recordings}/empty.wav is empty: it holds no samples."
+    assert reasons[f"{recordings}/missing.wav"] == f"{recordings}/missing.wav does not exist."
     for name in ("bad", "empty", "missing"):
         bucket.put(f"in/{name}.wav", wav(7))
     assert CliRunner().invoke(cli.main, ["embed", *given, "--model", str(tiny_folder)]).exit_code == 0
@@ -203,55 +204,103 @@ def test_shards_in_a_store_are_read(bucket, embed, tmp_path):
     for seed in range(3):
         (tmp_path / f"{seed}.wav").write_bytes(wav(seed))
     embed(sorted(tmp_path.glob("*.wav")), tmp_path / "local.npz")
-    found = [record.embedding for record in read_stored(tmp_path / "out.npz").records()]
-    expected = [record.embedding for record in read_stored(tmp_path / "local.npz").records()]
+    found = [row.embedding for row in read_embeddings(tmp_path / "out.npz").rows()]
+    expected = [row.embedding for row in read_embeddings(tmp_path / "local.npz").rows()]
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.slow
-@pytest.mark.multi_process
-def test_workers_of_a_cluster_read_and_write_a_store(bucket, recordings, embed, tmp_path, monkeypatch):
-    ray = pytest.importorskip("ray", reason="needs m2d-hub[ray]")
-    from m2d_hub.corpus.ray_engine import RayEngine
-
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # no token in the home folder
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=128 << 20)
-    try:
-        for out in ("out.dataset", "out.parquet"):
-            assert embed(recordings, f"{bucket.url}/{out}", engine=RayEngine(2)).embedded == 6
-    finally:
-        ray.shutdown()
-    embed(tmp_path / "in", tmp_path / "local.npz")
-    expected, down = by_seed(tmp_path / "local.npz"), bucket.download(tmp_path / "down")
-    for out in ("out.dataset", "out.parquet"):
-        found = by_seed(down / out)
-        assert sorted(found) == sorted(expected)
-        for seed, embedding in expected.items():
-            np.testing.assert_allclose(found[seed], embedding, atol=1e-5)
-
-
-def test_an_object_that_changed_is_told(bucket, recordings, embed):
+def test_an_object_that_changed_is_embedded_again(bucket, recordings, embed):
     embed(recordings, f"{bucket.url}/out.parquet")
     bucket.put("in/a b/0#.wav", wav(50))
-    with pytest.raises(ConfigError, match=r"0#\.wav changed since"):
-        embed(recordings, f"{bucket.url}/out.parquet")
+    assert embed(recordings, f"{bucket.url}/out.parquet").embedded == 1
 
 
 def test_what_others_wrote_into_a_store_is_left_alone(bucket, recordings, embed):
     bucket.put("out.parquet", b"precious")
     bucket.put("out.dataset/notes.txt", b"precious")
     bucket.put("new.parquet.errors.csv", b"precious")
-    for out in ("out.parquet", "out.dataset", "new.parquet"):
+    bucket.put("old.parquet.parts/deep/notes.txt", b"precious")
+    before = {name: bucket.get(name) for name in bucket.names()}
+    for out in ("out.parquet", "out.dataset", "new.parquet", "old.parquet"):
         with pytest.raises(ConfigError, match=r"not (write|written)"):
             embed(recordings, f"{bucket.url}/{out}")
-    assert bucket.get("out.parquet") == bucket.get("new.parquet.errors.csv") == b"precious"
+    assert {name: bucket.get(name) for name in bucket.names()} == before
+
+
+def test_an_interrupted_upload_replaces_nothing(bucket, recordings, embed, monkeypatch):
+    out = to_location(f"{bucket.url}/out.parquet")
+    embed(f"{recordings}/a b/0#.wav", str(out))
+    before = bucket.get("out.parquet")
+    call = type(out.fs)._call_s3
+
+    async def stalled(self, method, *arguments, **values):
+        if method == "put_object" and values["Key"] == "out.parquet":
+            raise OSError("the connection was closed")
+        return await call(self, method, *arguments, **values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(out.fs), "_call_s3", stalled)
+        with pytest.raises(ConfigError, match="cannot be"):
+            embed(recordings, str(out))
+    assert bucket.get("out.parquet") == before
+    resumed = embed(recordings, str(out))
+    assert (resumed.already_there, resumed.embedded) == (6, 0)
+
+
+@pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
+def test_a_store_that_keeps_nothing_is_an_error(out, bucket, recordings, embed, monkeypatch):
+    fs = to_location(f"{bucket.url}/{out}").fs
+    monkeypatch.setattr(fs, "put_file", lambda *_: None)
+    with pytest.raises(ConfigError, match=r"6 of 6 rows are missing from s3://"):
+        embed(recordings, f"{bucket.url}/{out}")
+
+
+def test_a_full_disk_of_temporary_files_ends_the_job(recordings, embed, tmp_path, monkeypatch):
+    copies = []
+
+    def full(self, content):
+        copies.append(self)
+        if len(copies) > 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fill(self, content)
+
+    fill = FetchedFile.fill
+    monkeypatch.setattr(FetchedFile, "fill", full)
+    with pytest.raises(OSError, match="No space left"):
+        embed(recordings, tmp_path / "out.npz")
+    assert not (tmp_path / "out.npz.errors.csv").exists()
+
+
+def test_an_object_that_is_shorter_than_announced_is_an_error():
+    copy = FetchedFile("s3://bucket/a.wav", 100, 0)
+    with pytest.raises(AudioError, match=r"s3://bucket/a\.wav is incomplete: 7 of 100 bytes"):
+        copy.fill(io.BytesIO(b"7 bytes"))
+
+
+def test_temporary_copies_have_no_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    copy = FetchedFile("s3://bucket/a.wav", 7, 0)
+    copy.fill(io.BytesIO(b"7 bytes"))
+    first, second = copy.open(), copy.open()
+    assert first.read(2) == second.read(2) == b"7 " and first.read() == b"bytes"
+    assert os.name == "nt" or not list(tmp_path.iterdir())
+
+
+def test_one_odd_row_of_a_list_is_reported_and_the_rest_embedded(bucket, embed, tmp_path):
+    odd = ["s3://no-such-bucket-of-ours/a.wav", "https://host/a.wav", "s3:///a.wav"]
+    odd += [f"{bucket.url}/0.wav?endpoint_override=localhost:1&scheme=http", f"{bucket.url}/gone.wav"]
+    for name in ("0.wav", "a//b.wav", "1.wav?take=2"):
+        bucket.put(name, wav(0))
+    good = [f"{bucket.url}/0.wav", f"{bucket.url}/a//b.wav", f"{bucket.url}/1.wav?take=2"]
+    (tmp_path / "list.csv").write_text("\n".join(["file", *odd, *good]))
+    embed(tmp_path / "list.csv", tmp_path / "out.npz")
+    assert [row.file for row in read_embeddings(tmp_path / "out.npz").rows()] == good
+    assert [row["file"] for row in rows((tmp_path / "out.npz.errors.csv").read_bytes())] == odd
 
 
 WRONG = {
-    "ftp://host/a.wav": r"URLs of the kind ftp:// are not read; give a path, or s3://, gs://, abfs://, file://",
-    "https://host/a.wav": r"URLs of the kind https:// are not read",
-    "s3://": r"s3:// names no bucket: give s3://BUCKET/PREFIX",
+    "ftp://host/a.wav": r"ftp:// is not supported; give a path, or a URL with s3://, gs://, abfs://, file://",
+    "s3://": r"s3:// has no bucket; give s3://BUCKET/PREFIX",
     "s3://no-such-bucket-of-ours/in": r"cannot be used: there is no such bucket",
     "s3://no-such-bucket-of-ours/in.csv": r"cannot be used: there is no such bucket",
 }
@@ -263,12 +312,12 @@ def test_a_url_that_cannot_be_used_is_told_in_a_sentence(url, bucket, embed, tmp
         find_sources(url)
     (tmp_path / "a.wav").write_bytes(wav(0))
     for out in (f"{url}/out.parquet", f"{url}/out.dataset"):
-        with pytest.raises(ConfigError, match=WRONG[url].replace("s3:// names", "names")):
+        with pytest.raises(ConfigError, match=WRONG[url].replace("s3:// has", "has")):
             embed(tmp_path / "a.wav", out)
 
 
 def test_patterns_are_refused_and_empty_prefixes_told(bucket, recordings):
-    with pytest.raises(ConfigError, match="patterns are not looked for in stores"):
+    with pytest.raises(ConfigError, match="patterns are not supported in stores"):
         find_sources(f"{recordings}/*.wav")
     bucket.put("texts/notes.txt", b"")
     with pytest.raises(ConfigError, match=r"texts holds no audio files"):
@@ -280,20 +329,22 @@ def test_only_parquet_is_written_into_a_store(out, bucket, recordings, tiny_fold
     arguments = ["embed", recordings, "--out", f"{bucket.url}/{out}", "--model", str(tiny_folder)]
     result = CliRunner().invoke(cli.main, arguments)
     assert result.exit_code == 2
-    assert "in a store .parquet and .dataset are written" in result.output
+    assert "in a store, the output must end in .parquet or .dataset" in result.output
 
 
 def test_a_store_that_cannot_be_reached_is_told(credentials, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(ConfigError, match="s3://unreached/in cannot be reached: check the network"):
+    with pytest.raises(ConfigError, match=r"s3://unreached.* cannot be reached .* Check the network"):
         find_sources("s3://unreached/in")
 
 
 def test_credentials_that_a_store_refuses_are_told(endpoint, bucket):
     checked_after(endpoint, 0)
     try:
-        with pytest.raises(ConfigError, match=r"refuses these credentials, or there are none\. Give some"):
+        with pytest.raises(
+            ConfigError, match=r"cannot be used with these credentials .* set AWS_ACCESS_KEY_ID"
+        ):
             find_sources(f"{bucket.url}/in")
     finally:
         checked_after(endpoint, 1_000_000)
@@ -305,14 +356,28 @@ def checked_after(endpoint, requests):
     urlopen(Request(url, data=str(requests).encode(), headers=kind, method="POST")).close()
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"s3:// needs pyarrow: pip install 'm2d-hub\[s3\]'"):
-        find_sources("s3://another-bucket/in")
+@pytest.mark.parametrize(
+    ("url", "package"),
+    [("s3://other/in", r"'m2d-hub\[s3\]'"), ("gs://other/in", "gcsfs"), ("abfs://other/in", "adlfs")],
+)
+def test_the_package_of_a_store_is_named_if_it_is_missing(url, package, monkeypatch):
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.split(":")[0], raising=False)
+    for module in ("s3fs", "gcsfs", "adlfs"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ConfigError, match=rf"needs \w+: pip install {package}"):
+        find_sources(url)
+
+
+def test_a_store_that_does_not_answer_is_given_up(credentials, monkeypatch):
+    monkeypatch.setattr(stores, "_TIMEOUT_S", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        with pytest.raises(ConfigError, match="s3://silent cannot be reached"):
+            find_sources("s3://silent/in")
 
 
 def test_a_url_of_a_file_is_its_path(tmp_path):
     (tmp_path / "a b.wav").write_bytes(wav(0))
     [source] = find_sources(f"file://{tmp_path}/a%20b.wav")
     assert source.path == tmp_path / "a b.wav"
-    assert place_of("s3://bucket/key/") == place_of("S3://bucket/key")
+    assert to_location("s3://bucket/key/") == to_location("S3://bucket/key")

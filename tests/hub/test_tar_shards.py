@@ -11,10 +11,9 @@ import pytest
 import soundfile
 from click.testing import CliRunner
 
-import m2d_hub
 from m2d_hub import ConfigError, embed_files, find_sources
 from m2d_hub.cli import main as cli
-from m2d_hub.corpus.stored import read_stored
+from m2d_hub.corpus.stored import read_embeddings
 
 from ..signals import noise
 
@@ -59,7 +58,7 @@ def errors(tmp_path, out="out.npz"):
 
 
 def embeddings(path):
-    return {record.file: record.embedding for record in read_stored(path).records()}
+    return {row.file: row.embedding for row in read_embeddings(path).rows()}
 
 
 @pytest.mark.parametrize("kind", ["clip", "frames"])
@@ -125,7 +124,7 @@ def test_what_is_no_file_in_a_shard_is_reported(member, embed, tmp_path):
     pack(tmp_path / "a.tar", [("good.wav", wav(0)), member])
     summary = embed(tmp_path / "a.tar")
     assert (summary.embedded, summary.failed) == (1, 1)
-    assert "as a link or a sparse file: write it as a file" in errors(tmp_path)["evil.wav"]
+    assert "as a link or a sparse file; store it as a regular file" in errors(tmp_path)["evil.wav"]
 
 
 @pytest.mark.parametrize("name", ["../../evil.wav", "/evil.wav", "a/../../evil.wav"])
@@ -135,14 +134,14 @@ def test_names_that_lead_out_of_a_shard_are_names_only(name, out, embed, tmp_pat
     (tmp_path / "here").mkdir()
     assert embed(tmp_path / "a.tar", out, kind="frames").embedded == 1
     assert not list(tmp_path.glob("evil*")) and not list((tmp_path / "here").glob("evil*"))
-    assert list(read_stored(tmp_path / out).origins) == [name]
+    assert list(read_embeddings(tmp_path / out).fingerprints) == [name]
 
 
 def test_a_name_that_is_there_twice_is_read_once(embed, tmp_path):
     pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("./x.wav", wav(1))])
     summary = embed(tmp_path / "a.tar")
     assert (summary.embedded, summary.failed) == (1, 1)
-    assert all("holds x.wav twice" in reason for reason in errors(tmp_path).values())
+    assert all("contains x.wav twice" in reason for reason in errors(tmp_path).values())
 
 
 def test_a_shard_that_is_cut_off_gives_what_is_whole(embed, tmp_path):
@@ -160,13 +159,15 @@ def test_a_shard_that_is_damaged_gives_what_is_before(embed, tmp_path):
     shard.write_bytes(content)
     summary = embed(shard)
     assert (summary.embedded, summary.failed) == (1, 1)
-    assert errors(tmp_path) == {shard.as_posix(): f"{shard} is damaged at byte 1,024: make it again."}
+    assert errors(tmp_path) == {
+        shard.as_posix(): f"{shard} is damaged or cut off at byte 1,024; create it again."
+    }
 
 
 def test_a_file_that_is_no_shard_is_reported(embed, tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
     assert embed(tmp_path / "a.tar").failed == 1
-    assert "cannot be read as a tar shard" in errors(tmp_path)[(tmp_path / "a.tar").as_posix()]
+    assert "cannot be read as an uncompressed tar shard" in errors(tmp_path)[(tmp_path / "a.tar").as_posix()]
 
 
 def test_a_shard_without_audio_is_refused(tmp_path):
@@ -175,9 +176,48 @@ def test_a_shard_without_audio_is_refused(tmp_path):
         find_sources(tmp_path / "a.tar")
 
 
-def test_a_shard_that_changed_is_told(embed, tmp_path):
+def test_members_of_a_shard_that_changed_are_embedded_again(embed, tmp_path):
     pack(tmp_path / "a.tar", [("x.wav", wav(0))])
     embed(tmp_path / "a.tar")
     pack(tmp_path / "a.tar", [("x.wav", wav(3_000))])
-    with pytest.raises(m2d_hub.ConfigError, match="changed since"):
-        embed(tmp_path / "a.tar")
+    assert embed(tmp_path / "a.tar").embedded == 1
+
+
+@pytest.mark.parametrize("between", [b"", bytes(20_480)])
+def test_joined_shards_are_read_to_their_end(between, embed, tmp_path):
+    parts = [pack(tmp_path / f"{name}.tar", [(f"{name}.wav", wav(0))]).read_bytes() for name in "ab"]
+    (tmp_path / "joined.tar").write_bytes(between.join(parts))
+    assert embed(tmp_path / "joined.tar").embedded == 2
+    (tmp_path / "noise.tar").write_bytes(parts[0] + b"noise" * 200)
+    summary = embed(tmp_path / "noise.tar", "noise.npz")
+    assert (summary.embedded, summary.failed) == (1, 1)
+
+
+def test_a_shard_that_is_cut_off_between_members_is_reported(embed, tmp_path):
+    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("y.wav", wav(1))])
+    second = shard.read_bytes().index(b"y.wav")
+    shard.write_bytes(shard.read_bytes()[:second])
+    summary = embed(shard)
+    assert (summary.embedded, summary.failed) == (1, 1)
+
+
+def negative_size(path):
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        info = tarfile.TarInfo("a.wav")
+        info.pax_headers = {"size": "-5000"}
+        tar.addfile(info)
+
+
+def nested_headers(path):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 1
+    path.write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 20_000)
+
+
+@pytest.mark.parametrize("damage", [negative_size, nested_headers, lambda path: path.write_bytes(b"")])
+def test_a_malformed_shard_does_not_stop_the_rest(damage, embed, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.wav").write_bytes(wav(0))
+    damage(tmp_path / "in" / "z.tar")
+    assert embed(tmp_path / "in").embedded == 1
+    assert all("z.tar" in reason for reason in errors(tmp_path).values())

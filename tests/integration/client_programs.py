@@ -262,10 +262,9 @@ def run_ray(model: str, folder: Path) -> str:
     import psutil
     import ray
 
-    from m2d_hub.clients.ray import EmbedAudio
+    from m2d_hub.clients.ray import EmbedAudio, RayEngine
     from m2d_hub.corpus.embed_files import embed_files
     from m2d_hub.corpus.parquet import Parquet
-    from m2d_hub.corpus.ray_engine import RayEngine
     from m2d_hub.corpus.sources import find_sources
 
     for index, clip in enumerate(tones(80, seconds=20.0)[0]):
