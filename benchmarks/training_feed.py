@@ -26,7 +26,7 @@ from kept import keep
 from m2d_training.data.crops import CropPlan, crop_waveform
 from m2d_training.data.entries import Entry
 from m2d_training.data.manifest import read_manifest
-from m2d_training.pretraining.prepare import PrepareOptions, prepare
+from m2d_training.pretraining.prepare import prepare
 
 from m2d_hub.audio import open_audio
 from m2d_hub.config import FrontendConfig
@@ -53,7 +53,7 @@ def entries_of(work: Path, kind: str, options: argparse.Namespace) -> list[Entry
         write_clips(folder, kind, options.clips, options.seconds, 44_100, 2)
         return read_manifest(str(folder)).entries
     write_clips(work / "flac", "flac", options.clips, options.seconds, 16_000, 1)
-    prepare(PrepareOptions(str(work / "flac"), folder, progress=False))
+    prepare(work / "flac", folder, progress=False)
     return read_manifest(str(folder / "*.tar")).entries
 
 

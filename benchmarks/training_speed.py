@@ -30,11 +30,9 @@ from m2d_training import build_pretrainer
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import EpochPlan, StepSampler
 from m2d_training.pretraining.dataset import PretrainDataset, build_loader
-from m2d_training.pretraining.inputs import InputBuilder
-from m2d_training.pretraining.loop import Trainer
-from m2d_training.pretraining.optimizer import build_optimizer
-from m2d_training.pretraining.prepare import PrepareOptions, prepare
+from m2d_training.pretraining.prepare import prepare
 from m2d_training.pretraining.presets import load_preset
+from m2d_training.pretraining.trainer import InputBuilder, Trainer
 from m2d_training.runs.settings import apply_settings
 
 from m2d_hub.nn.frontend import LogMelFrontend
@@ -79,7 +77,7 @@ def make_shards(folder: Path) -> Path:
         rows.append([f"{index}.wav"])
     with (folder / "list.csv").open("w", newline="") as lines:
         csv.writer(lines).writerows(rows)
-    prepare(PrepareOptions(str(folder / "list.csv"), folder / "shards", progress=False))
+    prepare(folder / "list.csv", folder / "shards", progress=False)
     return folder / "shards"
 
 
@@ -92,7 +90,7 @@ def time_stages(preset: str, shards: Path, steps: int) -> dict[str, object]:
     accelerator = Accelerator(cpu=True)
     inputs = InputBuilder(config, manifest.kind, LogMelFrontend(config.frontend), noise_mean=0.0)
     pretrainer = build_pretrainer(config)
-    trainer = Trainer(config, pretrainer, build_optimizer(pretrainer, config), inputs, plan, accelerator)
+    trainer = Trainer(config, pretrainer, inputs, plan, accelerator)
     total = steps + WARM_UP_STEPS
     loader = iter(
         build_loader(PretrainDataset(config, manifest), StepSampler(plan, config.batch_size, 1, 0, total), 0)

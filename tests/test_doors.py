@@ -28,10 +28,8 @@ from m2d_training.evaluation.report import REPORT_FILE, read_report
 from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
 from m2d_training.linear.features import StoredFeatures
 from m2d_training.pretraining.teachers import _is_hubert_folder
-from m2d_training.runs.folder import RunFolder
-from m2d_training.runs.lists import LISTS_FILE, ListedClips, write_or_compare_lists
+from m2d_training.runs.folder import RunFolder, read_config
 from m2d_training.runs.log import read_metrics
-from m2d_training.runs.resolved import read_config
 from m2d_training.runs.state import read_state, write_tensors
 from m2d_training.suites.task_lists import task_list
 
@@ -188,17 +186,6 @@ def records(path: Path) -> object:
     return list(read_embeddings(path).rows())
 
 
-def listed(folder: Path) -> Path:
-    clips = {"data": ListedClips.of(["a.wav", "b.wav"], {"label": ["dog", "cat"]})}
-    write_or_compare_lists(RunFolder(folder), clips)
-    return folder / LISTS_FILE
-
-
-def compare_lists(path: Path) -> None:
-    clips = {"data": ListedClips.of(["a.wav", "b.wav"], {"label": ["dog", "cat"]})}
-    write_or_compare_lists(RunFolder(path.parent), clips)
-
-
 def report(folder: Path) -> Path:
     figures = {"value": 0.5, "low": 0.4, "high": 0.6, "per_seed": {"0": 0.5}}
     values = {"metric": "accuracy", "over_seeds": {"mean": 0.5, "plus_minus": None}} | figures
@@ -299,7 +286,6 @@ READERS = {
         CheckpointError,
         GONE,
     ),
-    "a run's lists": Reader(listed, compare_lists, CheckpointError, GONE),
     "metrics": Reader(
         written("metrics.jsonl", '{"step": 1, "loss": 1.0}\n'),
         read_metrics,

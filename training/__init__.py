@@ -1,3 +1,4 @@
+# ruff: noqa: F401 (names for type checkers)
 """Pre-training, linear evaluation and fine-tuning of Masked Modeling Duo (M2D, M2D-X, MSM-MAE).
 
 >>> from m2d_training import finetune
@@ -17,101 +18,44 @@ if TYPE_CHECKING:
     from .linear.run import LinearEvalOptions, LinearEvalResult, linear_eval
     from .pretraining.analysis import explained_variance_auc, rank_me
     from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
-    from .pretraining.inputs import mix_noise
-    from .pretraining.prepare import PrepareOptions, PrepareResult, prepare
+    from .pretraining.prepare import PrepareResult, prepare
     from .pretraining.presets import load_preset
     from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
     from .pretraining.run import PretrainResult, pretrain
-    from .pretraining.run_data import RunOptions
-    from .runs.schedules import ema_decay, learning_rate
+    from .pretraining.trainer import mix_noise
+    from .runs.optimization import ema_decay, learning_rate
     from .suites.results import SuiteResult, TaskResult
     from .suites.run import run_suite
     from .suites.summary import RunSummary, SummaryRow, summarise
 
-# Loaded when first asked for: the commands' help needs no torch.
-_HOMES = {
-    "FinetuneConfig": "finetuning.config",
-    "FinetuneResult": "finetuning.run",
-    "ImageConfig": "finetuning.config",
-    "LinearEvalOptions": "linear.run",
-    "LinearEvalResult": "linear.run",
-    "LossTerms": "pretraining.pretrainer",
-    "MadeList": "data.lists.make",
-    "OfflineConfig": "pretraining.config",
-    "PredictorConfig": "pretraining.config",
-    "PrepareOptions": "pretraining.prepare",
-    "PrepareResult": "pretraining.prepare",
-    "PretrainConfig": "pretraining.config",
-    "PretrainResult": "pretraining.run",
-    "Pretrainer": "pretraining.pretrainer",
-    "RunOptions": "pretraining.run_data",
-    "RunSummary": "suites.summary",
-    "SuiteResult": "suites.results",
-    "SummaryRow": "suites.summary",
-    "TaskResult": "suites.results",
-    "ZeroShotResult": "evaluation.zero_shot",
-    "build_pretrainer": "pretraining.pretrainer",
-    "ema_decay": "runs.schedules",
-    "explained_variance_auc": "pretraining.analysis",
-    "finetune": "finetuning.run",
-    "learning_rate": "runs.schedules",
-    "linear_eval": "linear.run",
-    "load_finetune_preset": "finetuning.presets",
-    "load_preset": "pretraining.presets",
-    "make_list": "data.lists.make",
-    "mix_noise": "pretraining.inputs",
-    "prepare": "pretraining.prepare",
-    "pretrain": "pretraining.run",
-    "rank_me": "pretraining.analysis",
-    "run_suite": "suites.run",
-    "summarise": "suites.summary",
-    "zero_shot": "evaluation.zero_shot",
+# Public names by module, loaded when first used: the help of the commands needs no torch.
+_NAMES = {
+    "data.lists.make": "MadeList make_list",
+    "evaluation.zero_shot": "ZeroShotResult zero_shot",
+    "finetuning.config": "FinetuneConfig ImageConfig",
+    "finetuning.presets": "load_finetune_preset",
+    "finetuning.run": "FinetuneResult finetune",
+    "linear.run": "LinearEvalOptions LinearEvalResult linear_eval",
+    "pretraining.analysis": "explained_variance_auc rank_me",
+    "pretraining.config": "OfflineConfig PredictorConfig PretrainConfig",
+    "pretraining.prepare": "PrepareResult prepare",
+    "pretraining.presets": "load_preset",
+    "pretraining.pretrainer": "LossTerms Pretrainer build_pretrainer",
+    "pretraining.run": "PretrainResult pretrain",
+    "pretraining.trainer": "mix_noise",
+    "runs.optimization": "ema_decay learning_rate",
+    "suites.results": "SuiteResult TaskResult",
+    "suites.run": "run_suite",
+    "suites.summary": "RunSummary SummaryRow summarise",
 }
-
-__all__ = [
-    "FinetuneConfig",
-    "FinetuneResult",
-    "ImageConfig",
-    "LinearEvalOptions",
-    "LinearEvalResult",
-    "LossTerms",
-    "MadeList",
-    "OfflineConfig",
-    "PredictorConfig",
-    "PrepareOptions",
-    "PrepareResult",
-    "PretrainConfig",
-    "PretrainResult",
-    "Pretrainer",
-    "RunOptions",
-    "RunSummary",
-    "SuiteResult",
-    "SummaryRow",
-    "TaskResult",
-    "ZeroShotResult",
-    "build_pretrainer",
-    "ema_decay",
-    "explained_variance_auc",
-    "finetune",
-    "learning_rate",
-    "linear_eval",
-    "load_finetune_preset",
-    "load_preset",
-    "make_list",
-    "mix_noise",
-    "prepare",
-    "pretrain",
-    "rank_me",
-    "run_suite",
-    "summarise",
-    "zero_shot",
-]
+_MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_MODULES)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'm2d_training' has no attribute {name!r}")
-    return getattr(import_module(f"m2d_training.{_HOMES[name]}"), name)
+    return getattr(import_module(f"m2d_training.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:

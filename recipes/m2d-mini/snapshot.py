@@ -11,9 +11,8 @@ import argparse
 from pathlib import Path
 
 from m2d_training import PretrainConfig
-from m2d_training.pretraining.export import export_run
-from m2d_training.runs.folder import RunFolder
-from m2d_training.runs.resolved import read_config
+from m2d_training.pretraining.weights import export_run
+from m2d_training.runs.folder import RunFolder, read_config
 from m2d_training.runs.state import list_checkpoints, read_state
 
 from m2d_hub.errors import CheckpointError
@@ -32,8 +31,8 @@ def snapshot(run: Path, out: Path) -> int:
     state = read_state(checkpoints[-1])
     out.mkdir(parents=True, exist_ok=True)
     config = PretrainConfig.from_dict(read_config(folder)["config"])
-    export_run(RunFolder(out), state.model, config, f"{run.name}-{state.step}")
-    return state.step
+    export_run(RunFolder(out), state["model"], config, f"{run.name}-{state['step']}")
+    return state["step"]
 
 
 def main() -> None:

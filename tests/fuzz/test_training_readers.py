@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import tarfile
@@ -19,10 +18,8 @@ from m2d_training.data.manifest import read_manifest
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE
 from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
-from m2d_training.runs.folder import RunFolder
-from m2d_training.runs.lists import ListedClips, write_or_compare_lists
+from m2d_training.runs.folder import RunFolder, read_config
 from m2d_training.runs.log import plot_metrics
-from m2d_training.runs.resolved import read_config
 from m2d_training.runs.state import read_state, write_tensors
 from m2d_training.suites.summary import summarise
 
@@ -153,20 +150,6 @@ def test_a_runs_configuration(tmp_path, fuzz):
         read_config(RunFolder(tmp_path))
 
     fuzz(b'{"config": {"epochs": 3, "batch_size": 4}, "steps_per_epoch": 2, "data": "list.csv"}', read)
-
-
-@pytest.mark.parametrize("is_packed", [True, False], ids=["gzip", "text"])
-def test_a_runs_lists(is_packed, tmp_path, fuzz):
-    listed = {"data": ListedClips.of(["a.wav", "b.wav"], {"label": ["dog", "cat"]})}
-    write_or_compare_lists(RunFolder(tmp_path), listed)
-    [path] = tmp_path.iterdir()
-    whole = path.read_bytes() if is_packed else gzip.decompress(path.read_bytes())
-
-    def read(data):
-        path.write_bytes(data if is_packed else gzip.compress(data, 1))
-        write_or_compare_lists(RunFolder(tmp_path), listed)
-
-    fuzz(whole, read)
 
 
 def test_metrics(tmp_path, fuzz, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from m2d_training.pretraining.start import start_weights
+from m2d_training.pretraining.weights import start_weights
 
 import m2d_hub
 from m2d_hub import ConfigError, DownloadError, UnknownModelError

@@ -221,4 +221,4 @@ def test_a_clip_whose_stored_features_are_bad_is_left_out(tmp_path, bad, signal)
     sample = PretrainDataset(PretrainConfig(**SMALL, offline=offline), manifest)[SampleKey(0, 0, 1)]
     assert [(clip.row, clip.file) for _, clip in sample.left_out][:1] == [(2, str(tmp_path / "1.npy"))]
     assert "1.features.npy" in sample.left_out[0][1].error
-    assert np.unique(sample.signal).tolist() in ([0.0], [2.0])
+    assert np.unique(sample.target).tolist() in ([0.0], [2.0])

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 from m2d_training import (
     PretrainConfig,
-    RunOptions,
     finetune,
     linear_eval,
     prepare,
     pretrain,
 )
+from m2d_training.pretraining.presets import Preset
 
 import m2d_hub
 
@@ -52,9 +52,9 @@ def labelled(tmp_path_factory):
 def test_each_command_is_a_function_of_keywords(labelled, tmp_path, tiny):
     tiny.save_pretrained(tmp_path / "tiny")
     shards = prepare(labelled, out=tmp_path / "shards", num_workers=0, progress=False)
-    assert (shards.clips, shards.out) == (12, tmp_path / "shards")
+    assert (shards.clips, shards.out) == (4, tmp_path / "shards")
     trained = pretrain("m2d-0.7", data=shards.out, out=tmp_path / "run", progress=False, **SIZES)
-    assert trained.steps == 3 and m2d_hub.load_model(trained.model, device="cpu").embed_dim == 64
+    assert trained.steps == 1 and m2d_hub.load_model(trained.model, device="cpu").embed_dim == 64
     tuned = finetune(
         "small", model=tmp_path / "tiny", data=labelled, out=tmp_path / "tuned", epochs=1, min_steps=0,
         batch_size=4, try_linear=False,
@@ -73,7 +73,7 @@ def test_a_preset_brings_its_own_start_unless_another_is_named(labelled, tmp_pat
 def test_options_in_one_object_are_taken_too(labelled, tmp_path, tiny):
     tiny.save_pretrained(tmp_path / "tiny")
     config = PretrainConfig(**SIZES)
-    result = pretrain(config, RunOptions("mine", data=str(labelled), out=tmp_path / "run", progress=False))
+    result = pretrain(Preset(config, name="mine"), data=labelled, out=tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["preset"] == "mine"
     assert result.out == tmp_path / "run"
 

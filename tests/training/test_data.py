@@ -17,7 +17,7 @@ from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
 from m2d_training.data.stored_features import pool_to_tokens
 from m2d_training.pretraining.dataset import PretrainDataset, build_loader, stack_samples
-from m2d_training.pretraining.inputs import InputBuilder
+from m2d_training.pretraining.trainer import InputBuilder
 
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import AudioError, ConfigError
@@ -174,7 +174,7 @@ def test_labels_become_multi_hot_in_sorted_order(tones):
     config = PretrainConfig(**SMALL, offline=OfflineConfig(kind="labels"))
     dataset = PretrainDataset(config, manifest, classes=manifest.classes())
     assert manifest.classes() == ("a", "b", "c")
-    assert dataset[SampleKey(0, 0, 1)].signal.tolist() == [1.0, 1.0, 0.0]
+    assert dataset[SampleKey(0, 0, 1)].target.tolist() == [1.0, 1.0, 0.0]
 
 
 def test_audioset_labels_take_the_published_heads_order(tmp_path):
@@ -404,8 +404,8 @@ def test_features_are_repeated_with_a_short_clip(tmp_path, kind):
     config = PretrainConfig(input_size=(80, 64), patch_size=(80, 2), short_clips="repeat", offline=offline)
     sample = PretrainDataset(config, read_manifest(listed))[SampleKey(0, 0, 0)]
     heard = 10 * sample.values[200::320][:32] if kind == "waveform" else sample.values[0, ::2]
-    np.testing.assert_allclose(sample.signal[:, 0], heard, atol=1e-5)
-    assert len(set(sample.signal[8:, 0])) == 8
+    np.testing.assert_allclose(sample.target[:, 0], heard, atol=1e-5)
+    assert len(set(sample.target[8:, 0])) == 8
 
 
 def test_pictures_are_cropped_to_the_size_asked_for(tmp_path):

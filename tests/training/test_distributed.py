@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from m2d_training import OfflineConfig, PretrainConfig, build_pretrainer
-from m2d_training.pretraining.optimizer import build_optimizer
-from m2d_training.runs.state import RunFolder, gather_state, read_state, restore_state, write_state
+from m2d_training.pretraining.trainer import build_optimizer
+from m2d_training.runs.state import RunFolder, gather_state, restore_state, write_state
 from torch.nn.parallel import DistributedDataParallel
 
 TOLERANCE = 1e-5
+SCALER = torch.amp.GradScaler("cpu", enabled=False)
 OFFLINE = {
     "none": None,
     "labels": OfflineConfig(kind="labels", dim=5, weight=0.5),
@@ -93,9 +94,9 @@ def save_sharded_step(folder, rank):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     optimizer = step_once(model, part(batch("labels"), 2 * rank, 2 * rank + 2))
-    state = gather_state(1, model, optimizer)
+    state = gather_state(1, model, optimizer, SCALER)
     if rank == 0:
-        torch.save(state.model, f"{folder}/sharded.pt")
+        torch.save(state["model"], f"{folder}/sharded.pt")
 
 
 def work(folder, rank):
@@ -141,7 +142,7 @@ def test_a_sharded_model_steps_and_is_gathered_like_a_whole_one(two_processes):
         torch.testing.assert_close(gathered[name], tensor, atol=TOLERANCE, rtol=0, msg=name)
 
 
-def test_restored_state_goes_on_exactly(tmp_path):
+def test_restored_state_continues_exactly(tmp_path):
     def step(model, optimizer):
         model(*batch("none")).total.backward()
         optimizer.step()
@@ -150,8 +151,9 @@ def test_restored_state_goes_on_exactly(tmp_path):
     first, second = build("none"), build("none")
     optimizers = [build_optimizer(model, model.config) for model in (first, second)]
     step(first, optimizers[0])
-    path = write_state(RunFolder(tmp_path), gather_state(1, first, optimizers[0]), keep_every_steps=1)
-    restore_state(read_state(path), second, optimizers[1])
+    state = gather_state(1, first, optimizers[0], SCALER)
+    path = write_state(RunFolder(tmp_path), state, keep_every_steps=1)
+    assert restore_state(path, second, optimizers[1], SCALER) == 1
     for model, optimizer in zip((first, second), optimizers, strict=True):
         step(model, optimizer)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))

@@ -11,7 +11,7 @@ import soundfile
 import torch
 from click.testing import CliRunner
 from m2d_training import linear_eval, pretrain
-from m2d_training.pretraining.start import start_weights
+from m2d_training.pretraining.weights import start_weights
 
 import m2d_hub
 from m2d_hub.cli.main import main as hub

@@ -21,12 +21,12 @@ from click.testing import CliRunner
 from m2d_training.cli.main import main
 from m2d_training.cli.options import logging_to
 from m2d_training.finetuning.trainer import FinetuneTrainer
-from m2d_training.pretraining.loop import Trainer
+from m2d_training.pretraining.trainer import Trainer
 from m2d_training.runs.devices import build_accelerator
 from m2d_training.runs.folder import RunFolder
-from m2d_training.runs.loader import read_by_workers
+from m2d_training.runs.optimization import Stepper
 from m2d_training.runs.state import list_checkpoints, read_state, write_tensors
-from m2d_training.runs.updates import Updater
+from m2d_training.runs.stopping import read_by_workers
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -133,19 +133,16 @@ def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_step_left_out_changes_neither_weights_nor_running_statistics(value):
+def test_a_skipped_step_changes_neither_weights_nor_running_statistics(value):
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     optimizer = torch.optim.AdamW(network.parameters())
-    updater = Updater(build_accelerator(), network, optimizer, clip_norm=1.0, precision="fp32")
+    stepper = Stepper(build_accelerator(), network, optimizer, clip_norm=1.0, precision="fp32")
     for inputs in (torch.randn(4, 3), torch.full((4, 3), value)):
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-        updater.begin()
-        loss = network(inputs).square().sum()
-        loss.backward()
-        is_finite = bool(inputs.isfinite().all())
-        assert updater.finish(float(loss.detach())).is_taken == is_finite
+        step = stepper.step([inputs], lambda batch: network(batch).square().sum()[None])
+        assert step.is_taken == bool(inputs.isfinite().all())
         after = network.state_dict()
-        assert all(torch.equal(before[name], after[name]) for name in before) != is_finite
+        assert all(torch.equal(before[name], after[name]) for name in before) != step.is_taken
         assert int(optimizer.state[network[0].weight]["step"]) == 1
 
 
@@ -159,7 +156,7 @@ def test_several_such_steps_in_a_row_end_the_run_with_the_last_checkpoint_kept(
         result = run(command(kind, tmp_path, *settings))
     assert result.exit_code == 1 and "the gradient norm is nan at step 7, the last of 3" in result.output
     state = read_state(list_checkpoints(members_of(kind, tmp_path))[-1])
-    assert state.step == 3  # that of step 4, whose weights gave no finite step, is set aside
+    assert state["step"] == 3  # that of step 4, whose weights gave no finite step, is set aside
     assert "its checkpoint is set aside as" in result.output
     again = run(command(kind, tmp_path, *settings))
     assert again.exit_code == 0, again.output
@@ -206,7 +203,7 @@ def test_a_signal_saves_and_stops_with_one_line(command, tmp_path, kind, number,
     assert child.returncode == status
     assert "Traceback" not in told and told.count(f"Stopped by {number.name} after step") == 1
     (checkpoint,) = list_checkpoints(members_of(kind, tmp_path))
-    assert read_state(checkpoint).step == metrics_of(kind, tmp_path)[-1]["step"] >= 3
+    assert read_state(checkpoint)["step"] == metrics_of(kind, tmp_path)[-1]["step"] >= 3
     assert f"Stopped by {number.name}" in (tmp_path / "train.log").read_text()
 
 
@@ -274,7 +271,7 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
     write_tensors(path, {"step": 1, "model": {"weight": torch.zeros(100_000)}, "optimizer": {}})
     path.write_bytes(path.read_bytes()[:9000] if damage == "cut" else damage)
     with pytest.raises(
-        m2d_hub.CheckpointError, match=r"step-000000001.pt cannot be read as .+ \(.+\). Delete it: the run"
+        m2d_hub.CheckpointError, match=r"step-000000001.pt cannot be read as .+ \(.+\). Delete it to resume"
     ):
         read_state(path)
 
@@ -321,28 +318,17 @@ def renamed_label(rows):
     return [[rows[0][0], "b", rows[0][2]], *rows[1:]]
 
 
-def other_clip(rows):
-    return [["1.wav", *rows[0][1:]], *rows[1:]]
-
-
 def reversed_rows(rows):
     return rows[::-1]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(
-    ("change", "told"),
-    [
-        (renamed_label, "the label of 1 clips is another (the first is 0.wav: 'a' there, 'b' now)"),
-        (other_clip, "1 clips are missing (the first is 0.wav) and 1 clips are new (the first is 1.wav)"),
-        (reversed_rows, "its clips are in another order"),
-    ],
-)
-def test_a_run_does_not_go_on_with_other_clips(command, sounds, tmp_path, kind, change, told):
+@pytest.mark.parametrize("change", [renamed_label, reversed_rows])
+def test_a_run_is_not_resumed_with_other_clips(command, sounds, tmp_path, kind, change):
     assert run(command(kind, tmp_path / "run", "epochs=1")).exit_code == 0
     data = changed_list(sounds, tmp_path / "other" / "list.csv", change)
     result = run(command(kind, tmp_path / "run", "epochs=1", data=data))
-    assert result.exit_code == 1 and f"holds a run of other clips: data: {told}" in result.output
+    assert result.exit_code == 1 and "holds another run: data_hash was" in result.output
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -360,7 +346,7 @@ def test_a_run_does_not_go_on_with_other_noise(command, sounds, tmp_path):
         )
         result = run(arguments)
         assert result.exit_code == status
-    assert "noise: its clips are in another order" in result.output
+    assert "noise_hash was" in result.output
 
 
 def test_a_run_goes_on_without_the_weights_that_it_started_from(command, tmp_path):
@@ -432,7 +418,7 @@ def test_two_processes_stop_together(command, tmp_path, kind):
         child.send_signal(signal.SIGTERM)  # the launcher passes it on
         child.wait(timeout=100)
     (checkpoint,) = list_checkpoints(members_of(kind, tmp_path))
-    assert read_state(checkpoint).step == metrics_of(kind, tmp_path)[-1]["step"]
+    assert read_state(checkpoint)["step"] == metrics_of(kind, tmp_path)[-1]["step"]
     assert "Stopped by SIGTERM after step" in (tmp_path / "train.log").read_text()
 
 
@@ -464,7 +450,7 @@ class Squares(Dataset):
 
 ENDS_BY_AN_ERROR = """
 import sys, torch
-from m2d_training.runs.loader import read_by_workers
+from m2d_training.runs.stopping import read_by_workers
 batches = read_by_workers(torch.arange(40), 2, batch_size=2)
 next(batches)
 raise ValueError("the traceback keeps the batches alive")

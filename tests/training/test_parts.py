@@ -18,7 +18,7 @@ from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.finetuning.data import FinetuneDataset, clips_to_score
 from m2d_training.linear.features import stored_features
 from m2d_training.pretraining.dataset import PretrainDataset
-from m2d_training.pretraining.prepare import PrepareOptions, prepare
+from m2d_training.pretraining.prepare import prepare
 
 from m2d_hub import ConfigError
 from m2d_hub.audio import AudioPart, open_audio
@@ -104,10 +104,7 @@ def test_fine_tuning_crops_parts_as_files(lists, tiny):
 
 def test_prepared_shards_hold_the_parts(lists, tmp_path):
     folders = [tmp_path / "from-parts", tmp_path / "from-cut"]
-    totals = [
-        prepare(PrepareOptions(str(path), folder, progress=False))
-        for path, folder in zip(lists, folders, strict=True)
-    ]
+    totals = [prepare(str(path), folder, progress=False) for path, folder in zip(lists, folders, strict=True)]
     assert replace(totals[0], out=folders[1]) == totals[1]
     assert totals[0].hours * 3600 == pytest.approx(
         sum(end - start for start, end, split in PARTS if split == "train"), abs=1e-3

@@ -7,14 +7,15 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
 from click.testing import CliRunner
 from m2d_training import PretrainConfig
 from m2d_training.cli.main import main
-from m2d_training.runs.devices import resolve_precision
-from m2d_training.runs.updates import Updater
+from m2d_training.runs.devices import build_accelerator, resolve_precision
+from m2d_training.runs.optimization import Stepper
 from safetensors.torch import load_file
 from torch import nn
+
+from m2d_hub import ConfigError
 
 SIZES = "input_size=80x64 embed_dim=64 depth=2 predictor_dim=64 predictor_depth=1"
 SETTINGS = {"pretrain": f"{SIZES} warmup_epochs=0", "finetune": "min_steps=0 try_linear=false"}
@@ -85,38 +86,43 @@ def test_a_run_writes_down_what_auto_is(train, tmp_path):
     assert json.loads((tmp_path / "auto" / "config.json").read_text())["config"]["precision"] != "auto"
 
 
-def updater_of(weight, precision):
-    """An updater of one weight with SGD at rate 1."""
+def stepper_of(weight, precision):
+    """A model of one weight, and its steps by SGD at rate 1."""
     model = nn.Linear(1, 1, bias=False)
     model.weight.data.fill_(weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    return model, Updater(Accelerator(cpu=True), model, optimizer, math.inf, precision)
+    return model, Stepper(build_accelerator(), model, optimizer, math.inf, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_gradients_are_those_of_the_loss_whatever_it_is_scaled_by(precision):
-    model, updater = updater_of(2.0, precision)
-    updater.begin()
-    updater.backward(3.0 * model.weight.sum())
-    update = updater.finish(6.0)
-    assert (update.grad_norm, update.is_taken, update.is_overflow) == (3.0, True, False)
+def test_gradients_do_not_depend_on_the_scale_of_the_loss(precision):
+    model, stepper = stepper_of(2.0, precision)
+    step = stepper.step([3.0], lambda factor: factor * model.weight.sum()[None])
+    assert (step.grad_norm, step.is_taken, step.is_overflow) == (3.0, True, False)
     assert model.weight.item() == 2.0 - 3.0
 
 
+def test_gradients_do_not_depend_on_accelerates_environment(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "8")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    model, stepper = stepper_of(2.0, "fp32")
+    assert stepper.step([3.0], lambda factor: factor * model.weight.sum()[None]).grad_norm == 3.0
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="ACCELERATE_USE_DEEPSPEED is not supported"):
+        build_accelerator()
+
+
 def test_float16_lowers_the_scale_of_gradients_that_overflow_until_a_step_is_taken():
-    model, updater = updater_of(0.0, "fp16")
-    updates = []
-    while not updates or not updates[-1].is_taken:
-        updater.begin()
-        updater.backward(2e34 * model.weight.sum())  # float32 ends at 3.4e38: 32,768 times as much is beyond
-        updates.append(updater.finish(0.0))
-    assert [update.is_overflow for update in updates] == [True, True, False]  # 65,536, 32,768, 16,384
+    model, stepper = stepper_of(0.0, "fp16")
+    steps = []
+    while not steps or not steps[-1].is_taken:  # float32 ends at 3.4e38: 32,768 times 2e34 is beyond it
+        steps.append(stepper.step([2e34], lambda factor: factor * model.weight.sum()[None]))
+    assert [step.is_overflow for step in steps] == [True, True, False]  # 65,536, 32,768, 16,384
     assert model.weight.item() == pytest.approx(-2e34)
 
 
-def test_float16_calls_no_loss_that_is_not_finite_an_overflow():
-    model, updater = updater_of(1.0, "fp16")
-    updater.begin()
-    updater.backward(math.nan * model.weight.sum())
-    update = updater.finish(math.nan)
-    assert (update.is_taken, update.is_overflow, model.weight.item()) == (False, False, 1.0)
+def test_float16_does_not_take_a_loss_that_is_not_finite_for_an_overflow():
+    model, stepper = stepper_of(1.0, "fp16")
+    step = stepper.step([math.nan], lambda factor: factor * model.weight.sum()[None])
+    assert (step.is_taken, step.is_overflow, model.weight.item()) == (False, False, 1.0)

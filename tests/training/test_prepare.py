@@ -15,7 +15,7 @@ import pytest
 import soundfile
 import torch
 from click.testing import CliRunner
-from m2d_training import PrepareOptions, prepare
+from m2d_training import prepare
 from m2d_training.cli.main import main
 from m2d_training.data.crops import CropPlan, crop_waveform
 from m2d_training.data.entries import Entry
@@ -49,7 +49,7 @@ def test_shards_hold_the_same_audio_as_the_files(tmp_path):
         write_tone(tmp_path / name, seconds=1 + index, rate=(RATE, 44_100, RATE)[index], seed=index)
     (tmp_path / "broken.wav").write_bytes(b"no audio")
     data = write_list(tmp_path, [*names, "broken.wav"], label=["x", "y", "x;y", "z"])
-    result = prepare(PrepareOptions(data, tmp_path / "shards", progress=False))
+    result = prepare(data, tmp_path / "shards", progress=False)
     manifest = read_manifest(str(tmp_path / "shards"))
     assert (result.clips, result.left_out) == (3, 1)
     assert [entry.label for entry in manifest.entries] == ["x", "y", "x;y"]
@@ -67,9 +67,9 @@ def test_shards_hold_the_same_audio_as_the_files(tmp_path):
 def test_the_same_audio_gives_the_same_bytes(tmp_path, monkeypatch):
     write_tone(tmp_path / "a.wav")
     data = write_list(tmp_path, ["a.wav"], label=["x"])
-    prepare(PrepareOptions(data, tmp_path / "one", progress=False))
+    prepare(data, tmp_path / "one", progress=False)
     monkeypatch.setattr(time, "time", lambda: 2e9)
-    prepare(PrepareOptions(data, tmp_path / "two", progress=False))
+    prepare(data, tmp_path / "two", progress=False)
     one, two = (
         {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("one", "two")
     )
@@ -79,9 +79,8 @@ def test_the_same_audio_gives_the_same_bytes(tmp_path, monkeypatch):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
     write_tone(tmp_path / "a.wav", seconds=2.0)
-    prepare(PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "first", progress=False))
-    again = PrepareOptions(str(tmp_path / "first"), tmp_path / "again", 8_000, num_workers=num_workers)
-    result = prepare(again)
+    prepare(write_list(tmp_path, ["a.wav"]), tmp_path / "first", progress=False)
+    result = prepare(tmp_path / "first", tmp_path / "again", sample_rate=8_000, num_workers=num_workers)
     assert result.clips == 1 and result.hours * 3600 == pytest.approx(2.0, abs=1e-3)
     (entry,) = read_manifest(str(tmp_path / "again")).entries
     plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, short_clips="pad")
@@ -91,7 +90,7 @@ def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
 def test_prepared_statistics_are_those_of_all_log_mel_values(tmp_path):
     write_tone(tmp_path / "a.wav", seed=1)
     write_tone(tmp_path / "b.wav", seconds=2.0, seed=2)
-    prepare(PrepareOptions(write_list(tmp_path, ["a.wav", "b.wav"]), tmp_path / "shards", progress=False))
+    prepare(write_list(tmp_path, ["a.wav", "b.wav"]), tmp_path / "shards", progress=False)
     values = torch.cat(
         [
             FRONTEND.log_mel(torch.from_numpy(soundfile.read(tmp_path / name, dtype="float32")[0])[None])[0]
@@ -110,9 +109,7 @@ def test_prepared_statistics_are_those_of_all_log_mel_values(tmp_path):
 
 def test_long_clips_are_split_into_parts(tmp_path):
     write_tone(tmp_path / "a.wav", seconds=4.6)
-    result = prepare(
-        PrepareOptions(write_list(tmp_path, ["a.wav"]), tmp_path / "shards", split_s=2.0, progress=False)
-    )
+    result = prepare(write_list(tmp_path, ["a.wav"]), tmp_path / "shards", split_s=2.0, progress=False)
     assert result.clips == 2
     assert result.hours * 3600 == pytest.approx(4.6, abs=1e-3)
 
@@ -133,14 +130,14 @@ def test_lists_of_which_more_than_half_cannot_be_read_are_refused(tmp_path):
     write_tone(tmp_path / "0.wav")
     names = ["0.wav", "missing 1.wav", "missing 2.wav"]
     with pytest.raises(AudioError, match=r"2 of 3 clips cannot be read, the first in row 3: .*exist"):
-        prepare(PrepareOptions(write_list(tmp_path, names), tmp_path / "shards", progress=False))
+        prepare(write_list(tmp_path, names), tmp_path / "shards", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["0.wav", "list.csv"]
 
 
 def test_silence_alone_is_refused(tmp_path):
     soundfile.write(tmp_path / "0.wav", np.zeros(RATE), RATE)
     with pytest.raises(ConfigError, match="are all silent"):
-        prepare(PrepareOptions(str(tmp_path), tmp_path / "shards", progress=False))
+        prepare(str(tmp_path), tmp_path / "shards", progress=False)
 
 
 @pytest.mark.parametrize(
@@ -164,14 +161,14 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path, monkeypatch):
     write_tone(tmp_path / "0.wav")
     data = write_list(tmp_path, ["0.wav"])
     (tmp_path / "shards").mkdir()
-    prepare(PrepareOptions(data, tmp_path / "shards", progress=False))  # an empty one may be there
+    prepare(data, tmp_path / "shards", progress=False)  # an empty one may be there
     for out in (tmp_path / "shards", tmp_path / "0.wav"):
         with pytest.raises(ConfigError, match=f"{out.name} is there already: give another folder as out"):
-            prepare(PrepareOptions(data, out, progress=False))
+            prepare(data, out, progress=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(ConfigError, match="cannot be replaced as a whole"):
-        prepare(PrepareOptions(data, tmp_path / "here", progress=False))
+        prepare(data, tmp_path / "here", progress=False)
 
 
 def test_a_killed_preparation_is_nothing_to_train_on_and_starts_again(tmp_path):

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from m2d_training import PrepareOptions, prepare
+from m2d_training import prepare
 from m2d_training.data.crops import CropPlan, crop_waveform
 from m2d_training.data.manifest import read_manifest
 
@@ -212,7 +212,7 @@ def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")
     for index in range(6):
         (folder / f"{index}.flac").write_bytes(tone(300 + 100 * index))
-    prepare(PrepareOptions(str(folder), folder / "shards", progress=False))
+    prepare(str(folder), folder / "shards", progress=False)
     return folder / "shards"
 
 

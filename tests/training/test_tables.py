@@ -7,7 +7,7 @@ import pytest
 from m2d_training.data.manifest import read_manifest
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.pretraining.config import OfflineConfig
-from m2d_training.pretraining.signal_check import check_signal
+from m2d_training.pretraining.run_data import check_targets
 
 from m2d_hub import ConfigError, find_sources
 
@@ -77,7 +77,7 @@ def test_every_reader_refuses_the_same_with_rows(folder, reader, message):
 
 def test_what_the_offline_network_learns_from_is_looked_for_first(folder):
     def check(offline, header, rows):
-        check_signal(offline, read_manifest(str(written(folder, header=header, rows=rows))))
+        check_targets(offline, read_manifest(str(written(folder, header=header, rows=rows))))
 
     text, labels, features = (OfflineConfig(kind) for kind in ("text", "labels", "features"))
     with pytest.raises(ConfigError, match="4 of 4 clips have neither caption nor label"):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ..runs.devices import is_first_process
 from .finetune import finetune
 from .linear_eval import linear_eval
 from .list import list_
-from .options import answer, compile_option, exit_status, logging_to, runs_of, sweep_option
+from .options import answer, compile_option, exit_status, logging_to
 from .statistics import measure
 from .suite import suite
 from .summarise import summarise
@@ -25,7 +24,6 @@ PRETRAIN_EXAMPLE = """\b
 Examples:
   m2d-train pretrain m2d-0.7 --data clips.csv --out runs/m2d
   m2d-train pretrain m2d-x-icbhi2017 --data icbhi.csv --noise fsd50k/ --out runs/icbhi
-  m2d-train pretrain m2d-0.7 --data clips.csv --out runs/ratios --sweep mask_ratio=0.5,0.6,0.7
   torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-as --data 'shards/*.tar' --out runs/as
 """
 PREPARE_EXAMPLE = """\b
@@ -53,41 +51,32 @@ def main() -> None:
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
-@sweep_option
 @compile_option
 @json_option
 def pretrain(
     preset: str,
     out: Path,
     settings: tuple[str, ...],
-    sweep: str | None,
     compile: bool,
     as_json: bool,
     **sources: Any,
 ) -> None:
-    """Pre-trains PRESET on the clips of --data; run again with the same --out, it resumes.
+    """Pre-train PRESET on the clips of --data; run the same command again to resume.
 
-    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then). With --sweep
-    there is a run for each value, OUT/mask_ratio-0.5 and so on, one after another.
+    Clips that cannot be read are listed in OUT/errors.csv and skipped (exit status 3 then).
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..runs.settings import apply_settings, parse_sweep, with_fields
+    from ..runs.settings import apply_settings, with_fields
 
     chosen = load_preset(preset)
     config = with_fields(apply_settings(chosen.config, settings), {"compile": True} if compile else {})
-    chosen = dataclasses.replace(chosen, config=config)
-    left_out, told = 0, []
-    for folder, fields in runs_of(out, sweep, partial(parse_sweep, chosen.config)).items():
-        with logging_to(folder / "train.log"):
-            result = run_pretraining(chosen, out=folder, **sources, **fields)
-        left_out += result.left_out
-        told.append({"run": str(folder), "export": str(result.model), "left_out": result.left_out})
+    with logging_to(out / "train.log"):
+        result = run_pretraining(dataclasses.replace(chosen, config=config), out=out, **sources)
     if is_first_process():
-        values: dict[str, object] = told[0] if sweep is None else {"runs": told, "left_out": left_out}
-        text = "\n".join(f"The model is in {one['export']}." for one in told)
-        click.echo(answer(values, as_json, text))
-    exit_status(left_out)
+        values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
+        click.echo(answer(values, as_json, f"The model is in {result.model}."))
+    exit_status(result.left_out)
 
 
 @main.command(epilog=PREPARE_EXAMPLE)
@@ -107,19 +96,18 @@ def prepare(
     num_workers: int,
     as_json: bool,
 ) -> None:
-    """Turns DATA, a folder or CSV of audio in any format, into tar shards of FLAC with statistics.
+    """Convert DATA, a folder or CSV of audio in any format, to tar shards of FLAC with statistics.
 
-    OUT is there once it is whole. Files that cannot be read are listed in OUT/errors.csv and left out (exit
+    OUT exists once it is complete. Files that cannot be read are listed in OUT/errors.csv and skipped (exit
     status 3 then).
     """
-    from ..pretraining.prepare import PrepareOptions
     from ..pretraining.prepare import prepare as prepare_shards
 
     result = prepare_shards(
-        PrepareOptions(data, out, sample_rate, split_s, teacher=teacher, num_workers=num_workers)
+        data, out, sample_rate=sample_rate, split_s=split_s, teacher=teacher, num_workers=num_workers
     )
     text = (
-        f"{result.clips} clips, {result.hours:.2f} h, {result.left_out} files left out; log-mel mean "
+        f"{result.clips} clips, {result.hours:.2f} h, {result.left_out} files skipped; log-mel mean "
         f"{result.mean:.3f}, std {result.std:.3f}. The shards are in {out}."
     )
     click.echo(answer({**vars(result), "out": str(out)}, as_json, text))

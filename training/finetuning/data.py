@@ -29,7 +29,7 @@ from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import LeftOut
 from ..evaluation.clip_encoder import read_clip
 from ..evaluation.labelled import Subset
-from ..runs.loader import read_by_workers
+from ..runs.stopping import read_by_workers
 from .augment import (
     AugmentDraw,
     BatchRandomness,

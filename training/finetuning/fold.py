@@ -24,7 +24,7 @@ from ..runs.loop import Loop, LoopPlan
 from ..runs.state import read_tensors, require_finite, write_tensors
 from ..runs.stopping import StopRequests
 from .model import AudioClassifier
-from .trainer import FinetuneStep, FinetuneTrainer
+from .trainer import FinetuneTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +114,7 @@ class FoldRun:
         self.folder, self.trainer, self.fold, self.plan = folder, trainer, fold, plan
         self.metric, self.seed, self.skipped = metric, seed, skipped
         self.config, self.accelerator = trainer.config, trainer.accelerator
+        self.stepper, self.train_step = trainer.stepper, trainer.train_step
         self.total_steps = self.config.epochs * plan.steps_per_epoch
         self.best: BestCheckpoint | None = None
 
@@ -127,18 +128,19 @@ class FoldRun:
             accumulate_steps=self.config.accumulate_steps,
             save_every_steps=self.config.save_every_steps,
             keep_every_steps=self.total_steps + 1,
-            advice="lower lr or check the data",
+            hint="lower lr or check the data",
         )
         classifier, linear = self.trainer.classifier, None
         if self.config.try_linear and isinstance(classifier, AudioClassifier):
             linear = self._fit_linear(classifier)
-        done = Loop(self.folder, self.trainer, plan, stop, progress).run(self)
+        done = Loop(self.folder, self, plan, stop, progress).run()
         return self._finish(done, linear)
 
-    def measure(self, done: int, result: FinetuneStep, log: RunLog | None) -> dict[str, Any]:
+    def measure(self, done: int, log: RunLog | None) -> dict[str, Any]:
         """Report skipped clips and validate at the end of an epoch; return values to record."""
-        for clip in self.skipped.add(("", clip) for clip in result.skipped):
+        for clip in self.skipped.add(("", clip) for clip in self.trainer.skipped):
             logger.warning("row %d is skipped: %s", clip.row, clip.error)
+        self.trainer.skipped.clear()
         metrics: dict[str, Any] = {"epoch": done / self.plan.steps_per_epoch}
         if not self._validates(done):
             return metrics

@@ -28,7 +28,7 @@ from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import LeftOut
 from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
-from ..runs.loader import read_by_workers
+from ..runs.stopping import read_by_workers
 from .config import FinetuneConfig, ImageConfig
 from .data import read_or_replace
 

@@ -46,13 +46,10 @@ from ..evaluation.unreadable import (
     skip_unreadable,
     warn_of_skipped,
 )
-from ..runs.devices import build_accelerator, resolve_precision
-from ..runs.folder import RunFolder, one_run_in
-from ..runs.lists import ListedClips, write_or_compare_lists
+from ..runs.devices import broadcast_from_main, build_accelerator, resolve_precision
+from ..runs.folder import RunFolder, clips_digest, one_run_in, read_config, same_or_refuse
 from ..runs.log import read_metrics
-from ..runs.measuring import first_tells
-from ..runs.resolved import read_config, write_or_compare
-from ..runs.schedules import warn_of_warmup
+from ..runs.optimization import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
@@ -172,7 +169,7 @@ class FinetuneRun:
             read = read_picture if self.config.images is not None else read_sound
             logger.info("Reading %d clips to find unreadable ones.", len(task.labelled.clips))
             memory = root / READABLE_FILE
-            reasons = first_tells(
+            reasons = broadcast_from_main(
                 self.accelerator, lambda: find_unreadable(task.labelled, read, memory=memory, progress=True)
             )
             _, skipped = skip_unreadable(task.labelled, reasons)
@@ -193,18 +190,18 @@ class FinetuneRun:
             "unreadable": [dataclasses.asdict(clip) for clip in self.skipped],
         }
         run = {
+            "config": config.to_dict(),
             "model_sha256": sha256_of_model(resolve(self.model)),
             "global_batch": config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
             "clips": len(labelled.clips),
             "labels": list(labelled.labels),
+            "data_hash": clips_digest(
+                [clip.file for clip in labelled.clips],
+                [";".join(clip.labels) for clip in labelled.clips],
+                [clip.split for clip in labelled.clips],
+            ),
         }
-        write_or_compare(self.folder, head, run, config.to_dict(), MAY_CHANGE)
-        columns = {
-            "label": [";".join(clip.labels) for clip in labelled.clips],
-            "split": [clip.split for clip in labelled.clips],
-        }
-        clips = ListedClips.of([clip.file for clip in labelled.clips], columns)
-        write_or_compare_lists(self.folder, {"data": clips})
+        same_or_refuse(self.folder, run, head, MAY_CHANGE)
         if self.earlier is None:
             write_errors(self.folder.root, self.skipped)
             warn_of_skipped(self.folder.root, self.skipped)

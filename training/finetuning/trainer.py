@@ -5,12 +5,10 @@ Shapes: N clips, C classes.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import re
-import time
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,8 +20,7 @@ from m2d_hub.errors import AudioError
 from ..data.skipped import LeftOut
 from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
-from ..runs.schedules import learning_rate
-from ..runs.updates import Updater
+from ..runs.optimization import Step, Stepper, learning_rate
 from .config import FinetuneConfig
 from .images import ImageClassifier
 from .model import AudioClassifier
@@ -59,23 +56,6 @@ def inverse_class_weights(targets: Tensor) -> Tensor:
     return counts.sum() / (len(counts) * counts.clamp(min=1.0))
 
 
-@dataclass(frozen=True)
-class FinetuneStep:
-    """Result of one optimizer step."""
-
-    loss: float
-    lr: float
-    grad_norm: float
-    is_taken: bool  # False: loss or gradients were not finite, and nothing was changed
-    is_overflow: bool  # of float16, whose scale is lowered
-    seconds: float
-    skipped: list[LeftOut] = field(default_factory=list)  # clips that could not be read
-
-    def metrics(self) -> dict[str, float]:
-        """Return the values to record."""
-        return {name: getattr(self, name) for name in ("loss", "lr", "grad_norm", "seconds")}
-
-
 class FinetuneTrainer:
     """Model, optimizer and loss of one fine-tuning on the available devices."""
 
@@ -102,39 +82,28 @@ class FinetuneTrainer:
         self.model: nn.Module
         self.model, prepared = accelerator.prepare(classifier, optimizer)
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
-        self.updater = Updater(
+        self.stepper = Stepper(
             accelerator, self.model, self.optimizer, config.clip_norm or math.inf, config.precision
         )
+        self.skipped: list[LeftOut] = []  # clips that could not be read, until they are reported
 
-    def train_step(self, batches: list[Any], step: int) -> FinetuneStep:
+    def train_step(self, batches: list[Any], step: int) -> Step:
         """Take one optimizer step over ``accumulate_steps`` batches.
 
         Args:
             batches: Of this process.
             step: From 0.
         """
-        started = time.perf_counter()
         self.model.train()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
-        self.updater.begin()
-        losses = []
-        for index, batch in enumerate(batches):
-            is_last = index + 1 == len(batches)
-            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                loss = self._loss(batch)
-                self.updater.backward(loss / len(batches))
-                losses.append(loss.detach())
-        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), reduction="mean"))
-        update = self.updater.finish(mean)
-        seconds = time.perf_counter() - started
-        skipped = [clip for batch in batches for clip in batch.skipped]
-        return FinetuneStep(mean, lr, update.grad_norm, update.is_taken, update.is_overflow, seconds, skipped)
+        self.skipped += [clip for batch in batches for clip in batch.skipped]
+        return replace(self.stepper.step(batches, self._loss), metrics={"lr": lr})
 
     def _loss(self, batch: Any) -> Tensor:
         inputs, targets = self.classifier.inputs(batch.to(self.accelerator.device))
         with autocast(self.accelerator.device, self.config.precision):
             logits = self.model(*inputs)
-        return self.objective(logits.float(), targets)
+        return self.objective(logits.float(), targets)[None]
 
     @torch.no_grad()
     def logits(self, subset: Subset) -> Tensor:

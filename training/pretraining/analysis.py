@@ -1,12 +1,22 @@
-"""Label-free checks of features while a model trains: effective rank and explained variance."""
+"""Measurements between the steps: validation loss, effective rank and explained variance."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from ..data.sampling import SampleKey
+from ..runs.devices import best_effort
+from .dataset import Batch, PretrainDataset, stack_samples
+from .trainer import Trainer
+
+GROUP_CLIPS = 16  # of one forward pass
+FIXED_EPOCH = 1 << 30  # its random numbers are those of no training epoch
+CHECKED_CLIPS = 1000  # whose tokens the label-free checks see
 EPSILON = 1e-12  # keeps log p finite in RankMe
 NORM_EPSILON = 1e-6
 
@@ -41,7 +51,7 @@ def explained_variance_auc(features: Tensor) -> float:
 
 @dataclass
 class TokenSums:
-    """All that both checks need of any number of tokens, added up batch by batch, in processes apart.
+    """Sums over tokens that both checks need, added up batch by batch and over processes.
 
     Singular values of a matrix are the roots of the eigenvalues of its products, which can be summed.
     """
@@ -53,13 +63,13 @@ class TokenSums:
 
     @classmethod
     def empty(cls, dim: int, device: torch.device) -> TokenSums:
-        """Of no token, in double precision: on the CPU where the device has none."""
-        place = torch.device("cpu") if device.type == "mps" else device
-        zeros = [torch.zeros(size, dtype=torch.float64, device=place) for size in ((), (dim, dim), (dim,))]
+        """Return sums over no token, in double precision: on the CPU if the device has none."""
+        held_on = torch.device("cpu") if device.type == "mps" else device
+        zeros = [torch.zeros(size, dtype=torch.float64, device=held_on) for size in ((), (dim, dim), (dim,))]
         return cls(zeros[0], zeros[1], zeros[2], zeros[1].clone())
 
     def add(self, tokens: Tensor) -> None:
-        """Adds tokens (N, D)."""
+        """Add tokens (N, D)."""
         rows = tokens.to(self.total.device).double()
         unit = rows / (rows.norm(dim=1, keepdim=True) + NORM_EPSILON)
         self.count += len(rows)
@@ -68,7 +78,7 @@ class TokenSums:
         self.normalised_products += unit.T @ unit
 
     def checks(self, prefix: str = "") -> dict[str, float]:
-        """RankMe and explained variance, as the functions of the same names; empty without tokens."""
+        """Return RankMe and explained variance; empty without tokens."""
         count = int(self.count)
         if not count:
             return {}
@@ -80,7 +90,7 @@ class TokenSums:
 
 
 def _singular_values(products: Tensor, count: int) -> Tensor:
-    """Of a matrix (count, D) with these products of its columns (D, D), the largest first."""
+    """Singular values of a matrix (count, D) with these products of its columns (D, D), the largest first."""
     return torch.linalg.eigvalsh(products).clamp(min=0.0).sqrt().flip(0)[:count]
 
 
@@ -91,5 +101,68 @@ def _effective_rank(singular_values: Tensor) -> float:
 
 def _explained_area(singular_values: Tensor) -> float:
     if not singular_values.any():
-        return 1.0  # one single point: all there is to explain is explained
+        return 1.0  # a single point: everything is explained
     return float((singular_values.cumsum(0) / singular_values.sum()).mean())
+
+
+class ValidationSet:
+    """Clips and crops that are always the same, in groups of a fixed size.
+
+    Figures depend neither on batch_size nor on the number of processes.
+    """
+
+    def __init__(self, dataset: PretrainDataset, trainer: Trainer, max_clips: int | None = None):
+        """Take ``max_clips`` clips at equal distances, or all."""
+        self.dataset, self.trainer, self.accelerator = dataset, trainer, trainer.accelerator
+        self.count = min(len(dataset), max_clips or len(dataset))
+
+    def groups(self) -> Iterator[tuple[Batch, int]]:
+        """Yield groups of this process with the number of clips that count; as many in each process."""
+        rank, processes = self.accelerator.process_index, self.accelerator.num_processes
+        groups = math.ceil(self.count / GROUP_CLIPS)
+        for group in range(rank, math.ceil(groups / processes) * processes, processes):
+            first = group % groups * GROUP_CLIPS
+            positions = range(first, min(first + GROUP_CLIPS, self.count))
+            batch = stack_samples([self.dataset[self._key(position)] for position in positions])
+            self.trainer.skipped += batch.left_out
+            yield batch, len(positions) if group < groups else 0
+
+    def _key(self, position: int) -> SampleKey:
+        return SampleKey(FIXED_EPOCH, position, position * len(self.dataset) // self.count)
+
+    def sum_over_processes(self, values: Tensor) -> Tensor:
+        """Add up the values of all processes, which call it together."""
+        moved = values.to(self.accelerator.device) if self.accelerator.num_processes > 1 else values
+        return self.accelerator.reduce(moved, reduction="sum").to(values.device)
+
+
+def measure_loss(clips: ValidationSet) -> dict[str, float]:
+    """Return the mean loss, or nothing if it cannot be measured. All processes call it together."""
+    total, counted_clips = math.nan, 0
+    with best_effort("validation_loss"):
+        total = 0.0
+        for batch, counted in clips.groups():
+            loss = clips.trainer.loss(batch)
+            total += loss * counted if counted else 0.0
+            counted_clips += counted
+    summed, count = clips.sum_over_processes(torch.tensor([total, counted_clips])).tolist()
+    return {"validation_loss": summed / count} if count and math.isfinite(summed) else {}
+
+
+def check_tokens(clips: ValidationSet, prefix: str = "") -> dict[str, float]:
+    """Return RankMe and explained variance of all tokens of the unmasked clips, under names with a prefix.
+
+    All processes call it together.
+    """
+    device = clips.accelerator.device
+    sums = TokenSums.empty(clips.trainer.config.embed_dim, device)
+    found: dict[str, float] = {}
+    with best_effort(f"{prefix}rank_me"):
+        for batch, counted in clips.groups():
+            tokens = clips.trainer.tokens(batch)
+            if counted:
+                sums.add(tokens)
+    sums = TokenSums(*(clips.sum_over_processes(value) for value in vars(sums).values()))
+    with best_effort(f"{prefix}rank_me"):
+        found = sums.checks(prefix)
+    return found

@@ -24,7 +24,7 @@ from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import LeftOut, NamedLeftOut
 from ..data.stored_features import caption_features, frame_features
-from ..runs.loader import read_by_workers
+from ..runs.stopping import read_by_workers
 from .config import PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
@@ -40,7 +40,7 @@ class Sample:
     visible_ids: np.ndarray
     masked_ids: np.ndarray
     noise: np.ndarray | None = None  # as values
-    signal: np.ndarray | None = None  # labels (K,), or per-frame features (N_T, K), where already known
+    target: np.ndarray | None = None  # of the offline network: labels (K,) or per-frame features (N_T, K)
     caption: str = ""
     left_out: list[NamedLeftOut] = field(default_factory=list)  # clips drawn before this one
 
@@ -53,7 +53,7 @@ class Batch:
     visible_ids: Tensor  # (B, n_visible)
     masked_ids: Tensor  # (B, n_masked)
     noise: Tensor | None
-    signal: Tensor | None
+    target: Tensor | None
     captions: list[str]
     left_out: list[NamedLeftOut]  # clips drawn before these
 
@@ -68,7 +68,7 @@ class Batch:
             self.visible_ids.to(device, non_blocking=True),
             self.masked_ids.to(device, non_blocking=True),
             move(self.noise),
-            move(self.signal),
+            move(self.target),
             self.captions,
             self.left_out,
         )
@@ -92,7 +92,7 @@ def stack_samples(samples: list[Sample]) -> Batch:
         visible_ids,
         masked_ids,
         noise=stack_present([sample.noise for sample in samples]),
-        signal=stack_present([sample.signal for sample in samples]),
+        target=stack_present([sample.target for sample in samples]),
         captions=[sample.caption for sample in samples],
         left_out=[clip for sample in samples for clip in sample.left_out],
     )
@@ -135,15 +135,15 @@ class PretrainDataset(Dataset):
 
         def read(entry: Entry) -> tuple[Entry, Crop, np.ndarray | None]:
             crop = self._crop(self.manifest, entry, self.plan, rng)
-            return entry, crop, self._signal(entry, crop)
+            return entry, crop, self._target(entry, crop)
 
-        entry, crop, signal = _draw(self.manifest, key.index, read, rng, left_out)
+        entry, crop, target = _draw(self.manifest, key.index, read, rng, left_out)
         return Sample(
             crop.values,
             mask.visible_ids,
             mask.masked_ids,
             noise=self._noise(key, left_out),
-            signal=signal,
+            target=target,
             caption=entry.caption or ", ".join(entry.labels),
             left_out=left_out,
         )
@@ -165,15 +165,15 @@ class PretrainDataset(Dataset):
             return crop_spectrogram(entry, plan, rng)
         return crop_waveform(entry, plan, rng)
 
-    def _signal(self, entry: Entry, crop: Crop) -> np.ndarray | None:
+    def _target(self, entry: Entry, crop: Crop) -> np.ndarray | None:
         offline = self.config.offline
         if offline is None:
             return None
         if offline.kind == "labels":
             unnamed = 0.0 if entry.labels else np.nan
-            signal = np.full(len(self.class_index), unnamed, dtype=np.float32)
-            signal[[self.class_index[label] for label in entry.labels]] = 1.0
-            return signal
+            target = np.full(len(self.class_index), unnamed, dtype=np.float32)
+            target[[self.class_index[label] for label in entry.labels]] = 1.0
+            return target
         if not entry.features_path:
             return None
         if offline.kind == "text":

@@ -1,64 +1,49 @@
-"""Audio in any format to tar shards of FLAC at the model's rate, with statistics and, on demand, features."""
+"""Audio in any format to tar shards of FLAC at the model's rate, with statistics and optional features."""
 
 from __future__ import annotations
 
+import functools
+import io
+import itertools
 import json
 import logging
 import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import numpy as np
 import torch
+from pydantic import Field
 
-from m2d_hub.checks import COUNT, POSITIVE_INTEGER, Numbers, require_numbers
+from m2d_hub.audio import open_audio
 from m2d_hub.config import FrontendConfig
-from m2d_hub.errors import ConfigError
+from m2d_hub.errors import AudioError, ConfigError, M2DError
 from m2d_hub.io import replacing_folder, require_extra
+from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.entries import Entry
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
 from ..data.shards import INDEX_NAME, index_shards, write_index
 from ..data.skipped import LeftOut, refuse_too_many, warn_of_missing, write_errors
 from ..data.statistics import MIN_STD, Moments
-from ..runs.settings import require_given
+from ..runs.log import Progress
+from ..runs.settings import Count, PositiveInt, require_given, settings
 from .config import PretrainConfig
-from .flac_parts import Part, PartSettings, read_parts
 from .teachers import HubertTeacher, load_hubert_teacher
 
 logger = logging.getLogger(__name__)
 
-NUMBERS = {
-    "sample_rate": POSITIVE_INTEGER,
-    "split_s": Numbers(least=0.1, or_none="whole clips"),
-    "n_mels": POSITIVE_INTEGER,
-    "num_workers": COUNT,
-}
 SHARD_BYTES = 1 << 30
 SHARD_CLIPS = 10_000
 
 
 @dataclass(frozen=True)
-class PrepareOptions:
-    """Settings of ``m2d-train prepare``."""
-
-    data: str
-    out: Path
-    sample_rate: int = 16_000  # Hz
-    split_s: float | None = None  # longer clips are cut into parts of this length
-    n_mels: int = 80
-    teacher: str | None = None  # HuBERT, whose features are stored beside each clip
-    num_workers: int = 0
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        require_numbers(self, NUMBERS)
-        FrontendConfig.for_sample_rate(self.sample_rate, n_mels=self.n_mels)
-
-
-@dataclass(frozen=True)
 class PrepareResult:
-    """Result of a preparation: the shards' folder, what it holds, and its log-mel statistics."""
+    """Result of a preparation: the shards' folder, its contents, and its log-mel statistics."""
 
     out: Path
     clips: int
@@ -69,98 +54,140 @@ class PrepareResult:
     sample_rate: int  # Hz
 
 
+@settings
+class PartSettings:
+    """How files are cut and stored."""
+
+    sample_rate: PositiveInt  # Hz
+    split_s: Annotated[float, Field(ge=0.1)] | None
+    n_mels: PositiveInt
+    num_workers: Count
+
+
+@dataclass(frozen=True)
+class Part:
+    """One clip, or a part of a long one, ready to be stored."""
+
+    flac: bytes
+    waveform: np.ndarray  # (S,) float32
+    moments: Moments  # of its log-mel values
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The parts of one file, or why there are none."""
+
+    entry: Entry
+    parts: list[Part]
+    problem: str = ""
+
+
 @dataclass
 class Totals:
-    """Sums over all parts."""
+    """Sums over all parts, and the files that cannot be read."""
 
     clips: int = 0
     samples: int = 0
     moments: Moments = field(default_factory=Moments)  # of the log-mel values
-
-    def add(self, part: Part) -> None:
-        """Counts one part."""
-        self.clips += 1
-        self.samples += len(part.waveform)
-        self.moments += part.moments
+    skipped: list[LeftOut] = field(default_factory=list)
 
 
 def prepare(
-    data: str | os.PathLike[str] | PrepareOptions, out: str | os.PathLike[str] = "", **fields: Any
+    data: str | os.PathLike[str],
+    out: str | os.PathLike[str] = "",
+    *,
+    sample_rate: int = 16_000,
+    split_s: float | None = None,
+    n_mels: int = 80,
+    teacher: str | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
 ) -> PrepareResult:
-    """Writes shards, an index of their clips, and statistics into ``out``, whole or not at all.
+    """Write shards, an index of their clips, and statistics into ``out``, which exists once it is complete.
 
-    What is in work stands in ``<out>.partial`` beside it; a preparation that was killed starts again.
+    Unfinished work is in ``<out>.partial`` beside it; a preparation that was killed starts again.
 
     Args:
-        data: Folder or CSV of audio in any format; or all options in one object.
+        data: Folder or CSV of audio in any format.
         out: Folder for the shards.
-        fields: Further fields of :class:`PrepareOptions`, such as ``split_s=10.0``.
+        sample_rate: Rate of the shards in Hz.
+        split_s: Length in seconds of the parts that longer clips are cut into; None: whole clips.
+        n_mels: Mel bands of the statistics.
+        teacher: HuBERT model whose features are stored beside each clip.
+        num_workers: Processes that decode; 0: this process.
+        progress: Show a progress bar.
 
     Raises:
-        ConfigError: The folder holds something already, or the clips are of no use.
+        ConfigError: The folder is not empty, or the clips cannot be used.
         AudioError: More than half of the files cannot be read.
     """
     require_extra("training", "preparing shards")
-    if not isinstance(data, PrepareOptions):
-        require_given(data=data, out=out)
-        data = PrepareOptions(os.fspath(data), Path(out), **fields)
-    options = data
-    manifest = read_manifest(options.data)
+    require_given(data=data, out=out)
+    how = PartSettings(sample_rate=sample_rate, split_s=split_s, n_mels=n_mels, num_workers=num_workers)
+    FrontendConfig.for_sample_rate(sample_rate, n_mels=n_mels)
+    manifest, folder = read_manifest(os.fspath(data)), Path(out).resolve()  # a link is written through
     if manifest.kind != "audio":
-        raise ConfigError(f"{options.data} holds {manifest.kind} files: only audio is prepared.")
+        raise ConfigError(f"{data} holds {manifest.kind} files: only audio is prepared.")
     warn_of_missing(manifest)
-    _check_out(options.out)
-    teacher = None if options.teacher is None else _load_teacher(options)
-    with replacing_folder(options.out.absolute()) as folder:
-        totals, left_out = _write_shards(folder, manifest, options, teacher)
-        write_errors(folder, left_out)
-        return _describe(folder, options, totals, len(left_out))
+    _check_out(folder)
+    hubert = None
+    if teacher is not None:  # of whole clips, whose features are cut to tokens in training
+        config = PretrainConfig(sample_rate=sample_rate)
+        hubert = load_hubert_teacher(teacher, config, torch.device("cpu"))
+    with replacing_folder(folder) as partial:
+        totals = _write_shards(partial, manifest, how, hubert, progress)
+        write_errors(partial, totals.skipped)
+        return _describe(partial, Path(out), how, totals)
 
 
 def _check_out(out: Path) -> None:
     if out.is_dir() and (os.path.ismount(out) or out.samefile(Path.cwd())):
         raise ConfigError(f"{out} cannot be replaced as a whole: give a new folder inside it as out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"{out} is there already: give another folder as out, or delete it.")
+        raise ConfigError(f"{out} already exists: give another folder as out, or delete it.")
 
 
 def _write_shards(
-    folder: Path, manifest: Manifest, options: PrepareOptions, teacher: HubertTeacher | None
-) -> tuple[Totals, list[LeftOut]]:
+    folder: Path, manifest: Manifest, how: PartSettings, teacher: HubertTeacher | None, progress: bool
+) -> Totals:
     import webdataset
 
-    totals, left_out = Totals(), list[LeftOut]()
-    settings = PartSettings(options.sample_rate, options.split_s, options.n_mels)
-    pattern = str(folder / "shard-%06d.tar")
-    limits = {"maxcount": SHARD_CLIPS, "maxsize": SHARD_BYTES}
-    with webdataset.ShardWriter(pattern, **limits, mtime=0, verbose=0) as writer:  # the same bytes each time
-        for prepared in read_parts(manifest.entries, settings, options.num_workers, options.progress):
+    totals, entries = Totals(), manifest.entries
+    pattern = str(folder).replace("%", "%%") + "/shard-%06d.tar"
+    limits = {"maxcount": SHARD_CLIPS, "maxsize": SHARD_BYTES, "mtime": 0}  # the same bytes each time
+    with (
+        webdataset.ShardWriter(pattern, **limits, verbose=0) as writer,
+        Progress("preparing", 0, len(entries), "file", progress) as bar,
+    ):
+        for prepared in _read_parts(entries, how):
             if prepared.problem:
-                left_out.append(prepared.left_out())
-                logger.warning("left out: %s", prepared.problem)
-                refuse_too_many(manifest.name, len(left_out), len(manifest.entries), left_out[0])
+                skipped = LeftOut(prepared.entry.row, str(prepared.entry), prepared.problem)
+                totals.skipped.append(skipped)
+                logger.warning("skipped: %s", prepared.problem)
+                refuse_too_many(manifest.name, len(totals.skipped), len(entries), totals.skipped[0])
             for part in prepared.parts:
                 writer.write(_member(prepared.entry, part, totals.clips, teacher))
-                totals.add(part)
-    return totals, left_out
+                totals.clips += 1
+                totals.samples += len(part.waveform)
+                totals.moments += part.moments
+            bar.update()
+    return totals
 
 
-def _describe(folder: Path, options: PrepareOptions, totals: Totals, left_out: int) -> PrepareResult:
-    """Writes the index and the statistics of the shards in ``folder``."""
+def _describe(folder: Path, out: Path, how: PartSettings, totals: Totals) -> PrepareResult:
+    """Write the index and the statistics of the shards in ``folder``."""
     if totals.moments.std < MIN_STD:
-        raise ConfigError(
-            f"the clips of {options.data} are all silent: their log-mel values have no spread to train on."
-        )
-    hours = totals.samples / options.sample_rate / 3600
-    numbers = (totals.clips, hours, left_out, totals.moments.mean, totals.moments.std, options.sample_rate)
-    result = PrepareResult(options.out, *numbers)
+        raise ConfigError("the clips are all silent: their log-mel values have no spread to train on.")
+    hours = totals.samples / how.sample_rate / 3600
+    mean, std = totals.moments.mean, totals.moments.std
+    result = PrepareResult(out, totals.clips, hours, len(totals.skipped), mean, std, how.sample_rate)
     write_index(folder / INDEX_NAME, index_shards(sorted(map(str, folder.glob("*.tar")))))
     statistics = {name: value for name, value in vars(result).items() if name != "out"}
     (folder / STATISTICS_NAME).write_text(json.dumps(statistics, indent=2) + "\n", encoding="utf-8")
     return result
 
 
-def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None) -> dict:
+def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None) -> dict[str, Any]:
     member = {
         "__key__": f"{index:09d}",
         "flac": part.flac,
@@ -173,7 +200,56 @@ def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None)
     return member
 
 
-def _load_teacher(options: PrepareOptions) -> HubertTeacher:
-    """HuBERT for whole clips, which are cut to tokens when they are trained on."""
-    config = PretrainConfig(sample_rate=options.sample_rate)
-    return load_hubert_teacher(str(options.teacher), config, torch.device("cpu"))
+def _read_parts(entries: Sequence[Entry], how: PartSettings) -> Iterator[Prepared]:
+    """Read files, in their order, by ``num_workers`` processes or by this one.
+
+    Raises:
+        M2DError: A process was killed.
+    """
+    work = functools.partial(_prepare_file, how=how)
+    if not how.num_workers:
+        yield from map(work, entries)
+        return
+    try:
+        with ProcessPoolExecutor(how.num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for start in range(0, len(entries), 1024):  # the results of more would fill the memory
+                yield from pool.map(work, entries[start : start + 1024], chunksize=8)
+    except BrokenProcessPool as error:
+        raise M2DError(
+            "a process that decodes was killed, perhaps for lack of memory: run it again with a smaller "
+            "num_workers."
+        ) from error
+
+
+def _prepare_file(entry: Entry, how: PartSettings) -> Prepared:
+    try:
+        return Prepared(entry, list(_parts(entry, how)))
+    except AudioError as error:
+        return Prepared(entry, [], str(error))
+
+
+def _parts(entry: Entry, how: PartSettings) -> Iterator[Part]:
+    import soundfile
+
+    frontend = _frontend(how.sample_rate, how.n_mels)
+    for waveform in _split(entry, how):
+        file = io.BytesIO()
+        soundfile.write(file, waveform.numpy(), how.sample_rate, format="FLAC", subtype="PCM_16")
+        yield Part(file.getvalue(), waveform.numpy(), Moments.of(frontend.log_mel(waveform[None])))
+
+
+@functools.cache
+def _frontend(sample_rate: int, n_mels: int) -> LogMelFrontend:
+    return LogMelFrontend(FrontendConfig.for_sample_rate(sample_rate, n_mels=n_mels))
+
+
+def _split(entry: Entry, how: PartSettings) -> Iterable[torch.Tensor]:
+    """Waveform of a file, in parts of ``split_s``; a last part below half of it joins the one before."""
+    (clip,) = open_audio(entry.source(), how.sample_rate)
+    waveform = torch.cat(list(clip.blocks())).clamp(-1.0, 1.0)
+    if how.split_s is None:
+        return [waveform]
+    length = round(how.split_s * how.sample_rate)
+    count = max(1, round(len(waveform) / length))
+    bounds = [part * length for part in range(count)] + [len(waveform)]
+    return [waveform[start:stop] for start, stop in itertools.pairwise(bounds)]

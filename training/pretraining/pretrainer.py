@@ -18,9 +18,8 @@ from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
 from .config import PretrainConfig
 from .losses import cosine_loss, mse_loss, standardise
+from .networks import Predictor, TargetEncoder
 from .offline import EncodedTokens, build_offline
-from .predictor import Predictor
-from .target_encoder import TargetEncoder
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""What a run reads before it starts: lists, noise, weights and teachers, and the sizes that they tell."""
+"""Data of a pre-training run, read before it starts: lists, statistics, weights and teachers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import logging
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,47 +16,46 @@ from torch import Tensor
 
 from m2d_hub.errors import AudioError, ConfigError
 
+from ..data.crops import CropPlan
 from ..data.manifest import Manifest, read_manifest
 from ..data.skipped import warn_of_missing
+from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
-from ..runs.devices import resolve_precision
-from ..runs.folder import RunFolder
-from ..runs.resolved import read_config
-from ..runs.schedules import warn_of_warmup
+from ..runs.devices import broadcast_from_main, resolve_precision
+from ..runs.folder import RunFolder, read_config
+from ..runs.optimization import warn_of_warmup
 from ..runs.state import list_checkpoints
-from .config import PretrainConfig
-from .signal_check import check_signal
-from .start import start_weights
-from .statistics import with_statistics
+from .config import OfflineConfig, PretrainConfig
 from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
+from .weights import start_weights
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 logger = logging.getLogger(__name__)
 
-ASKED_WIDTHS = 50  # clips whose stored features are looked at before a run
-NOTHING = "none"  # as start or teacher: without the preset's own
+NUM_WIDTHS = 50  # clips whose stored features are checked before a run
+NOTHING = "none"  # as start or teacher: without the preset's
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Data, start and folder of a pre-training run, beside its configuration."""
+    """Data, start and folder of a run; see the arguments of pretrain."""
 
     name: str  # of the preset
     data: str
     out: Path
-    noise: str | None = None
-    valid: str | None = None
-    start: str | None = None
-    teacher: str | None = None
-    labelled: str | None = None  # CSV with file, label and split, for the linear evaluation
-    progress: bool = True
+    noise: str | None
+    valid: str | None
+    start: str | None
+    teacher: str | None
+    labelled: str | None
+    progress: bool
 
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What a run reads, and its configuration with all that this tells filled in: no other is in use."""
+    """What a run reads, and its configuration completed by that."""
 
     config: PretrainConfig
     manifest: Manifest
@@ -63,68 +63,42 @@ class ResolvedRun:
     valid: Manifest | None
     classes: tuple[str, ...]
     start_weights: dict[str, Tensor] | None
-    teacher: Teacher | TextTeacher | None = None
+    teacher: Teacher | TextTeacher | None
 
 
 def resolve_run(config: PretrainConfig, options: RunOptions, accelerator: Accelerator) -> ResolvedRun:
-    """Reads lists, weights and teacher, and fills in what they tell of the configuration.
+    """Read lists, weights and teacher, and complete the configuration.
 
     Args:
         config: As the preset and the caller have it.
         options: Where the data are.
-        accelerator: Of the run: its device, and its processes, of which the first one measures.
+        accelerator: Device and processes of the run; the first process measures statistics.
 
     Raises:
-        ConfigError: Data and configuration do not go together.
-    """
-    device = accelerator.device
-    earlier = _stored(RunFolder(options.out)).get("precision")
-    config = dataclasses.replace(config, precision=resolve_precision(config.precision, device, earlier))
-    read = _read_data(config, options, accelerator)
-    read = dataclasses.replace(read, teacher=_load_signal_teacher(read, options, device))
-    return dataclasses.replace(read, config=_with_offline_sizes(read))
-
-
-def _read_data(config: PretrainConfig, options: RunOptions, accelerator: Accelerator) -> ResolvedRun:
-    """Reads the lists and the weights to start from.
-
-    Raises:
-        ConfigError: Data and configuration do not go together.
+        ConfigError: Data and configuration do not match.
     """
     warn_of_warmup(config.warmup_epochs, config.epochs)
+    folder = RunFolder(options.out)
+    stored = read_config(folder)["config"] if folder.config_file.is_file() else {}
+    precision = resolve_precision(config.precision, accelerator.device, stored.get("precision"))
+    config = dataclasses.replace(config, precision=precision)
     manifest = _read_list(options.data)
     if (manifest.kind == "image") != config.is_image:
         raise ConfigError(
-            f"{options.data} holds {manifest.kind} files, but in_channels is {config.in_channels}: "
-            "pictures need 3, audio and spectrograms 1."
+            f"{options.data} holds {manifest.kind} files, but in_channels is {config.in_channels}: images "
+            "need 3, audio and spectrograms 1."
         )
     valid = None if options.valid is None else _read_list(options.valid, "valid")
-    folder = RunFolder(options.out)
-    has_start = options.start not in (None, NOTHING) and not list_checkpoints(folder)
-    weights = start_weights(options.start) if has_start and options.start else None
+    starts = options.start not in (None, NOTHING) and not list_checkpoints(folder)
+    weights = start_weights(options.start) if starts and options.start else None
     config, noise = _read_noise(config, options)
-    config = with_statistics(config, manifest, noise, _stored(folder), accelerator)
-    check_signal(config.offline, manifest)
-    classes = manifest.classes() if config.offline is not None and config.offline.kind == "labels" else ()
-    return ResolvedRun(config, manifest, noise, valid, classes, weights)
-
-
-def _stored(folder: RunFolder) -> dict[str, Any]:
-    """Configuration of a run that goes on."""
-    return read_config(folder)["config"] if folder.config_file.is_file() else {}
-
-
-def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainConfig, Manifest | None]:
-    if options.noise is None:
-        if config.noise_ratio:
-            logger.warning(
-                "noise_ratio is %g but no noise was given: this run mixes none (noise_ratio 0).",
-                config.noise_ratio,
-            )
-        return dataclasses.replace(config, noise_ratio=0.0), None
-    if not config.noise_ratio:
-        raise ConfigError("noise was given but noise_ratio is 0: set it, for instance noise_ratio=0.2.")
-    return config, _read_list(options.noise)
+    config = with_statistics(config, manifest, noise, stored, accelerator)
+    check_targets(config.offline, manifest)
+    has_labels = config.offline is not None and config.offline.kind == "labels"
+    classes = manifest.classes() if has_labels else ()
+    teacher = _load_teacher(config, manifest, options.teacher, accelerator.device)
+    config = _with_offline_sizes(config.resolve(), manifest, classes, teacher)
+    return ResolvedRun(config, manifest, noise, valid, classes, weights, teacher)
 
 
 def _read_list(data: str, split: str = "train") -> Manifest:
@@ -133,41 +107,133 @@ def _read_list(data: str, split: str = "train") -> Manifest:
     return manifest
 
 
-def _load_signal_teacher(
-    read: ResolvedRun, options: RunOptions, device: torch.device
+def _read_noise(config: PretrainConfig, options: RunOptions) -> tuple[PretrainConfig, Manifest | None]:
+    if options.noise is None:
+        if config.noise_ratio:
+            logger.warning(
+                "noise_ratio is %g, but no noise was given: this run mixes none (noise_ratio 0).",
+                config.noise_ratio,
+            )
+        return dataclasses.replace(config, noise_ratio=0.0), None
+    if not config.noise_ratio:
+        raise ConfigError("noise was given, but noise_ratio is 0: set it, for instance noise_ratio=0.2.")
+    return config, _read_list(options.noise)
+
+
+def with_statistics(
+    config: PretrainConfig,
+    manifest: Manifest,
+    noise: Manifest | None,
+    stored: Mapping[str, Any],
+    accelerator: Accelerator,
+) -> PretrainConfig:
+    """Fill in mean, std and noise_mean: as given, prepared, stored by this run, or measured.
+
+    Args:
+        config: The run.
+        manifest: Its clips.
+        noise: Its noise.
+        stored: Configuration of the run that is resumed; empty: it is new.
+        accelerator: Its processes, of which the first one measures.
+
+    Raises:
+        ConfigError: The data were prepared at another rate.
+    """
+
+    def measure(data: Manifest, plan: CropPlan, names: tuple[str, ...]) -> dict[str, float]:
+        missing = [name for name in names if getattr(config, name) is None]
+        if not missing:
+            return {}
+        if data.statistics is None and all(stored.get(name) is not None for name in missing):
+            return {name: stored[name] for name in missing}
+        found = data.statistics or broadcast_from_main(accelerator, lambda: measure_statistics(data, plan))
+        if found.sample_rate != config.sample_rate:
+            raise ConfigError(
+                f"{data.name} was prepared at {found.sample_rate} Hz, but sample_rate is "
+                f"{config.sample_rate}: prepare it at that rate, or give {' and '.join(missing)}."
+            )
+        return {name: found.std if name == "std" else found.mean for name in missing}
+
+    if config.is_image:
+        return config
+    plan = CropPlan(config.frontend, config.input_size[1], short_clips=config.short_clips)
+    found: dict[str, Any] = measure(manifest, plan, ("mean", "std"))
+    if noise is not None:
+        found |= measure(noise, dataclasses.replace(plan, short_clips="repeat"), ("noise_mean",))
+    return dataclasses.replace(config, **found)
+
+
+def check_targets(offline: OfflineConfig | None, manifest: Manifest) -> None:
+    """Refuse data without the targets of the offline network.
+
+    Some clips may have no labels, which the label loss then ignores; captions and precomputed features must
+    exist for all clips or for none.
+
+    Raises:
+        ConfigError: The message counts the clips and names the first one.
+    """
+    entries = manifest.entries
+    if offline is None:
+        return
+    if offline.kind == "labels" and not any(entry.labels for entry in entries):
+        raise ConfigError(
+            f"{manifest.name} has no labels, which the offline network learns from: add a column 'label', or "
+            "set offline to none."
+        )
+    without = [entry for entry in entries if not entry.features_path]
+    if offline.kind != "labels" and without and len(without) < len(entries):
+        raise ConfigError(
+            f"{manifest.name}: {len(without):,} of {len(entries):,} clips lack features, the first is "
+            f"{without[0]}: give features for all clips, or for none."
+        )
+    no_text = [entry for entry in entries if not (entry.caption or entry.labels)]
+    if offline.kind == "text" and without and no_text:
+        raise ConfigError(
+            f"{manifest.name}: {len(no_text):,} of {len(entries):,} clips have neither caption nor label, "
+            f"the first is {no_text[0]}: contrastive learning needs a text for each clip."
+        )
+
+
+def _load_teacher(
+    config: PretrainConfig, manifest: Manifest, name: str | None, device: torch.device
 ) -> Teacher | TextTeacher | None:
-    """The frozen offline encoder, where the data does not carry the training signal itself."""
-    offline = read.config.offline
-    name = None if options.teacher == NOTHING else options.teacher
+    """The frozen offline encoder, unless the data hold the targets."""
+    offline = config.offline
+    name = None if name == NOTHING else name
     if offline is None or offline.kind == "labels":
         if name is not None:
             raise ConfigError(
-                f"the teacher {name} was given, but this method learns from no teacher: set offline.kind."
+                f"the teacher {name} was given, but this method has no teacher: set offline.kind."
             )
         return None
-    if read.manifest.entries[0].features_path:
-        logger.info("%s carries features computed beforehand: no teacher is loaded.", read.manifest.name)
+    if manifest.entries[0].features_path:
+        logger.info("%s holds precomputed features: no teacher is loaded.", manifest.name)
         return None
     if offline.kind == "text":
         return load_text_teacher(offline, name, device)
-    return None if name is None else load_teacher(name, read.config, device)
+    return None if name is None else load_teacher(name, config, device)
 
 
-def _with_offline_sizes(read: ResolvedRun) -> PretrainConfig:
-    """Fills in the widths of the offline network's training signal, and checks those that were given."""
-    config, offline, teacher = read.config.resolve(), read.config.offline, read.teacher
+def _with_offline_sizes(
+    config: PretrainConfig,
+    manifest: Manifest,
+    classes: tuple[str, ...],
+    teacher: Teacher | TextTeacher | None,
+) -> PretrainConfig:
+    """Fill in the widths of the offline network's targets, and check those that were given."""
+    offline = config.offline
     if offline is None:
         return config
     if offline.kind == "text":
         source = teacher.source if isinstance(teacher, TextTeacher) else offline.text_encoder
-        width = offline.text_dim or _features_width(read)
+        width = offline.text_dim or _features_width(manifest, teacher)
         dim = offline.dim or config.embed_dim
         offline = dataclasses.replace(offline, dim=dim, text_dim=width, text_encoder=source)
         return dataclasses.replace(config, offline=offline)
-    found = len(read.classes) if offline.kind == "labels" else _features_width(read)
+    found = len(classes) if offline.kind == "labels" else _features_width(manifest, teacher)
     if not found:
         raise ConfigError(
-            f"the offline network learns from {offline.kind}, but {read.manifest.name} has no such column"
+            f"the offline network learns from {offline.kind}, but {manifest.name} has no such column"
             + (" and no teacher was given." if offline.kind == "features" else ".")
         )
     if offline.dim not in (None, found):
@@ -175,15 +241,15 @@ def _with_offline_sizes(read: ResolvedRun) -> PretrainConfig:
     return dataclasses.replace(config, offline=dataclasses.replace(offline, dim=found))
 
 
-def _features_width(read: ResolvedRun) -> int:
-    """Of the teacher's features, or of most of the first clips that have some stored."""
-    entries = read.manifest.entries
+def _features_width(manifest: Manifest, teacher: Teacher | TextTeacher | None) -> int:
+    """Width of the teacher's features, or the most frequent one of the first clips' stored features."""
+    entries = manifest.entries
     if not entries[0].features_path:
-        return read.teacher.dim if read.teacher else 0
+        return teacher.dim if teacher else 0
     widths: Counter[int] = Counter()
-    for entry in entries[:ASKED_WIDTHS]:
+    for entry in entries[:NUM_WIDTHS]:
         with contextlib.suppress(AudioError):
             widths[features_width(entry)] += 1
     if not widths:
-        raise AudioError(f"{read.manifest.name}: the features of its first clips cannot be read.")
+        raise AudioError(f"{manifest.name}: the features of its first clips cannot be read.")
     return widths.most_common(1)[0][0]

@@ -131,26 +131,6 @@ def with_fields(config: Config, fields: Mapping[str, Any]) -> Config:
     return dataclasses.replace(config, **{**reset, **fields})  # type: ignore[type-var]
 
 
-def parse_sweep(config: Any, sweep: str) -> dict[str, dict[str, Any]]:
-    """Return the fields of each run of ``field=value,value``, by the name of its folder."""
-    field, values = split_sweep(sweep)
-    found = {f"{field}-{value}": parse_settings(config, [f"{field}={value}"]) for value in values}
-    for fields in found.values():
-        dataclasses.replace(config, **fields)  # refuses what is not allowed before any run begins
-    return found
-
-
-def split_sweep(sweep: str) -> tuple[str, list[str]]:
-    """Return the field and the values of a sweep."""
-    field, _, text = sweep.partition("=")
-    values = [value.strip() for value in text.split(",")]
-    if len(set(values)) < max(2, len(values)) or not all(values):
-        raise ConfigError(
-            f"--sweep takes field=value,value with two or more different values, got {sweep!r}."
-        )
-    return field, values
-
-
 def require_given(**arguments: object) -> None:
     """Refuse empty arguments.
 

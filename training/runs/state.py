@@ -1,10 +1,14 @@
-"""Checkpoints of a run: written whole or not at all, and resumed exactly."""
+"""Checkpoints of a run: written atomically, and resumed exactly.
+
+accelerate's ``save_state`` writes a folder of several files, which a kill leaves half-written, and pickles
+random states. One file of tensors and plain numbers is complete or absent, loads without running code, and is
+a model that ``m2d_hub.load_model`` takes.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,132 +30,132 @@ from .folder import RunFolder
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
 SUSPECT_SUFFIX = ".suspect"  # of a checkpoint whose weights gave no finite step
 RECENT_CHECKPOINTS = 2  # kept beside the periodic ones
-WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)
+WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of plain, DDP and FSDP models
+HINT = "Delete it to resume from the checkpoint before it."
 
 
-@dataclass
-class TrainingState:
-    """All that a run needs to go on."""
-
-    step: int  # optimizer steps done
-    model: dict[str, Any]
-    optimizer: dict[str, Any]
-    loss_scale: dict[str, Any] = field(default_factory=dict)  # of float16, plain numbers
+class NotFiniteError(M2DError):
+    """Weights, or outputs computed from them, are not finite."""
 
 
 def gather_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Whole weights of a plain, DDP or FSDP model on the CPU; all processes must call it together."""
+    """Return whole weights on the CPU; all processes call it together."""
     weights: dict[str, Any] = get_model_state_dict(model, options=WHOLE_ON_CPU)
     return weights
 
 
-def gather_state(step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Whole weights and optimizer state, see :func:`gather_weights`."""
-    return TrainingState(
-        step=step,
-        model=gather_weights(model),
-        optimizer=get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU),
-    )
+def gather_state(
+    step: int, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> dict[str, Any]:
+    """Return all that a resumed run needs after ``step`` optimizer steps; all processes call it together.
 
-
-def restore_state(state: TrainingState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts a whole state into a plain, DDP or FSDP model and its optimizer."""
-    set_model_state_dict(model, state.model, options=WHOLE_ON_CPU)
-    set_optimizer_state_dict(model, optimizer, state.optimizer, options=WHOLE_ON_CPU)
-
-
-def write_state(folder: RunFolder, state: TrainingState, keep_every_steps: int) -> Path:
-    """Writes a checkpoint, complete or not at all, and removes old ones.
-
-    Args:
-        folder: The run.
-        state: What to write.
-        keep_every_steps: Checkpoints at multiples of it are kept for good.
+    Raises:
+        NotFiniteError: Weights or optimizer state are not finite.
     """
-    path = checkpoint_path(folder, state.step)
-    write_tensors(path, dict(vars(state)))
+    optimizer_state = get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU)
+    state = {"step": step, "model": gather_weights(model), "optimizer": optimizer_state}
+    require_finite({"weights": state["model"], "optimizer": optimizer_state}, f"the state after step {step}")
+    return state | {"loss_scale": scaler.state_dict()}
+
+
+def write_state(folder: RunFolder, state: dict[str, Any], keep_every_steps: int) -> Path:
+    """Write a checkpoint and remove old ones, except those at multiples of ``keep_every_steps``."""
+    path = checkpoint_path(folder, state["step"])
+    write_tensors(path, state)
     for old in list_checkpoints(folder)[:-RECENT_CHECKPOINTS]:
         if step_of(old) % keep_every_steps:
             old.unlink()
     return path
 
 
+def read_state(path: Path) -> dict[str, Any]:
+    """Read a checkpoint.
+
+    Raises:
+        CheckpointError: The file is damaged, or holds values that are not finite.
+    """
+    state = read_tensors(path, HINT)
+    with reading(path, "a checkpoint", HINT, CheckpointError):
+        if state["step"] != step_of(path):
+            raise ValueError(f"it is of step {state['step']!r}")
+        try:
+            require_finite({"weights": state["model"], "optimizer": state["optimizer"]}, str(path))
+        except NotFiniteError as error:
+            raise CheckpointError(f"{error} {HINT}") from error
+    return state
+
+
+def restore_state(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler
+) -> int:
+    """Load a checkpoint into a model and its optimizer; return its optimizer steps.
+
+    Raises:
+        CheckpointError: The file is damaged, or of another model.
+    """
+    state = read_state(path)
+    present = get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU)
+    with reading(path, "a checkpoint of this run", HINT, CheckpointError):
+        _require_names("weights", state["model"], get_model_state_dict(model))
+        _require_names("optimizer state", state["optimizer"]["state"], present["state"])
+        set_model_state_dict(model, state["model"], options=WHOLE_ON_CPU)
+        set_optimizer_state_dict(model, optimizer, state["optimizer"], options=WHOLE_ON_CPU)
+        if state.get("loss_scale"):
+            scaler.load_state_dict(state["loss_scale"])
+    return step_of(path)
+
+
+def _require_names(what: str, values: dict[str, Any], expected: Any) -> None:
+    if missing := set(expected) - set(values):
+        raise ValueError(f"it lacks {what} of {len(missing)} tensors, such as {min(missing)}")
+
+
 def checkpoint_path(folder: RunFolder, step: int) -> Path:
-    """Where the checkpoint after an optimizer step is, if it was kept."""
+    """Return the path of the checkpoint after an optimizer step."""
     return folder.checkpoints / f"step-{step:09d}.pt"
 
 
 def list_checkpoints(folder: RunFolder) -> list[Path]:
-    """Complete checkpoints, the latest last."""
+    """Return complete checkpoints, the latest last."""
     if not folder.checkpoints.is_dir():
         return []
     return sorted(path for path in folder.checkpoints.iterdir() if CHECKPOINT_NAME.fullmatch(path.name))
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps that a checkpoint's name tells."""
+    """Return the optimizer steps in a checkpoint's name."""
     return int(path.stem.removeprefix("step-"))
 
 
 def set_aside(path: Path) -> Path:
-    """Renames a checkpoint that is not to be resumed from; returns its new name."""
+    """Rename a checkpoint that must not be resumed from; return its new name."""
     return path.rename(path.with_name(path.name + SUSPECT_SUFFIX))
 
 
-def read_state(path: Path) -> TrainingState:
-    """Reads a checkpoint.
-
-    Raises:
-        CheckpointError: The file is damaged, or holds values that are not finite.
-    """
-    way_out = "Delete it: the run then goes on from the checkpoint before it."
-    values = read_tensors(path, way_out)
-    with reading(path, "a checkpoint", way_out, CheckpointError):
-        scale = values.get("loss_scale", {})
-        state = TrainingState(values["step"], values["model"], values["optimizer"], scale)
-    try:
-        require_finite({"weights": state.model, "optimizer": state.optimizer}, str(path))
-    except NotFiniteError as error:
-        raise CheckpointError(f"{error} {way_out}") from error
-    return state
-
-
 def write_tensors(path: Path, values: dict[str, Any]) -> None:
-    """Writes tensors and plain values, complete or not at all."""
+    """Write tensors and plain values atomically."""
     with replacing(path) as partial:
         torch.save(values, partial)
 
 
-def read_tensors(path: Path, way_out: str) -> dict[str, Any]:
-    """Reads what :func:`write_tensors` wrote.
-
-    Args:
-        path: The file.
-        way_out: What to do if it is damaged.
+def read_tensors(path: Path, hint: str) -> dict[str, Any]:
+    """Read what :func:`write_tensors` wrote, without running code.
 
     Raises:
-        CheckpointError: It is.
+        CheckpointError: The file is damaged; the message ends with ``hint``.
     """
-    with reading_file(path, "tensors and plain values", way_out, CheckpointError):
+    with reading_file(path, "tensors and plain values", hint, CheckpointError):
         values = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}")
     return values
 
 
-class NotFiniteError(M2DError):
-    """Weights, or what they give, are not finite."""
-
-
 def require_finite(values: Any, what: str) -> None:
-    """Refuses tensors with NaN or infinity.
-
-    Args:
-        values: Tensors in dictionaries, lists or tuples of any depth; other values are passed over.
-        what: They are.
+    """Refuse tensors with NaN or infinity, in dictionaries, lists or tuples of any depth.
 
     Raises:
-        NotFiniteError: The message names the first one that is not finite.
+        NotFiniteError: The message names ``what`` and the first tensor that is not finite.
     """
     for name, tensor in _named_tensors(values):
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

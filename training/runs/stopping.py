@@ -1,22 +1,32 @@
-"""SIGTERM and SIGINT as a request to stop: a training saves first, everything else stops at once."""
+"""Stop signals, which a training answers by saving first, and worker processes that read batches."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import logging
+import multiprocessing
+import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from m2d_hub.errors import M2DError
 
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-SAME_REQUEST_S = 2.0  # launchers pass a signal on that the process has got already
+SAME_REQUEST_S = 2.0  # launchers pass on a signal that the process has already received
 
 
 class Stopped(SystemExit):
@@ -24,20 +34,21 @@ class Stopped(SystemExit):
 
     def __init__(self, number: int, what: str = ""):
         super().__init__(128 + number)
-        self.told = f"Stopped by {signal.Signals(number).name}{what}; run it again to go on."
+        name = signal.Signals(number).name
+        self.message = f"Stopped by {name}{what}; run the same command to resume."
 
 
 class StopRequests:
-    """The signal that came, if any."""
+    """The signal that was received, if any."""
 
     def __init__(self) -> None:
         self._number = 0
-        self._came_at = 0.0
+        self._received_at = 0.0
         self._is_held = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """While it lasts, a request waits to be asked for; a second one, seconds later, does not."""
+        """Hold requests back until :meth:`agreed` is called; a second one, seconds later, is not held."""
         self._is_held = True
         try:
             yield
@@ -45,25 +56,25 @@ class StopRequests:
             self._is_held = False
 
     def agreed(self, accelerator: Any) -> int:
-        """Number of the signal that any process has got, the same in all of them; 0: none."""
+        """Return the number of the signal that any process has received; 0: none."""
         if accelerator.num_processes == 1:
             return self._number
         number = torch.tensor([self._number], device=accelerator.device)
         return int(accelerator.gather(number).max())
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """The handler."""
+        """Handle a signal."""
         now = time.monotonic()
-        is_repeated = self._number and now - self._came_at > SAME_REQUEST_S
+        is_repeated = self._number and now - self._received_at > SAME_REQUEST_S
         if not self._is_held or is_repeated:
             raise Stopped(number)
         if not self._number:
-            self._number, self._came_at = number, now
+            self._number, self._received_at = number, now
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequests]:
-    """Handles the signals, in the main thread, and tells in a line why it ended."""
+    """Handle stop signals in the main thread, and log why the run ended."""
     requests = StopRequests()
     before = {}
     if threading.current_thread() is threading.main_thread():
@@ -74,8 +85,108 @@ def stop_requests() -> Iterator[StopRequests]:
     try:
         yield requests
     except Stopped as stopped:
-        logger.warning("%s", stopped.told)
+        logger.warning("%s", stopped.message)
         raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
+
+
+def read_by_workers(
+    dataset: Dataset,
+    num_workers: int,
+    *,
+    collate_fn: Callable[[list], Any] = default_collate,
+    prefetch: int = 4,
+    pinned: bool = False,
+    **options: Any,
+) -> Iterator[Any]:
+    """Yield batches of a data set, read by worker processes or by this one.
+
+    Closing the iterator ends the workers.
+
+    Args:
+        dataset: What is read.
+        num_workers: Number of processes; 0: this process reads.
+        collate_fn: Builds a batch of samples.
+        prefetch: Batches that each worker reads ahead.
+        pinned: Use page-locked memory on a machine with CUDA.
+        options: Further arguments of ``DataLoader``.
+
+    Raises:
+        M2DError: A worker was killed, or shared memory is full.
+    """
+    loader = DataLoader(
+        dataset,
+        num_workers=num_workers,
+        prefetch_factor=prefetch if num_workers else None,
+        pin_memory=pinned and torch.cuda.is_available(),
+        worker_init_fn=functools.partial(_handle_signals, _exiting()) if num_workers else None,
+        collate_fn=functools.partial(_collate_shared, collate_fn),
+        generator=torch.Generator(),  # else an epoch draws from the process's random numbers
+        **options,
+    )
+    batches = iter(loader)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "shared memory" in str(error) or "/torch_" in str(error):
+            raise M2DError(
+                f"shared memory is full: {num_workers} workers pass batches through it (/dev/shm). Give it "
+                "more space (docker run --shm-size=8g), or set a smaller num_workers or batch_size."
+            ) from error
+        if str(error).startswith("DataLoader worker"):
+            raise M2DError(
+                f"a worker that reads clips was killed, probably for lack of memory: {error} Run the same "
+                "command to resume, with a smaller num_workers."
+            ) from error
+        raise
+    finally:
+        shutdown = getattr(batches, "_shutdown_workers", None)  # references in a traceback keep them alive
+        if shutdown is not None:
+            shutdown()
+
+
+def _collate_shared(collate_fn: Callable[[list], Any], samples: list) -> Any:
+    """Build a batch; in a worker, move it to shared memory.
+
+    The queue would do that later in a thread of its own, where a full memory raises nothing: the batch is
+    lost, and the process that waits for it waits forever.
+    """
+    batch = collate_fn(samples)
+    if get_worker_info() is not None:
+        _share(batch)
+    return batch
+
+
+def _share(values: Any) -> None:
+    if isinstance(values, Tensor):
+        values.share_memory_()
+    elif isinstance(values, (list, tuple, dict)):
+        for value in values.values() if isinstance(values, dict) else values:
+            _share(value)
+    elif is_dataclass(values):
+        _share(vars(values))
+
+
+@functools.cache
+def _exiting() -> Event:
+    """Event that is set when this process exits, before its children are terminated."""
+    event = multiprocessing.Event()
+    atexit.register(event.set)
+    return event
+
+
+def _handle_signals(exiting: Event, worker: int) -> None:
+    """Ignore stop signals in a worker until its parent exits.
+
+    A signal to the whole group must not end workers that the parent needs until it has saved; SIGTERM is also
+    how multiprocessing ends its children.
+    """
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        if exiting.is_set():
+            os._exit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, receive)

@@ -19,8 +19,7 @@ from ..finetuning.config import FinetuneConfig
 from ..finetuning.presets import load_finetune_preset
 from ..finetuning.run import finetune
 from ..linear.run import LinearEvalOptions, linear_eval
-from ..runs.folder import RunFolder, one_run_in
-from ..runs.resolved import write_or_compare
+from ..runs.folder import RunFolder, one_run_in, same_or_refuse
 from ..runs.settings import parse_settings
 from .results import SuiteResult, TaskResult, mean_of, write_table
 from .task_lists import NotThereError, TaskList, task_list
@@ -94,7 +93,7 @@ def _write_or_compare(
 ) -> None:
     run = {"suite": suite.name, "model_sha256": sha256_of_model(resolve(model)), "seeds": seeds}
     texts = {name: str(value) for name, value in settings.items()}
-    write_or_compare(folder, {"model": canonical_name(model)}, run, {"settings": texts}, set())
+    same_or_refuse(folder, {**run, "config": {"settings": texts}}, {"model": canonical_name(model)})
 
 
 class _Runner:

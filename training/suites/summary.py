@@ -19,8 +19,7 @@ from m2d_hub.io import replacing, require_extra
 from ..evaluation.charts import draw_points
 from ..evaluation.metrics import over_seeds
 from ..evaluation.report import REPORT_FILE, read_report
-from ..runs.folder import RunFolder, make_folder
-from ..runs.resolved import read_config
+from ..runs.folder import RunFolder, make_folder, read_config
 from ..runs.state import CHECKPOINT_NAME, step_of
 
 TABLE, PICTURE = "summary.csv", "summary.png"

@@ -1,4 +1,4 @@
-"""The predictor: from encoded visible patches to representations, or pixels, of masked ones.
+"""Predictor and target encoder: the networks beside the online encoder.
 
 Shapes: B batch, N patches, D encoder width, P predictor width, O width of one prediction.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.nn.encoder import Block, initialise_weights
+from m2d_hub.config import EncoderConfig
+from m2d_hub.nn.encoder import Block, Encoder, initialise_weights
 from m2d_hub.nn.linear import Linear
 from m2d_hub.nn.positional import sincos_positions
 
@@ -31,10 +32,10 @@ class Predictor(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, encoded: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
-        """Predicts the masked patches.
+        """Predict the masked patches.
 
-        Attention does not care for the tokens' order, so each token only takes its patch's position: nothing
-        has to be sorted into the grid and back.
+        Attention ignores the order of the tokens, so each token only needs its patch's position: nothing is
+        sorted into the grid and back.
 
         Args:
             encoded: Output of the online encoder (B, 1 + n_visible, D), the class token first.
@@ -53,3 +54,44 @@ class Predictor(nn.Module):
         for block in self.blocks:
             tokens = block(tokens)
         return self.projection(self.norm(tokens[:, -num_masked:]))
+
+
+class TargetEncoder(nn.Module):
+    """Momentum encoder f_ξ (paper, section III-A1).
+
+    Its blocks and norm start from separate random weights; patch embedding, positions and class token are
+    those of the online encoder. Gradients never reach it.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_ratio, config.norm_eps)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.apply(initialise_weights)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, class_token: Tensor) -> Tensor:
+        """Encode patch tokens.
+
+        Args:
+            tokens: Embedded patches with positions (B, N, D).
+            class_token: With its position (1, 1, D).
+
+        Returns:
+            Encoded tokens (B, N, D), without the class token.
+        """
+        tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, 1 + N, D)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)[:, 1:]
+
+    @torch.no_grad()
+    def update(self, online: Encoder, decay: float) -> None:
+        """Move the weights towards the online encoder's: ξ ← τ·ξ + (1 − τ)·θ (paper, equation 3)."""
+        own: list[Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
+        others: list[Tensor] = [*online.blocks.parameters(), *online.norm.parameters()]
+        torch._foreach_lerp_(own, others, 1.0 - decay)
