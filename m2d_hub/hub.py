@@ -169,6 +169,8 @@ def _check_available(device: torch.device) -> None:
 def _on_device(model: M2D, device: torch.device, dtype: torch.dtype) -> M2D:
     """Move a model, and compute once: a driver or a build may report a device that it cannot use."""
     try:
+        if device.type == "cpu" and all(parameter.dtype is dtype for parameter in model.parameters()):
+            return model
         if device.type != "cpu":
             (torch.ones(2, device=device) + 1).sum().item()
         return model.to(device=device, dtype=dtype)

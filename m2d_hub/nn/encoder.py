@@ -116,7 +116,8 @@ class Encoder(nn.Module):
             for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
-        self.reset_parameters()
+        if not self.cls_token.is_meta:  # where loaded weights replace the parameters
+            self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw new weights; positions are unchanged."""

@@ -27,6 +27,11 @@ MIN_PRODUCTS = 1 << 20
 class Linear(nn.Linear):
     """A linear layer with the parameters, names and results of ``nn.Linear``."""
 
+    def reset_parameters(self) -> None:
+        """Draw fresh weights, except on the meta device, where tensors have no values."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     def forward(self, features: Tensor) -> Tensor:
         """Map features (..., in_features) to (..., out_features)."""
         return linear(features, self.weight, self.bias)
