@@ -77,10 +77,12 @@ def table(reports: dict[str, dict[str, dict[str, Any] | None]], arguments: argpa
         "# Fine-tuning and linear evaluation on the dev tasks",
         "",
         f"`python benchmarks/finetune.py DATA/dev --model {arguments.model} --seeds {arguments.seeds}`;",
-        "accuracy on the test clips in %, with its 95 % interval over clips and seeds. Fine-tuning is the",
-        "preset `small` with nothing changed"
-        + (f" but {', '.join(arguments.settings)}." if arguments.settings else "."),
-        f"Fine-tuning is better on {better} of {len(counted)} tasks ({DIAGNOSTIC} is not counted).",
+        "accuracy on the test clips in %, with the 95 % interval over clips and seeds. Fine-tuning is the",
+        "preset `small`"
+        + (
+            f" with {', '.join(arguments.settings)}." if arguments.settings else " with its default settings."
+        ),
+        f"Fine-tuning is better on {better} of {len(counted)} tasks ({DIAGNOSTIC} is not included).",
         "",
         "| task (train / test clips, classes) | linear evaluation | fine-tuned | difference | minutes |",
         "|---|---|---|---|---|",

@@ -46,12 +46,12 @@ HEAD = """\
 # Interruptions
 
 `python benchmarks/interruptions.py WORK`: commands on {clips} clips with m2d-mini, interrupted at random
-moments between their start and their end, started again each time. "Equal": runs that came to their end and
-are as the unbroken one, byte for byte, but for the seconds they took. "Disk full": what was said on a disk of
-half the room, and whether the run went on with more to the same end. An exit status of -15 is that of a
-process which SIGTERM ended before it had begun to catch it.
+moments and started again each time. "Equal": finished runs whose result equals that of an uninterrupted run
+byte for byte, except for durations. "Disk full": the message on a disk of half the required size, and the
+result after resuming with more space. An exit status of -15 means that SIGTERM arrived before the process
+handled it.
 
-| command | interruptions | SIGKILL | SIGTERM, exit status | ends equal | disk full |
+| command | interruptions | SIGKILL | SIGTERM, exit status | results equal | disk full |
 |---|---:|---:|---|---:|---|
 """
 
@@ -212,12 +212,12 @@ def interruptions(command: Command, work: Path, times: int, whole: Any, seconds:
         folder = Path(tempfile.mkdtemp(dir=work))
         for tried in itertools.count():
             moment_s = moments.uniform(0.1, 1.0) * seconds if tried < PER_RUN else math.inf
-            told = interrupt(command, folder, moment_s, found.signals.total())
-            if told is None:
+            outcome = interrupt(command, folder, moment_s, found.signals.total())
+            if outcome is None:
                 break
-            found.signals[told[0]] += 1
-            if told[0] == "SIGTERM":
-                found.statuses[told[1]] += 1
+            found.signals[outcome[0]] += 1
+            if outcome[0] == "SIGTERM":
+                found.statuses[outcome[1]] += 1
             if command.is_at_once and (folder / command.out).exists():
                 break
         found.ends.append(command.contents(folder / command.out) == whole)
@@ -241,8 +241,8 @@ def on_a_full_disk(command: Command, work: Path, whole: Any, size: int) -> str:
     try:
         with small_disk(folder, max(size // 2, 4096)):
             status, said = finish(command, folder)
-            told = said.strip().splitlines()[-1] if said.strip() else ""
-            if not status or "no space left" not in told.lower() or "Traceback" in said:
+            message = said.strip().splitlines()[-1] if said.strip() else ""
+            if not status or "no space left" not in message.lower() or "Traceback" in said:
                 sys.exit(f"{' '.join(command.arguments)} on a full disk ended with {status}:\n{said}")
             subprocess.run(["mount", "-o", f"remount,size={8 * size + 10**8}", str(folder)], check=True)
             status, said = finish(command, folder)
@@ -261,10 +261,10 @@ def report(found: dict[str, Any]) -> str:
     lines = []
     for name, kept in found.items():
         signals, statuses = kept["signals"], sorted(kept["statuses"].items())
-        told = ", ".join(f"{status}: {count}" for status, count in statuses)
+        counts = ", ".join(f"{status}: {count}" for status, count in statuses)
         lines.append(
             f"| {name} | {sum(signals.values())} | {signals.get('SIGKILL', 0)} "
-            f"| {signals.get('SIGTERM', 0)} ({told}) | {sum(kept['ends'])} of {len(kept['ends'])} "
+            f"| {signals.get('SIGTERM', 0)} ({counts}) | {sum(kept['ends'])} of {len(kept['ends'])} "
             f"| {kept['disk']} |\n"
         )
     return HEAD.format(clips=NUM_CLIPS) + "".join(lines)

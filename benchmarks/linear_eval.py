@@ -37,16 +37,16 @@ REGULARISATIONS = (0.0001, 0.001, 0.01, 0.1, 1.0)  # C
 RESULTS = Path(__file__).parent / "results" / "linear_eval.md"
 HEADER = """# Linear evaluation against scikit-learn
 
-Written by `python benchmarks/linear_eval.py DATA/dev --model {model}`. Accuracies in per cent on the test
-clips of each task, with their 95 % intervals over clips and six seeds; clips are taken {clips}.
+Written by `python benchmarks/linear_eval.py DATA/dev --model {model}`. Accuracy in percent on the test
+clips of each task, with the 95 % interval over clips and six seeds. Clips are used {clips}.
 
-- ours: `m2d-train linear-eval` with its default learning rate: the paper's 3e-5, or where that does not
-  converge within 200 epochs, the one that is best on the valid clips (in brackets);
-- 3e-5: the same with the paper's rate alone; * where it did not converge;
-- scikit-learn: `LogisticRegression` on the very same standardised features, C chosen on the valid clips.
+- ours: `m2d-train linear-eval` with its default learning rate: 3e-5 as in the paper, or, if that does not
+  converge within 200 epochs, the rate that is best on the valid clips (in brackets);
+- 3e-5: the same with only the rate of the paper; * if it did not converge;
+- scikit-learn: `LogisticRegression` on the same standardised features, with C chosen on the valid clips.
 
-gcin_tone_xspk is tested on a voice that training never hears: its valid clips are of the training voice,
-and what they choose, rate or C, says little about the other one.
+gcin_tone_xspk is tested on an unseen voice. Its valid clips are of the training voice, so the rate or C
+chosen on them may not suit the other voice.
 
 | task | train, valid, test | classes | ours | 3e-5 | scikit-learn | within ours | seconds for ours |
 |---|---|---|---|---|---|---|---|
@@ -142,11 +142,13 @@ def regression_accuracy(path: Path, options: dict[str, Any], clip_seconds: float
 
 def write_results(path: Path, model: str, duration: str, comparisons: Sequence[Comparison]) -> None:
     """Write the table."""
-    clips = "whole" if duration == "none" else "as long as the training clips' mean, as in the paper"
+    clips = "whole" if duration == "none" else "with the mean length of the training clips, as in the paper"
     within = sum(comparison.is_within for comparison in comparisons)
     text = HEADER.format(model=model, clips=clips)
     text += "\n".join(comparison.row() for comparison in comparisons)
-    text += f"\n\nscikit-learn's accuracy is within our interval in {within} of {len(comparisons)} tasks.\n"
+    text += (
+        f"\n\nThe accuracy of scikit-learn is within our interval in {within} of {len(comparisons)} tasks.\n"
+    )
     path.write_text(text, encoding="utf-8")
 
 

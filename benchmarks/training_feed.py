@@ -88,14 +88,14 @@ def read_whole(entry: Entry) -> int:
 
 
 def report(found: dict[str, Any]) -> str:
-    text = f"""# Feeding pre-training
+    text = f"""# Reading clips for pre-training
 
 `python benchmarks/training_feed.py` on {platform.machine()}, {os.cpu_count()} cores,
 torch {torch.__version__}:
 {found["clips"]} clips of {found["seconds"]:g} s of each kind, a random crop of {CROP_FRAMES} frames (6.08 s)
 of each, in seconds of processor time.
 
-| | clips a second and core | decoding the whole clip | cores for {STEP_CLIPS:,} clips (4 × 512) a second |
+| | clips/s per core | decoding the whole clip | cores for {STEP_CLIPS:,} clips (4 × 512) per second |
 |---|---|---|---|
 """
     for name, rates in found["rates"].items():
@@ -103,8 +103,8 @@ of each, in seconds of processor time.
             f"| {name} | {rates['crop']:,.0f} | {rates['whole']:,.0f} | {STEP_CLIPS / rates['crop']:.1f} |\n"
         )
     return f"""{text}
-A step of 4 × 512 clips that takes a GPU S seconds needs the last column's cores divided by S. S was not
-measured: `benchmarks/training_speed.py` tells it where a GPU is at hand.
+If a step of 4 × 512 clips takes S seconds on a GPU, reading needs the cores of the last column divided by S.
+S was not measured; `benchmarks/training_speed.py` measures it on a machine with a GPU.
 """
 
 

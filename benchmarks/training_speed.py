@@ -162,9 +162,9 @@ def report(results: dict[str, dict]) -> str:
         "# Speed of pre-training on a CPU",
         "",
         f"`python benchmarks/training_speed.py --presets {' '.join(results)}`, {machine}.",
-        "Clips of 10 s in FLAC shards, which the training process decodes itself.",
+        "Clips of 10 s in FLAC shards, decoded by the training process.",
         "",
-        "| preset | clips a step | threads | steps/s | clips/s |",
+        "| preset | clips per step | threads | steps/s | clips/s |",
         "|---|---|---|---|---|",
     ]
     names = ("batch_size", "threads", "steps_per_second", "clips_per_second")
@@ -172,7 +172,7 @@ def report(results: dict[str, dict]) -> str:
         lines.append(f"| {preset} | {' | '.join(str(result['one process'][name]) for name in names)} |")
     for preset, result in results.items():
         lines += ["", *stage_table(preset, result["one process"])]
-    lines += ["", "## Growth with processes, one thread each", ""]
+    lines += ["", "## Scaling with processes, one thread each", ""]
     lines += ["| preset | processes | clips/s |", "|---|---|---|"]
     for preset, result in results.items():
         rows = result["one thread each"]
@@ -184,7 +184,7 @@ def stage_table(preset: str, timed: dict) -> list[str]:
     """Return a table of the time of each stage, longest first."""
     whole = timed["seconds_per_step"]
     stages = sorted(timed["stages_s"].items(), key=lambda stage: -stage[1])
-    head = [f"## {preset}: where a step of {whole} s goes", "", "| stage | s | share |", "|---|---|---|"]
+    head = [f"## {preset}: stages of a step of {whole} s", "", "| stage | s | share |", "|---|---|---|"]
     return head + [f"| {stage} | {seconds} | {seconds / whole:.1%} |" for stage, seconds in stages]
 
 

@@ -96,7 +96,7 @@ def path_words(package: str, path: Path) -> set[str]:
     return {word.lower() for part in names for word in [part, *WORD.findall(part)]}
 
 
-def telling_words(words: list[set[str]]) -> set[str]:
+def distinctive_words(words: list[set[str]]) -> set[str]:
     """Return words of several but not most files; of words that always occur together, only the first."""
     files: dict[str, set[int]] = defaultdict(set)
     for index, own in enumerate(words):
@@ -131,9 +131,9 @@ def package_rows(data: Path, folders: dict[str, str]) -> list[tuple[dict[str, st
             rows.append(row)
             key = row["label"], Path(row["file"]).stem[-CHECKSUM_LENGTH:]
             words.append(path_words(row["label"], paths[key]))
-    told = telling_words(words)
+    shared = distinctive_words(words)
     return [
-        (row, package_labels(row["label"]) + [f"word:{word}" for word in sorted(own & told)])
+        (row, package_labels(row["label"]) + [f"word:{word}" for word in sorted(own & shared)])
         for row, own in zip(rows, words, strict=True)
     ]
 
