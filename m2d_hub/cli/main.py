@@ -17,8 +17,10 @@ from m2d_hub.cli.search import search
 from m2d_hub.cli.stream import stream
 from m2d_hub.cli.tag import tag
 
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+@click.group(cls=Group, context_settings=CONTEXT)
 @click.version_option(package_name="m2d-hub", prog_name="m2d-hub")
 def main() -> None:
     """Masked Modeling Duo (M2D): embeddings and tags of audio files.

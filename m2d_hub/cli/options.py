@@ -80,21 +80,12 @@ def model_option(default: str | None = None) -> Any:
     help_text = (
         "Name from `m2d-hub list`, folder or file, or hf-hub:org/repo; random:NAME for random weights."
     )
-    given = {"required": True} if default is None else {"default": default, "show_default": True}
-    return click.option("--model", metavar="NAME", help=help_text, **given)
+    return click.option("--model", metavar="NAME", help=help_text, required=default is None, default=default)
 
 
 def top_option(help_text: str, *names: str) -> Any:
     """Return the option ``--top K``, with further names."""
-    return click.option(
-        "--top",
-        *names,
-        type=click.IntRange(min=1),
-        default=5,
-        show_default=True,
-        metavar="K",
-        help=help_text,
-    )
+    return click.option("--top", *names, type=click.IntRange(min=1), default=5, metavar="K", help=help_text)
 
 
 paths_argument = click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -105,7 +96,6 @@ batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(min=1),
     default=16,
-    show_default=True,
     metavar="N",
     help="Windows encoded at once; affects speed and memory, not results.",
 )

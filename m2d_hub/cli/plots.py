@@ -49,49 +49,24 @@ def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, 
 @click.command("map")
 @click.argument("source", metavar="SOURCE")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="HTML", help="File to write.")
-@click.option(
-    "--model",
-    metavar="NAME",
-    help="Model to embed a folder with.  [default: m2d-mini-tags; for embeddings the model named in them]",
-)
+@click.option("--model", metavar="NAME", help="Model.  [default: m2d-mini-tags, or that of the embeddings]")
 @device_option
 @click.option(
-    "--projection",
-    type=click.Choice(["pca", "tsne"]),
-    default="pca",
-    show_default=True,
-    help="The two directions of largest variance, or t-SNE, which keeps neighbours together.",
+    "--projection", type=click.Choice(["pca", "tsne"]), default="pca", help="Principal components, or t-SNE."
 )
+@click.option("--clusters", type=click.IntRange(min=1), metavar="N", help="[default: the best fit]")
 @click.option(
-    "--clusters",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Number of clusters.  [default: the number that fits best]",
+    "--duplicate-score", type=click.FloatRange(0, 1), default=0.95, help="Minimum cosine of duplicates."
 )
-@click.option(
-    "--duplicate-score",
-    type=click.FloatRange(0, 1),
-    default=0.95,
-    show_default=True,
-    metavar="S",
-    help="Minimum cosine similarity to count as duplicates.",
-)
-@click.option(
-    "--thumbnails",
-    type=click.IntRange(min=0),
-    default=500,
-    show_default=True,
-    metavar="N",
-    help="Maximum number of sounds with a spectrogram.",
-)
+@click.option("--thumbnails", type=click.IntRange(min=0), default=500, help="Maximum number of spectrograms.")
 @json_option
 def map_(source: str, out: Path, as_json: bool, **settings: Any) -> None:
-    """Map the sounds of a folder on an HTML page, with clusters and duplicates.
+    """Map the sounds of a folder on an HTML page.
 
     SOURCE is a folder, which is embedded once and kept in the cache, or an output of `m2d-hub embed`. Similar
-    sounds are placed close together; hovering over one shows its name, tags and spectrogram. The page needs
-    no network and no other files. Files that cannot be read are skipped; the exit status is then 3. Install
-    with `pip install 'm2d-hub[map]'`.
+    sounds are placed close together; hovering over one shows its name, tags and spectrogram. Clusters and
+    duplicates are listed below. The page needs no network and no other files. Files that cannot be read are
+    skipped; the exit status is then 3. Install with `pip install 'm2d-hub[map]'`.
 
     \b
     Examples:
@@ -118,17 +93,9 @@ def map_(source: str, out: Path, as_json: bool, **settings: Any) -> None:
 @click.argument("folder", required=False, metavar="[FOLDER]")
 @model_option(DEFAULT_TAGGER)
 @device_option
+@click.option("--host", default=_LOOPBACK[0], help="Address to bind; the default is this computer only.")
 @click.option(
-    "--host",
-    default=_LOOPBACK[0],
-    show_default=True,
-    help="Address to bind; the default is this computer only.",
-)
-@click.option(
-    "--port",
-    type=click.IntRange(1, 65_535),
-    metavar="N",
-    help="Port to bind.  [default: the first free one from 7860]",
+    "--port", type=click.IntRange(1, 65_535), metavar="N", help="Port to bind.  [default: from 7860]"
 )
 def demo(folder: str | None, model: str, device: str | None, host: str, port: int | None) -> None:
     """Open a page to try a model on your own sounds.
@@ -143,7 +110,7 @@ def demo(folder: str | None, model: str, device: str | None, host: str, port: in
       m2d-hub demo recordings/ --model m2d-as-0.7-as2m
     """
     from m2d_hub.corpus.index import open_index
-    from m2d_hub.demo.server import create_server, require_demo
+    from m2d_hub.demo.server import create_server, require_demo, url_of
     from m2d_hub.hub import load_model
 
     require_demo()
@@ -151,11 +118,11 @@ def demo(folder: str | None, model: str, device: str | None, host: str, port: in
     library = open_index(folder, model, device) if folder else None
     if library is not None:
         _print_skipped(library.failed)
-    server = create_server(loaded, model, library, host=host, port=port)
-    echo(f"Open {server.url} in a browser; press Ctrl-C to quit.")
+    server, listener = create_server(loaded, model, library, host=host, port=port)
+    echo(f"Open {url_of(listener)} in a browser; press Ctrl-C to quit.")
     if host not in _LOOPBACK:
         echo("Anyone who can reach this address can use the page.", err=True)
-    server.run()
+    server.run(sockets=[listener])
 
 
 def _print_skipped(failed: dict[str, str], where: str = "") -> None:

@@ -9,8 +9,6 @@ from typing import Literal
 
 import numpy as np
 
-from m2d_hub.io import importing
-
 Projection = Literal["pca", "tsne"]
 
 MAX_CLUSTERS = 20  # if their number is not given
@@ -98,12 +96,6 @@ def duplicate_groups(unit: np.ndarray, min_score: float) -> list[np.ndarray]:
                 group[np.isin(group, joined)] = joined[0]
     names, sizes = np.unique(group, return_counts=True)
     return [np.flatnonzero(group == name) for name in names[sizes > 1]]
-
-
-def require_sklearn() -> None:
-    """Raise a ConfigError that names the extra to install if scikit-learn is missing."""
-    with importing("scikit-learn", "a map", "map"):
-        import sklearn  # noqa: F401
 
 
 def _spread(vectors: np.ndarray) -> float:

@@ -20,7 +20,6 @@ from m2d_hub.corpus.clustering import (
     duplicate_groups,
     neighbour_map,
     principal_components,
-    require_sklearn,
 )
 from m2d_hub.corpus.index import mean_embeddings, open_index
 from m2d_hub.corpus.records import Origin
@@ -171,13 +170,12 @@ def _check_settings(out: Any, projection: str, *numbers: Any) -> None:
     require_choice("projection", projection, ("pca", "tsne"))
     for (name, allowed), value in zip(_NUMBERS.items(), numbers, strict=True):
         require(value in allowed, f"{name} must be {allowed}, got {value!r}.")
-    require_sklearn()
-    if out is not None:
-        is_page = Path(out).suffix.lower() in (".html", ".htm")
-        require(is_page, f"out must end in .html, got {os.fspath(out)!r}.")
-        require_matplotlib("map")
-        with importing("plotly", "a map", "map"):
-            import plotly  # noqa: F401
+    is_page = out is None or Path(out).suffix.lower() in (".html", ".htm")
+    require(is_page, f"out must end in .html, got {out}.")
+    require_matplotlib("map")
+    with importing("plotly and scikit-learn", "a map", "map"):
+        import plotly  # noqa: F401
+        import sklearn  # noqa: F401
 
 
 def _open(

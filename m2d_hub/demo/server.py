@@ -8,7 +8,6 @@ import os
 import socket
 import tempfile
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,20 +20,6 @@ from m2d_hub.plots import require_matplotlib
 
 MAX_STORED_BYTES = 1 << 30  # of all uploads
 _PORTS = range(7860, 7960)
-
-
-@dataclass(frozen=True)
-class Server:
-    """A page whose port is bound."""
-
-    url: str
-    uvicorn: Any  # uvicorn.Server
-    listener: socket.socket
-
-    def run(self) -> None:
-        """Serve the page until Ctrl-C."""
-        with self.listener:
-            self.uvicorn.run(sockets=[self.listener])
 
 
 class Guard:
@@ -99,7 +84,7 @@ def require_demo() -> None:
 
 def create_server(
     model: M2D, name: str, library: EmbeddingIndex | None, *, host: str = "127.0.0.1", port: int | None = None
-) -> Server:
+) -> tuple[Any, socket.socket]:
     """Build the demo page and bind its port.
 
     Args:
@@ -108,6 +93,9 @@ def create_server(
         library: Index of a folder in which similar sounds are searched for; None for none.
         host: Address to bind.
         port: Port to bind; None for the first free one from 7860.
+
+    Returns:
+        A ``uvicorn.Server``, and the socket to run it with.
 
     Raises:
         ConfigError: gradio is not installed, or the address cannot be bound.
@@ -141,7 +129,7 @@ def create_server(
     )
     guard = Guard(app, host, Path(uploads.name), max_file_bytes + (1 << 16))
     config = uvicorn.Config(guard, log_level="warning", proxy_headers=False, timeout_graceful_shutdown=1)
-    return Server(_url(listener), uvicorn.Server(config), listener)
+    return uvicorn.Server(config), listener
 
 
 def _bind(host: str, port: int | None) -> socket.socket:
@@ -156,7 +144,8 @@ def _bind(host: str, port: int | None) -> socket.socket:
     )
 
 
-def _url(listener: socket.socket) -> str:
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of the page on a bound socket."""
     address, port = listener.getsockname()[:2]
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)  # noqa: S104 - replaced
     return f"http://[{address}]:{port}/" if ":" in address else f"http://{address}:{port}/"

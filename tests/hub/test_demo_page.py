@@ -108,18 +108,18 @@ def test_names_of_the_folder_and_the_model_are_escaped(library):
 
 
 @contextlib.contextmanager
-def served(host="127.0.0.1", **settings):
+def served(host="127.0.0.1"):
     """A client of a running page."""
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("GRADIO_TEMP_DIR", raising=False)
-        running = server.create_server(small(), "small", None, host=host, **settings)
-        thread = threading.Thread(target=running.run)
+        running, listener = server.create_server(small(), "small", None, host=host)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            with httpx.Client(base_url=running.url, timeout=60) as client:
+            with httpx.Client(base_url=server.url_of(listener), timeout=60) as client:
                 yield client
         finally:
-            running.uvicorn.should_exit = True
+            running.should_exit = True
             thread.join()
 
 

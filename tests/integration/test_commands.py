@@ -1,7 +1,8 @@
-"""Commands one after another, as users chain them: what one writes or tells, the next one takes."""
+"""Commands in sequence, as users chain them: the output of one is the input of the next."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -20,7 +21,7 @@ TOLERANCE = 1e-5
 
 
 def run(program, *arguments):
-    """What a command prints that must succeed; of ``--json`` the answer, of any other the last line."""
+    """Run a command and return its last line, or the values that it prints as JSON."""
     result = CliRunner().invoke(PROGRAMS[program], [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout) if "--json" in arguments else result.stdout.splitlines()[-1]
@@ -37,7 +38,7 @@ def clip(clips):
 
 @pytest.fixture
 def esc50(clips, tmp_path):
-    """A folder laid out as ESC-50 is, of clips of two classes in five folds."""
+    """A folder with the layout of ESC-50: clips of two classes in five folds."""
     audio = tmp_path / "ESC-50-master" / "audio"
     (audio.parent / "meta").mkdir(parents=True)
     audio.mkdir()
@@ -58,21 +59,33 @@ def test_python_runs_the_package_as_a_command():
     assert answer.stdout.split()[-1] == m2d_hub.__version__
 
 
-def test_info_tells_of_every_name_that_list_gives():
+def test_labels_of_a_model_are_escaped_on_a_terminal(tiny_config, clip, tmp_path):
+    labels = ("bell\x07", "two\nlines", "\x9b31mred")
+    config = dataclasses.replace(tiny_config, head=m2d_hub.HeadConfig(3), labels=labels)
+    m2d_hub.M2D(config).save_pretrained(tmp_path / "model")
+    result = CliRunner().invoke(hub_main, ["tag", str(clip), "--model", str(tmp_path / "model")])
+    assert {line.split(maxsplit=1)[1] for line in result.stdout.splitlines()[1:]} == {
+        r"bell\x07",
+        r"two\nlines",
+        r"\x9b31mred",
+    }
+
+
+def test_info_knows_every_name_of_list():
     names = run("m2d-hub", "list", "--json")
     assert [run("m2d-hub", "info", name, "--json")["name"] for name in names] == names
 
 
-def test_embed_takes_the_place_that_download_prints(clip, tmp_path):
-    place = run("m2d-hub", "download", "m2d-mini")
-    run("m2d-hub", "embed", clip, "--model", place, "--out", tmp_path / "out.npz", "--device", "cpu")
+def test_embed_takes_the_path_that_download_prints(clip, tmp_path):
+    path = run("m2d-hub", "download", "m2d-mini")
+    run("m2d-hub", "embed", clip, "--model", path, "--out", tmp_path / "out.npz", "--device", "cpu")
     with np.load(tmp_path / "out.npz") as arrays:
         expected = m2d_hub.load_model("m2d-mini", device="cpu").encode_clip(clip)
         np.testing.assert_allclose(arrays["embedding"], expected.numpy(), atol=TOLERANCE)
 
 
 @pytest.mark.slow
-def test_what_convert_writes_is_exported_and_drawn(publish, tmp_path, clip):
+def test_converted_model_is_exported_and_plotted(publish, tmp_path, clip):
     onnxruntime = pytest.importorskip("onnxruntime", reason="needs m2d-hub[onnx]")
     run("m2d-hub", "convert", publish(embed_dim=64, depth=1), "--out", tmp_path / "own")
     run("m2d-hub", "plot", clip, "--model", tmp_path / "own", "--out", tmp_path / "clip.png")
@@ -85,7 +98,8 @@ def test_what_convert_writes_is_exported_and_drawn(publish, tmp_path, clip):
     np.testing.assert_allclose(frames, expected.numpy(), atol=1e-4)
 
 
-def test_prepared_shards_are_pretrained_on_by_what_statistics_measures(clips, tmp_path):
+@pytest.mark.slow
+def test_prepared_shards_are_pretrained_on_with_their_statistics(clips, tmp_path):
     shards, out = tmp_path / "shards", tmp_path / "run"
     run("m2d-train", "prepare", clips, "--out", shards, "--split-s", 2.0)
     measured = run("m2d-train", "statistics", shards, "--frames", 64, "--json")
@@ -98,7 +112,7 @@ def test_prepared_shards_are_pretrained_on_by_what_statistics_measures(clips, tm
 
 
 @pytest.mark.parametrize("kind", ["finetune", "linear-eval"])
-def test_a_model_learnt_from_a_list_tags(kind, esc50, tiny_folder, clip, tmp_path):
+def test_model_trained_on_a_list_tags(kind, esc50, tiny_folder, clip, tmp_path):
     listed, out = tmp_path / "esc50.csv", tmp_path / "run"
     run("m2d-train", "list", "esc50", esc50, "--out", listed)
     options = {
@@ -106,6 +120,6 @@ def test_a_model_learnt_from_a_list_tags(kind, esc50, tiny_folder, clip, tmp_pat
         "linear-eval": ["--seeds", 1, "--epochs", 5],
     }[kind]
     run("m2d-train", kind, *options, "--model", tiny_folder, "--data", listed, "--out", out, "--json")
-    place = out / {"finetune": "export", "linear-eval": "model"}[kind]
-    (answer,) = run("m2d-hub", "tag", clip, "--model", place, "--json")
+    path = out / {"finetune": "export", "linear-eval": "model"}[kind]
+    (answer,) = run("m2d-hub", "tag", clip, "--model", path, "--json")
     assert {tag["label"] for tag in answer["tags"]} == {"guitar", "speech"}

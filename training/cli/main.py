@@ -33,7 +33,7 @@ Examples:
 """
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(package_name="m2d-hub", prog_name="m2d-train")
 def main() -> None:
     """Pre-train, fine-tune and evaluate Masked Modeling Duo models (M2D, M2D-X, MSM-MAE)."""
