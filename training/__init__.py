@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .pretraining.run import PretrainResult, pretrain
     from .pretraining.trainer import mix_noise
     from .runs.optimization import ema_decay, learning_rate
-    from .suites.results import SuiteResult, TaskResult
-    from .suites.run import run_suite
+    from .suites.run import SuiteResult, TaskResult, run_suite
     from .suites.summary import RunSummary, SummaryRow, summarise
 
 # Public names by module, loaded when first used: the help of the commands needs no torch.
@@ -44,8 +43,7 @@ _NAMES = {
     "pretraining.run": "PretrainResult pretrain",
     "pretraining.trainer": "mix_noise",
     "runs.optimization": "ema_decay learning_rate",
-    "suites.results": "SuiteResult TaskResult",
-    "suites.run": "run_suite",
+    "suites.run": "SuiteResult TaskResult run_suite",
     "suites.summary": "RunSummary SummaryRow summarise",
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names.split()}

@@ -419,6 +419,7 @@ def test_invalid_settings_are_refused(sounds, model, tmp_path, options, message)
         evaluate(model, sounds / "list.csv", tmp_path, **options)
 
 
-def test_words_that_are_no_numbers_are_wrong_usage():
-    result = CliRunner().invoke(main, ["linear-eval", "--lr", "fast"])
-    assert result.exit_code == 2 and "'fast' is none of auto, and no number" in result.output
+def test_a_learning_rate_that_is_not_a_number_is_wrong_usage(tmp_path):
+    arguments = ["linear-eval", "--model", "m", "--data", "d", "--out", str(tmp_path / "run"), "--lr", "fast"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 2 and "'fast' is not 'auto' or a number" in result.output

@@ -14,7 +14,7 @@ from m2d_training import run_suite
 from m2d_training.cli.main import main
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
 from m2d_training.suites import run as suite_run
-from m2d_training.suites.results import SuiteResult, TaskResult, mean_of
+from m2d_training.suites.run import SuiteResult, TaskResult
 from m2d_training.suites.tasks import SUITES
 
 import m2d_hub
@@ -70,8 +70,8 @@ def test_what_is_there_is_run_and_what_is_not_is_told(linear, data):
     assert list(tasks) == ["esc50", "us8k", "spcv2", "vc1", "voxforge", "cremad", "gtzan", "nsynth", "surge"]
     assert {name for name, task in tasks.items() if task.status == "done"} == {"esc50", "cremad", "gtzan"}
     assert tasks["us8k"].status == "missing"
-    assert tasks["us8k"].note == f"{data} holds neither us8k.csv nor a folder us8k/ of UrbanSound8K"
-    assert "published are 2,000" in tasks["esc50"].note
+    assert tasks["us8k"].note == f"{data} contains neither us8k.csv nor a folder us8k/ of UrbanSound8K"
+    assert "2,000 are published" in tasks["esc50"].note
 
 
 def test_figures_are_those_of_the_tasks_reports_and_the_mean_is_theirs(linear):
@@ -121,7 +121,7 @@ def test_run_again_it_does_only_what_is_not_done(linear, data, model, monkeypatc
         ({"suite": "icbhi"}, "suite 'paper-linear' there, 'icbhi' now"),
         ({"tasks": ["esc51"]}, "tasks of paper-linear are esc50, us8k.*; got esc51"),
         ({"suite": "paper"}, "Unknown suite 'paper'. Available: paper-linear, paper-finetune, icbhi"),
-        ({"data": "/nowhere"}, "data must be a folder that holds data sets, got /nowhere"),
+        ({"data": "/nowhere"}, "data must be a folder of data sets, got /nowhere"),
     ],
 )
 def test_what_does_not_go_together_is_refused(linear, data, model, changes, message):
@@ -132,7 +132,7 @@ def test_what_does_not_go_together_is_refused(linear, data, model, changes, mess
 
 def test_a_folder_without_any_of_the_data_sets_is_refused(model, tmp_path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(m2d_hub.ConfigError, match=r"holds none of the data sets of icbhi \(icbhi2017\)"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"contains none of the data sets of icbhi \(icbhi2017\)"):
         run_suite("icbhi", model=model, data=tmp_path / "data", out=tmp_path / "out")
 
 
@@ -200,5 +200,5 @@ def test_paper_figures_are_those_that_the_presets_state():
 
 def test_the_models_own_published_figure_alone_stands_beside_it(tmp_path):
     tasks = (TaskResult("as2m", "done", "mAP", 47.0, authors={"m2d-0.7": 47.9, "m2d-as-0.7": 48.5}),)
-    shown = SuiteResult("paper-finetune", "m2d-as-0.7", tasks, mean_of(tasks), {}, tmp_path).text()
+    shown = SuiteResult("paper-finetune", "m2d-as-0.7", tasks, {}, tmp_path).text()
     assert "48.5 m2d-as-0.7" in shown and "47.9" not in shown

@@ -85,13 +85,13 @@ def test_the_command_sweeps_a_field_of_the_pretraining_and_of_the_evaluation(tmp
     ("options", "by", "message"),
     [
         ({"metric": "mAP"}, None, "of one metric; got accuracy, mAP"),
-        ({}, "mask_ratio", "does not tell mask_ratio: its model m2d-mini is of no pre-training"),
-        ({}, "epoch", "does not tell epoch"),
+        ({}, "mask_ratio", "has no value for mask_ratio: its model m2d-mini is not of a pre-training"),
+        ({}, "epoch", "has no value for epoch"),
     ],
 )
 def test_what_cannot_be_summarised_is_refused(tmp_path, options, by, message):
     runs = [evaluated(tmp_path / "a", [0.5]), evaluated(tmp_path / "b", [0.5], **options)]
     with pytest.raises(m2d_hub.ConfigError, match=message):
         summarise(runs, out=tmp_path / "out", by=by)
-    with pytest.raises(m2d_hub.ConfigError, match=r"holds no report\.json"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"has no report\.json"):
         summarise([tmp_path], out=tmp_path / "out")

@@ -34,25 +34,17 @@ Examples:
     required=True,
     help="CSV with file, label and split (train, valid, test, or folds), or a folder train/CLASS/FILE ...",
 )
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
-)
-@click.option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Trainings with seeds that count up, averaged.",
-)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder; resumed.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Averaged trainings.")
 @click.option(
     "--select",
     type=click.Choice(["valid", "last", "test"]),
-    help="The epoch that counts: best on valid (the default), last, or best on test, as in the paper.",
+    help="Epoch to keep: best on valid (default), last, or best on test, as in the paper.",
 )
 @click.option(
     "--valid-share",
     type=click.FloatRange(0, 1, max_open=True),
-    help="Of the training clips, held out to choose the epoch; folds then train on all others.",
+    help="Share of the training clips held out to choose the epoch.",
 )
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
 @compile_option
@@ -69,16 +61,15 @@ def finetune(
     compile: bool,
     as_json: bool,
 ) -> None:
-    """Fine-tunes NAME on the labelled clips of --data with the settings of PRESET.
+    """Fine-tune NAME on the labelled clips of --data with the settings of PRESET.
 
     \b
-    Presets: small (lists of one's own: nothing to tune), and the paper's
-    as2m, as20k, esc50, spcv2, vc1, icbhi2017, sprsound, and imagenet, of pictures.
+    Presets: small (any list, no tuning needed), and the paper's as2m, as20k,
+    esc50, spcv2, vc1, icbhi2017, sprsound, and imagenet for images.
 
-    OUT/export is the model, for `m2d-hub tag` and load_model (of pictures: for timm); OUT/report.json,
-    worst.csv and the pictures beside them say how good it is on the test clips. Run again with the same
-    --out, it resumes.
-    Clips that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
+    OUT/export is the model, for `m2d-hub tag` and load_model (image models: for timm). OUT/report.json,
+    worst.csv and the plots show the result on the test clips. Run the same command to resume. Unreadable
+    clips are skipped and listed in OUT/errors.csv (exit status 3 then).
     """
     from ..finetuning.presets import load_finetune_preset
     from ..finetuning.run import finetune as run_finetuning

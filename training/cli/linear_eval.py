@@ -18,37 +18,19 @@ Examples:
   m2d-train linear-eval --model m2d-0.7 --data labelled.csv --out runs/layers --layer all
   m2d-hub tag dog.wav --model runs/eval/model
 """
-
-
-class _NumberOr(click.ParamType):
-    """A number, or one of some words."""
-
-    def __init__(self, kind: type[int] | type[float], *words: str):
-        self.kind, self.words = kind, words
-        self.name = "number"
-
-    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
-        return "|".join((*self.words, "N"))
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if value in self.words:
-            return value
-        try:
-            return self.kind(value)
-        except ValueError:
-            self.fail(f"{value!r} is none of {', '.join(self.words)}, and no number.", param, ctx)
+COUNT = click.IntRange(min=1)
 
 
 @click.command("linear-eval", epilog=EXAMPLE)
 @model_option()
 @click.option("--data", required=True, help="CSV with file, label and split (train, valid, test, or folds).")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the answer.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
     "--layer",
-    type=_NumberOr(int, "last", "all", "mix"),
+    metavar="last|all|mix|N",
     default="last",
     show_default=True,
-    help="Block whose features are used, from 1; all compares each; mix weighs all, as SUPERB does.",
+    help="Block whose features are used, from 1; all compares them; mix weights all, as SUPERB does.",
 )
 @click.option(
     "--pooling",
@@ -59,67 +41,52 @@ class _NumberOr(click.ParamType):
 )
 @click.option(
     "--duration",
-    type=_NumberOr(float, "mean", "none"),
+    metavar="mean|none|SECONDS",
     default="mean",
     show_default=True,
-    help="Seconds that clips are cropped or zero-padded to: the training clips' mean, as the paper; none "
-    "takes clips whole.",
+    help="Crop or zero-pad clips to this length: mean of the training clips, as in the paper; none: whole.",
 )
 @click.option(
     "--lr",
-    "learning_rate",
-    type=_NumberOr(float, "auto"),
+    metavar="auto|RATE",
     default="auto",
     show_default=True,
-    help="Of Adam; auto takes the paper's 3e-5, and where that does not converge, what is best on valid.",
+    help="Of Adam; auto: the paper's 3e-5 or, if that does not converge, the best on valid.",
 )
-@click.option("--seeds", type=click.IntRange(min=1), default=6, show_default=True, help="Trainings.")
-@click.option("--epochs", type=click.IntRange(min=1), default=200, show_default=True, help="At most.")
+@click.option("--seeds", type=COUNT, default=6, show_default=True, help="Averaged trainings.")
+@click.option("--epochs", "max_epochs", type=COUNT, default=200, show_default=True, help="Maximum.")
 @click.option(
     "--multi-label/--single-label",
     default=None,
-    help="Whether a clip may have several labels.  [default: whether one has]",
+    help="Whether a clip may have several labels.  [default: yes if one has]",
 )
 @click.option(
     "--valid-share",
     type=click.FloatRange(0, 1, max_open=True),
     default=0.0,
     show_default=True,
-    help="Of the training clips, held out to stop by; folds then train on all others. 0: the valid split.",
+    help="Share of the training clips held out to stop the training. 0: the valid split.",
 )
-@click.option("--window", type=float, metavar="S", help="Seconds encoded as a whole.  [default: as trained]")
+@click.option("--window", "window_s", type=float, metavar="S", help="Seconds encoded at once.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path),
-    help="Folder of features that runs share.  [default: OUT/features]",
+    help="Folder of features, which runs may share.  [default: OUT/features]",
 )
 @device_option
 @batch_size_option
-@click.option(
-    "--num-workers",
-    type=click.IntRange(min=1),
-    default=2,
-    show_default=True,
-    help="Threads that read audio.",
-)
+@click.option("--num-workers", type=COUNT, default=2, show_default=True, help="Threads that read audio.")
 @json_option
-def linear_eval(
-    out: Path,
-    learning_rate: float | str,
-    epochs: int,
-    window: float | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Tells how well one linear layer tells classes apart on frozen features of NAME.
+def linear_eval(out: Path, lr: str, as_json: bool, **options: Any) -> None:
+    """Evaluate frozen features of NAME with a linear classifier.
 
-    The paper's protocol (section IV-B): clip features, standardised, one linear layer trained with Adam,
-    stopped early by the valid clips; the mean over six seeds. The answer is accuracy, or mAP of multi-label
-    lists, with its 95 % interval over test clips and seeds.
+    The paper's protocol (section IV-B): standardised clip features and one linear layer, trained with Adam,
+    stopped early by the valid clips; the mean over six seeds. Reports accuracy, or mAP for multi-label lists,
+    with its 95 % interval over test clips and seeds.
 
-    OUT/report.json, worst.csv and the pictures beside them say more; OUT/model is the encoder with the linear
-    layer, for `m2d-hub tag` and load_model. Features are kept: run again, they are not computed again. Clips
-    that cannot be read are listed in OUT/errors.csv and left out (exit status 3 then).
+    OUT/report.json, worst.csv and the plots show the details; OUT/model is the encoder with the linear layer,
+    for `m2d-hub tag` and load_model. Features are cached. Unreadable clips are skipped and listed in
+    OUT/errors.csv (exit status 3 then).
     """
     from ..evaluation.report import require_own
     from ..linear.report import METHOD
@@ -127,13 +94,7 @@ def linear_eval(
 
     require_own(out, METHOD)
     with logging_to(out / "eval.log"):
-        result = run_evaluation(
-            out=out,
-            learning_rate=None if isinstance(learning_rate, str) else learning_rate,
-            max_epochs=epochs,
-            window_s=window,
-            **options,
-        )
+        result = run_evaluation(out=out, learning_rate=_rate(lr), **options)
     figures = {name: result.report[name] for name in ("metric", "value", "low", "high", "layer")}
     places = {"run": str(out), "model": None if result.model is None else str(result.model)}
     text = f"{result.metric} {result.interval} on the test clips, layer {result.report['layer']}. See {out}."
@@ -142,8 +103,15 @@ def linear_eval(
     exit_status(result.left_out)
 
 
+def _rate(text: str) -> float | None:
+    try:
+        return None if text == "auto" else float(text)
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is not 'auto' or a number.", param_hint="--lr") from None
+
+
 def _layer_lines(report: dict[str, Any]) -> list[str]:
-    """A table of the layers that were compared, or the weights of their mix."""
+    """Return a table of the layers that were compared, or the weights of their mix."""
     if "layers" in report:
         rows = [
             f"{row['layer']:5d}  {100 * row['valid_score']:5.1f}  {100 * row['value']:5.1f}  "

@@ -21,13 +21,13 @@ Examples:
 @click.command("zero-shot", epilog=EXAMPLE)
 @click.argument("data", metavar="LIST")
 @click.option("--model", required=True, metavar="NAME", help="With a text space, such as m2d-clap-2024.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the answer.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Output folder.")
 @click.option(
     "--prompt",
     "prompts",
     multiple=True,
     metavar="TEXT",
-    help="{} is the label; may be given several times, which averages.  [default: '{} can be heard']",
+    help="{} is the label; several prompts are averaged.  [default: '{} can be heard']",
 )
 @device_option
 @batch_size_option
@@ -41,13 +41,13 @@ def zero_shot(
     batch_size: int,
     as_json: bool,
 ) -> None:
-    """Tells how well NAME knows the labels of LIST by their names alone; nothing is trained.
+    """Classify the clips of LIST by the names of their labels, without training.
 
-    LIST is a CSV with file, label and split: clips of the split test count, or all clips of folds. The answer
-    is accuracy, or mAP of multi-label lists, with its 95 % interval over test clips.
+    LIST is a CSV with file, label and split: clips of the split test are used, or all clips of folds. Reports
+    accuracy, or mAP for multi-label lists, with its 95 % interval over test clips.
 
-    OUT/report.json, worst.csv and the picture beside them say more. Clips that cannot be read are listed in
-    OUT/errors.csv and left out (exit status 3 then).
+    OUT/report.json, worst.csv and the plot show the details. Unreadable clips are skipped and listed in
+    OUT/errors.csv (exit status 3 then).
     """
     from ..evaluation.report import require_own
     from ..evaluation.zero_shot import METHOD, PROMPTS

@@ -1,4 +1,4 @@
-"""What evaluations amount to side by side: their mean, or their score over epochs or over a swept field."""
+"""Summary of several evaluations: their mean, or their score over epochs or over a field."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.errors import ConfigError
-from m2d_hub.io import replacing, require_extra
+from m2d_hub.errors import CheckpointError, ConfigError
+from m2d_hub.io import reading, replacing, require_extra
 
 from ..evaluation.charts import draw_points
 from ..evaluation.metrics import over_seeds
@@ -22,25 +22,25 @@ from ..evaluation.report import REPORT_FILE, read_report
 from ..runs.folder import RunFolder, make_folder, read_config
 from ..runs.state import CHECKPOINT_NAME, step_of
 
-TABLE, PICTURE = "summary.csv", "summary.png"
+TABLE, PLOT = "summary.csv", "summary.png"
 EPOCH = "epoch"  # of the pre-training whose kept checkpoint was evaluated
 ALL = "all"
 
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """Runs of one value, or all of them; figures are in percent."""
+    """Runs with one value of the field, or all of them; figures are in percent."""
 
     value: str  # of the field, or "all"
     runs: int
-    trainings: int  # of all runs together, each with a seed of its own
+    trainings: int  # of all runs together, each with its own seed
     mean: float  # over the trainings
-    plus_minus: float | None  # half of its 95 % interval by Student's t; None: there is one training
+    plus_minus: float | None  # half of its 95 % interval by Student's t; None: one training only
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """Result of a summary: a row a value, and where table and picture are."""
+    """Result of a summary: one row per value, the table and the plot."""
 
     metric: str
     by: str | None
@@ -52,46 +52,43 @@ class RunSummary:
 def summarise(
     runs: Sequence[str | os.PathLike[str]], *, out: str | os.PathLike[str], by: str | None = None
 ) -> RunSummary:
-    """Averages the trainings of several evaluations, or draws their score over what differs between them.
+    """Average the trainings of several evaluations, or plot their score over a field that differs.
 
     Args:
         runs: Folders of linear evaluations or fine-tunings, of one metric.
         out: Folder of ``summary.csv`` and, with ``by``, ``summary.png``.
-        by: None: one mean, as of 4 pre-trainings with 5 fine-tunings each; ``"epoch"``: of the kept
-            checkpoints that were evaluated; or a field of the evaluations or of their models' pre-trainings.
+        by: None: one mean over all trainings; ``"epoch"``: of the kept checkpoints that were evaluated; or a
+            field of the evaluations or of their models' pre-trainings.
 
     Raises:
-        ConfigError: A run is not done, has another metric, or does not tell the field.
+        ConfigError: A run is not finished, has another metric, or has no value for the field.
+        CheckpointError: A report or configuration is damaged.
     """
     require_extra("training", "a summary")
-    reports = [_report(Path(run)) for run in runs]
-    metrics = sorted({report["metric"] for report in reports})
+    reports = {Path(run): _report(Path(run)) for run in runs}
+    metrics = sorted({report["metric"] for report in reports.values()})
     if len(metrics) != 1:
         raise ConfigError(f"runs must be one or more, of one metric; got {', '.join(metrics) or 'none'}.")
-    values = [
-        ALL if by is None else _value(Path(run), report, by)
-        for run, report in zip(runs, reports, strict=True)
-    ]
     groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for value, report in zip(values, reports, strict=True):
-        groups[value].append(report)
+    for run, report in reports.items():
+        groups[ALL if by is None else _value(run, report, by)].append(report)
     order = sorted(groups, key=lambda value: (isinstance(value, str), value))
     rows = tuple(_row(value, groups[value]) for value in order)
     folder = Path(out)
     make_folder(folder)
     _write(folder / TABLE, metrics[0], rows)
-    picture = None if by is None else folder / PICTURE
-    if by is not None and picture is not None:
+    plot = None
+    if by is not None:
+        plot = folder / PLOT
         points = [(row.mean, row.plus_minus or 0.0) for row in rows]
-        draw_points(picture, order, points, by, f"{metrics[0]} (%)")
-    return RunSummary(metrics[0], by, rows, folder / TABLE, picture)
+        draw_points(plot, order, points, by, f"{metrics[0]} (%)")
+    return RunSummary(metrics[0], by, rows, folder / TABLE, plot)
 
 
 def _report(run: Path) -> dict[str, Any]:
     if not (run / REPORT_FILE).is_file():
         raise ConfigError(
-            f"{run} holds no {REPORT_FILE}: runs are folders of linear evaluations or fine-tunings that are "
-            "done."
+            f"{run} has no {REPORT_FILE}; give folders of finished linear evaluations or fine-tunings."
         )
     return read_report(run)
 
@@ -103,27 +100,29 @@ def _row(value: object, reports: list[dict[str, Any]]) -> SummaryRow:
 
 
 def _value(run: Path, report: dict[str, Any], by: str) -> int | float | str:
-    """What a run has of a field, as it can be sorted and drawn."""
-    if by in report["settings"] and by != EPOCH:
-        found = report["settings"][by]
-    else:
-        found = _of_pretraining(run, Path(report["model"]).expanduser(), by)
+    """Return a run's value of a field, as it is sorted and plotted."""
+    hint = "Delete it and evaluate again."
+    with reading(run / REPORT_FILE, "the report of an evaluation", hint, CheckpointError):
+        settings, model = dict(report.get("settings", {})), Path(report["model"]).expanduser()
+    found = settings[by] if by in settings and by != EPOCH else _of_pretraining(run, model, by)
     return found if isinstance(found, (int, float)) and not isinstance(found, bool) else str(found)
 
 
 def _of_pretraining(run: Path, model: Path, by: str) -> Any:
     folder = RunFolder(model.parent.parent if CHECKPOINT_NAME.fullmatch(model.name) else model.parent)
     if not folder.config_file.is_file():
-        raise ConfigError(f"{run} does not tell {by}: its model {model} is of no pre-training run.")
-    told = read_config(folder)
-    if by == EPOCH:
-        if not CHECKPOINT_NAME.fullmatch(model.name):
-            raise ConfigError(f"{run} is of no kept checkpoint, but of {model}: leave it out of by='epoch'.")
-        return step_of(model) / told["steps_per_epoch"]
-    if by not in told["config"]:
-        known = ", ".join(sorted(told["config"]))
-        raise ConfigError(f"by={by!r} is no field of {run} nor of its model's pre-training ({known}).")
-    return told["config"][by]
+        raise ConfigError(f"{run} has no value for {by}: its model {model} is not of a pre-training run.")
+    values = read_config(folder)
+    if by != EPOCH:
+        if by not in values["config"]:
+            known = ", ".join(sorted(values["config"]))
+            raise ConfigError(f"by={by!r} is not a field of {run} or of its model's pre-training ({known}).")
+        return values["config"][by]
+    if not CHECKPOINT_NAME.fullmatch(model.name):
+        raise ConfigError(f"{run} evaluates {model}, which is not a kept checkpoint; omit it for by='epoch'.")
+    hint = "Give runs whose pre-training is intact."
+    with reading(folder.config_file, "the configuration of a pre-training", hint, CheckpointError):
+        return step_of(model) / int(values["steps_per_epoch"])
 
 
 def _write(path: Path, metric: str, rows: Sequence[SummaryRow]) -> None:

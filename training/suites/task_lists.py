@@ -1,8 +1,8 @@
-"""The list of a task: the user's own, or one that is made of the data set's folder.
+"""The list of a task: the user's own, or one made from the data set's folder.
 
-FOLDER holds, for a data set such as ``gtzan``, the list ``gtzan.csv``, or the data set's folder as it is
-published (``gtzan/``, or its published name), and where the split is somebody else's file, that as
-``gtzan-split.csv`` or in ``gtzan-split/``.
+For a data set such as ``gtzan``, the folder of data sets contains the list ``gtzan.csv``, or the data set as
+published (``gtzan/``, or its published name). A split published by others is ``gtzan-split.csv`` or in
+``gtzan-split/``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from m2d_hub.io import reading_file, replacing
 from ..data.lists.make import find_dataset, make_list
 from ..runs.folder import make_folder
 
-# Names that the data sets' folders have as published, beside those of make_list; spelt by _key.
+# Published names of the data sets' folders, besides those of make_list, as _key returns them.
 PUBLISHED_FOLDERS = {
     "esc50": ("esc50master",),
     "us8k": ("urbansound8k",),
@@ -35,13 +35,13 @@ PUBLISHED_FOLDERS = {
 }
 
 
-class NotThereError(ConfigError):
-    """The folder holds nothing of a data set."""
+class DatasetMissingError(ConfigError):
+    """The folder contains neither a data set nor its list."""
 
 
 @dataclass(frozen=True)
 class TaskList:
-    """A list, and what is to be known about it."""
+    """A list with notes about it."""
 
     path: Path
     has_valid: bool  # whether it has a validation split
@@ -49,16 +49,16 @@ class TaskList:
 
 
 def task_list(dataset: str, folder: Path, out: Path) -> TaskList:
-    """The list of a data set, made if there is none yet.
+    """Return the list of a data set, and make it if necessary.
 
     Args:
-        dataset: Name of :func:`m2d_training.make_list`.
-        folder: Holds data sets, see above.
-        out: Folder of the lists that are made; one that is there is used again.
+        dataset: Name as for :func:`m2d_training.make_list`.
+        folder: Folder of data sets, see above.
+        out: Folder of the lists that are made; existing ones are used again.
 
     Raises:
-        NotThereError: The folder holds nothing of the data set.
-        ConfigError: What it holds cannot be used.
+        DatasetMissingError: The folder does not contain the data set.
+        ConfigError: Its contents cannot be used.
     """
     own = folder / f"{dataset}.csv"
     if own.is_file():
@@ -69,20 +69,19 @@ def task_list(dataset: str, folder: Path, out: Path) -> TaskList:
         note = _make(dataset, folder, path)
         with replacing(notes) as partial:
             partial.write_text(json.dumps({"note": note}) + "\n", encoding="utf-8")
-    way_out = "Delete it: the list is then made again."
-    with reading_file(notes, "notes of a list", way_out, CheckpointError):
+    with reading_file(notes, "notes of a list", "Delete it to make the list again.", CheckpointError):
         note = json.loads(notes.read_text(encoding="utf-8"))["note"]
     return _read(path, str(note))
 
 
 def _make(dataset: str, folder: Path, path: Path) -> str:
-    """Makes a list; returns what is missing or differs."""
-    place, split = _dataset_folder(dataset, folder), folder / f"{dataset}-split"
+    """Make a list; return what is missing or differs."""
+    source, split = _dataset_folder(dataset, folder), folder / f"{dataset}-split"
     files = sorted(file for file in split.iterdir() if file.is_file()) if split.is_dir() else []
     if split.with_suffix(".csv").is_file():
         files.append(split.with_suffix(".csv"))
     try:
-        made = make_list(dataset, place, path, split_files=files)
+        made = make_list(dataset, source, path, split_files=files)
     except ConfigError as error:
         if files or not find_dataset(dataset).split:
             raise
@@ -92,13 +91,12 @@ def _make(dataset: str, folder: Path, path: Path) -> str:
 
 
 def _dataset_folder(dataset: str, folder: Path) -> Path:
-    wanted = (_key(dataset), *PUBLISHED_FOLDERS.get(dataset, ()))
-    there = {_key(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
-    for key in wanted:
-        if key in there:
-            return there[key]
+    folders = {_key(path.name): path for path in sorted(folder.iterdir()) if path.is_dir()}
+    for key in (_key(dataset), *PUBLISHED_FOLDERS.get(dataset, ())):
+        if key in folders:
+            return folders[key]
     title = find_dataset(dataset).title
-    raise NotThereError(f"{folder} holds neither {dataset}.csv nor a folder {dataset}/ of {title}")
+    raise DatasetMissingError(f"{folder} contains neither {dataset}.csv nor a folder {dataset}/ of {title}")
 
 
 def _key(name: str) -> str:

@@ -1,7 +1,6 @@
-"""The suites: which tasks they are of, and the figures that the paper and the authors give for them.
+"""The suites: their tasks, and the figures of the paper and of the authors.
 
-Durations are those that the evaluation platform of the paper crops or zero-pads to. Figures are in percent; a
-task without one has none here.
+Clips are cropped or zero-padded to the durations of the paper's evaluation platform. Figures are in percent.
 """
 
 from __future__ import annotations
@@ -12,36 +11,34 @@ from dataclasses import dataclass, field
 from m2d_hub.errors import ConfigError
 
 LEARNING_RATE = 3e-5  # of linear evaluation (paper, section IV-B)
-VALID_SHARE = (
-    0.1  # of the training clips, where a list has no validation split: as the platform does in folds
-)
+VALID_SHARE = 0.1  # of the training clips, for lists without a validation split, as on the platform
 
 
 @dataclass(frozen=True)
 class SuiteTask:
-    """A task: one list, and how it is evaluated."""
+    """A task: one list with its evaluation."""
 
     name: str
-    dataset: str  # of make_list
-    duration_s: float | None = None  # that clips are cropped or padded to; None: as the preset has it
+    dataset: str  # name as for make_list
+    duration_s: float | None = None  # of the cropped or padded clips; None: as in the preset
     preset: str | None = None  # of fine-tuning; None: linear evaluation
-    paper: Mapping[str, float] = field(default_factory=dict)  # the paper's figures, %, by its names of models
-    authors: Mapping[str, float] = field(default_factory=dict)  # those published with weights, by alias
+    paper: Mapping[str, float] = field(default_factory=dict)  # by the paper's name of the model
+    authors: Mapping[str, float] = field(default_factory=dict)  # published with weights, by model name
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Tasks that are run one after another, and reported in one table."""
+    """Tasks that are run one after another and reported in one table."""
 
     name: str
     about: str
     seeds: int
     tasks: tuple[SuiteTask, ...]
-    authors: Mapping[str, float] = field(default_factory=dict)  # published means over all tasks, by alias
+    authors: Mapping[str, float] = field(default_factory=dict)  # published means over all tasks
 
     @property
     def is_linear(self) -> bool:
-        """Whether its tasks are linear evaluations, or fine-tunings."""
+        """Whether its tasks are linear evaluations rather than fine-tunings."""
         return self.tasks[0].preset is None
 
 
@@ -112,8 +109,8 @@ SUITES: dict[str, Suite] = {
         ),
         Suite(
             "imagenet",
-            "ImageNet-1K by fine-tuning (appendix A), of a model of pictures",
-            seeds=1,  # the paper gives an interval, but not over how many
+            "ImageNet-1K by fine-tuning (appendix A), of an image model",
+            seeds=1,  # the paper does not state their number
             tasks=(_finetuned("imagenet", paper={"MAE": 83.22, "M2D all patches": 83.22, "M2D": 83.35}),),
         ),
     )
@@ -121,10 +118,10 @@ SUITES: dict[str, Suite] = {
 
 
 def find_suite(name: str) -> Suite:
-    """Finds a suite.
+    """Return the suite of a name.
 
     Raises:
-        ConfigError: The name is not known; the message lists those that are.
+        ConfigError: The name is unknown; the message lists the suites.
     """
     if name not in SUITES:
         raise ConfigError(f"Unknown suite {name!r}. Available: {', '.join(SUITES)}.")
@@ -132,10 +129,10 @@ def find_suite(name: str) -> Suite:
 
 
 def chosen_tasks(suite: Suite, names: tuple[str, ...]) -> tuple[SuiteTask, ...]:
-    """Those tasks of a suite that are named, in its order; all where none is.
+    """Return the named tasks of a suite in its order, or all tasks without names.
 
     Raises:
-        ConfigError: A name is none of its tasks.
+        ConfigError: A name is not one of its tasks.
     """
     known = [task.name for task in suite.tasks]
     if unknown := [name for name in names if name not in known]:
