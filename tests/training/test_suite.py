@@ -116,9 +116,9 @@ def test_run_again_it_does_only_what_is_not_done(linear, data, model, monkeypatc
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"seeds": 3}, "holds a run of another configuration: seeds 2 there, 3 now"),
-        ({"model": "m2d-mini"}, "holds a run of another configuration: model_sha256"),
-        ({"suite": "icbhi"}, "suite 'paper-linear' there, 'icbhi' now"),
+        ({"seeds": 3}, "holds another run: seeds was 2, is 3"),
+        ({"model": "m2d-mini"}, "holds another run: model_sha256"),
+        ({"suite": "icbhi"}, "suite was 'paper-linear', is 'icbhi'"),
         ({"tasks": ["esc51"]}, "tasks of paper-linear are esc50, us8k.*; got esc51"),
         ({"suite": "paper"}, "Unknown suite 'paper'. Available: paper-linear, paper-finetune, icbhi"),
         ({"data": "/nowhere"}, "data must be a folder of data sets, got /nowhere"),
