@@ -1,11 +1,11 @@
-"""Embeds a corpus on the workers of a Ray cluster, kills some, and writes benchmarks/results/ray_corpus.md.
+"""Embed a corpus on a Ray cluster, kill processes, and write benchmarks/results/ray_corpus.md.
 
     python benchmarks/ray_corpus.py [--files 500 2000] [--workers 4]
 
-Short files (0.3 s) and m2d-mini, so that what is around the model weighs most. Each corpus is embedded
-unbroken, while the memory of the driver, the process that was started, is watched; the largest of them also
-in this process, and once more on Ray with a worker killed after a third of the files and the driver after
-two thirds, then gone on with. Rows are compared with this process's.
+The files are short (0.3 s) and the model is m2d-mini, so that the overhead dominates. Each corpus is
+embedded without interruption while the memory of the driver (the started process) is measured. The last
+corpus is also embedded without Ray, and once more on Ray with a worker killed after a third of the files,
+the driver killed after two thirds, and a resumed run. The rows are compared with those without Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ import torch
 from kept import keep
 
 import m2d_hub
-from m2d_hub.corpus.stored import read_stored
+from m2d_hub.corpus.stored import read_embeddings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "ray_corpus.md"
 RATE = 16_000
@@ -48,7 +48,7 @@ def write_corpus(folder: Path, count: int) -> None:
 
 
 def drive(folder: str, out: str, workers: str) -> None:
-    """The driver: what ``m2d-hub embed --engine ray`` does, with a cluster that is no larger than need be."""
+    """Run the driver, like ``m2d-hub embed --engine ray``, on a minimal cluster."""
     import ray
 
     from m2d_hub.clients.ray import RayEngine
@@ -64,11 +64,15 @@ def started(folder: Path, out: Path, workers: int) -> psutil.Popen:
 
 
 def rows_in(out: Path) -> int:
-    return sum(pyarrow.parquet.read_metadata(part).num_rows for part in out.glob("part-*.parquet"))
+    rows = 0
+    for part in out.glob("*.parquet"):
+        with contextlib.suppress(OSError, pyarrow.ArrowInvalid):  # being written
+            rows += pyarrow.parquet.read_metadata(part).num_rows
+    return rows
 
 
 def watch(driver: psutil.Popen, is_enough: Callable[[], bool] = lambda: False) -> float:
-    """Waits until the driver ends, or until there is enough; its largest memory, in MB."""
+    """Wait until the driver ends or enough rows are written; return its peak memory in MB."""
     most = 0
     while driver.poll() is None and not is_enough():
         most = max(most, driver.memory_info().rss)
@@ -77,13 +81,13 @@ def watch(driver: psutil.Popen, is_enough: Callable[[], bool] = lambda: False) -
 
 
 def kill_worker(driver: psutil.Popen) -> None:
-    """Kills one of those that hold a model."""
+    """Kill one of the processes with a model."""
     for child in driver.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
             if "_Worker" in "".join(child.cmdline()):
                 child.kill()
                 return
-    sys.exit("there is no worker to kill")
+    sys.exit("no worker process found")
 
 
 def unbroken(folder: Path, work: Path, count: int, workers: int) -> dict[str, float]:
@@ -95,7 +99,7 @@ def unbroken(folder: Path, work: Path, count: int, workers: int) -> dict[str, fl
 
 
 def broken(folder: Path, out: Path, count: int, workers: int) -> dict[str, Any]:
-    """One worker killed, then the driver, then gone on with: rows that there were after each."""
+    """Kill one worker, then the driver, and resume; return the rows at each kill."""
     driver = started(folder, out, workers)
     watch(driver, lambda: rows_in(out) >= count // 3)
     kill_worker(driver)
@@ -103,7 +107,7 @@ def broken(folder: Path, out: Path, count: int, workers: int) -> dict[str, Any]:
     watch(driver, lambda: rows_in(out) >= 2 * count // 3)
     started_by_it = driver.children(recursive=True)
     driver.kill()
-    assert driver.wait() == -signal.SIGKILL, "it had ended before it was killed"
+    assert driver.wait() == -signal.SIGKILL, "it ended before it was killed"
     psutil.wait_procs(started_by_it, timeout=60)
     at_driver = rows_in(out)
     again = started(folder, out, workers)
@@ -113,9 +117,9 @@ def broken(folder: Path, out: Path, count: int, workers: int) -> dict[str, Any]:
 
 
 def compare(local: Path, out: Path) -> dict[str, Any]:
-    """Files of one output that the other lacks, or has twice, and the largest difference of a number."""
-    expected = {record.file: record.embedding for record in read_stored(local).records()}
-    found = [(record.file, record.embedding) for record in read_stored(out).records()]
+    """Return the numbers of missing and duplicate files and the largest difference of a value."""
+    expected = {row.file: row.embedding for row in read_embeddings(local).rows()}
+    found = [(row.file, row.embedding) for row in read_embeddings(out).rows()]
     times = Counter(file for file, _ in found)
     differences = [np.abs(embedding - expected[file]).max() for file, embedding in found]
     return {
@@ -144,28 +148,30 @@ def report(found: dict[str, Any]) -> str:
     text = f"""# A corpus on Ray: {found["workers"]} workers on one machine
 
 `python benchmarks/ray_corpus.py` on {platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}:
-files of {SECONDS} s, m2d-mini, into a `.dataset`. The driver is the process that was started; its memory is
-its largest resident set.
+files of {SECONDS} s, m2d-mini, `.dataset` output. The driver is the started process; its memory is the peak
+resident set.
 
-| files | seconds, with the start of the cluster | memory of the driver |
+| files | seconds, including the start of the cluster | memory of the driver |
 |---|---|---|
 """
     for count, unbroken in found["unbroken"].items():
         text += f"| {int(count):,} | {unbroken['seconds']:.0f} | {unbroken['driver_mb']:.0f} MB |\n"
     return f"""{text}
-{found["count"]:,} files, against those that one process embeds without Ray:
+{found["count"]:,} files, compared with one process without Ray:
 
-| | lost | twice | largest difference of a number |
+| | missing | duplicate | largest difference |
 |---|---|---|---|
-| unbroken | {found["whole"]["lost"]} | {found["whole"]["twice"]} | {found["whole"]["difference"]:.1e} |
-| a worker killed after {broken["at_worker"]:,}, the driver after {broken["at_driver"]:,}, gone on with \
+| uninterrupted | {found["whole"]["lost"]} | {found["whole"]["twice"]} | {found["whole"]["difference"]:.1e} |
+| worker killed after {broken["at_worker"]:,} rows, driver after {broken["at_driver"]:,}, then resumed \
 | {broken["lost"]} | {broken["twice"]} | {broken["difference"]:.1e} |
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--files", type=int, nargs="+", default=[500, 2_000], help="from few to many")
+    parser.add_argument(
+        "--files", type=int, nargs="+", default=[500, 2_000], help="sizes of the corpora, ascending"
+    )
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
