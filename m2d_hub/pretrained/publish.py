@@ -118,12 +118,8 @@ class Pretrained(nn.Module):
         folder = Path(save_directory)
         save_checkpoint(folder, self.state_dict(), self.config)
         if not (folder / "README.md").exists():
-            self.generate_model_card(repo_id=repo_id, metrics=metrics).save(folder / "README.md")
+            model_card(self.config, repo_id=repo_id, metrics=metrics).save(folder / "README.md")
         return self.push_to_hub(repo_id or folder.name, metrics=metrics, **options) if push_to_hub else None
-
-    def generate_model_card(self, *, repo_id: str | None = None, metrics: Metrics | None = None) -> ModelCard:
-        """Return the README.md that :meth:`save_pretrained` and :meth:`push_to_hub` write."""
-        return model_card(self.config, repo_id=repo_id, metrics=metrics)
 
     def push_to_hub(
         self,
@@ -156,8 +152,14 @@ class Pretrained(nn.Module):
         """
         from huggingface_hub import HfApi
 
-        check_right_to_publish(self.config, have_right_to_publish)
-        options.setdefault("commit_message", f"Upload {self.config.name or 'an M2D model'} with m2d_hub")
+        config = self.config
+        if _is_authors(config) and not have_right_to_publish:
+            raise ConfigError(
+                f"The weights of {config.name!r} derive from the authors' ({config.source}), whose licence "
+                f"({config.license}) forbids redistributing them. If you have the right to publish them, "
+                "state it: push_to_hub(..., have_right_to_publish=True)."
+            )
+        options.setdefault("commit_message", f"Upload {config.name or 'an M2D model'} with m2d_hub")
         api = HfApi(token=token)
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -186,55 +188,22 @@ class Pretrained(nn.Module):
         return model.eval()
 
     @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        revision: str | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-    ) -> Self:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> Self:
         """Load a folder that :meth:`save_pretrained` wrote, a repository, or a model by name, on the CPU.
 
         Args:
             pretrained_model_name_or_path: As for :func:`m2d_hub.load_model`; ``org/repo`` that is not on disk
                 is a repository too.
-            revision: Branch, tag or commit of a repository.
-            cache_dir: Folder for downloads.
-            force_download: Download the files again.
-            local_files_only: Never use the network.
-            token: For private repositories; None: the one saved by ``hf auth login``.
+            **options: ``revision``, ``cache_dir``, ``local_files_only`` and ``token`` as for
+                :func:`m2d_hub.load_model`; ``force_download`` to download a repository's files again.
 
         Raises:
             DownloadError: The repository does not exist, or cannot be downloaded or stored.
             CheckpointError: The weights are damaged, non-finite, or of an unknown layout.
         """
-        path = resolve_pretrained(
-            pretrained_model_name_or_path,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
+        path = resolve_pretrained(pretrained_model_name_or_path, **options)
         with plain_tensors():
             return cls.from_checkpoint(read_weights(path), path)
-
-
-def check_right_to_publish(config: ModelConfig, have_right: bool) -> None:
-    """Refuse to publish weights that derive from the authors', unless the caller states the right to.
-
-    Raises:
-        ConfigError: The weights are under the authors' licence and ``have_right`` is False.
-    """
-    if _is_authors(config) and not have_right:
-        raise ConfigError(
-            f"The weights of {config.name!r} derive from the authors' ({config.source}), whose licence "
-            f"({config.license}) forbids redistributing them. If you have the right to publish them, state "
-            "it: push_to_hub(..., have_right_to_publish=True)."
-        )
 
 
 def model_card(
@@ -254,12 +223,10 @@ def model_card(
     """
     from huggingface_hub import ModelCard
 
-    title = _plain(config.name or "M2D model")
-    rows = [
-        f"| {_plain(d)} | {_plain(m)} | {v:g} |" for d, of in (metrics or {}).items() for m, v in of.items()
-    ]
-    results = (
-        ["", "## Results", "", "| Data set | Metric | Value |", "|---|---|---|", *rows, ""] if rows else []
+    rows = "".join(
+        f"| {_plain(dataset)} | {_plain(metric)} | {value:g} |\n"
+        for dataset, values in (metrics or {}).items()
+        for metric, value in values.items()
     )
     use = _USES[program].format(
         name=(f"hf-hub:{repo_id}" if repo_id else "path/to/this/folder"),
@@ -268,12 +235,12 @@ def model_card(
     )
     source = _plain(config.source or "")
     text = _CARD.format(
-        title=title,
+        title=_plain(config.name or "M2D model"),
         origin=f", from weights published at {source}" if "://" in source else "",
-        facts="\n".join(f"| {name} | {value} |" for name, value in _facts(config).items()),
+        facts=_facts(config),
         program=program,
         use=use,
-        results="\n".join(results),
+        results=f"\n## Results\n\n| Data set | Metric | Value |\n|---|---|---|\n{rows}" if rows else "",
         license=_licence(config),
         card_data=_card_data(config, metrics, program),
     )
@@ -317,23 +284,25 @@ def _licence_data(config: ModelConfig) -> dict[str, Any]:
     return {"license": "other", "license_name": name, **link}
 
 
-def _facts(config: ModelConfig) -> dict[str, str]:
+def _facts(config: ModelConfig) -> str:
+    """Return the rows of the card's table."""
     encoder, hop_s = config.encoder, config.frontend.hop_s
+    (mels, frames), hop_ms = encoder.patch_size, encoder.patch_size[1] * hop_s * 1000
     window = (
         "each clip's own length" if config.own_length_windows else f"{encoder.input_size[1] * hop_s:.2f} s"
     )
-    facts = {
-        "Sample rate": f"{config.frontend.sample_rate} Hz",
-        "Window": window,
-        "Frames": f"one per {encoder.patch_size[1] * hop_s * 1000:g} ms, {encoder.frame_dim} features",
-        "Encoder": f"{encoder.depth} blocks, {encoder.embed_dim} wide, patches of "
-        f"{encoder.patch_size[0]}x{encoder.patch_size[1]} (mels x frames)",
-    }
+    rows = [
+        f"Sample rate | {config.frontend.sample_rate} Hz",
+        f"Window | {window}",
+        f"Frames | one per {hop_ms:g} ms, {encoder.frame_dim} features",
+        f"Encoder | {encoder.depth} blocks, width {encoder.embed_dim}, {mels}x{frames} patches",
+    ]
     if config.head is not None:
-        facts["Head"] = f"{config.head.num_classes} classes, {config.head.activation}"
+        rows.append(f"Head | {config.head.num_classes} classes, {config.head.activation}")
     if config.clap is not None:
-        facts["Text space"] = f"{config.clap.dim} dimensions, text encoder {_plain(config.clap.text_encoder)}"
-    return facts
+        text_encoder = _plain(config.clap.text_encoder)
+        rows.append(f"Text space | {config.clap.dim} dimensions, text encoder {text_encoder}")
+    return "\n".join(f"| {row} |" for row in rows)
 
 
 def _licence(config: ModelConfig) -> str:

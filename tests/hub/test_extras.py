@@ -19,11 +19,7 @@ from m2d_hub.audio.microphone import listen
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = [
     ["pretrain", "m2d-mini", "--data", "DATA", "--out", "OUT"],
-    ["prepare", "DATA", "--out", "OUT"],
-    ["finetune", "small", "--model", "m2d-mini", "--data", "DATA", "--out", "OUT"],
     ["linear-eval", "--model", "m2d-mini", "--data", "DATA", "--out", "OUT"],
-    ["zero-shot", "DATA", "--model", "m2d-mini", "--out", "OUT"],
-    ["suite", "icbhi", "--model", "m2d-mini", "--data", "DATA", "--out", "OUT"],
     ["summarise", "DATA", "--out", "OUT"],
 ]
 

@@ -1,4 +1,4 @@
-"""From a name to a model: every stored precision, type, window and head, whatever the caller's modes are."""
+"""Loading: every stored precision, dtype, window and head, in any mode of the caller's torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIP = np.random.default_rng(0).uniform(-0.5, 0.5, 40_000).astype(np.float32)
 
 
 def saved(model, folder, dtype=torch.float32):
-    """A folder of the model's weights in a precision; its float32 answer for them."""
+    """Return a folder of the model's weights in a precision, and the model with these weights in float32."""
     tensors = {
         name: tensor.to(dtype) if tensor.is_floating_point() else tensor
         for name, tensor in model.state_dict().items()
@@ -45,16 +45,16 @@ def clap(tiny_config):
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("stored", STORED, ids=str)
-@pytest.mark.parametrize("settings", [{}, {"num_classes": 3}, {"window_s": 1.0}, {"window_s": math.inf}])
-def test_every_type_of_every_stored_precision_answers_alike(tiny, tmp_path, stored, dtype, settings):
+@pytest.mark.parametrize("settings", [{"num_classes": 3}, {"window_s": 1.0}])
+def test_every_dtype_and_stored_precision_gives_similar_embeddings(tiny, tmp_path, stored, dtype, settings):
     folder, exact = saved(tiny, tmp_path, stored)
     if "window_s" in settings:
         exact.set_window(settings["window_s"])
     model = m2d_hub.load_model(folder, device="cpu", dtype=dtype, **settings)
     embedding = model.encode_clip(CLIP)
     assert embedding.dtype == torch.float32
-    least = {torch.float32: 1 - 1e-6, torch.float16: 0.9999, torch.bfloat16: 0.998, "int8": 0.995}[dtype]
-    assert cosine(embedding, exact.encode_clip(CLIP)) > least
+    minimum = {torch.float32: 1 - 1e-6, torch.float16: 0.9999, torch.bfloat16: 0.998, "int8": 0.995}[dtype]
+    assert cosine(embedding, exact.encode_clip(CLIP)) > minimum
     if "num_classes" in settings:
         assert len(model.classify(CLIP)[0]) == 3
         assert model.classify_frames(CLIP).features.isfinite().all()
@@ -62,7 +62,7 @@ def test_every_type_of_every_stored_precision_answers_alike(tiny, tmp_path, stor
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("stored", STORED, ids=str)
-def test_heads_and_projections_follow_the_type(tiny, clap, tmp_path, stored, dtype):
+def test_heads_and_projections_work_in_every_dtype(tiny, clap, tmp_path, stored, dtype):
     tiny.set_head(4, activation="softmax")
     torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
     folder, exact = saved(tiny, tmp_path / "head", stored)
@@ -76,7 +76,7 @@ def test_heads_and_projections_follow_the_type(tiny, clap, tmp_path, stored, dty
 
 
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
-def test_mini_runs_in_every_type(dtype):
+def test_mini_runs_in_every_dtype(dtype):
     exact = m2d_hub.load_model("m2d-mini", device="cpu").encode_clip(CLIP)
     assert cosine(m2d_hub.load_model("m2d-mini", device="cpu", dtype=dtype).encode_clip(CLIP), exact) > 0.99
 
@@ -94,7 +94,7 @@ def test_a_model_loaded_in_inference_mode_is_an_ordinary_one(tiny, tmp_path, nam
     assert waveform.grad.any() and model.encoder.blocks[0].mlp.fc1.weight.grad.any()
 
 
-def test_constants_of_first_use_in_inference_mode_let_gradients_through(tiny):
+def test_constants_first_used_in_inference_mode_let_gradients_through(tiny):
     with torch.inference_mode():
         tiny.encode_clip(CLIP)
     waveform = torch.from_numpy(CLIP)[None].requires_grad_()
@@ -103,7 +103,7 @@ def test_constants_of_first_use_in_inference_mode_let_gradients_through(tiny):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
-def test_another_default_type_changes_nothing(tiny, tmp_path, dtype):
+def test_another_default_dtype_changes_nothing(tiny, tmp_path, dtype):
     folder, exact = saved(tiny, tmp_path)
     expected = exact.encode_frames(CLIP)
     before = torch.get_default_dtype()
@@ -140,7 +140,7 @@ def test_a_window_is_saved(tiny, tmp_path, window_s):
     assert again.window_s == pytest.approx(2.08)
 
 
-def test_statistics_of_ones_own_data_standardise_the_input(tiny, tmp_path):
+def test_given_statistics_standardise_the_input(tiny, tmp_path):
     folder, exact = saved(tiny, tmp_path)
     model = m2d_hub.load_model(folder, device="cpu", mean=-5.0, std=2.0)
     log_mel = exact.frontend.log_mel(torch.from_numpy(CLIP)[None])
@@ -155,6 +155,17 @@ def test_statistics_of_ones_own_data_standardise_the_input(tiny, tmp_path):
 
 @pytest.mark.parametrize("dtype", [torch.float32, "int8"], ids=str)
 @pytest.mark.parametrize("device", ["gpu", "xpu", "meta", "hpu", "", 3.5, "cuda:999"])
-def test_devices_that_cannot_be_used_are_refused(dtype, device):
+def test_unavailable_devices_are_refused(dtype, device):
     with pytest.raises(ConfigError, match=r"not known to torch|not available|on the CPU only"):
         m2d_hub.load_model("m2d-mini", device=device, dtype=dtype)
+
+
+@pytest.mark.parametrize("device", [None, "cuda"])
+def test_a_reported_but_unusable_gpu_is_an_error_that_names_the_cpu(tiny, tmp_path, monkeypatch, device):
+    if torch.cuda.is_available():
+        pytest.skip("has a usable GPU")
+    folder, _ = saved(tiny, tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"device 'cuda' cannot be used \(.*give device='cpu'"):
+        m2d_hub.load_model(folder, device=device)
