@@ -158,7 +158,7 @@ def test_pictures_that_cannot_be_read_are_left_out_and_listed(seeing, folder, tm
     assert result.exit_code == 3, result.output
     with (tmp_path / "run" / "errors.csv").open() as lines:
         (error,) = csv.DictReader(lines)
-    assert error["file"].endswith("cut.png") and "cannot be read as a picture" in error["error"]
+    assert error["file"].endswith("cut.png") and "cannot be read as an image" in error["error"]
 
 
 def test_the_preset_is_masked_autoencoders_recipe_for_vit_base():

@@ -187,7 +187,7 @@ def test_a_killed_preparation_is_nothing_to_train_on_and_starts_again(tmp_path):
             time.sleep(0.002)
         child.send_signal(signal.SIGKILL)
     assert not out.exists()
-    with pytest.raises(ConfigError, match="what a preparation that did not end has left"):
+    with pytest.raises(ConfigError, match="the rest of an interrupted preparation"):
         read_manifest(str(partial))
     assert CliRunner().invoke(main, command).exit_code == 0
     assert len(read_manifest(str(out)).entries) == 8 and not partial.exists()
