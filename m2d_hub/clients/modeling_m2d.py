@@ -1,12 +1,13 @@
 """M2D for transformers: configuration, feature extractor, encoder and classifier.
 
-With ``m2d_hub.clients.transformers.register()`` the Auto classes find these; a folder that
-``m2d_hub.clients.transformers.save_pretrained`` wrote carries this code, with all that it uses, for
-``trust_remote_code=True`` where m2d_hub is not installed.
+``m2d_hub.clients.transformers.register()`` adds these classes to the Auto classes. A saved folder contains
+this code, with all that it imports from m2d_hub, for ``trust_remote_code=True`` without m2d_hub.
 """
 
 from __future__ import annotations
 
+import importlib
+import os
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -24,8 +25,19 @@ from m2d_hub.nn.head import Head
 from m2d_hub.nn.windowed_encoder import WindowedEncoder
 
 
-class M2DConfig(PreTrainedConfig):
-    """Fields of m2d_hub's own configuration, beside those that all of transformers' have."""
+class _SavedWithCode:
+    """Save the code that the configuration names beside it."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **options: Any) -> None:
+        """Save as other objects of transformers, with the code."""
+        super().save_pretrained(save_directory, **options)  # type: ignore[misc]
+        # Code loaded from a folder is copied by transformers itself.
+        if __name__.startswith("m2d_hub.") and getattr(self, "auto_map", None):
+            importlib.import_module("m2d_hub.clients.transformers").write_code(save_directory)
+
+
+class M2DConfig(_SavedWithCode, PreTrainedConfig):
+    """Configuration of frontend, encoder and head, as in m2d_hub."""
 
     model_type = "m2d"
 
@@ -36,7 +48,7 @@ class M2DConfig(PreTrainedConfig):
         head_features: Literal["frames", "tokens"] = "frames",
         **options: Any,
     ):
-        # Checked, and written in full, as m2d_hub's own.
+        # m2d_hub's own classes check the fields and fill in defaults.
         self.frontend = asdict(FrontendConfig(**(frontend or {})))
         self.encoder = asdict(EncoderConfig(**(encoder or {})))
         self.head_features = head_features
@@ -44,8 +56,8 @@ class M2DConfig(PreTrainedConfig):
         super().__init__(**options)
 
 
-class M2DFeatureExtractor(SequenceFeatureExtractor):
-    """Pads waveforms to one length and says which samples are audio; the spectrogram is the model's."""
+class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
+    """Pad waveforms to one length, with a mask of the samples; the model computes the spectrogram."""
 
     model_input_names = ["input_values", "attention_mask"]  # noqa: RUF012
 
@@ -69,26 +81,26 @@ class M2DFeatureExtractor(SequenceFeatureExtractor):
         return_tensors: str | None = None,
         **options: Any,
     ) -> BatchFeature:
-        """Makes a batch of one mono clip, or of several of different lengths.
+        """Make a batch of one mono clip, or of several of different lengths.
 
         Args:
             raw_speech: A 1-D array, a 2-D one (a batch of clips), or a list of 1-D arrays. Integers are
                 scaled to [-1, 1).
-            sampling_rate: Hz of the clips; another than the model's is refused.
+            sampling_rate: Sample rate of the clips in Hz; it must be that of the model.
             padding: As for other feature extractors.
-            max_length: Samples, with ``truncation`` or ``padding="max_length"``.
+            max_length: Number of samples, with ``truncation`` or ``padding="max_length"``.
             truncation: Cut clips at ``max_length``.
             return_tensors: ``"pt"`` or ``"np"``.
             **options: As for other feature extractors.
 
         Raises:
-            ValueError: The rate is not the model's.
-            AudioError: A clip is empty, or no waveform.
+            ValueError: The rate is not that of the model.
+            AudioError: A clip is empty, or not a waveform.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(
-                f"this model takes audio at {self.sampling_rate} Hz, but sampling_rate={sampling_rate} was "
-                "given; resample it first."
+                f"The model takes audio at {self.sampling_rate} Hz, but sampling_rate is {sampling_rate}; "
+                "resample the audio first."
             )
         if isinstance(raw_speech, (list, tuple)) and raw_speech and not is_numbers(raw_speech):
             clips = [to_mono(clip, f"clip {index}") for index, clip in enumerate(raw_speech)]
@@ -117,7 +129,7 @@ class M2DPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
 
     def _init_weights(self, module: Any) -> None:
-        """Draws what a checkpoint does not have, which may be on the meta device until then: a head."""
+        """Initialise weights that a checkpoint lacks, such as those of a new head."""
         if isinstance(module, torch.nn.BatchNorm1d):
             for buffer in module.buffers():
                 torch.nn.init.zeros_(buffer)
@@ -125,13 +137,13 @@ class M2DPreTrainedModel(PreTrainedModel):
         else:
             initialise_weights(module)
 
-    def _asked(self, given: bool | None, name: str) -> bool:
-        """What a call says of its output, or else the configuration."""
-        return bool(getattr(self.config, name) if given is None else given)
+    def _option(self, value: bool | None, name: str) -> bool:
+        """Return an option of a call, or the configuration's."""
+        return bool(getattr(self.config, name) if value is None else value)
 
 
 class M2DModel(M2DPreTrainedModel):
-    """Waveforms to frames."""
+    """Map waveforms to frames."""
 
     def __init__(self, config: M2DConfig):
         super().__init__(config)
@@ -146,43 +158,43 @@ class M2DModel(M2DPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Encodes waveforms.
+        """Encode waveforms.
 
         Args:
             input_values: Waveforms (B, S).
             attention_mask: 1 for the samples of each clip and 0 for the padding after them (B, S); None if
                 nothing is padded.
-            output_hidden_states: Give every layer's frames; None: as the configuration says.
-            output_attentions: Not given by this model.
-            return_dict: False: a tuple; None: as the configuration says.
+            output_hidden_states: Return the frames of every layer; None: as configured.
+            output_attentions: Must be False or None; the model does not return attentions.
+            return_dict: Whether to return a dictionary or a tuple; None: as configured.
 
         Returns:
-            ``last_hidden_state`` (B, T, N_F·D), zero beyond a clip's end, and ``pooler_output`` (B, N_F·D),
-            the mean over each clip's own frames; ``hidden_states``, where asked for: the frames (B, T, N_F·D)
-            of the embedded patches and of each block, the last of which are ``last_hidden_state``.
+            ``last_hidden_state`` (B, T, N_F·D), zero after the end of a clip; ``pooler_output`` (B, N_F·D),
+            the mean over the frames of each clip; and, if requested, ``hidden_states``: the frames
+            (B, T, N_F·D) of the embedded patches and of each block, the last equal to ``last_hidden_state``.
 
         Raises:
-            ValueError: Attentions are asked for, or the mask does not have the shape of the waveforms, has no
+            ValueError: Attentions are requested, or the mask does not have the shape of the waveforms, has no
                 samples for a clip, or has padding before or inside a clip.
         """
-        if self._asked(output_attentions, "output_attentions"):
-            raise ValueError("M2D does not give attentions; leave output_attentions out.")
+        if self._option(output_attentions, "output_attentions"):
+            raise ValueError("M2D does not return attentions; omit output_attentions.")
         lengths = None if attention_mask is None else _lengths(input_values, attention_mask)
         hidden_states = None
-        if self._asked(output_hidden_states, "output_hidden_states"):
-            layers, heard = self.windowed.layers(input_values, lengths)
+        if self._option(output_hidden_states, "output_hidden_states"):
+            layers, mask = self.windowed.layers(input_values, lengths)
             hidden_states, frames = tuple(layers.unbind(0)), layers[-1]
         else:
-            frames, heard = self.windowed(input_values, lengths)
-        clip = frames.sum(dim=1) / heard.sum(dim=1, keepdim=True)
+            frames, mask = self.windowed(input_values, lengths)
+        clip = frames.sum(dim=1) / mask.sum(dim=1, keepdim=True)
         output = BaseModelOutputWithPooling(
             last_hidden_state=frames, pooler_output=clip, hidden_states=hidden_states
         )
-        return output if self._asked(return_dict, "return_dict") else output.to_tuple()
+        return output if self._option(return_dict, "return_dict") else output.to_tuple()
 
 
 class M2DForAudioClassification(M2DPreTrainedModel):
-    """Waveforms to logits of classes."""
+    """Map waveforms to logits of classes."""
 
     def __init__(self, config: M2DConfig):
         super().__init__(config)
@@ -201,18 +213,18 @@ class M2DForAudioClassification(M2DPreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> Any:
-        """Classifies waveforms.
+        """Classify waveforms.
 
         Args:
             input_values: Waveforms (B, S), as for :class:`M2DModel`.
             attention_mask: As for :class:`M2DModel`.
             labels: Class numbers (B,), or scores (B, num_labels) with ``problem_type`` multi-label.
             output_hidden_states: As for :class:`M2DModel`.
-            output_attentions: Not given by this model.
-            return_dict: False: a tuple; None: as the configuration says.
+            output_attentions: Must be False or None; the model does not return attentions.
+            return_dict: Whether to return a dictionary or a tuple; None: as configured.
 
         Returns:
-            ``logits`` (B, num_labels), ``loss`` where labels are given, ``hidden_states`` where asked for.
+            ``logits`` (B, num_labels), ``loss`` if labels are given, ``hidden_states`` if requested.
 
         Raises:
             ValueError: As for :class:`M2DModel`.
@@ -225,7 +237,7 @@ class M2DForAudioClassification(M2DPreTrainedModel):
         elif labels is not None:
             loss = F.cross_entropy(logits, labels)
         output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return output if self._asked(return_dict, "return_dict") else output.to_tuple()
+        return output if self._option(return_dict, "return_dict") else output.to_tuple()
 
 
 def _lengths(input_values: Tensor, attention_mask: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""s3prl: M2D as an upstream of its hub, every block's frames as hidden states.
+"""s3prl: M2D as an upstream of its hub, with the frames of every block as hidden states.
 
 >>> from m2d_hub.clients.s3prl import register
 >>> register()  # then s3prl.hub.m2d_hub(), or S3PRLUpstream("m2d_hub") of s3prl.nn
 >>> register("m2d_as", "m2d-as-0.7")
->>> register("m2d_ks", "m2d-s-6s", mean=-11.51, std=4.31)  # of a task's own data, as SUPERB in the paper
+>>> register("m2d_ks", "m2d-s-6s", mean=-11.51, std=4.31)  # of a task's own data, as in the paper
 
-s3prl 0.4.18 imports functions that torchaudio has dropped: :func:`register` lends it their names while it is
-imported, so call that before s3prl is imported. Its scripts, such as run_downstream.py, call these functions
-when they run, which they cannot with any torchaudio that this package takes.
+Call :func:`register` before you import s3prl: it imports functions that torchaudio has removed, and
+:func:`register` provides them during the import. Scripts that call them, such as run_downstream.py, do not
+work with current versions of torchaudio.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator
-from importlib.metadata import version
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -30,7 +29,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 class UpstreamExpert(nn.Module):
-    """Waveforms to the frames of every block, differentiable."""
+    """Map waveforms to the frames of every block, differentiable."""
 
     def __init__(
         self,
@@ -41,30 +40,27 @@ class UpstreamExpert(nn.Module):
         std: float | None = None,
         **options: Any,
     ):
-        """Loads what :func:`m2d_hub.load_model` takes; s3prl moves it.
+        """Load a model on the CPU; s3prl moves it.
 
         Args:
-            ckpt: Name, file or folder; None for ``m2d-mini``.
-            refresh: Of s3prl's own downloads; not used.
-            mean: Of the task's log-mel values, as ``m2d-train statistics`` measures; None: the model's own.
-            std: Their standard deviation; None: the model's own.
-            **options: s3prl's own; not used.
+            ckpt: As for :func:`m2d_hub.load_model`; None for ``m2d-mini``.
+            refresh: Ignored; for s3prl's own downloads.
+            mean: Mean of the task's log-mel values, as ``m2d-train statistics`` measures; None: the model's.
+            std: Their standard deviation; None: the model's.
+            **options: Ignored; for other upstreams of s3prl.
         """
         super().__init__()
         self.model = load_model(ckpt or DEFAULT_MODEL, device="cpu", mean=mean, std=std)
 
     def get_downsample_rates(self, key: str) -> int:
-        """Samples between frames."""
+        """Return the number of samples between frames."""
         return round(self.model.frame_hop_s * self.model.sample_rate)
 
     def forward(self, wavs: list[Tensor]) -> dict[str, list[Tensor]]:
-        """Encodes clips; what one gives never depends on the others.
-
-        Args:
-            wavs: 1-D waveforms at 16 kHz, of different lengths.
+        """Encode 1-D waveforms at 16 kHz, of different lengths.
 
         Returns:
-            ``hidden_states``: frames (B, T, N_F·D) of each block, zero beyond a clip's end.
+            ``hidden_states``: frames (B, T, N_F·D) of each block, zero after the end of a clip.
         """
         model = self.model
         lengths = [len(wav) for wav in wavs]
@@ -85,27 +81,26 @@ def register(
     mean: float | None = None,
     std: float | None = None,
 ) -> None:
-    """Puts an upstream into s3prl's hub.
+    """Add an upstream to s3prl's hub.
 
     Args:
-        name: Its name there.
-        model: Loaded when no ``ckpt`` is given.
-        mean: Of the task's log-mel values; None: the model's own.
-        std: Their standard deviation; None: the model's own.
+        name: Name of the upstream.
+        model: Model to load when no ``ckpt`` is given.
+        mean: As for :class:`UpstreamExpert`.
+        std: As for :class:`UpstreamExpert`.
 
     Raises:
-        ConfigError: s3prl is not installed, or does not load with this torchaudio.
+        ConfigError: s3prl is not installed, or cannot be imported.
     """
     try:
-        with _names_gone_from_torchaudio():
+        with _removed_torchaudio_names():
             import s3prl.hub
-            import s3prl.nn  # here, where it finds those names
+            import s3prl.nn
     except (ImportError, AttributeError, OSError) as error:
-        is_there = find_spec("s3prl") is not None
-        raise ConfigError(
-            f"register() needs s3prl, which {'is installed, but ' if is_there else ''}cannot be imported "
-            f"({error}): {'0.4.18 is the version that was tried' if is_there else 'pip install s3prl'}."
-        ) from error
+        is_installed = find_spec("s3prl") is not None
+        hint = "register() is tested with version 0.4.18" if is_installed else "pip install s3prl"
+        state = "s3prl is installed but cannot be imported" if is_installed else "s3prl is not installed"
+        raise ConfigError(f"{state} ({error}); {hint}.") from error
 
     def entry(ckpt: str | os.PathLike[str] | None = None, **options: Any) -> UpstreamExpert:
         return UpstreamExpert(ckpt or model, **({"mean": mean, "std": std} | options))
@@ -114,28 +109,27 @@ def register(
 
 
 @contextlib.contextmanager
-def _names_gone_from_torchaudio() -> Iterator[None]:
-    """Lends torchaudio the names that s3prl looks for when it is imported, and takes them back."""
+def _removed_torchaudio_names() -> Iterator[None]:
+    """Provide the functions that s3prl imports from torchaudio, where torchaudio lacks them."""
     import torchaudio
 
-    effects = ModuleType("torchaudio.sox_effects")
-    vars(effects).update(dict.fromkeys(("apply_effects_file", "apply_effects_tensor"), _dropped))
-    has_backends, has_effects = (hasattr(torchaudio, name) for name in ("set_audio_backend", "sox_effects"))
-    if not has_backends:
-        torchaudio.set_audio_backend = lambda backend: None
-    if not has_effects:
+    effects: Any = ModuleType("torchaudio.sox_effects")
+    effects.apply_effects_file = effects.apply_effects_tensor = _refuse
+    lacks_effects, lacks_backend = (
+        not hasattr(torchaudio, name) for name in ("sox_effects", "set_audio_backend")
+    )
+    if lacks_effects:
         sys.modules[effects.__name__] = effects
+    if lacks_backend:
+        torchaudio.set_audio_backend = lambda backend: None
     try:
         yield
     finally:
-        if not has_backends:
-            del torchaudio.set_audio_backend
-        if not has_effects:
+        if lacks_effects:
             del sys.modules[effects.__name__]
+        if lacks_backend:
+            del torchaudio.set_audio_backend
 
 
-def _dropped(*_: Any, **__: Any) -> None:
-    raise ConfigError(
-        f"this part of s3prl needs torchaudio.sox_effects, which torchaudio {version('torchaudio')} does not "
-        "have any more."
-    )
+def _refuse(*_: Any) -> None:
+    raise ConfigError("This part of s3prl needs torchaudio.sox_effects, which torchaudio has removed.")

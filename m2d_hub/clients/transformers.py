@@ -10,12 +10,12 @@ from __future__ import annotations
 import ast
 import json
 import os
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import m2d_hub
 from m2d_hub.export import windowed_encoder
 from m2d_hub.hub import load_model
 from m2d_hub.io import importing
@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def register() -> None:
-    """Makes the Auto classes of this process know M2D.
+    """Add M2D to the Auto classes of this process.
 
     Raises:
         ConfigError: transformers is not installed.
@@ -39,19 +39,19 @@ def register() -> None:
     auto.AutoModel.register(config, modeling.M2DModel, exist_ok=True)
     auto.AutoModelForAudioClassification.register(config, modeling.M2DForAudioClassification, exist_ok=True)
     auto.AutoFeatureExtractor.register(config, extractor, exist_ok=True)
-    # pipeline("feature-extraction") asks for a tokenizer, whatever the input is.
+    # pipeline("feature-extraction") loads a tokenizer for any input.
     auto.AutoTokenizer.register(config, tokenizer_class=extractor, exist_ok=True)
 
 
 def save_pretrained(
     folder: str | os.PathLike[str], name: str | os.PathLike[str] | M2D = DEFAULT_MODEL
 ) -> None:
-    """Writes a folder that transformers loads, with m2d_hub (after :func:`register`) or without it.
+    """Save a folder that transformers loads, with m2d_hub (after :func:`register`) or without it.
 
     Args:
-        folder: Gets model.safetensors, config.json, preprocessor_config.json, the code to run them, and a
-            model card that says what it needs.
-        name: What :func:`m2d_hub.load_model` takes, or a model.
+        folder: Folder for model.safetensors, config.json, preprocessor_config.json, the code to run them, and
+            a model card.
+        name: As for :func:`m2d_hub.load_model`, or a model.
 
     Raises:
         ConfigError: transformers is not installed, or the model has no fixed window.
@@ -73,11 +73,11 @@ def save_pretrained(
         model.m2d.windowed = windowed
         model.head.load_state_dict({key: value.float() for key, value in source.head.state_dict().items()})
     model.save_pretrained(folder)
-    modeling.M2DFeatureExtractor(sampling_rate=source.sample_rate).save_pretrained(folder)
-    extractor = f"{CODE_FILE}.M2DFeatureExtractor"
-    _add_to_json(folder / "preprocessor_config.json", {"auto_map": {"AutoFeatureExtractor": extractor}})
-    _add_to_json(folder / "tokenizer_config.json", {"auto_map": {"AutoTokenizer": [extractor, None]}})
-    (folder / f"{CODE_FILE}.py").write_text(_bundled_code(), encoding="utf-8")
+    extractor = modeling.M2DFeatureExtractor(sampling_rate=source.sample_rate)
+    extractor.auto_map = {"AutoFeatureExtractor": f"{CODE_FILE}.M2DFeatureExtractor"}
+    extractor.save_pretrained(folder)
+    tokenizer = {"auto_map": {"AutoTokenizer": [f"{CODE_FILE}.M2DFeatureExtractor", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=2) + "\n", encoding="utf-8")
     model_card(source.config, program="transformers").save(folder / "README.md")
 
 
@@ -94,16 +94,17 @@ def _settings(model: M2D) -> dict[str, Any]:
     return settings
 
 
-def _bundled_code() -> str:
-    """One module made of ``modeling_m2d`` and all of this package that it uses."""
+def write_code(folder: str | os.PathLike[str]) -> None:
+    """Write one module made of ``modeling_m2d`` and all modules of this package that it imports."""
     parts: dict[str, str] = {}
     _collect(f"clients/{CODE_FILE}", parts)
-    origin = f"# Made by m2d_hub {version('m2d-hub')} of its modules {', '.join(parts)}."
-    return "\n\n".join([f"{origin}\nfrom __future__ import annotations\n", *parts.values()])
+    origin = f"# Made by m2d_hub {m2d_hub.__version__} of its modules {', '.join(parts)}."
+    code = "\n\n".join([f"{origin}\nfrom __future__ import annotations\n", *parts.values()])
+    Path(folder, f"{CODE_FILE}.py").write_text(code, encoding="utf-8")
 
 
 def _collect(module: str, parts: dict[str, str]) -> None:
-    """Adds a module's text, and before it those of the modules that it imports."""
+    """Add the text of a module, after those of the modules that it imports."""
     text = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
     lines = text.splitlines()
     for node in ast.parse(text).body:
@@ -116,11 +117,6 @@ def _collect(module: str, parts: dict[str, str]) -> None:
         if package == "m2d_hub" and used not in parts:
             _collect(used, parts)
     parts[module] = "\n".join(lines).strip() + "\n"
-
-
-def _add_to_json(path: Path, values: dict[str, Any]) -> None:
-    present = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    path.write_text(json.dumps({**present, **values}, indent=2) + "\n", encoding="utf-8")
 
 
 def _transformers() -> Any:

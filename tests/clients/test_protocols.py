@@ -186,7 +186,7 @@ def test_with_a_training_mask_a_fresh_head_takes_tokens(tiny, tmp_path):
     runtime, _ = evar(tmp_path, num_classes=3, **settings)
     for training in (True, False):
         assert runtime.train(training)(noise(2, 16_000)).shape == (2, 3)
-    with pytest.raises(m2d_hub.ConfigError, match=r"the head of .* takes frames: give num_classes"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"the head of .* takes frames; give num_classes"):
         evar(tmp_path, **settings)
 
 
@@ -203,10 +203,10 @@ def test_an_argument_outweighs_evars_settings(folder):
     [
         ({"training_mask": 1.0}, r"training_mask must be from 0 to below 1, got 1\.0"),
         ({"training_mask": "half"}, "training_mask must be from 0 to below 1, got 'half'"),
-        ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* takes 16000"),
-        ({"n_mels": 128}, r"cfg\.n_mels is 128, but .* takes 80"),
-        ({"hop_size": 320}, r"cfg\.hop_size is 320, but .* takes 160"),
-        ({"f_max": 7_600}, r"cfg\.f_max is 7600, but .* takes 8000"),
+        ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* was trained with 16000"),
+        ({"n_mels": 128}, r"cfg\.n_mels is 128, but .* was trained with 80"),
+        ({"hop_size": 320}, r"cfg\.hop_size is 320, but .* was trained with 160"),
+        ({"f_max": 7_600}, r"cfg\.f_max is 7600, but .* was trained with 8000"),
         ({"std": float("nan")}, "std must be a finite number"),
     ],
 )
@@ -218,7 +218,7 @@ def test_evars_settings_that_cannot_be_obeyed_are_refused_by_name(folder, settin
 def test_settings_without_attributes_are_refused(folder):
     from m2d_hub.clients.evar import RuntimeM2D
 
-    with pytest.raises(m2d_hub.ConfigError, match="as attributes, as EVAR's EasyDict has, got a dict"):
+    with pytest.raises(m2d_hub.ConfigError, match="as attributes, like EVAR's EasyDict, got a dict"):
         RuntimeM2D(cfg={"weight_file": folder})
 
 
@@ -329,7 +329,7 @@ def test_s3prl_register_puts_the_upstream_into_its_hub_and_leaves_torchaudio_alo
     assert isinstance(s3prl.hub.mine(refresh=False), UpstreamExpert)
     assert vars(torchaudio) == before
     assert "torchaudio.sox_effects" not in sys.modules
-    with pytest.raises(m2d_hub.ConfigError, match=r"torchaudio\.sox_effects, which torchaudio \d+\.\d+"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"needs torchaudio\.sox_effects, which torchaudio has"):
         s3prl.hub.apply_effects_file("a.wav")
 
 
@@ -341,7 +341,7 @@ def test_s3prl_that_is_there_but_does_not_load_is_told(s3prl, fault):
 
     before = dict(vars(torchaudio))
     s3prl.write_text(fault)
-    with pytest.raises(m2d_hub.ConfigError, match=r"is installed, but cannot be imported \(.*0\.4\.18"):
+    with pytest.raises(m2d_hub.ConfigError, match=r"is installed but cannot be imported \(.*0\.4\.18"):
         register()
     assert vars(torchaudio) == before
 
@@ -350,7 +350,7 @@ def test_s3prl_that_is_missing_is_told(monkeypatch):
     from m2d_hub.clients.s3prl import register
 
     monkeypatch.setitem(sys.modules, "s3prl", None)
-    with pytest.raises(m2d_hub.ConfigError, match=r"s3prl, which cannot be imported .*: pip install s3prl\."):
+    with pytest.raises(m2d_hub.ConfigError, match=r"s3prl is not installed .*; pip install s3prl\."):
         register()
 
 
@@ -485,7 +485,7 @@ def test_integers_are_scaled_by_every_client(embed, dtype, folder, tiny):
 
 
 def test_integers_that_hear_does_not_know_are_refused(folder):
-    with pytest.raises(m2d_hub.AudioError, match=r"takes a float waveform \(B, S\).*got torch.int16"):
+    with pytest.raises(m2d_hub.AudioError, match=r"expects a non-empty float waveform .*got torch.int16"):
         of_hear(folder, np.zeros(9_000, np.int16))
 
 

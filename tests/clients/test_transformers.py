@@ -155,7 +155,7 @@ def test_what_the_model_does_not_give_is_refused_by_name(folder):
     wave = torch.from_numpy(RAGGED[1])[None]
     for auto in (transformers.AutoModel, transformers.AutoModelForAudioClassification):
         model = auto.from_pretrained(folder)
-        with pytest.raises(ValueError, match="does not give attentions"):
+        with pytest.raises(ValueError, match="does not return attentions"):
             model(wave, output_attentions=True)
         with pytest.raises(TypeError, match="speaker"):
             model(wave, speaker=1)
@@ -216,7 +216,7 @@ def roots(node: ast.AST) -> list[str]:
 
 def test_the_extractor_refuses_another_sampling_rate(folder):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    with pytest.raises(ValueError, match="takes audio at 16000 Hz, but sampling_rate=8000 was given"):
+    with pytest.raises(ValueError, match="takes audio at 16000 Hz, but sampling_rate is 8000"):
         extractor(RAGGED[0], sampling_rate=8_000)
 
 
@@ -248,9 +248,14 @@ def test_a_fresh_head_for_fine_tuning_is_drawn_and_gets_gradients(folder):
     assert model.m2d.windowed.encoder.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
 
 
-def test_saved_again_by_transformers_the_numbers_stay(folder, tmp_path):
+def test_saved_again_by_transformers_the_numbers_and_the_code_stay(folder, tmp_path):
     model = transformers.AutoModel.from_pretrained(folder)
     model.save_pretrained(tmp_path / "again")
+    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+    extractor.save_pretrained(tmp_path / "extractor")
+    code = (Path(folder) / "modeling_m2d.py").read_text(encoding="utf-8")
+    for saved in ("again", "extractor"):
+        assert (tmp_path / saved / "modeling_m2d.py").read_text(encoding="utf-8") == code
     values = torch.from_numpy(RAGGED[2])[None]
     with torch.no_grad():
         again = transformers.AutoModel.from_pretrained(tmp_path / "again")(values)
