@@ -70,8 +70,11 @@ def pieces_of(out: Location) -> list[Piece]:
         ]
     if isinstance(out, Path) and (out / INDEX).exists():
         return [Piece(NpyFolder(), out)]
-    is_file = out.name in names_in(out.parent) if isinstance(out, StoreUrl) else out.is_file()
-    return [Piece(FORMATS[out.suffix.lower()], out)] if is_file and out.suffix.lower() in FORMATS else []
+    is_folder = isinstance(out, Path) and out.is_dir()
+    exists = out.name in names_in(out.parent) if isinstance(out, StoreUrl) else out.exists()
+    if not exists or is_folder or out.suffix.lower() not in FORMATS:
+        return []
+    return [Piece(FORMATS[out.suffix.lower()], out)]
 
 
 def check_suffix(out: Location) -> None:

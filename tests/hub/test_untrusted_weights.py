@@ -1,16 +1,13 @@
-"""Files of weights and configurations that are damaged or hostile: an error that names them, soon."""
+"""Damaged or hostile weights and configurations raise an error that names them, without delay."""
 
 import argparse
-import contextlib
 import json
 import math
-import os
 import pickle
 import struct
 import subprocess
 import sys
 import time
-import zipfile
 
 import numpy as np
 import pytest
@@ -21,7 +18,6 @@ import m2d_hub
 from m2d_hub import CheckpointError, ConfigError, M2DError
 from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.pretrained import checkpoint as tensors_module
-from m2d_hub.pretrained.release import extract_checkpoint
 
 SMALL = EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1)
 
@@ -36,7 +32,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    """A model's folder, to spoil."""
+    """A model's folder, to damage."""
     for name in ("config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((saved / name).read_bytes())
     return tmp_path
@@ -54,7 +50,7 @@ def refused(path, match=None, error=CheckpointError, seconds=5):
 
 
 def published(**changed):
-    """Published tensors of a small model, some of them changed or, where None, left out."""
+    """Published tensors of a small model, some of them changed or removed if None."""
     model = m2d_hub.M2D(ModelConfig(encoder=SMALL))
     named = {
         name.removeprefix("encoder."): tensor.contiguous()
@@ -66,82 +62,41 @@ def published(**changed):
 
 # config.json
 
-FIELDS = [
-    *(
-        ("encoder", name)
-        for name in ("in_channels", "embed_dim", "depth", "head_width", "mlp_ratio", "norm_eps")
-    ),
-    *(
-        ("frontend", name)
-        for name in ("sample_rate", "window_samples", "hop_samples", "n_mels", "mean", "std")
-    ),
-    *(("frontend", name) for name in ("f_min_hz", "f_max_hz", "transform")),
-    *(("encoder", name) for name in ("input_size", "patch_size")),
-]
-WRONG = [
-    True,
-    "12",
-    None,
-    [],
-    {},
-    -1,
-    10**9,
-    10**30,
-    math.nan,
-    math.inf,
-    [10**9, 10**9],
-    [True, 16],
-    "x" * 10**6,
-]
-
-
-@pytest.mark.parametrize("part_and_field", FIELDS, ids="-".join)
-def test_a_field_of_another_type_or_range_is_refused(folder, part_and_field):
-    part, field = part_and_field
-    config = json.loads((folder / "config.json").read_text())
-    for value in WRONG:
-        if field in ("mean", "f_min_hz") and value == -1:
-            continue
-        config[part][field] = value
-        (folder / "config.json").write_text(json.dumps(config))
-        refused(folder, field if part_and_field[1] not in ("f_min_hz", "f_max_hz") else "Hz|f_m")
-
-
-@pytest.mark.parametrize("field", ["mean", "std", "norm_eps"])
-@pytest.mark.parametrize("value", [1e-320, 1e308, -1e308, 0, math.nan, -math.inf])
-def test_numbers_that_make_features_infinite_are_refused(folder, field, value):
-    if (field, value) in (("mean", 1e-320), ("mean", 0)):
-        return
-    config = json.loads((folder / "config.json").read_text())
-    config["encoder" if field == "norm_eps" else "frontend"][field] = value
-    (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, field)
+FIELDS = {
+    "encoder": "in_channels embed_dim depth head_width mlp_ratio norm_eps input_size patch_size",
+    "frontend": "sample_rate window_samples hop_samples n_mels mean std f_min_hz f_max_hz transform",
+}
+WRONG = [True, "12", None, [], {}, 10**30, math.nan, math.inf, [10**9, 10**9], [True, 16], "x" * 10**6]
+INFINITE = {"mean": [1e308, -1e308], "std": [1e-320, 1e308, 0, -1], "norm_eps": [1e-320, 1e308, 0, -1]}
 
 
 @pytest.mark.parametrize(
-    "text",
-    [
-        *("", "null", "[]", "3", '"a"', "{", "[" * 200_000, "\x00", "{}" + " " * 11_000_000),
-        *(
-            '{"encoder": []}',
-            '{"encoder": null}',
-            '{"frontend": 3}',
-            '{"head": []}',
-            '{"x": 1}',
-            '{"name": 3}',
-        ),
-        *(
-            '{"labels": "abc"}',
-            '{"labels": [1]}',
-            '{"head": {"num_classes": true}}',
-            '{"clap": {"dim": "7"}}',
-        ),
-    ],
-    ids=lambda text: text[:20],
+    ("part", "field"), [(part, field) for part in FIELDS for field in FIELDS[part].split()]
 )
-def test_a_configuration_of_another_shape_is_refused(folder, text):
-    (folder / "config.json").write_text(text)
-    refused(folder)
+def test_a_field_of_another_type_or_range_is_refused(folder, part, field):
+    config = json.loads((folder / "config.json").read_text())
+    for value in [*WRONG, *INFINITE.get(field, [10**9] if field != "mean" else [])]:
+        config[part][field] = value
+        (folder / "config.json").write_text(json.dumps(config))
+        refused(folder, "Hz|f_m" if field.endswith("_hz") else field)
+
+
+TEXTS = ["", "null", "[]", "3", '"a"', "{", "[" * 200_000, "\x00", "{}" + " " * 11_000_000, '{"encoder": []}']
+TEXTS += [
+    '{"frontend": 3}',
+    '{"head": []}',
+    '{"x": 1}',
+    '{"name": 3}',
+    '{"labels": "abc"}',
+    '{"labels": [1]}',
+]
+TEXTS += ['{"head": {"num_classes": true}}', '{"clap": {"dim": "7"}}']
+
+
+def test_a_configuration_of_another_shape_is_refused(folder):
+    for text in TEXTS:
+        (folder / "config.json").write_text(text)
+        refused(folder)
 
 
 def test_a_configuration_in_another_encoding_is_refused(folder):
@@ -150,7 +105,7 @@ def test_a_configuration_in_another_encoding_is_refused(folder):
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "message"),
     [
         ({"input_size": [80, 999_984]}, r"encoder\.pos_embed is"),
         ({"embed_dim": 65_536}, r"encoder\.pos_embed is"),
@@ -159,14 +114,12 @@ def test_a_configuration_in_another_encoding_is_refused(folder):
         ({"in_channels": 65_536}, r"patch_embed\.proj\.weight is"),
     ],
 )
-def test_sizes_are_compared_with_the_weights_before_anything_of_them_is_made(
-    folder, changed, told, monkeypatch
-):
+def test_sizes_are_compared_with_the_weights_before_a_model_is_built(folder, changed, message, monkeypatch):
     config = json.loads((folder / "config.json").read_text())
     config["encoder"] |= changed
     (folder / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(m2d_hub.M2D, "__init__", lambda *_: pytest.fail("a model was built"))
-    refused(folder, told)
+    refused(folder, message)
 
 
 # safetensors
@@ -184,33 +137,26 @@ def test_weights_of_another_type_are_refused_by_name(folder, dtype):
     refused(folder, rf"not weights \({str(dtype)[6:]}\): encoder\.norm\.weight")
 
 
+HEADERS = [b"[]", b"null", b"{", b"[" * 100_000, b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"\xff" * 8]
+
+
 @pytest.mark.parametrize(
-    "header", [b"[]", b"null", b"{", b"[" * 100_000, b'{"a": 1}', b'{"a": {"dtype": "F32"}}', b"\xff" * 8]
+    "start",
+    [
+        *(struct.pack("<Q", len(text)) + text for text in HEADERS),
+        *(struct.pack("<Q", n) for n in (2**63, 2**40, 0)),
+    ],
 )
-def test_a_header_of_another_shape_is_refused(folder, header):
+def test_a_malformed_header_is_refused(folder, start):
     path = folder / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", len(header)) + header)
+    path.write_bytes(start if len(start) > 8 else start + path.read_bytes()[8:])
     refused(folder, r"model\.safetensors cannot be read as safetensors")
 
 
-@pytest.mark.parametrize("claim", [2**63, 2**40, 0])
-def test_a_header_that_is_longer_than_the_file_is_refused(folder, claim):
-    path = folder / "model.safetensors"
-    path.write_bytes(struct.pack("<Q", claim) + path.read_bytes()[8:])
-    refused(folder, "cannot be read as safetensors")
-
-
-def test_more_tensors_than_a_model_has_are_refused_soon(folder, monkeypatch):
+def test_more_tensors_than_a_model_has_are_refused(folder, monkeypatch):
     monkeypatch.setattr(tensors_module, "MAX_TENSORS", 100)
     rewrite(folder, lambda tensors: tensors | {f"extra.{index}": torch.zeros(1) for index in range(100)})
     refused(folder, r"has 1\d\d tensors; a model has at most 100")
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
-@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
-def test_a_pipe_is_refused(tmp_path, name):
-    os.mkfifo(tmp_path / name)
-    refused(tmp_path / name, "is a pipe or a device")
 
 
 def test_another_program_may_write_the_file_while_a_model_of_it_is_used(folder):
@@ -247,36 +193,34 @@ def test_pickles_that_are_damaged_or_unsafe_are_refused(tmp_path, data):
     refused(path, r"renamed\.pth")
 
 
-HUGE = torch.zeros(1).expand(10**12)
+def ones(*shape, dtype=torch.float32):
+    return torch.ones(shape, dtype=dtype)
+
+
 ODD = {
-    "expanded": {"norm.weight": HUGE},
-    "expanded-more": {"blocks.0.mlp.fc1.weight": torch.zeros(1, 1).expand(10**9, 10**9)},
+    "expanded": {"norm.weight": torch.zeros(1).expand(10**12)},
     "sparse": {"norm.weight": torch.eye(8).to_sparse()},
     "meta": {"norm.weight": torch.zeros(8, device="meta")},
-    "integers": {"norm.weight": torch.ones(64, dtype=torch.int32)},
-    "booleans": {"norm.weight": torch.ones(64, dtype=torch.bool)},
-    "complex": {"norm.weight": torch.ones(64, dtype=torch.complex64)},
-    "float8": {"norm.weight": torch.ones(64).to(torch.float8_e5m2)},
-    "scalar-patches": {"patch_embed.proj.weight": torch.ones(())},
-    "flat-patches": {"patch_embed.proj.weight": torch.ones(64, 256)},
-    "empty-patches": {"patch_embed.proj.weight": torch.ones(0, 1, 16, 16)},
-    "patches-of-nothing": {"patch_embed.proj.weight": torch.ones(64, 1, 0, 16)},
-    "flat-positions": {"pos_embed": torch.ones(11)},
-    "no-positions": {"pos_embed": torch.ones(1, 1, 64)},
-    "empty-positions": {"pos_embed": torch.ones(1, 0, 64)},
-    "flat-mlp": {"blocks.0.mlp.fc1.weight": torch.ones(64)},
-    "block-without-number": {"blocks.x.mlp.fc1.weight": torch.ones(64, 64)},
-    "statistics-of-one": {"norm_stats": torch.ones(1)},
+    "integers": {"norm.weight": ones(64, dtype=torch.int32)},
+    "complex": {"norm.weight": ones(64, dtype=torch.complex64)},
+    "float8": {"norm.weight": ones(64).to(torch.float8_e5m2)},
+    "scalar-patches": {"patch_embed.proj.weight": ones()},
+    "flat-patches": {"patch_embed.proj.weight": ones(64, 256)},
+    "empty-patches": {"patch_embed.proj.weight": ones(0, 1, 16, 16)},
+    "flat-positions": {"pos_embed": ones(11)},
+    "empty-positions": {"pos_embed": ones(1, 0, 64)},
+    "flat-mlp": {"blocks.0.mlp.fc1.weight": ones(64)},
+    "block-without-number": {"blocks.x.mlp.fc1.weight": ones(64, 64)},
+    "statistics-of-one": {"norm_stats": ones(1)},
     "statistics-of-zero": {"norm_stats": torch.zeros(2)},
-    "flat-head": {"head.mlp.mlp.0.weight": torch.ones(64)},
-    "half-a-text-space": {"audio_proj.0.weight": torch.ones(8, 64)},
-    "flat-text-space": {"text_proj.weight": torch.ones(8), "audio_proj.norm.weight": torch.ones(8)},
+    "flat-head": {"head.mlp.mlp.0.weight": ones(64)},
+    "half-a-text-space": {"audio_proj.0.weight": ones(8, 64)},
     "missing": {"norm.weight": None},
 }
 
 
 @pytest.mark.parametrize("case", ODD)
-def test_tensors_that_are_no_weights_of_a_model_are_refused(tmp_path, case):
+def test_tensors_of_other_shapes_and_types_are_refused(tmp_path, case):
     refused(save(tmp_path, {"model": published(**ODD[case])}), error=(CheckpointError, ConfigError))
 
 
@@ -291,11 +235,11 @@ def test_settings_of_another_kind_are_refused(tmp_path, args):
         m2d_hub.load_model(path, device="cpu")
 
 
-def test_an_honest_file_is_read(tmp_path):
+def test_a_valid_file_is_read(tmp_path):
     assert load(save(tmp_path, {"model": published()})).embed_dim == 64
 
 
-def test_a_million_small_tensors_are_refused_soon(tmp_path, monkeypatch):
+def test_a_million_small_tensors_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(tensors_module, "MAX_TENSORS", 1_000)
     tensor = torch.zeros(1)
     path = save(tmp_path, {f"blocks.{index}": tensor for index in range(1_001)})
@@ -312,24 +256,6 @@ def test_names_that_no_file_system_takes_are_unknown(name):
 
 
 @pytest.mark.parametrize("name", [None, b"m2d-mini", 3, ["m2d-mini"], np.zeros(3)])
-def test_what_is_no_name_is_refused(name):
+def test_a_value_that_is_not_a_name_is_refused(name):
     with pytest.raises(ConfigError, match="is not a model name"):
         load(name)
-
-
-# Zips
-
-
-def test_a_zip_that_is_damaged_anywhere_is_refused(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("checkpoint.pth", np.random.default_rng(0).bytes(2_000))
-    whole = (tmp_path / "a.zip").read_bytes()
-    rng = np.random.default_rng(1)
-    for _ in range(300):
-        broken = bytearray(whole)
-        for place in rng.integers(len(broken), size=3):
-            broken[place] = rng.integers(256)
-        (tmp_path / "a.zip").write_bytes(broken)
-        (tmp_path / "out").mkdir(exist_ok=True)
-        with contextlib.suppress(CheckpointError):  # or it is read: some bytes mean nothing
-            extract_checkpoint(tmp_path / "a.zip", tmp_path / "out")
