@@ -35,7 +35,7 @@ import numpy as np
 import soundfile
 from kept import keep
 
-from m2d_hub.corpus.stored import read_stored
+from m2d_hub.corpus.stored import read_embeddings
 
 RESULTS = Path(__file__).resolve().parent / "results" / "interruptions.md"
 NUM_CLIPS = 48
@@ -106,8 +106,8 @@ def without_times(value: Any) -> Any:
 def embedded(path: Path) -> Any:
     """Return embeddings and timestamps by file, from any format."""
     return {
-        record.file: (record.embedding.tobytes(), record.timestamps_s.tobytes())
-        for record in read_stored(path).records()
+        row.file: (row.embedding.tobytes(), row.timestamps_s.tobytes())
+        for row in read_embeddings(path).rows()
     }
 
 

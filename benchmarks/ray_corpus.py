@@ -84,7 +84,7 @@ def kill_worker(driver: psutil.Popen) -> None:
     """Kill one of the processes with a model."""
     for child in driver.children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-            if "_Worker" in "".join(child.cmdline()):
+            if "MapWorker" in "".join(child.cmdline()):
                 child.kill()
                 return
     sys.exit("no worker process found")

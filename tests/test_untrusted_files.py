@@ -21,10 +21,8 @@ from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE, read_report
 from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
 from m2d_training.linear.features import StoredFeatures
-from m2d_training.runs.folder import RunFolder
-from m2d_training.runs.lists import LISTS_FILE, ListedClips, write_or_compare_lists
+from m2d_training.runs.folder import RunFolder, read_config
 from m2d_training.runs.log import read_metrics
-from m2d_training.runs.resolved import read_config
 from m2d_training.runs.state import read_state
 
 from m2d_hub import AudioError, CheckpointError, ChecksumError, ConfigError, M2DError
@@ -103,10 +101,6 @@ def first_block(path):
     return next(clip.blocks())
 
 
-def compare_lists(path):
-    write_or_compare_lists(RunFolder(path.parent), {"data": ListedClips.of(["a.wav"], {"label": ["dog"]})})
-
-
 READERS = {
     "audio": ("a.wav", first_block, AudioError),
     "a table": ("a.csv", lambda path: read_table(path, ["file"]), ConfigError),
@@ -134,7 +128,6 @@ READERS = {
     "a checkpoint": ("step-000000001.pt", read_state, CheckpointError),
     "the best epoch": (BEST_FILE, BestCheckpoint.read, CheckpointError),
     "a result": (RESULT_FILE, lambda path: FoldResult.read(RunFolder(path.parent)), CheckpointError),
-    "a run's lists": (LISTS_FILE, compare_lists, CheckpointError),
     "metrics": ("metrics.jsonl", read_metrics, CheckpointError),
     "a report": (REPORT_FILE, lambda path: read_report(path.parent), CheckpointError),
     "cached features": (

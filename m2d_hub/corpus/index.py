@@ -16,7 +16,7 @@ import numpy as np
 from m2d_hub.corpus.embed_files import embed_files
 from m2d_hub.corpus.search import Match, unit_rows
 from m2d_hub.corpus.sources import Source, find_sources
-from m2d_hub.corpus.stored import Stored, frames_of, read_stored
+from m2d_hub.corpus.stored import EmbeddingsFile, frames_of, read_embeddings
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import ConfigError, DownloadError
 from m2d_hub.io import locked
@@ -83,13 +83,13 @@ def open_index(
             cached = Path(stack.enter_context(tempfile.TemporaryDirectory())) / cached.name
         try:
             failed = _embed(sources, cached, model, device, progress)
-            vectors, not_finite = mean_embeddings(read_stored(cached))
+            vectors, not_finite = mean_embeddings(read_embeddings(cached))
         except ConfigError as error:
             if not _remove(cached):
                 raise
             logger.info("%s is rebuilt: %s", cached, error)
             failed = _embed(sources, cached, model, device, progress)
-            vectors, not_finite = mean_embeddings(read_stored(cached))
+            vectors, not_finite = mean_embeddings(read_embeddings(cached))
     failed |= not_finite
     paths = {file: paths[file] for file in vectors if file in paths}  # without deleted files
     if not paths:
@@ -97,15 +97,15 @@ def open_index(
     return EmbeddingIndex(Path(folder), paths, np.stack([vectors[file] for file in paths]), failed)
 
 
-def mean_embeddings(stored: Stored) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def mean_embeddings(stored: EmbeddingsFile) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Return the mean embedding (D,) of each file, and why files are skipped."""
     vectors, failed = {}, {}
-    for record in stored.records():
-        vector = frames_of(record).mean(axis=0)
+    for row in stored.rows():
+        vector = frames_of(row).mean(axis=0)
         if np.isfinite(vector).all():
-            vectors[record.file] = vector
+            vectors[row.file] = vector
         else:
-            failed[record.file] = f"{record.file} has an embedding that is not finite."
+            failed[row.file] = f"{row.file} has an embedding that is not finite."
     return vectors, failed
 
 

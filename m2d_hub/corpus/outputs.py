@@ -8,13 +8,12 @@ this package did not write are neither changed nor removed.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -36,6 +35,15 @@ _LEFTOVERS = re.compile(r".+\.partial(\.body)?|_index\.parquet")  # of killed ru
 _RAY_PART = re.compile(r".+_[0-9a-f]{32}_\d{6}(-\d+)?\.parquet")
 _LOCK = ".lock"
 _MAX_NAME_BYTES = 255 - len(".partial")
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """Rows of a piece that stay in the output."""
+
+    piece: Piece
+    part: dict[str, Fingerprint]  # of these files
+    is_all: bool  # whether these are all rows of the piece
 
 
 class Output:
@@ -70,6 +78,8 @@ class Output:
                 check_settings(out, entries.settings, settings)
                 done |= entries.fingerprints
             self.left, self.fingerprints = _plan(sources, done)
+            numbers = [int(name[:8]) for name in names_in(self._parts) if _PART.fullmatch(name)]
+            self._next_part = 1 + max(numbers, default=0)
             self._format = self._choose_format()
             self._format.require(out.name, list(self.fingerprints), settings["kind"])
         except BaseException:
@@ -143,36 +153,34 @@ class Output:
         rows, self._buffer = self._buffer, []
         if not rows:
             return
-        if self.is_dataset:
-            digest = hashlib.sha256("\n".join(row.file for row in rows).encode()).hexdigest()
-            part = f"part-{digest[:16]}"
-        else:
-            part = f"{1 + max((int(name[:8]) for name in self._part_names()), default=0):08d}"
+        part = f"{self._next_part:08d}"
+        self._next_part += 1
         entries = Entries(self.settings, {row.file: self.fingerprints[row.file] for row in rows})
         with written(self._parts / (part + self._part_suffix)) as partial:
             FORMATS[self._part_suffix].write(partial, entries, rows)
 
-    def _kept(self) -> list[tuple[Piece, dict[str, Fingerprint]]]:
+    def _kept(self) -> list[_Kept]:
         """Return what to take from each piece: each file once, and none that was embedded again since."""
         seen: set[str] = set()
         kept = []
         for piece in self._pieces():
+            entries = _entries(piece).fingerprints
             part = {
                 file: fingerprint
-                for file, fingerprint in _entries(piece).fingerprints.items()
+                for file, fingerprint in entries.items()
                 if file not in seen and self.fingerprints.get(file, fingerprint) == fingerprint
             }
             seen |= part.keys()
-            kept.append((piece, part))
+            kept.append(_Kept(piece, part, is_all=len(part) == len(entries)))
         return kept
 
     def _merge(self) -> None:
         """Write the final file or folder from the parts and what it contains already."""
         kept = self._kept()
-        merged = Entries(self.settings, {file: value for _, part in kept for file, value in part.items()})
+        merged = Entries(self.settings, {file: value for each in kept for file, value in each.part.items()})
         if isinstance(self._format, NpyFolder) and isinstance(self.location, Path):
-            new = _rows_of((piece, part) for piece, part in kept if piece.location != self.location)
-            self._format.write(self.location, merged, new)
+            new = [each for each in kept if each.piece.location != self.location]
+            self._format.write(self.location, merged, _rows_of(new))
             return
         with written(self.location) as partial:
             self._format.write(partial, merged, _rows_of(kept))
@@ -183,15 +191,14 @@ class Output:
 
     def _drop_replaced_rows(self) -> None:
         """Rewrite the parts of a dataset with rows that are in another part, or of a file that changed."""
-        for piece, part in self._kept():
-            entries = piece.entries()
-            if len(part) == len(entries.fingerprints):
+        for kept in self._kept():
+            if kept.is_all:
                 continue
-            if not part:
-                remove(piece.location)
+            if not kept.part:
+                remove(kept.piece.location)
                 continue
-            with written(piece.location) as partial:
-                piece.format.write(partial, Entries(entries.settings, part), _rows_of([(piece, part)]))
+            with written(kept.piece.location) as partial:
+                kept.piece.format.write(partial, Entries(self.settings, kept.part), _rows_of([kept]))
 
     def _is_leftover(self, name: str) -> bool:
         """Return whether a killed run left an unfinished file; those of Ray have no name of their own."""
@@ -259,10 +266,10 @@ def _entries(piece: Piece) -> Entries:
     return Entries(entries.settings, finished)
 
 
-def _rows_of(kept: Iterable[tuple[Piece, dict[str, Fingerprint]]]) -> Iterator[Row]:
-    for piece, part in kept:
-        if part:
-            yield from (row for row in piece.rows() if row.file in part)
+def _rows_of(kept: Iterable[_Kept]) -> Iterator[Row]:
+    for each in kept:
+        if each.part:
+            yield from (row for row in each.piece.rows() if row.file in each.part)
 
 
 def _plan(

@@ -104,7 +104,9 @@ def _check_size(file: Any, source: Path | io.IOBase) -> None:
     limit = _MAX_EXPANSION * num_bytes + _MIN_BUDGET_BYTES
     metadata, kind = file.metadata, file.schema_arrow.field("embedding").type
     while not hasattr(kind, "list_size"):
-        kind = kind.value_type  # of the elements of a list
+        if not hasattr(kind, "value_type"):
+            raise ValueError("embeddings without a fixed size")
+        kind = kind.value_type
     expanded = sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
     expanded = max(expanded, metadata.num_rows * max(100, 4 * kind.list_size))
     if expanded <= limit and "num_frames" in file.schema_arrow.names:

@@ -59,11 +59,6 @@ class Fingerprint:
         return cls(path_hash, status.st_size, _signed(status.st_mtime_ns))
 
     @property
-    def place(self) -> int:
-        """The path's hash."""
-        return self.path_hash
-
-    @property
     def is_missing(self) -> bool:
         """Whether the file does not exist; its embedding remains valid."""
         return self.size < 0
@@ -113,7 +108,3 @@ def parse_settings(text: str | bytes) -> dict[str, Any]:
 def _signed(time_ns: int) -> int:
     """Return a time as int64; times after 2262 wrap around."""
     return (time_ns + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
-Record = Row
-Origin = Fingerprint

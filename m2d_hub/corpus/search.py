@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.records import Origin, Record
-from m2d_hub.corpus.stored import Stored, frames_of, load_model_of, read_stored
+from m2d_hub.corpus.records import Fingerprint, Row
+from m2d_hub.corpus.stored import EmbeddingsFile, frames_of, load_model_of, read_embeddings
 from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
 from m2d_hub.results import require_top_k
@@ -67,10 +67,10 @@ def search(
         AudioError: The query cannot be read, or is more than one clip.
     """
     require_top_k(top_k)
-    stored = read_stored(embeddings)
+    stored = read_embeddings(embeddings)
     own = _own_name(query, stored)
-    if own is not None and not _has_changed(query, stored.origins[own]):
-        wanted = frames_of(next(record for record in stored.records() if record.file == own))
+    if own is not None and not _has_changed(query, stored.fingerprints[own]):
+        wanted = frames_of(next(row for row in stored.rows() if row.file == own))
     else:
         loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
         wanted = _encode(loaded, query, stored.settings["kind"], sample_rate, batch_size)
@@ -86,21 +86,21 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]).astype(vectors.dtype)
 
 
-def _own_name(query: Any, stored: Stored) -> str | None:
+def _own_name(query: Any, stored: EmbeddingsFile) -> str | None:
     """Return the name of the query in the output, or None if it is not one of its files."""
     if not isinstance(query, (str, os.PathLike)):
         return None
-    origin = Origin.of(Path(query))
-    for file, kept in stored.origins.items():
-        if kept.place == origin.place:
+    fingerprint = Fingerprint.of(Path(query))
+    for file, kept in stored.fingerprints.items():
+        if kept.path_hash == fingerprint.path_hash:
             return file
     named = os.fspath(query)
-    return named if origin.is_missing and named in stored.origins else None
+    return named if fingerprint.is_missing and named in stored.fingerprints else None
 
 
-def _has_changed(query: str | os.PathLike[str], kept: Origin) -> bool:
-    origin = Origin.of(Path(query))
-    return not origin.is_missing and origin != kept
+def _has_changed(query: str | os.PathLike[str], kept: Fingerprint) -> bool:
+    fingerprint = Fingerprint.of(Path(query))
+    return not fingerprint.is_missing and fingerprint != kept
 
 
 def _encode(model: M2D, query: Any, kind: str, sample_rate: int | None, batch_size: int) -> np.ndarray:
@@ -114,11 +114,11 @@ def _encode(model: M2D, query: Any, kind: str, sample_rate: int | None, batch_si
     return clips[0].reshape(-1, clips.shape[-1]).float().cpu().numpy()
 
 
-def _matches(wanted: np.ndarray, own: str | None, stored: Stored) -> Iterator[Match]:
+def _matches(wanted: np.ndarray, own: str | None, stored: EmbeddingsFile) -> Iterator[Match]:
     mean = wanted.mean(axis=0, dtype=np.float64)
     num_skipped = 0
-    for record in stored.records():
-        frames = frames_of(record)
+    for row in stored.rows():
+        frames = frames_of(row)
         if frames.shape[1] != len(mean):
             raise ConfigError(
                 f"{stored.path} holds embeddings of {frames.shape[1]} values, but the query has {len(mean)}; "
@@ -126,21 +126,21 @@ def _matches(wanted: np.ndarray, own: str | None, stored: Stored) -> Iterator[Ma
             )
         if not np.isfinite(frames).all():
             num_skipped += 1
-        elif record.file != own:
-            yield _best_section(record, frames, mean, len(wanted))
+        elif row.file != own:
+            yield _best_section(row, frames, mean, len(wanted))
     if num_skipped:
         logger.warning("%d embeddings in %s are not finite and were skipped.", num_skipped, stored.path)
 
 
-def _best_section(record: Record, frames: np.ndarray, wanted: np.ndarray, length: int) -> Match:
+def _best_section(row: Row, frames: np.ndarray, wanted: np.ndarray, length: int) -> Match:
     """Return the section of ``length`` frames, or all if there are fewer, with the most similar mean."""
     length = min(length, len(frames))
     sums = np.concatenate([np.zeros((1, frames.shape[1])), frames.cumsum(axis=0, dtype=np.float64)])
     scores = unit_rows(sums[length:] - sums[:-length]) @ unit_rows(wanted[None])[0]  # (T - length + 1,)
     first = int(scores.argmax())
-    times = record.timestamps_s
+    times = row.timestamps_s
     if times is None:
-        return Match(record.file, float(scores[first]))
+        return Match(row.file, float(scores[first]))
     half_s = (times[1] - times[0]) / 2 if len(times) > 1 else times[0]
     start_s, end_s = times[first] - half_s, times[first + length - 1] + half_s
-    return Match(record.file, float(scores[first]), max(0.0, float(start_s)), float(end_s))
+    return Match(row.file, float(scores[first]), max(0.0, float(start_s)), float(end_s))

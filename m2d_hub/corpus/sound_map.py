@@ -22,9 +22,9 @@ from m2d_hub.corpus.clustering import (
     principal_components,
 )
 from m2d_hub.corpus.index import mean_embeddings, open_index
-from m2d_hub.corpus.records import Origin
+from m2d_hub.corpus.records import Fingerprint
 from m2d_hub.corpus.search import unit_rows
-from m2d_hub.corpus.stored import is_stored, load_model_of, read_stored
+from m2d_hub.corpus.stored import is_embeddings, load_model_of, read_embeddings
 from m2d_hub.errors import AudioError, ConfigError, M2DError
 from m2d_hub.hub import load_model
 from m2d_hub.io import importing, replacing
@@ -181,16 +181,16 @@ def _check_settings(out: Any, projection: str, *numbers: Any) -> None:
 def _open(
     source: str | os.PathLike[str], model: str | os.PathLike[str] | None, device: str | None, progress: bool
 ) -> _Sounds:
-    if not is_stored(source):
+    if not is_embeddings(source):
         chosen = DEFAULT_TAGGER if model is None else model
         index = open_index(source, chosen, device, max_files=MAX_SOUNDS, progress=progress)
         vectors = dict(zip(index.paths, index.embeddings, strict=True))
         loaded = load_model(chosen, device=device)
         return _Sounds(vectors, index.paths, loaded, os.fspath(chosen), index.failed)
-    stored = read_stored(source)
-    if len(stored.origins) > MAX_SOUNDS:
+    stored = read_embeddings(source)
+    if len(stored.fingerprints) > MAX_SOUNDS:
         raise ConfigError(
-            f"{stored.path} contains {len(stored.origins):,} sounds; the maximum is {MAX_SOUNDS:,}."
+            f"{stored.path} contains {len(stored.fingerprints):,} sounds; the maximum is {MAX_SOUNDS:,}."
         )
     try:
         named: M2D | None = load_model_of(stored, model, device)
@@ -199,7 +199,11 @@ def _open(
             raise
         logger.warning("No tags and no spectrograms, because the model cannot be loaded: %s", error)
         named = None
-    paths = {file: Path(file) for file, origin in stored.origins.items() if Origin.of(Path(file)) == origin}
+    paths = {
+        file: Path(file)
+        for file, fingerprint in stored.fingerprints.items()
+        if Fingerprint.of(Path(file)) == fingerprint
+    }
     vectors, failed = mean_embeddings(stored)
     return _Sounds(vectors, paths, named, str(model or stored.settings["model"]), failed)
 

@@ -125,15 +125,6 @@ class EmbeddingsFile:
         """Fingerprints of the embedded files, by name."""
         return self.entries.fingerprints
 
-    @property
-    def origins(self) -> dict[str, Fingerprint]:
-        """The fingerprints."""
-        return self.entries.fingerprints
-
-    def records(self) -> Iterator[Row]:
-        """Return the rows."""
-        return self.rows()
-
     def rows(self) -> Iterator[Row]:
         """Return the embeddings, one at a time.
 
@@ -233,8 +224,3 @@ def _is_on_disk(model: str, weights: object) -> bool:
         return sha256_of_model(resolve(model, local_files_only=True)) == weights
     except (M2DError, OSError, ValueError):
         return False
-
-
-Stored = EmbeddingsFile
-read_stored = read_embeddings
-is_stored = is_embeddings
