@@ -130,10 +130,10 @@ class Encoder(nn.Module):
 
     def set_input_frames(self, num_frames: int) -> None:
         """Adapt the positions to windows of ``num_frames`` frames: interpolate if longer, cut if shorter."""
-        num_time = num_frames // self.config.patch_size[1]
-        positions = resample_positions(self.pos_embed.data, self.config.grid, num_time)
+        config = replace(self.config, input_size=(self.config.input_size[0], num_frames))  # checks the size
+        positions = resample_positions(self.pos_embed.data, self.config.grid, config.grid[1])
         self.pos_embed = nn.Parameter(positions.contiguous(), requires_grad=False)
-        self.config = replace(self.config, input_size=(self.config.input_size[0], num_frames))
+        self.config = config
 
     def embed(self, log_mel: Tensor) -> Tensor:
         """Return patch tokens with their positions, without the class token.

@@ -59,6 +59,12 @@ def test_python_runs_the_package_as_a_command():
     assert answer.stdout.split()[-1] == m2d_hub.__version__
 
 
+def test_window_beyond_all_limits_is_an_error(clip, tmp_path):
+    options = ["--window", "1e300", "--out", str(tmp_path / "out.npz"), "--device", "cpu"]
+    result = CliRunner().invoke(hub_main, ["embed", str(clip), *options])
+    assert result.exit_code == 1 and "must be at most" in result.stderr
+
+
 def test_labels_of_a_model_are_escaped_on_a_terminal(tiny_config, clip, tmp_path):
     labels = ("bell\x07", "two\nlines", "\x9b31mred")
     config = dataclasses.replace(tiny_config, head=m2d_hub.HeadConfig(3), labels=labels)

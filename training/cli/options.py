@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from m2d_hub.cli.options import SOME_FAILED
+from m2d_hub.cli.options import SOME_FAILED, EscapedFormatter
 from m2d_hub.errors import M2DError
 from m2d_hub.io import json_text
 
@@ -52,7 +52,7 @@ def logging_to(path: Path) -> Iterator[None]:
     loggers = [logging.getLogger(package) for package in ("m2d_training", "m2d_hub")]
     try:
         for handler in handlers:
-            handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+            handler.setFormatter(EscapedFormatter("%(asctime)s %(levelname)s %(message)s"))
         for package in loggers:
             package.setLevel(logging.INFO if is_first else logging.WARNING)
             for handler in handlers:
