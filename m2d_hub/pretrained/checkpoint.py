@@ -179,14 +179,10 @@ def assign_tensors(
 ) -> None:
     """Replace all of a module's parameters and buffers by ``tensors``, without copying them.
 
-    Args:
-        module: Module whose state dict has the same names and shapes.
-        tensors: By the module's names.
-        origin: Where they came from, for messages.
-        optional: Prefix of additional names that the module accepts.
+    Names that begin with ``optional`` may be added.
 
     Raises:
-        CheckpointError: Names or shapes differ; the message lists them.
+        CheckpointError: Names or shapes differ; the message lists them and names ``origin``.
     """
     expected = module.state_dict()
     problems = []

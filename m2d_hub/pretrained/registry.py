@@ -6,6 +6,7 @@ import difflib
 import fnmatch
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from m2d_hub.errors import UnknownModelError
 
@@ -35,8 +36,8 @@ class ModelInfo:
     releases: str = RELEASES  # address of the releases of the repository that holds this one
     folder: str | None = None  # name of the release's zip and of the folder inside it
     filename: str | None = "checkpoint-300.pth"  # file to use if the folder holds several
-    embed_dim: int | None = 768  # D; None: see its config.json
-    depth: int | None = 12  # blocks, L
+    embed_dim: int = 768  # D
+    depth: int = 12  # blocks, L
     license: str = NTT_LICENSE
     sha256: str | None = None  # of the zip, recorded at the first download; the authors publish none
     download_bytes: int | None = None  # size of the zip, where the authors state it or after the download
@@ -59,27 +60,15 @@ class ModelInfo:
         return f"{self.release}/{self.folder}.zip"
 
 
-def _packaged(name: str, contents: str, reported: str, num_classes: int | None = None) -> ModelInfo:
-    return ModelInfo(
-        name,
-        contents,
-        reported,
-        input_size=(80, 208),
-        num_classes=num_classes,
-        filename="model.safetensors",
-        embed_dim=None,
-        depth=None,
-        license="Apache-2.0",
-    )
-
-
 _FULL = "full (encoder, target encoder, predictor): fine-tuning and further pre-training"
 _LONG = (80, 1001)  # 10 s
 # fmt: off
+_MINI: dict[str, Any] = {"input_size": (80, 208), "patch_size": (10, 16), "embed_dim": 192, "depth": 3,
+         "filename": "model.safetensors", "license": "Apache-2.0"}  # inside the package
 _ROWS = (
-    _packaged("m2d-mini", "encoder only", "mean of seven small tasks 77.4 (MODEL_CARD.md)"),
-    _packaged("m2d-mini-tags", "a head trained on free clips: tags of 44 everyday sounds",
-              "mAP 0.558 on packages that gave no training clip (MODEL_CARD.md)", num_classes=44),
+    ModelInfo("m2d-mini", "encoder only", "mean of seven small tasks 77.4 (MODEL_CARD.md)", **_MINI),
+    ModelInfo("m2d-mini-tags", "a head trained on free clips: tags of 44 everyday sounds",
+              "mAP 0.558 on packages that gave no training clip (MODEL_CARD.md)", num_classes=44, **_MINI),
     ModelInfo("m2d-0.7", _FULL, "linear-evaluation mean 80.2 (M2D/0.7)", pretraining=True,
               release="v0.1.0", folder="m2d_vit_base-80x608p16x16-221006-mr7"),
     ModelInfo("m2d-0.7-encoder", "encoder only", "same encoder as m2d-0.7",

@@ -47,12 +47,7 @@ MAX_RATIO = 200  # unpacked to packed; weights hardly shrink
 
 
 def fetch(info: ModelInfo, root: Path, *, offline: bool) -> Path:
-    """Return the folder of a published model's converted weights; download and convert them if necessary.
-
-    Args:
-        info: The model.
-        root: Of the cache.
-        offline: Do not use the network.
+    """Return the folder of a published model in the cache ``root``; download and convert it if necessary.
 
     Raises:
         DownloadError: The weights are not in the cache and cannot be downloaded or stored.
@@ -148,12 +143,7 @@ def verify(folder: Path) -> None:
 
 
 def extract_checkpoint(archive: Path, folder: Path, filename: str | None = None) -> Path:
-    """Unpack the ``.pth`` of a zip into ``folder``, under a fixed name.
-
-    Args:
-        archive: The zip.
-        folder: Existing folder for the file.
-        filename: The ``.pth`` to use if there are several.
+    """Unpack the ``.pth`` of a zip (of several, the one named ``filename``) into ``folder``, under a fixed name.
 
     Raises:
         CheckpointError: The zip is damaged, too large when unpacked, or does not contain the file.

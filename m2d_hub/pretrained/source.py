@@ -59,13 +59,7 @@ def resolve(
 ) -> Path:
     """Return the folder or file of a model's weights; download them if necessary.
 
-    Args:
-        name: See above.
-        cache_dir: Folder for downloads.
-        revision: Branch, tag or commit of a Hugging Face repository.
-        local_files_only: Never use the network.
-        force_download: Download a repository's files again.
-        token: For private repositories; None: the one saved by ``hf auth login``.
+    The arguments are those of :func:`m2d_hub.load_model`; ``force_download`` downloads a repository again.
 
     Raises:
         UnknownModelError: There is nothing of that name.
@@ -105,12 +99,7 @@ def resolve(
 
 
 def resolve_pretrained(name: str | os.PathLike[str], **options: Any) -> Path:
-    """Resolve a name; ``org/repo`` that is not on disk is a repository, as everywhere in Hugging Face.
-
-    Args:
-        name: As for :func:`resolve`; or ``org/repo[@revision]``.
-        **options: Of :func:`resolve`.
-    """
+    """Resolve a name; ``org/repo`` that is not on disk is a repository, as everywhere in Hugging Face."""
     path = path_of(name)
     if isinstance(name, str) and path is not None and not _exists(path):
         organisation, separator, repository = name.partition("/")
@@ -185,7 +174,9 @@ def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) ->
     """
     info = find_model(name)
     if info.is_packaged:
-        return _packaged_info(info)
+        folder = PACKAGED / name
+        is_installed = (folder / WEIGHTS_FILE).is_file()
+        return replace(info, on_disk=True, disk_bytes=_folder_bytes(folder)) if is_installed else info
     try:
         root = cache_root(cache_dir)
     except DownloadError:  # there is no cache, so the model is not on disk
@@ -210,8 +201,8 @@ def stated_config(word: str) -> ModelConfig | None:
         encoder = EncoderConfig(
             input_size=info.input_size,
             patch_size=info.patch_size,
-            embed_dim=info.embed_dim or EncoderConfig.embed_dim,
-            depth=info.depth or EncoderConfig.depth,
+            embed_dim=info.embed_dim,
+            depth=info.depth,
         )
     else:
         return None
@@ -220,11 +211,6 @@ def stated_config(word: str) -> ModelConfig | None:
 
 def random_init(name: str, config: ModelConfig, root: Path) -> Path:
     """Return the folder of a network with random weights of a fixed seed, written at the first call.
-
-    Args:
-        name: Recorded in its configuration.
-        config: Its frontend and encoder; it has no head and no text space.
-        root: Of the cache.
 
     Raises:
         ConfigError: The network has more than ``MAX_PATCHES`` patches.
@@ -258,16 +244,6 @@ def _packaged(info: ModelInfo) -> Path:
             "Install the package again, or load another name of list_models()."
         )
     return folder
-
-
-def _packaged_info(info: ModelInfo) -> ModelInfo:
-    folder = PACKAGED / info.name
-    if not (folder / WEIGHTS_FILE).is_file():
-        return info
-    values = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    encoder = ModelConfig.from_dict(values).encoder
-    sizes = {field: getattr(encoder, field) for field in ("input_size", "patch_size", "embed_dim", "depth")}
-    return replace(info, on_disk=True, disk_bytes=_folder_bytes(folder), **sizes)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -62,17 +62,13 @@ def test_sizes_agree_with_the_folder_names_of_the_release():
             assert ("AS-FT" in info.folder or "as2m" in info.name) == (info.num_classes == 527)
 
 
-@pytest.mark.parametrize("name", ["m2d-mini", "m2d-mini-tags"])
-def test_mini_is_inside_the_package_under_its_own_licence(name):
-    assert MODELS[name].license == "Apache-2.0"
-    assert MODELS[name].is_packaged
-
-
-def test_what_is_said_of_the_packaged_models_is_what_their_weights_have():
+def test_the_packaged_models_have_the_sizes_of_the_table_and_their_own_licence():
     for name in ("m2d-mini", "m2d-mini-tags"):
         info, config = MODELS[name], m2d_hub.load_model(name, device="cpu").config
+        assert info.is_packaged and info.license == config.license == "Apache-2.0"
         assert info.num_classes == (config.head.num_classes if config.head else None)
-        assert info.input_size == config.encoder.input_size
+        for size in ("input_size", "patch_size", "embed_dim", "depth"):
+            assert getattr(info, size) == getattr(config.encoder, size)
     assert f" {info.num_classes} everyday sounds" in info.contents
 
 

@@ -14,9 +14,8 @@ import torch
 import m2d_hub
 import m2d_hub.pretrained.release
 import m2d_hub.pretrained.source
-from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.errors import CheckpointError, ChecksumError, DownloadError, UnknownModelError
-from m2d_hub.pretrained.checkpoint import load_checkpoint, save_checkpoint
+from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.registry import MODELS
 from m2d_hub.pretrained.release import extract_checkpoint, fetch, load_all_tensors
 from m2d_hub.pretrained.source import model_info
@@ -360,11 +359,6 @@ def test_packaged_weights_that_are_not_installed_are_reported(tmp_path, monkeypa
         "Install the package again, or load another name of list_models()."
     )
     assert not model_info("m2d-mini").on_disk
-    encoder = EncoderConfig(input_size=(80, 48), patch_size=(16, 8), embed_dim=128, depth=3)
-    save_checkpoint(tmp_path / "m2d-mini", {"weight": torch.ones(2)}, ModelConfig(encoder=encoder))
-    info = model_info("m2d-mini")
-    assert (info.on_disk, info.input_size, info.patch_size) == (True, (80, 48), (16, 8))
-    assert (info.embed_dim, info.depth, info.sha256) == (128, 3, None)
 
 
 def test_model_info_reports_the_cache_even_where_it_is_damaged(server, tmp_path):
