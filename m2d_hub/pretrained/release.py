@@ -143,7 +143,7 @@ def verify(folder: Path) -> None:
 
 
 def extract_checkpoint(archive: Path, folder: Path, filename: str | None = None) -> Path:
-    """Unpack the ``.pth`` of a zip (of several, the one named ``filename``) into ``folder``, under a fixed name.
+    """Unpack the ``.pth`` of a zip (of several, the one named ``filename``) as ``folder/checkpoint.pth``.
 
     Raises:
         CheckpointError: The zip is damaged, too large when unpacked, or does not contain the file.
