@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -61,14 +62,25 @@ def in_child(task: str, *arguments: object, release: Path | None = None) -> Any:
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def time_files(folder: str, device: str) -> float:
+def time_files(model_name: str, folder: str, device: str) -> float:
     """Return the seconds to embed a folder, after a warm-up with two files."""
     paths = sorted(Path(folder).iterdir())
-    m2d_hub.load_model("m2d-mini", device=device).encode_clip(paths[:2])
-    with tempfile.TemporaryDirectory() as work:
-        start = time.perf_counter()
-        m2d_hub.embed_files(paths, Path(work) / "out.npz", model="m2d-mini", device=device)
-        return time.perf_counter() - start
+    model = m2d_hub.load_model(model_name, device=device)
+    model.encode_clip(paths[:2])
+    start = time.perf_counter()
+    model.encode_clip(paths)
+    return time.perf_counter() - start
+
+
+def weights_for_release(folder: Path) -> Path:
+    """Write the weights of m2d-mini with the configuration fields that the earlier release knows."""
+    packaged = Path(m2d_hub.__file__).parent / "weights" / "m2d-mini"
+    folder.mkdir()
+    shutil.copy(packaged / "model.safetensors", folder)
+    config = json.loads((packaged / "config.json").read_text())
+    del config["own_length_windows"], config["frontend"]["transform"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
 
 
 def time_arrays(folder: str, device: str) -> float:
@@ -92,11 +104,14 @@ def waveform_of(path: Path) -> torch.Tensor:
 def race_files(work: Path, options: argparse.Namespace) -> dict[str, Any]:
     seconds = write_corpus(work / "corpus", options.files)
     sides: dict[str, Callable[[], float]] = {
-        "now": lambda: in_child("time_files", work / "corpus", options.device),
+        "now": lambda: in_child("time_files", "m2d-mini", work / "corpus", options.device),
         "arrays": lambda: in_child("time_arrays", work / "corpus", options.device),
     }
     with worktree(options.release) as tree:
-        sides["release"] = lambda: in_child("time_files", work / "corpus", options.device, release=tree)
+        weights = weights_for_release(work / "m2d-mini")
+        sides["release"] = lambda: in_child(
+            "time_files", weights, work / "corpus", options.device, release=tree
+        )
         runs: dict[str, list[float]] = {side: [] for side in sides}
         for _ in range(options.repeats):
             for side, run in sides.items():
