@@ -8,13 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from m2d_hub.checks import (
-    FINITE,
     Numbers,
     brief,
     require,
     require_choice,
     require_numbers,
-    require_positive_integers,
     require_size,
     require_types,
 )
@@ -31,8 +29,8 @@ _FRONTEND_LIMITS = {
     "window_samples": Numbers(1, 32_768, is_whole=True),
     "hop_samples": Numbers(1, 1_000_000, is_whole=True),
     "n_mels": Numbers(1, MAX_INPUT[0], is_whole=True),
-    "f_min_hz": FINITE,
-    "f_max_hz": FINITE,
+    "f_min_hz": Numbers(),
+    "f_max_hz": Numbers(),
     "mean": Numbers(-1e6, 1e6),
     "std": Numbers(1e-6, 1e6),
 }
@@ -61,7 +59,6 @@ class FrontendConfig:
     transform: Transform = "convolution"  # as in nnAudio, or "fft": the same up to rounding, in half the time
 
     def __post_init__(self) -> None:
-        require_positive_integers(self, "sample_rate", "window_samples", "hop_samples", "n_mels")
         require_numbers(self, _FRONTEND_LIMITS)
         require(
             0 <= self.f_min_hz < self.f_max_hz <= self.sample_rate / 2,
@@ -114,7 +111,6 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         require_size(self, "input_size")
         require_size(self, "patch_size")
-        require_positive_integers(self, "in_channels", "embed_dim", "depth", "head_width", "mlp_ratio")
         require_numbers(self, _ENCODER_LIMITS)
         for name in ("input_size", "patch_size"):
             require(
@@ -166,7 +162,6 @@ class HeadConfig:
     activation: Activation = "sigmoid"  # logits to scores: multi-label, or one label per clip
 
     def __post_init__(self) -> None:
-        require_positive_integers(self, "num_classes")
         require_numbers(self, {"num_classes": Numbers(1, 1_000_000, is_whole=True)})
         require(
             self.features in ("frames", "tokens"),

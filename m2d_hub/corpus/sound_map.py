@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from m2d_hub.audio.clips import open_audio, read_part
-from m2d_hub.checks import COUNT, SHARE, Numbers, require, require_choice
+from m2d_hub.checks import COUNT, POSITIVE_INTEGER, SHARE, require, require_choice
 from m2d_hub.corpus.clustering import (
     Projection,
     cluster_numbers,
@@ -41,7 +41,7 @@ _IMAGE_SIZE = (40, 96)  # mel bands and columns
 _NUM_TAGS = 3  # of a sound
 _BATCH = 1_024  # embeddings tagged at once
 _NUMBERS = {
-    "clusters": Numbers(least=1, is_whole=True, or_none="a number that fits the sounds"),
+    "clusters": POSITIVE_INTEGER,
     "duplicate_score": SHARE,
     "thumbnails": COUNT,
 }
@@ -130,7 +130,7 @@ def draw_map(
             range; or a package of ``m2d-hub[map]`` is not installed.
         M2DError: The model cannot be loaded.
     """
-    _check_settings(out, projection, clusters, duplicate_score, thumbnails)
+    _check_settings(out, projection, 1 if clusters is None else clusters, duplicate_score, thumbnails)
     sounds = _open(source, model, device, progress)
     files, failed = list(sounds.vectors), sounds.failed
     if len(files) < 2:

@@ -428,7 +428,7 @@ def test_a_new_head_replaces_only_a_head_of_another_size(tagger, tmp_path):
         ({"device": "meta"}, "device 'meta' is not available"),
         ({"device": "hpu"}, "device 'hpu' is not available"),
         ({"device": "cuda:99"}, "device 'cuda:99' is not available"),
-        ({"num_classes": 0}, "num_classes must be a positive integer, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer from 1 to 1,000,000, got 0"),
     ],
 )
 def test_impossible_settings_are_refused(tiny, tmp_path, settings, message):

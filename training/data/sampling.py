@@ -12,10 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from m2d_hub.checks import Numbers
-
-SEED = Numbers(least=0, most=2**63 - 1, is_whole=True)  # as torch and numpy take it
-
 
 @dataclass(frozen=True)
 class SampleKey:

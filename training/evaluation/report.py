@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.checks import FINITE
+from m2d_hub.checks import Numbers
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.io import json_text, reading_file, replacing_folder
 
@@ -215,7 +215,7 @@ def read_report(folder: Path) -> dict[str, Any]:
         figures = [report["value"], report["low"], report["high"], *report["per_seed"].values()]
         spread = report["over_seeds"]["plus_minus"]
         figures += [] if spread is None else [spread]
-        if wrong := [figure for figure in figures if figure not in FINITE]:
+        if wrong := [figure for figure in figures if figure not in Numbers()]:
             raise TypeError(f"a figure is {wrong[0]!r}")
         if not isinstance(report["metric"], str) or not report["per_seed"]:
             raise TypeError("metric or figures are missing")
