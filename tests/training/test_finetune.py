@@ -1,4 +1,4 @@
-"""Whole fine-tuning runs through the console script: learning, report, exact resume after kills, refusals."""
+"""Fine-tuning runs through the console script: learning, report, exact resume, refusals."""
 
 from __future__ import annotations
 
@@ -114,12 +114,12 @@ def metrics_of(out):
     return [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_small_learns_to_tell_tones_apart_and_the_export_tags_files(
+def test_small_learns_to_distinguish_tones_and_the_export_tags_files(
     model, sounds, labelled, tmp_path, pictures
 ):
     before = hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest()
     out = tmp_path / "run"
-    report = finished("small", model, labelled, out, [*QUICK, "epochs=16", "lr=3e-3", "layer_decay=1"])
+    report = finished("small", model, labelled, out, [*QUICK, "epochs=12", "lr=3e-3", "layer_decay=1"])
     assert report["value"] == 1.0 and report["low"] <= report["value"] <= report["high"]
     left = {"config.json", "metrics.jsonl", "learning_curve.png", "report.json", "confusion.png", "worst.csv"}
     assert left <= {path.name for path in out.iterdir()}
@@ -179,7 +179,7 @@ def test_folds_and_seeds_are_averaged(model, sounds, tmp_path):
     }
 
 
-def test_more_seeds_are_added_to_a_finished_run(model, labelled, tmp_path):
+def test_seeds_can_be_added_to_a_finished_run(model, labelled, tmp_path):
     first = finished("small", model, labelled, tmp_path / "run", QUICK)
     second = finished("small", model, labelled, tmp_path / "run", QUICK, "--seeds", "2")
     assert second["per_seed"]["42"] == first["per_seed"]["42"] and len(second["per_seed"]) == 2
@@ -298,6 +298,8 @@ def test_every_preset_of_sounds_starts(preset, model, sounds, tmp_path):
     assert exported.head.config.features == ("tokens" if config.patchout_ratio else "frames")
     frames = config.crop_frames if config.adjust_positions else 208
     assert exported.config.encoder.input_size == (80, frames)
+    if not config.head_norm:  # the running statistics stay as they are
+        assert not exported.head.norm.running_mean.any() and (exported.head.norm.running_var == 1).all()
     if config.metric == "icbhi":
         assert report["value"] == pytest.approx((report["sensitivity"] + report["specificity"]) / 2)
     before = m2d_hub.load_model(model, device="cpu").encoder.patch_embed.proj.weight
@@ -313,6 +315,8 @@ def test_presets_are_the_papers_table_ii():
         "spcv2": (0.5, 128, "sgd", 0.3, True, 30, 48, 200, 5, 0.5, False, False),
         "vc1": (0.0005, 64, "adamw", 0.0, False, 30, 48, 50, 5, 0.0, True, False),
     }
+    vc1 = FINETUNE_PRESETS["vc1"]()
+    assert (vc1.weight_decay, vc1.beta2, vc1.amsgrad, vc1.decay_all) == (1e-4, 0.95, True, True)
     fields = (
         "lr batch_size optimizer mixup_ratio resized_crop frequency_mask time_mask epochs warmup_epochs "
         "patchout_ratio adjust_positions freeze_patch_embed"
@@ -330,7 +334,7 @@ def test_the_first_blocks_can_be_frozen(model, labelled, tmp_path):
     assert "encoder.blocks.1.attn.qkv.weight" in changed
 
 
-def test_training_stops_when_the_validation_clips_get_no_better(model, sounds, tmp_path):
+def test_training_stops_when_the_patience_runs_out(model, sounds, tmp_path):
     labels = np.random.default_rng(1).permutation(["low", "high"] * 12).tolist()  # nothing to learn
     data = write_list(tmp_path / "list.csv", sounds, labels)
     settings = [*QUICK, "epochs=60", "patience=3", "lr=1e-2"]
@@ -341,13 +345,13 @@ def test_training_stops_when_the_validation_clips_get_no_better(model, sounds, t
     assert training["valid_score"] == max(scores)
 
 
-def test_the_best_epoch_is_that_of_the_score_then_of_the_loss():
+def test_epochs_are_compared_by_score_then_by_loss():
     best = Score(step=1, score=0.5, loss=1.0)
     assert best.is_worse_than(Score(2, 0.6, 2.0)) and best.is_worse_than(Score(2, 0.5, 0.9))
     assert not best.is_worse_than(Score(2, 0.5, 1.0)) and not best.is_worse_than(Score(2, 0.4, 0.1))
 
 
-def test_short_lists_are_passed_over_more_often():
+def test_short_lists_are_trained_for_more_epochs():
     config = FinetuneConfig(epochs=20, warmup_epochs=2, patience=5, min_steps=600).scaled_to(10)
     assert (config.epochs, config.warmup_epochs, config.patience) == (60, 6, 15)
     assert FinetuneConfig(epochs=20, min_steps=600).scaled_to(100).epochs == 20
@@ -382,14 +386,14 @@ def test_optimizers_start_at_the_peak_only_after_the_warmup(tiny, name):
     assert type(optimizer).__name__.lower() == name
 
 
-def test_windows_of_each_clips_own_length_give_way_to_one_length(tiny, tmp_path):
+def test_a_window_of_unbounded_length_is_replaced_by_the_input_size(tiny, tmp_path):
     tiny.set_window(float("inf"))
     tiny.save_pretrained(tmp_path)
     built = build_audio_classifier(str(tmp_path), FinetuneConfig(), ("low", "high"), False, seed=42)
     assert built.backbone.window_s == pytest.approx(2.08)
 
 
-def test_the_cosine_runs_from_the_first_epoch_on():
+def test_the_cosine_starts_at_the_first_epoch():
     """timm's, as in the paper's AudioSet runs: 1.782 of 2.0 after 15 epochs of warm-up, 1.000 after 35."""
     config = FINETUNE_PRESETS["as2m"]()
     rates = [finetune_rate(epoch, config) for epoch in (7.5, 15, 35, 70)]
@@ -426,14 +430,6 @@ def test_lars_without_weight_decay_is_sgd_with_momentum(tiny):
     torch.testing.assert_close(ends[0], ends[1])
 
 
-def test_adamw_of_voxceleb_decays_all_tensors_and_is_amsgrad(tiny):
-    tiny.set_head(3)
-    config = FINETUNE_PRESETS["vc1"]()
-    optimizer = build_optimizer(parameter_groups(tiny, config), config)
-    found = {(group["weight_decay"], group["betas"], group["amsgrad"]) for group in optimizer.param_groups}
-    assert found == {(1e-4, (0.9, 0.95), True)}
-
-
 def test_cross_entropy_is_averaged_over_the_classes_where_the_papers_rates_expect_it():
     logits, targets = torch.randn(6, 50), torch.eye(50)[:6]
     plain = torch.nn.functional.cross_entropy(logits, targets)
@@ -444,6 +440,7 @@ def test_cross_entropy_is_averaged_over_the_classes_where_the_papers_rates_expec
     torch.testing.assert_close(TaskObjective(False, weights)(logits, targets), expected)
 
 
+@pytest.mark.slow
 def test_esc50_learns_at_its_rate(tmp_path):
     """SGD's 0.5 on 50 classes of tones; by a cross-entropy averaged over clips alone the loss doubles."""
     rng, rows = np.random.default_rng(0), [["file", "label", "split"]]
@@ -463,7 +460,7 @@ def test_esc50_learns_at_its_rate(tmp_path):
     assert report["trainings"][0]["valid_score"] > 0.1  # by chance 0.02
 
 
-def test_clips_of_another_length_are_scored_by_their_beginnings(model, tmp_path):
+def test_clips_of_another_length_are_evaluated_by_their_beginnings(model, tmp_path):
     backbone = m2d_hub.load_model(model, device="cpu")
     rng = np.random.default_rng(0)
     lengths, files = {"long": 40_000, "short": 5_000}, []
@@ -488,7 +485,7 @@ def test_clips_of_another_length_are_scored_by_their_beginnings(model, tmp_path)
     torch.testing.assert_close(repeated[:1000], whole[1][:1000] * ramp)
 
 
-def test_the_last_epoch_or_the_best_on_test_counts_where_that_is_asked_for(model, sounds, tmp_path):
+def test_select_chooses_the_last_epoch_or_the_best_on_test(model, sounds, tmp_path):
     data = write_list(tmp_path / "list.csv", sounds, splits=("train", "train", "train", "test"))
     settings = [*QUICK, "epochs=3"]
     refused = run("small", model, data, tmp_path / "refused", settings)
@@ -504,12 +501,6 @@ def test_the_last_epoch_or_the_best_on_test_counts_where_that_is_asked_for(model
     assert test["value"] == pytest.approx(max(scores)) and test["epoch"].startswith("best on test, as in")
     held_out = finished("small", model, data, tmp_path / "held-out", QUICK, "--valid-share", "0.2")
     assert held_out["epoch"] == "best on the validation clips"
-
-
-def test_a_head_without_normalisation_takes_its_input_as_it_is(model, labelled, tmp_path):
-    finished("small", model, labelled, tmp_path / "run", [*QUICK, "head_norm=false"])
-    norm = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu").head.norm
-    assert not norm.running_mean.any() and torch.equal(norm.running_var, torch.ones_like(norm.running_var))
 
 
 def test_class_weights_are_inverse_to_the_clips():
@@ -544,19 +535,21 @@ def test_class_weights_are_inverse_to_the_clips():
         ("as2m", ["a", "b"], ["metric=accuracy"], "loss 'bce' is for several labels per clip"),
     ],
 )
-def test_what_does_not_go_together_is_refused(model, sounds, tmp_path, preset, labels, settings, message):
+def test_settings_that_contradict_each_other_are_refused(
+    model, sounds, tmp_path, preset, labels, settings, message
+):
     data = write_list(tmp_path / "list.csv", sounds, labels)
     result = run(preset, model, data, tmp_path / "run", settings)
     assert result.exit_code == 1 and message in result.output
 
 
-def test_a_folder_of_another_run_is_not_overwritten(model, sounds, labelled, tmp_path):
+def test_a_folder_of_another_run_is_refused(model, sounds, labelled, tmp_path):
     finished("small", model, labelled, tmp_path / "run", QUICK)
     result = run("small", model, labelled, tmp_path / "run", [*QUICK, "lr=1e-4"])
-    assert result.exit_code == 1 and "lr 0.001 there, 0.0001 now" in result.output
+    assert result.exit_code == 1 and "lr was 0.001, is 0.0001" in result.output
     other = write_list(tmp_path / "other.csv", sounds, ["a", "b"])
     result = run("small", model, other, tmp_path / "run", QUICK)
-    assert result.exit_code == 1 and "labels ['high', 'low'] there, ['a', 'b'] now" in result.output
+    assert result.exit_code == 1 and "labels was ['high', 'low'], is ['a', 'b']" in result.output
 
 
 @pytest.mark.parametrize("name", ["report.json", "export/config.json", "config.json"])
@@ -569,7 +562,7 @@ def test_files_that_are_not_of_a_fine_tuning_are_never_overwritten(model, labell
     assert other.read_text() == "{}"
 
 
-def test_help_shows_an_example_and_the_answer_is_json_on_demand(model, labelled, tmp_path):
+def test_help_shows_an_example_and_json_is_printed_on_demand(model, labelled, tmp_path):
     assert "m2d-train finetune small --model" in CliRunner().invoke(main, ["finetune", "--help"]).output
     result = run("small", model, labelled, tmp_path / "run", QUICK, "--json")
     answer = json.loads(result.stdout.strip().splitlines()[-1])
@@ -577,7 +570,7 @@ def test_help_shows_an_example_and_the_answer_is_json_on_demand(model, labelled,
 
 
 @pytest.mark.parametrize("place", [0, 8, 10])  # of the train, the valid and the test clips
-def test_a_clip_that_cannot_be_read_is_left_out_before_the_training(model, sounds, tmp_path, place):
+def test_an_unreadable_clip_is_skipped_before_the_training(model, sounds, tmp_path, place):
     path = write_list(tmp_path / "list.csv", sounds)
     (tmp_path / "broken.wav").write_bytes(b"RIFF no sound")
     lines = path.read_text().splitlines()
@@ -593,7 +586,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_before_the_training(model, sound
     assert (out / "export" / "model.safetensors").is_file()
 
 
-def test_a_list_of_which_most_cannot_be_read_is_refused(model, sounds, tmp_path):
+def test_a_list_whose_clips_are_mostly_unreadable_is_refused(model, sounds, tmp_path):
     for name in ("a.wav", "b.wav"):
         (tmp_path / name).write_bytes(b"no sound")
     rows = [

@@ -1,11 +1,10 @@
-"""Fine-tuning on pictures as masked autoencoders do: learning, exact resume, the recipe, refusals."""
+"""Fine-tuning of image models as masked autoencoders: learning, exact resume, the recipe, refusals."""
 
 from __future__ import annotations
 
 import csv
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,12 @@ from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.finetuning.config import ImageConfig
 from m2d_training.finetuning.images import ImageDataset, build_image_classifier
 from m2d_training.finetuning.presets import FINETUNE_PRESETS
-from m2d_training.finetuning.trainer import TaskObjective, finetune_rate, parameter_groups
+from m2d_training.finetuning.trainer import (
+    FinetuneTrainer,
+    TaskObjective,
+    finetune_rate,
+    parameter_groups,
+)
 from PIL import Image
 from timm.data import resolve_model_data_config
 from timm.loss import SoftTargetCrossEntropy
@@ -27,7 +31,7 @@ from timm.loss import SoftTargetCrossEntropy
 import m2d_hub
 from m2d_hub.config import EncoderConfig, FrontendConfig, ModelConfig
 
-from ..processes import TRAIN_ON_TWO, finish, kill_when
+from ..processes import TRAIN_ON_TWO, finish
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -36,7 +40,7 @@ QUICK = ["batch_size=4", "accumulate_steps=1", "warmup_epochs=0"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """ImageNet's layout: two classes, 12 pictures to train on, 8 to validate on, unlabelled ones to test."""
+    """ImageNet's layout: two classes, 12 training and 8 validation images, and unlabelled test images."""
     root, rng = tmp_path_factory.mktemp("imagenet"), np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 8), ("test", 2)):
         for index in range(count):
@@ -50,7 +54,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def seeing(tmp_path_factory):
-    """A tiny model of pictures, as the preset m2d-image exports it."""
+    """A tiny image model, as the preset m2d-image exports it."""
     torch.manual_seed(0)
     config = ModelConfig(
         frontend=FrontendConfig(n_mels=32),
@@ -94,24 +98,23 @@ def test_two_classes_are_learnt_from_an_imagenet_folder_and_timm_loads_the_model
     torch.testing.assert_close(model(pixels).softmax(dim=-1), scores[: len(files)], atol=1e-5, rtol=1e-5)
 
 
-def test_a_killed_run_ends_with_the_same_weights_and_scores(seeing, folder, tmp_path):
-    settings = [
-        "epochs=5",
-        "save_every_steps=2",
-        "images.drop_path=0.5",
-    ]  # all augmentation, three steps each
+def test_a_killed_run_ends_with_the_same_weights_and_scores(seeing, folder, tmp_path, monkeypatch):
+    settings = ["epochs=3", "save_every_steps=2", "images.drop_path=0.5"]  # all augmentation
     finished(seeing, folder, tmp_path / "whole", *settings)
-    out = tmp_path / "killed"
-    command = [Path(sys.executable).with_name("m2d-train"), *arguments(seeing, folder, out, *settings)]
-    kill_when(7, out / "trainings" / "test-seed-42" / "metrics.jsonl", command)
-    finished(seeing, folder, out, *settings)
-    assert "Resumed test, seed 42, from step" in (out / "train.log").read_text()
-    for name in ("export/model.safetensors", "trainings/test-seed-42/result.pt"):
-        whole, killed = ((tmp_path / run / name) for run in ("whole", "killed"))
-        if name.endswith(".pt"):
-            assert torch.equal(torch.load(whole)["test_scores"], torch.load(killed)["test_scores"])
-        else:
-            assert whole.read_bytes() == killed.read_bytes()
+    train_step = FinetuneTrainer.train_step
+
+    def killed_step(self, batches, step):
+        if step == 5:
+            raise KeyboardInterrupt
+        return train_step(self, batches, step)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(FinetuneTrainer, "train_step", killed_step)
+        assert run(seeing, folder, tmp_path / "killed", *settings).exit_code == 1
+    finished(seeing, folder, tmp_path / "killed", *settings)
+    assert "Resumed test, seed 42, from step 4" in (tmp_path / "killed" / "train.log").read_text()
+    weights = [(tmp_path / run / "export/model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
@@ -129,6 +132,7 @@ def test_compiled_blocks_learn_what_plain_ones_do(seeing, folder, tmp_path):
     assert compiled == pytest.approx(plain, abs=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_two_processes_do_what_one_does_with_the_whole_batch(seeing, folder, tmp_path):
     settings = ["epochs=3", "batch_size=2", "images.drop_path=0.5"]
@@ -144,7 +148,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(seeing, folder, tmp
         assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-4), name
 
 
-def test_pictures_that_cannot_be_read_are_left_out_and_listed(seeing, folder, tmp_path):
+def test_unreadable_images_are_skipped_and_listed(seeing, folder, tmp_path):
     rows = [["file", "label", "split"]]
     for split, use in (("train", "train"), ("val", "test")):
         files = sorted((folder / split).rglob("*.png"))
@@ -205,18 +209,18 @@ def test_the_network_is_the_pre_trained_encoder_without_its_last_norm(seeing):
     classifier = build_image_classifier(str(seeing), FINETUNE_PRESETS["imagenet"](), ("a", "b"), seed=42)
     encoder = m2d_hub.load_model(seeing, device="cpu").encoder
     encoder.norm = torch.nn.Identity()
-    pictures = torch.randn(2, 3, 32, 32)
+    images = torch.randn(2, 3, 32, 32)
     classifier.backbone.eval()
     with torch.no_grad():
-        expected = encoder.encode(encoder.embed(pictures))
+        expected = encoder.encode(encoder.embed(images))
         torch.testing.assert_close(
-            classifier.backbone.forward_features(pictures), expected, atol=1e-5, rtol=1e-5
+            classifier.backbone.forward_features(images), expected, atol=1e-5, rtol=1e-5
         )
     shares = [getattr(block.drop_path1, "drop_prob", 0.0) for block in classifier.backbone.blocks]
     assert shares == pytest.approx([0.0, 0.1])
 
 
-def test_batches_hang_on_their_keys_alone_and_leave_the_generators_as_they_were(folder):
+def test_batches_depend_on_their_keys_alone_and_restore_the_random_generators(folder):
     part = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().split).folds()[0].train
     dataset = ImageDataset(part, FINETUNE_PRESETS["imagenet"](), (32, 32), seed=1)
     keys = [SampleKey(2, position, position) for position in range(4)]
@@ -238,15 +242,6 @@ def test_batches_hang_on_their_keys_alone_and_leave_the_generators_as_they_were(
     torch.testing.assert_close(TaskObjective(False)(logits, first.targets), expected)
 
 
-def test_a_folder_of_classes_is_a_list_whose_validation_pictures_test(folder):
-    labelled = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().split)
-    assert labelled.labels == ("n01440764", "n01443537")
-    counts = {
-        split: sum(clip.split == split for clip in labelled.clips) for split in ("train", "valid", "test")
-    }
-    assert counts == {"train": 12, "valid": 0, "test": 8}
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -256,7 +251,7 @@ def test_a_folder_of_classes_is_a_list_whose_validation_pictures_test(folder):
         (["images.drop_path=1"], "drop_path must be less than 1"),
     ],
 )
-def test_settings_that_do_not_suit_pictures_are_refused(seeing, folder, tmp_path, settings, message):
+def test_settings_that_do_not_apply_to_images_are_refused(seeing, folder, tmp_path, settings, message):
     result = run(seeing, folder, tmp_path / "run", *settings)
     assert result.exit_code != 0 and message in result.output
 

@@ -1,1 +1,1 @@
-"""Labelled clips, and how well a model tells them apart."""
+"""Labelled lists, metrics and reports of evaluations."""

@@ -119,7 +119,7 @@ class Evaluation:
 
 
 def require_own(folder: Path, method: str, names: Sequence[str] = ANSWER_FILES) -> None:
-    """Check that an evaluation overwrites nothing but an earlier answer of its own kind.
+    """Check that an evaluation overwrites nothing but an earlier answer of the same kind.
 
     Args:
         folder: Output folder, which may be missing.
@@ -176,7 +176,7 @@ def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) 
     """Write ``report.json``, ``confusion.png`` or ``average_precision.png``, and ``worst.csv``.
 
     Args:
-        folder: Where to write them, see :func:`replacing_answer`.
+        folder: Output folder, see :func:`replacing_answer`.
         evaluation: The scores.
         details: Settings, model, timing and other entries of the report; plain JSON types.
 

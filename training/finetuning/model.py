@@ -180,7 +180,7 @@ def build_audio_classifier(
         logger.info("The head of %s with %d classes is replaced by a new one.", name, classes)
     if model.clap is not None:  # training moves the encoder away from the space shared with texts
         model.clap, model.config = None, replace(model.config, clap=None)
-    if model.config.own_length_windows:  # clips of a batch share windows, and are evaluated likewise
+    if model.config.own_length_windows:  # clips of a batch share windows, as in evaluation
         model.set_window(encoder.input_size[1] * model.config.frontend.hop_s)
     _check_crop(name, config, *model.config.encoder.input_size[1:], encoder.patch_size[1])
     if config.adjust_positions and config.crop_frames is not None:

@@ -1,13 +1,13 @@
-"""Settings of fine-tuning by name: the paper's tasks, and one for lists of one's own.
+"""Fine-tuning presets: the paper's tasks, and one for any other list.
 
-Rates and batches are the paper's. A batch there is that of one optimizer step: on several devices, set
-batch_size to each one's share. What Table II's words mean is that of the evaluation platform which the paper
-names: a cross-entropy averaged over the classes too, which is what SGD's rate of 0.5 belongs to; "LARS"
-without weight decay, which adapts nothing and is SGD with a momentum of 0.9; one mask of SpecAugment for the
-whole batch; clips cropped or padded with silence to one length, in the test too; a cosine that runs from the
-first epoch on. Where a task has no validation split, take one from the training clips: the test never chooses
-the epoch here, while the paper's figures of ESC-50 and AudioSet are those of the best epoch on the test.
-Results are the paper's, of M2D/0.7 and the mean of six seeds (Table IV).
+Rates and batches are the paper's. Its batch is that of one optimizer step; on several devices, set batch_size
+to each device's share. Table II is interpreted as on the evaluation platform that the paper names: the
+cross-entropy is also averaged over the classes, which SGD's rate of 0.5 requires; "LARS" is without weight
+decay and thus SGD with a momentum of 0.9; SpecAugment uses one mask for the whole batch; clips are cropped or
+padded with silence to one length, also in the test; the cosine starts at the first epoch. For a task without a
+validation split, hold out training clips: here the test never chooses the epoch, whereas the paper's figures of
+ESC-50 and AudioSet are those of the best epoch on the test. Results are the paper's, of M2D/0.7, averaged over
+six seeds (Table IV).
 """
 
 from __future__ import annotations
@@ -194,11 +194,11 @@ def sprsound() -> FinetuneConfig:
 
 
 def imagenet() -> FinetuneConfig:
-    """ImageNet-1K, 1,281,167 pictures and 50,000 to test on, 1,000 classes (appendix A), a model of pictures.
+    """ImageNet-1K, 1,281,167 training and 50,000 test images, 1,000 classes (appendix A), for image models.
 
-    The recipe is masked autoencoders' for ViT-B, "the same code and parameters as in the MAE": 1,024 pictures
-    a step, at a rate of 5e-4 for 256 of them. Its figure is that of the last epoch; its code also tells the
-    best one on the test pictures, which is select="test".
+    The recipe is masked autoencoders' for ViT-B, "the same code and parameters as in the MAE": 1,024 images
+    per step, with a rate of 5e-4 per 256 images. The result is that of the last epoch; select="test" gives the
+    best epoch on the test images, which their code reports too.
 
     Result: Table XIV, top-1 accuracy 83.35 % of M2D.
     Command: torchrun --nproc_per_node=8 -m m2d_training finetune imagenet --model RUN/export \\
@@ -223,9 +223,9 @@ def imagenet() -> FinetuneConfig:
 
 
 def small() -> FinetuneConfig:
-    """A list of one's own, from some dozens of clips to some thousands, of any length: nothing to tune.
+    """Any list from dozens to thousands of clips of any length, without tuning.
 
-    Where linear evaluation is better on the validation clips, the model ends as that: frozen, with its layer.
+    If linear evaluation is better on the validation clips, the result is the frozen model with its layer.
 
     Command: m2d-train finetune small --model m2d-mini --data labelled.csv --out RUN
     """
@@ -260,7 +260,7 @@ FINETUNE_PRESETS: dict[str, Callable[[], FinetuneConfig]] = {
 
 
 def load_finetune_preset(name: str) -> FinetuneConfig:
-    """The settings of a name.
+    """Return the settings of a preset.
 
     Raises:
         ConfigError: The name is unknown.

@@ -32,7 +32,7 @@ def report_results(
     """Write the report and its plots.
 
     Args:
-        folder: Where to write them.
+        folder: Output folder.
         results: Of all layers that were evaluated.
         best: The best on the valid clips, which the report is about.
         details: Further entries of ``report.json``.
