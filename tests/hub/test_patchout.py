@@ -1,4 +1,4 @@
-"""Structured patchout: which tokens stay."""
+"""Structured patchout: which tokens are kept."""
 
 from __future__ import annotations
 

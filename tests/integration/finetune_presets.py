@@ -2,8 +2,8 @@
 
     python tests/integration/finetune_presets.py
 
-The model is a ViT-Base with random weights, and batches are small; everything else is the preset's. The figures
-are written to tests/integration/results/finetune_presets.md.
+The model is a ViT-Base with random weights, and batches are small; everything else is the preset's. The
+figures are written to tests/integration/results/finetune_presets.md.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> None:
         "# Every fine-tuning preset, one step at full width on real clips",
         "",
         f"`python tests/integration/finetune_presets.py`, torch {torch.__version__}, {len(CLIPS)} clips,",
-        "ViT-Base with random weights. A new head has the loss of chance: ln 2 for sigmoids, else ln(classes).",
+        "ViT-Base with random weights. A new head has the loss of chance: ln 2, or ln(classes) of a softmax.",
         "",
         "| preset | classes | patches encoded | loss | gradient norm | s |",
         "|---|---|---|---|---|---|",

@@ -1,4 +1,4 @@
-"""Augmentation in fine-tuning, and that masked, thinned batches give what inference gives."""
+"""Augmentation in fine-tuning, and equality of masked and thinned batches with inference."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_partners_are_a_permutation_of_each_batch():
     assert batches[0] != batches[1]
 
 
-def test_a_batch_shares_its_masks_where_it_is_said_to():
+def test_a_batch_can_share_its_masks():
     shared = FinetuneConfig(frequency_mask=30, time_mask=48, shared_masks=True)
     found = draws(400, shared, 20)
     assert all(draw.time_masks == found[0].time_masks for draw in found[:10])
@@ -127,7 +127,7 @@ def stacked(model, lengths):
 
 
 @pytest.mark.parametrize("lengths", [[900, 16_000, 30_000], [5_000, 33_280, 80_000], [20_000, 20_000]])
-def test_masked_batches_give_what_inference_gives(classifier, lengths):
+def test_masked_batches_equal_inference(classifier, lengths):
     waveform, log_mel, num_frames = stacked(classifier.backbone, lengths)
     with torch.no_grad():
         found = classifier(log_mel, num_frames)

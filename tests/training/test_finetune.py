@@ -535,9 +535,7 @@ def test_class_weights_are_inverse_to_the_clips():
         ("as2m", ["a", "b"], ["metric=accuracy"], "loss 'bce' is for several labels per clip"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(
-    model, sounds, tmp_path, preset, labels, settings, message
-):
+def test_contradicting_settings_are_refused(model, sounds, tmp_path, preset, labels, settings, message):
     data = write_list(tmp_path / "list.csv", sounds, labels)
     result = run(preset, model, data, tmp_path / "run", settings)
     assert result.exit_code == 1 and message in result.output

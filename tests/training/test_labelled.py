@@ -36,7 +36,7 @@ SPLITS = [
 
 @pytest.fixture
 def save(tmp_path):
-    """Writes ``list.csv`` with rows and header, and the files that they name: ``save(rows)`` -> path."""
+    """Write ``list.csv`` with rows and header, and the files that they name: ``save(rows)`` -> path."""
 
     def write(rows, header="file,label,split", encoding="utf-8", make_files=True):
         for row in rows if make_files else []:
@@ -52,7 +52,7 @@ def one_hot(classes, num_classes):
     return torch.nn.functional.one_hot(torch.as_tensor(classes), num_classes).float()
 
 
-def test_splits_become_one_round_with_targets(save, tmp_path):
+def test_splits_become_one_fold_with_targets(save, tmp_path):
     labelled = read_labelled(save(SPLITS))
     (only,) = labelled.folds()
     assert labelled.labels == ("ant", "bee") and not labelled.is_multi_label
@@ -67,7 +67,7 @@ FOLDS = [f"{fold}{index}.wav,{'ab'[index % 2]},{fold}" for fold in (1, 2, 3, 4, 
 
 
 def test_a_share_of_the_training_clips_can_choose_the_epoch(save):
-    """As the reference evaluation has it: each fold trains on all others, less a tenth."""
+    """As in the reference evaluation, each fold trains on nine tenths of the others."""
     rounds = read_labelled(save(FOLDS), split=Split(valid_share=0.1)).folds()
     assert [one.name for one in rounds] == [f"fold {fold}" for fold in range(1, 6)]
     for fold, one in enumerate(rounds):
@@ -108,7 +108,7 @@ def test_all_but_the_test_clips_can_train(save, select):
         (Split("last"), FOLDS[:8], "has 1 fold; at least 2 are needed, to train, to test"),
     ],
 )
-def test_a_split_that_a_list_cannot_have_is_refused(save, split, rows, message):
+def test_splits_that_do_not_match_their_use_are_refused(save, split, rows, message):
     with pytest.raises(ConfigError, match=message):
         read_labelled(save(rows), split=split)
 
@@ -121,7 +121,7 @@ def test_a_split_that_a_list_cannot_have_is_refused(save, split, rows, message):
         ({"select": "last", "valid_share": 0.1}, "select='last' does not use them; remove one"),
     ],
 )
-def test_an_impossible_split_is_refused(fields, message):
+def test_contradicting_uses_of_splits_are_refused(fields, message):
     with pytest.raises(ConfigError, match=message):
         Split(**fields)
 
@@ -154,7 +154,7 @@ def test_labels_that_differ_only_in_their_unicode_form_are_one_class(save):
     assert read_labelled(save(rows)).labels == (composed, "bee")
 
 
-def test_multi_label_can_be_asked_for_and_refused(save):
+def test_multi_label_can_be_required_or_refused(save):
     assert read_labelled(save(SPLITS), multi_label=True).is_multi_label
     path = save(["a.wav,x;y,train", "b.wav,y,valid", "c.wav,x,test"])
     with pytest.raises(ConfigError, match=r"1 row has more than one label \(row 2\), but only one"):
@@ -169,7 +169,7 @@ def test_audioset_classes_are_in_the_order_of_the_published_heads(save):
     assert {AUDIOSET_LABELS[index] for index in found} == {"Speech", "Dog"}
 
 
-def test_byte_order_marks_blank_rows_and_other_columns_do_no_harm(save):
+def test_byte_order_marks_blank_rows_and_other_columns_are_ignored(save):
     rows = [*(f"{row},x" for row in SPLITS[:2]), "", ",,,", *(f"{row},x" for row in SPLITS[2:])]
     path = save([row for row in rows if row.strip(",")], header="file,label,split,note")
     path.write_text("\n".join(["file,label,split,note", *rows]), encoding="utf-8-sig")
@@ -207,7 +207,7 @@ def test_a_label_that_only_one_fold_has_is_refused(save):
         read_labelled(save([*rows, "e.wav,c,1"]))
 
 
-def test_missing_files_are_told_together(save):
+def test_missing_files_are_reported_together(save):
     rows = [f"{number}.wav,ant,train" for number in range(7)]
     message = r"7 rows have a file that does not exist \(rows 2: .*0\.wav, .*, 6: .*4\.wav and 2 more\)"
     with pytest.raises(ConfigError, match=message):
@@ -228,7 +228,7 @@ def test_wrong_columns_missing_lists_and_other_encodings_are_refused(save, tmp_p
         read_labelled(save(["a.wav,Käfer,train"], encoding="latin-1"))
 
 
-def test_a_file_in_several_splits_is_warned_of(save, caplog):
+def test_a_file_in_several_splits_causes_a_warning(save, caplog):
     with caplog.at_level(logging.WARNING):
         read_labelled(save([*SPLITS, "a.wav,bee,test"]))
     assert "1 files are in more than one split" in caplog.text
@@ -245,7 +245,7 @@ def test_a_hundred_thousand_rows_are_read(tmp_path):
     assert labelled.clips[-1].row == 100_001
 
 
-def test_clips_can_be_left_out_as_long_as_the_rest_can_be_used(save):
+def test_rows_can_be_removed_if_the_remaining_list_can_be_used(save):
     labelled = read_labelled(save([*SPLITS, "e.wav,bee,train"]))
     assert [clip.row for clip in labelled.without({2}).clips] == [3, 4, 5, 6]
     with pytest.raises(ConfigError, match="lack label bee"):
@@ -286,7 +286,7 @@ def test_resampled_metrics_are_scikit_learns_with_weights():
     assert accuracy.resampled(scores, classes, counts).tolist() == pytest.approx(expected)
 
 
-def test_a_class_without_clips_is_left_out_of_the_mean():
+def test_a_class_without_clips_does_not_count_in_the_mean():
     scores, targets, _ = random_scores(100, 4)
     targets[:, 2] = 0
     precisions = average_precisions(scores, targets)
@@ -325,14 +325,14 @@ def test_seeds_that_differ_widen_the_interval():
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
 
 
-def test_rounds_count_alike_however_many_clips_they_test():
+def test_folds_have_equal_weight_whatever_their_size():
     targets = one_hot([0] * 5, 2)
     scores = one_hot([0, 1, 1, 1, 1], 2)
     interval = bootstrap_interval(scores, targets, accuracy, folds=[1, 2, 2, 2, 2])
     assert interval.value == pytest.approx((1.0 + 0.0) / 2)
 
 
-def test_icbhi_score_counts_only_the_very_class_as_right():
+def test_icbhi_score_counts_only_the_exact_class_as_correct():
     classes = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
     predicted = [0, 0, 0, 1, 1, 2, 0, 2, 2, 2]
     rates = sensitivity_specificity(one_hot(predicted, 3), one_hot(classes, 3), normal=0)
@@ -358,7 +358,7 @@ def evaluated():
     return labelled, [ScoredFold("test", labelled.subset(clips), scores)]
 
 
-def test_report_says_figures_classes_and_the_worst_clips(evaluated, tmp_path):
+def test_report_has_figures_classes_and_the_worst_clips(evaluated, tmp_path):
     labelled, folds = evaluated
     report = write_report(tmp_path, Evaluation(labelled, accuracy, (1, 2), folds), {"model": "tiny"})
     text = (tmp_path / "report.json").read_text()
@@ -388,7 +388,7 @@ def test_names_in_the_list_of_worst_clips_are_never_formulas(tmp_path, name):
     assert (worst["file"], worst["true"]) == (f"'{name}.wav", f"'{name}")
 
 
-def test_multi_label_report_draws_average_precision_and_tells_what_is_left_out(evaluated, tmp_path, caplog):
+def test_multi_label_report_draws_average_precision_and_warns_of_empty_classes(evaluated, tmp_path, caplog):
     labelled, folds = evaluated
     labelled = LabelledList(labelled.name, labelled.clips, labelled.labels, is_multi_label=True)
     report = write_report(tmp_path, Evaluation(labelled, mean_average_precision, (1, 2), folds), {})
@@ -416,7 +416,7 @@ def test_a_folder_of_splits_and_classes_is_a_list(tmp_path):
     assert (len(only.train), len(only.valid), len(only.test)) == (2, 2, 1)
 
 
-def test_a_folder_without_classes_to_train_on_is_refused(tmp_path):
+def test_a_folder_without_training_classes_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.wav").touch()
     with pytest.raises(

@@ -60,7 +60,7 @@ def evaluate(model, data, out, **settings):
 
 
 def copied(sounds, tmp_path):
-    """The clips in a folder of the test's own."""
+    """Copy the clips to a folder."""
     for path in sounds.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
@@ -75,7 +75,7 @@ def blobs(num_clips, num_classes=4, width=24, seed=0, spread=1.6):
     return Examples(features[:, None], torch.nn.functional.one_hot(classes, num_classes).float())
 
 
-def test_command_answers_reports_and_leaves_a_model_that_tags(sounds, model, tmp_path):
+def test_the_command_writes_a_report_and_a_model_that_tags(sounds, model, tmp_path):
     out = tmp_path / "run"
     arguments = [
         "linear-eval",
@@ -91,7 +91,9 @@ def test_command_answers_reports_and_leaves_a_model_that_tags(sounds, model, tmp
     )
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
-    assert answer["metric"] == "accuracy" and answer["value"] == 1.0  # tones and noises are easily told apart
+    assert (
+        answer["metric"] == "accuracy" and answer["value"] == 1.0
+    )  # tones and noises are easily distinguished
     # Clopper and Pearson (1934): of 8 clips that are all right, low ** 8 = 0.025.
     assert (answer["low"], answer["high"]) == pytest.approx((0.025 ** (1 / 8), 1.0))
     report = json.loads((out / "report.json").read_text())
@@ -137,12 +139,12 @@ def test_linear_layer_is_as_good_as_logistic_regression(learning_rate):
     assert ours == pytest.approx(theirs, abs=0.02)
 
 
-def test_rate_is_raised_where_the_papers_does_not_converge():
+def test_the_rate_is_raised_if_the_papers_does_not_converge():
     fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings(max_epochs=20))
     assert fit.learning_rate > 3e-5 and (fit.score > 0.7).all()
 
 
-def test_rate_is_kept_where_it_converges(monkeypatch):
+def test_the_rate_is_kept_if_it_converges(monkeypatch):
     monkeypatch.setattr(linear_fit, "RATES", (1e-1, 1e-2))
     fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings())
     assert fit.learning_rate == 1e-1 and fit.has_converged.all()
@@ -175,7 +177,7 @@ def test_multi_label_layers_are_scored_by_mean_average_precision():
     assert float(fit_linear(train, valid, (1,), settings).score) > 0.99
 
 
-def test_mix_weighs_the_layer_that_knows_the_classes():
+def test_the_mix_prefers_the_layer_with_the_classes():
     generator = torch.Generator().manual_seed(0)
 
     def beside_noise(part):
@@ -217,7 +219,7 @@ def test_cross_validation_tests_every_clip_once(sounds, model, tmp_path):
     assert result.interval.value == pytest.approx(np.mean(list(result.report["per_round"].values())))
 
 
-def test_multi_label_list_is_answered_by_mean_average_precision(sounds, model, tmp_path):
+def test_a_multi_label_list_is_scored_by_mean_average_precision(sounds, model, tmp_path):
     with (sounds / "list.csv").open() as lines:
         rows = [[row["file"], row["label"], row["split"]] for row in csv.DictReader(lines)]
     rows = [
@@ -230,7 +232,7 @@ def test_multi_label_list_is_answered_by_mean_average_precision(sounds, model, t
     assert m2d_hub.load_model(result.model, device="cpu").config.head.activation == "sigmoid"
 
 
-def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, model, tmp_path):
+def test_unreadable_clips_are_skipped_and_listed_with_their_rows(sounds, model, tmp_path):
     folder = copied(sounds, tmp_path)
     (folder / "3.wav").write_bytes(b"no audio")
     soundfile.write(folder / "20.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
@@ -254,7 +256,7 @@ def test_unreadable_clips_are_left_out_and_told_with_their_rows(sounds, model, t
     assert json.loads((out / "report.json").read_text())["test_clips"] == 7
 
 
-def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, model, tmp_path):
+def test_a_list_that_needs_its_unreadable_clips_is_refused(sounds, model, tmp_path):
     folder = copied(sounds, tmp_path)
     for index in range(12, 16):
         (folder / f"{index}.wav").write_bytes(b"no audio")
@@ -262,7 +264,7 @@ def test_list_that_is_of_no_use_without_unreadable_clips_is_refused(sounds, mode
         evaluate(model, folder / "list.csv", tmp_path / "run")
 
 
-def test_training_cut_short_is_warned_of(sounds, model, tmp_path, caplog):
+def test_a_training_that_has_not_converged_causes_a_warning(sounds, model, tmp_path, caplog):
     slow = {**FAST, "learning_rate": 3e-5, "max_epochs": 3}
     result = evaluate(model, sounds / "list.csv", tmp_path, **slow)
     assert (
@@ -302,7 +304,7 @@ def test_an_earlier_answer_stays_until_the_new_one_is_complete(sounds, model, tm
 
 @pytest.fixture
 def few(sounds, tmp_path):
-    """Paths of eight clips of the test's own."""
+    """Paths of eight copied clips."""
     copied(sounds, tmp_path)
     return [str(tmp_path / f"{index}.wav") for index in range(8)]
 
@@ -311,7 +313,7 @@ def computed(encoder, files, cache):
     return stored_features(encoder, files, cache, progress=False).computed
 
 
-def test_features_are_computed_once_and_again_where_file_or_setting_changes(few, tiny, tmp_path):
+def test_features_are_computed_again_only_if_a_file_or_a_setting_changes(few, tiny, tmp_path):
     cache = tmp_path / "cache"
     assert computed(ClipEncoder(tiny), few, cache) == 8
     assert computed(ClipEncoder(tiny), few[::-1], cache) == 0
@@ -329,7 +331,7 @@ def test_stored_features_are_the_models_in_the_order_of_the_files(few, tiny, tmp
     torch.testing.assert_close(stored.layer(0), tiny.encode_clip([*few, few[0]]), atol=1e-5, rtol=1e-5)
 
 
-def test_encoding_that_was_stopped_goes_on_after_the_last_part(few, tiny, tmp_path, monkeypatch):
+def test_an_interrupted_encoding_resumes_after_the_last_part(few, tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(clip_encoder, "BATCH_CLIPS", 2)
     encode, calls = ClipEncoder.encode, []
 
@@ -355,7 +357,7 @@ def test_damaged_part_of_the_cache_is_named(few, tiny, tmp_path):
         computed(ClipEncoder(tiny), few, tmp_path / "cache")
 
 
-def test_clips_are_padded_with_zeros_or_cropped_at_a_place_of_their_own(few, tiny):
+def test_clips_are_padded_with_zeros_or_cropped_at_their_own_position(few, tiny):
     length = len(tone_of(few[0]))
     padded = ClipEncoder(tiny, num_samples=length + 100).read(few[0])
     torch.testing.assert_close(padded[:length], tone_of(few[0]))
@@ -391,7 +393,7 @@ def test_pooling_is_over_the_frames_of_the_clip_alone():
     assert pool(features, mask, "mean+std").tolist() == [[2.0, 3.0, 1.0, 2.0]]
 
 
-def test_features_of_other_poolings_are_kept_apart_and_save_no_model(sounds, model, tmp_path):
+def test_features_of_other_poolings_are_stored_separately_and_save_no_model(sounds, model, tmp_path):
     assert evaluate(model, sounds / "list.csv", tmp_path, pooling="mean+max").model is None
     (part,) = (tmp_path / "features").rglob("*.safetensors")
     assert load_file(part)["features"].shape == (24, 1, 2 * 5 * 64)

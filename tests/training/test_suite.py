@@ -32,7 +32,7 @@ def tone(path, label, seed, seconds=0.3):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """ESC-50 in three folds as published, CREMA-D with its split, and a list of one's own for GTZAN."""
+    """ESC-50 in three folds as published, CREMA-D with its split, and a list for GTZAN."""
     folder = tmp_path_factory.mktemp("datasets")
     table = ["filename,fold,target,category"]
     for index in range(12):
@@ -65,7 +65,7 @@ def by_task(result):
     return {task.task: task for task in result.tasks}
 
 
-def test_what_is_there_is_run_and_what_is_not_is_told(linear, data):
+def test_present_data_sets_are_evaluated_and_missing_ones_listed(linear, data):
     tasks = by_task(linear)
     assert list(tasks) == ["esc50", "us8k", "spcv2", "vc1", "voxforge", "cremad", "gtzan", "nsynth", "surge"]
     assert {name for name, task in tasks.items() if task.status == "done"} == {"esc50", "cremad", "gtzan"}
@@ -99,7 +99,7 @@ def test_the_table_has_a_row_a_task_and_the_mean(linear):
     assert json.loads((linear.out / "suite.json").read_text())["mean"] == pytest.approx(linear.mean)
 
 
-def test_run_again_it_does_only_what_is_not_done(linear, data, model, monkeypatch):
+def test_a_resumed_suite_runs_only_unfinished_tasks(linear, data, model, monkeypatch):
     evaluated = []
     real = suite_run.linear_eval
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_run_again_it_does_only_what_is_not_done(linear, data, model, monkeypatc
         ({"data": "/nowhere"}, "data must be a folder of data sets, got /nowhere"),
     ],
 )
-def test_what_does_not_go_together_is_refused(linear, data, model, changes, message):
+def test_another_suite_in_the_folder_is_refused(linear, data, model, changes, message):
     options = {"suite": "paper-linear", "model": model, "data": data, "out": linear.out, "seeds": 2} | FAST
     with pytest.raises(m2d_hub.ConfigError, match=message):
         run_suite(**(options | changes))
@@ -136,7 +136,7 @@ def test_a_folder_without_any_of_the_data_sets_is_refused(model, tmp_path):
         run_suite("icbhi", model=model, data=tmp_path / "data", out=tmp_path / "out")
 
 
-def test_a_task_that_fails_stops_no_other(data, model, tmp_path):
+def test_a_failing_task_does_not_stop_the_others(data, model, tmp_path):
     folder = tmp_path / "data"
     (folder / "cremad").mkdir(parents=True)
     tone(folder / "cremad" / "AudioWAV" / "1001_DFA_ANG_XX.wav", 1, 0)

@@ -12,7 +12,7 @@ import m2d_hub
 
 
 def evaluated(folder, figures, model="m2d-mini", metric="accuracy", **settings):
-    """A run as linear evaluation and fine-tuning leave it."""
+    """Write the report of a linear evaluation or fine-tuning."""
     folder.mkdir(parents=True)
     per_seed = {str(42 + seed): figure for seed, figure in enumerate(figures)}
     report = {"metric": metric, "per_seed": per_seed, "model": str(model), "settings": settings}
@@ -47,7 +47,7 @@ def test_one_training_has_no_interval(tmp_path):
     assert found.rows[0].plus_minus is None
 
 
-def test_scores_are_drawn_over_the_epochs_of_kept_checkpoints_in_order(tmp_path):
+def test_scores_are_plotted_over_the_epochs_of_kept_checkpoints(tmp_path):
     run = pretrained(tmp_path / "run")
     runs = [
         evaluated(
@@ -89,7 +89,7 @@ def test_the_command_sweeps_a_field_of_the_pretraining_and_of_the_evaluation(tmp
         ({}, "epoch", "has no value for epoch"),
     ],
 )
-def test_what_cannot_be_summarised_is_refused(tmp_path, options, by, message):
+def test_runs_that_cannot_be_compared_are_refused(tmp_path, options, by, message):
     runs = [evaluated(tmp_path / "a", [0.5]), evaluated(tmp_path / "b", [0.5], **options)]
     with pytest.raises(m2d_hub.ConfigError, match=message):
         summarise(runs, out=tmp_path / "out", by=by)

@@ -65,7 +65,7 @@ def cosines(folder, files):
     return audio @ F.normalize(sum(texts), dim=1).T
 
 
-def test_one_label_a_clip_gives_accuracy_over_the_test_clips(clap, files, tmp_path):
+def test_one_label_per_clip_gives_accuracy_over_the_test_clips(clap, files, tmp_path):
     rows = [(file, LABELS[index % 3], "test" if index else "train") for index, file in enumerate(files)]
     prompts = [part for prompt in TEXTS for part in ("--prompt", prompt)]
     result = run(listed(tmp_path / "list.csv", rows), clap, tmp_path / "out", *prompts)
@@ -78,7 +78,7 @@ def test_one_label_a_clip_gives_accuracy_over_the_test_clips(clap, files, tmp_pa
     assert (tmp_path / "out" / "confusion.png").is_file() and (tmp_path / "out" / "worst.csv").is_file()
 
 
-def test_several_labels_a_clip_give_map(clap, files, tmp_path):
+def test_several_labels_per_clip_give_map(clap, files, tmp_path):
     several = [{index % 3, (index * index + 1) % 3} for index in range(len(files))]
     rows = [
         (file, ";".join(LABELS[place] for place in sorted(own)), "test")
@@ -101,7 +101,7 @@ def test_all_folds_are_tested(clap, files, tmp_path):
     assert result.report["settings"]["prompts"] == ["{} can be heard"]
 
 
-def test_a_clip_that_cannot_be_read_is_left_out_and_named(clap, files, tmp_path):
+def test_an_unreadable_clip_is_skipped_and_listed(clap, files, tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no audio")
     rows = [(file, LABELS[index % 3], "test") for index, file in enumerate(files)]
     data = listed(tmp_path / "list.csv", [*rows, ("broken.wav", "dog", "test")])
@@ -111,7 +111,7 @@ def test_a_clip_that_cannot_be_read_is_left_out_and_named(clap, files, tmp_path)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["test_clips"] == 9
 
 
-def test_what_cannot_be_scored_is_refused(clap, model, files, tmp_path):
+def test_lists_prompts_and_models_that_cannot_be_used_are_refused(clap, model, files, tmp_path):
     rows = [(file, LABELS[index % 3], "test") for index, file in enumerate(files)]
     data, out = listed(tmp_path / "list.csv", rows), tmp_path / "out"
     with pytest.raises(ConfigError, match=r"must be one or more texts with \{\} in place of the label"):

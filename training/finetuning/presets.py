@@ -1,13 +1,13 @@
 """Fine-tuning presets: the paper's tasks, and one for any other list.
 
 Rates and batches are the paper's. Its batch is that of one optimizer step; on several devices, set batch_size
-to each device's share. Table II is interpreted as on the evaluation platform that the paper names: the
-cross-entropy is also averaged over the classes, which SGD's rate of 0.5 requires; "LARS" is without weight
-decay and thus SGD with a momentum of 0.9; SpecAugment uses one mask for the whole batch; clips are cropped or
-padded with silence to one length, also in the test; the cosine starts at the first epoch. For a task without a
-validation split, hold out training clips: here the test never chooses the epoch, whereas the paper's figures of
-ESC-50 and AudioSet are those of the best epoch on the test. Results are the paper's, of M2D/0.7, averaged over
-six seeds (Table IV).
+to each device's share. Table II is interpreted as on the evaluation platform that the paper names: the cross-
+entropy is also averaged over the classes, which SGD's rate of 0.5 requires; "LARS" is without weight decay
+and thus SGD with a momentum of 0.9; SpecAugment uses one mask for the whole batch; clips are cropped or
+padded with silence to one length, also in the test; the cosine starts at the first epoch. For a task without
+a validation split, hold out training clips: here the test never chooses the epoch, whereas the paper's
+figures of ESC-50 and AudioSet are those of the best epoch on the test. Results are the paper's, of M2D/0.7,
+averaged over six seeds (Table IV).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from m2d_hub.errors import ConfigError
 
 from .config import FinetuneConfig, ImageConfig
 
-# Of all of Table II's tasks.
+# Settings of all tasks of Table II.
 TABLE_II: dict[str, Any] = {
     "head_std": 0.01,
     "shared_masks": True,
@@ -30,7 +30,7 @@ TABLE_II: dict[str, Any] = {
 
 
 def as2m() -> FinetuneConfig:
-    """AudioSet, 2 million clips of 10 s, 527 classes (Table II); 200,000 balanced draws an epoch.
+    """AudioSet, 2 million clips of 10 s, 527 classes (Table II); 200,000 balanced draws per epoch.
 
     Result: 47.9 mAP.
     Command: m2d-train finetune as2m --model m2d-0.7 --data audioset.csv --out RUN --seeds 6
@@ -147,7 +147,7 @@ def vc1() -> FinetuneConfig:
     )
 
 
-# Of both respiratory tasks (section IV-E): settings that the paper takes from the code of its reference [73].
+# Settings of both respiratory tasks (section IV-E), which the paper takes from its reference [73].
 RESPIRATORY: dict[str, Any] = {
     "crop_frames": 800,
     "crop_from_start": True,
@@ -171,12 +171,12 @@ RESPIRATORY: dict[str, Any] = {
 
 
 def icbhi2017() -> FinetuneConfig:
-    """ICBHI 2017, 6,898 respiratory cycles, four classes (section IV-E): 64 clips a step.
+    """ICBHI 2017, 6,898 respiratory cycles, four classes (section IV-E): 64 clips per step.
 
-    The first 8 s of a cycle, shorter ones repeated; a linear head; Adam with an L2 penalty, its rate a cosine
-    of 40 epochs that rises again. The reference's log-mel (torchaudio's, in dB, scaled by minimum and maximum
-    of the batch) is not copied: the model's own is what it was pre-trained on. The official 60/40 split has
-    no validation clips: take some of the training patients'.
+    The first 8 s of a cycle, shorter ones repeated; a linear head; Adam with an L2 penalty and a cosine of 40
+    epochs that rises again. The log-mel is the model's, not the reference's (torchaudio's in dB, scaled by
+    minimum and maximum of the batch). The official 60/40 split has no validation clips: hold out some of the
+    training patients.
 
     Result: Table XII, score 61.93 of M2D/0.7 16×4; Table XIII, 63.29 further pre-trained by M2D-X.
     Command: m2d-train finetune icbhi2017 --model RUN/export --data cycles.csv --out RUN2 --seeds 5
@@ -197,8 +197,8 @@ def imagenet() -> FinetuneConfig:
     """ImageNet-1K, 1,281,167 training and 50,000 test images, 1,000 classes (appendix A), for image models.
 
     The recipe is masked autoencoders' for ViT-B, "the same code and parameters as in the MAE": 1,024 images
-    per step, with a rate of 5e-4 per 256 images. The result is that of the last epoch; select="test" gives the
-    best epoch on the test images, which their code reports too.
+    per step, with a rate of 5e-4 per 256 images. The result is that of the last epoch; select="test" gives
+    the best epoch on the test images, which their code reports too.
 
     Result: Table XIV, top-1 accuracy 83.35 % of M2D.
     Command: torchrun --nproc_per_node=8 -m m2d_training finetune imagenet --model RUN/export \\
