@@ -233,16 +233,13 @@ def stated_bytes(head: bytes) -> int:
 
 
 @contextlib.contextmanager
-def open_container(
-    file: Any, name: str, head: bytes = b"", raw_format: str = "", **options: str
-) -> Iterator[tuple[Any, Any]]:
+def open_container(file: Any, name: str, head: bytes = b"", **options: str) -> Iterator[tuple[Any, Any]]:
     """Open a file object with PyAV.
 
     Args:
         file: Has ``read``, and ``seek`` and ``tell`` if it is seekable. FFmpeg does not see its name.
         name: The file's name in messages.
         head: The first 28 bytes, to recognise WAV without a length.
-        raw_format: FFmpeg's name of a sample format, for samples without a header; empty: detect the format.
         options: Options of FFmpeg's demuxer.
 
     Yields:
@@ -253,13 +250,11 @@ def open_container(
     """
     import av
 
-    options |= {"protocol_whitelist": "none", "format_whitelist": raw_format or DEMUXERS}
+    options |= {"protocol_whitelist": "none", "format_whitelist": DEMUXERS}
     if head[:4] in (b"RIFF", b"RF64") and not stated_bytes(head):
         options["ignore_length"] = "1"
     try:
-        with av.open(
-            file, format=raw_format or None, container_options=options, metadata_errors="ignore"
-        ) as container:
+        with av.open(file, container_options=options, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise AudioError(f"{name} holds no audio.")
             stream = container.streams.audio[0]

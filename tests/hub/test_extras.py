@@ -14,7 +14,7 @@ from m2d_training.cli.main import main
 
 import m2d_hub
 from m2d_hub import io
-from m2d_hub.audio.microphone import listen
+from m2d_hub.audio.live import Interrupt, open_microphone
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINING = [
@@ -91,7 +91,7 @@ def test_a_missing_library_of_the_system_says_what_to_install(broken):
     with pytest.raises(
         m2d_hub.ConfigError, match=r"\(PortAudio library not found\).*\[live\].*apt install libportaudio2\.$"
     ):
-        next(listen(16_000, 1))
+        next(open_microphone(16_000, 1, Interrupt()))
 
 
 def test_every_extra_that_is_named_exists():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 import signal
 import struct
 import subprocess
@@ -20,6 +19,7 @@ import soundfile
 from click.testing import CliRunner
 
 import m2d_hub
+from m2d_hub.audio.live import Interrupt, open_pipe
 from m2d_hub.cli import main as cli
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
 
@@ -63,6 +63,16 @@ def wav(waveform, rate=RATE, subtype="FLOAT", form="WAV"):
     return file.getvalue()
 
 
+MP3 = wav(noise(3 * RATE), subtype=None, form="MP3")
+ADTS = b"".join(b"\xff\xf1\x60\x40\x17\x7f\xfc" + noise(45).numpy().tobytes() for _ in range(60))
+
+
+def piped(data, kind=io.BytesIO, **options):
+    """Return the sample rate and the samples that arrive through a pipe."""
+    rate, blocks = open_pipe(kind(data), Interrupt(), **options)
+    return rate, np.concatenate(list(blocks))
+
+
 def frames_of(lines):
     return np.array([line["frame"] for line in lines])
 
@@ -89,29 +99,58 @@ def test_frames_of_raw_samples_are_those_of_the_array(options, dtype, scale, lis
 
 @pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
 @pytest.mark.parametrize("form", ["WAV", "WAVEX", "RF64"])
-def test_frames_of_wav_are_those_of_the_file(subtype, form, listen, model):
-    data = wav(noise(2 * 44_100, 2), 44_100, subtype, form)
-    lines, _ = listen(data, "--kind", "frames")
-    expected = model.encode_frames(io.BytesIO(data)).features[0]
-    np.testing.assert_allclose(frames_of(lines), expected.numpy(), atol=1e-5)
+def test_samples_of_wav_are_those_of_the_file(subtype, form):
+    data = wav(noise(44_100, 2), 44_100, subtype, form)
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    rate, waveform = piped(data)
+    assert rate == 44_100
+    np.testing.assert_allclose(waveform, expected.mean(axis=1), atol=1e-7)
 
 
-@pytest.mark.parametrize("told", [0, 0xFFFF_FFFF, 0x7FFF_FFFF - 36])
-def test_wav_that_never_learnt_its_length_is_read_to_its_end(told, listen, model):
-    data = wav(noise(2 * RATE), subtype="PCM_16")
-    place = data.index(b"data") + 4
-    endless = data[:place] + struct.pack("<I", told) + data[place + 4 :]
-    lines, _ = listen(endless, "--kind", "frames")
-    np.testing.assert_allclose(
-        frames_of(lines), model.encode_frames(io.BytesIO(data)).features[0].numpy(), atol=1e-5
-    )
+def test_24_bits_in_4_bytes_are_read():
+    data = bytearray(wav(noise(RATE), subtype="PCM_32"))
+    bits = data.index(b"fmt ") + 22
+    data[bits : bits + 2] = struct.pack("<H", 24)
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    np.testing.assert_allclose(piped(bytes(data))[1], expected, atol=1e-6)
 
 
-def test_what_follows_the_samples_of_wav_is_no_sound(listen):
-    data = wav(noise(2 * RATE), subtype="PCM_16")
-    assert listen(data + b"LIST\x04\0\0\0abcd" * 5_000, "--kind", "frames") == listen(
-        data, "--kind", "frames"
-    )
+@pytest.mark.parametrize("stated", [0, 0xFFFF_FFFF, 0x7FFF_FFFF - 36])
+def test_wav_without_a_length_is_read_to_its_end(stated):
+    data = wav(noise(RATE), subtype="PCM_16")
+    position = data.index(b"data") + 4
+    endless = data[:position] + struct.pack("<I", stated) + data[position + 4 :]
+    np.testing.assert_array_equal(piped(endless)[1], piped(data)[1])
+
+
+@pytest.mark.parametrize(
+    ("form", "rest", "warns"),
+    [
+        ("WAV", b"LIST\x04\0\0\0abcd" * 5_000, False),
+        ("RF64", b"LIST\x04\0\0\0abcd" * 5_000, False),
+        ("WAV", b"RIFF\xff\xff\0\0WAVE", True),
+        ("WAV", b"\1\2\3\4" * 5_000, True),
+    ],
+)
+def test_what_follows_the_samples_of_wav_is_not_sound(form, rest, warns, caplog):
+    data = wav(noise(RATE), subtype="PCM_16", form=form)
+    assert len(piped(data + rest)[1]) == RATE
+    assert ("continues after the end" in caplog.text) == warns
+
+
+@pytest.mark.parametrize("form", ["MP3", "OGG", "FLAC", "AIFF"])
+def test_encoded_streams_are_decoded(form):
+    data = wav(noise(2 * RATE), subtype=None, form=form)
+    expected, _ = soundfile.read(io.BytesIO(data), dtype="float32")
+    rate, waveform = piped(data)
+    assert rate == RATE
+    np.testing.assert_allclose(waveform[: 2 * RATE], expected, atol=1e-4)
+
+
+def test_raw_samples_that_begin_as_encoded_frames_are_raw():
+    for start in (b"\xff\xfb\x90\x64", b"\xff\xf1\x60\x40", b"\x47\x40", b"\x0b\x77"):
+        data = start + (noise(RATE).numpy() * 30_000).astype("<i2").tobytes()
+        assert len(piped(data, sample_rate=RATE)[1]) == len(data) // 2
 
 
 def test_channels_are_averaged(listen, model):
@@ -140,47 +179,59 @@ def test_a_shorter_hop_answers_more_often(listen):
     assert [line["start_s"] for line in lines] == pytest.approx([0.16 * place for place in range(8)])
 
 
-@pytest.mark.parametrize(("surplus", "channels"), [(1, 1), (1, 2), (3, 2)])
-def test_odd_bytes_at_the_end_are_left_out_and_told(surplus, channels, listen):
-    data = (noise(RATE, channels).numpy() * 30_000).astype("<i2").tobytes()
-    options = ["--rate", RATE, "--channels", channels, "--kind", "clip"]
-    whole, _ = listen(data, *options)
-    found, _ = listen(data + b"\1" * surplus, *options)
-    assert found == whole
+def test_odd_bytes_at_the_end_are_skipped_with_a_warning(caplog):
+    _, waveform = piped(b"\1" * 7, raw_format="s16le", sample_rate=RATE, channels=2)
+    assert len(waveform) == 1
+    assert "ends within a sample: its last 3 bytes are skipped" in caplog.text
 
 
-def test_left_out_bytes_are_told(caplog):
-    from m2d_hub.audio.pcm_stream import PcmStream
+def test_a_block_that_is_not_finite_is_skipped_with_a_warning(listen):
+    samples = noise(5 * RATE).numpy()
+    samples[RATE] = np.nan
+    lines, errors = listen(samples.tobytes(), "--rate", RATE, "--format", "f32le", "--kind", "clip")
+    assert lines[-1]["end_s"] > 4 and errors.count("non-finite samples") == 1 and "is skipped" in errors
 
-    blocks = PcmStream(io.BytesIO(b"\1" * 7), "s16le", RATE, 2).blocks()
-    assert [len(block) for block in blocks] == [1]
-    assert "ends within a sample: its last 3 bytes are left out" in caplog.text
+
+class Pausing(io.BytesIO):
+    """A pipe that does not block: every other read finds nothing yet."""
+
+    has_paused = False
+
+    def read(self, size=-1):
+        self.has_paused = not self.has_paused
+        return None if self.has_paused else super().read(size)
+
+
+def test_a_pause_of_a_pipe_that_does_not_block_is_not_its_end():
+    data = wav(noise(RATE))
+    assert len(piped(data, Pausing)[1]) == RATE
 
 
 @pytest.mark.parametrize(
-    ("data", "options", "told"),
+    ("data", "options", "message"),
     [
-        (b"", ["--rate", "16000"], "the stream is empty: it holds no samples"),
-        (b"\0", ["--rate", "16000"], "the stream is empty: it holds no samples"),
-        (wav(noise(0)), [], "the stream is empty: it holds no samples"),
-        (b"\0" * 4_000, [], "raw samples do not say their rate: give --rate in Hz, or send WAV"),
+        (b"", ["--rate", "16000"], "The stream is empty"),
+        (b"\0", ["--rate", "16000"], "The stream is empty"),
+        (wav(noise(0)), [], "The stream is empty"),
+        (b"\0" * 4_000, [], "raw samples do not state their rate; give --rate in Hz, or send WAV"),
         (b"\0" * 4_000, ["--rate", "0"], "--rate must be a positive number of Hz, got 0"),
         (b"\0" * 4_000, ["--rate", "-16000"], "--rate must be a positive number of Hz, got -16000"),
-        (struct.pack("<2f", 0.0, math.nan), ["--rate", "16000", "--format", "f32le"], "non-finite"),
-        (wav(noise(9)), ["--rate", "8000"], "--rate 8000 was given, but the WAV stream says 16000"),
-        (wav(noise(9)), ["--channels", "2"], "channels 2 was given, but the WAV stream says 1"),
+        (wav(noise(9)), ["--rate", "8000"], "--rate 8000 was given, but the WAV stream states 16000"),
+        (wav(noise(9)), ["--channels", "2"], "channels 2 was given, but the WAV stream states 1"),
         (wav(noise(99))[:30], [], "the stream ends within its WAV header"),
         (wav(noise(99), subtype="ULAW"), [], "WAV of format 7 with 8 bits in 1 channels"),
-        (wav(noise(99), form="FLAC", subtype="PCM_16"), ["--rate", "16000"], "the stream is FLAC, not raw"),
-        (wav(noise(99), form="OGG", subtype="VORBIS"), [], "the stream is Ogg, not raw samples or WAV"),
-        (b"\0" * 4_000, ["--rate", "16000", "--hop", "7"], "--hop must be a number of seconds above 0"),
+        (wav(noise(99), form="FLAC", subtype="PCM_16"), ["--rate", "16000"], "omit --rate"),
+        (MP3[MP3.index(b"\xff") :], ["--rate", "16000"], "the stream is encoded audio"),
+        (ADTS, ["--rate", "16000"], "the stream is encoded audio"),
+        (b"OggS" + bytes(4_000), [], "the stream cannot be read as audio"),
+        (b"\0" * 4_000, ["--rate", "16000", "--hop", "7"], "--hop must be a positive number"),
     ],
     # A WAV of floats holds the second it was written in, and every process of a run must find the same names.
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
 )
-def test_what_is_no_stream_of_samples_is_told(data, options, told, listen):
+def test_streams_that_cannot_be_read_are_refused(data, options, message, listen):
     lines, errors = listen(data, *options, status=1)
-    assert not lines and errors.startswith("Error: ") and told in errors
+    assert not lines and errors.startswith("Error: ") and message in errors
 
 
 def test_tags_of_a_model_without_a_head_are_refused(listen):
@@ -189,16 +240,17 @@ def test_tags_of_a_model_without_a_head_are_refused(listen):
 
 
 class FakeMicrophone:
-    """sounddevice, as far as it is used: three blocks, then Ctrl-C."""
+    """A stand-in for sounddevice with three blocks, then Ctrl-C, or an error as when it is unplugged."""
 
     PortAudioError = type("PortAudioError", (Exception,), {})
 
-    def __init__(self, error=None):
-        self.asked, self.left, self.error = {}, 3, error
+    def __init__(self, opening_error=None, reading_error=None):
+        self.asked, self.left = {}, 3
+        self.opening_error, self.reading_error = opening_error, reading_error
 
     def InputStream(self, **asked):
-        if self.error:
-            raise self.PortAudioError(self.error)
+        if self.opening_error:
+            raise self.PortAudioError(self.opening_error)
         self.asked = asked
         return self
 
@@ -210,12 +262,14 @@ class FakeMicrophone:
 
     def read(self, frames):
         self.left -= 1
+        if self.left == 0 and self.reading_error is None:
+            signal.raise_signal(signal.SIGINT)
         if self.left < 0:
-            raise KeyboardInterrupt
+            raise self.PortAudioError(self.reading_error)
         return noise(frames, self.asked["channels"]).numpy(), self.left == 1
 
 
-def test_a_microphone_is_heard_until_control_c(listen, monkeypatch):
+def test_a_microphone_is_recorded_until_control_c(listen, monkeypatch):
     fake = FakeMicrophone()
     monkeypatch.setitem(sys.modules, "sounddevice", fake)
     lines, _ = listen(b"", "microphone", "--rate", 44_100, "--channels", 2, "--kind", "clip")
@@ -223,7 +277,14 @@ def test_a_microphone_is_heard_until_control_c(listen, monkeypatch):
     assert (fake.asked["samplerate"], fake.asked["channels"], fake.asked["closed"]) == (44_100, 2, True)
 
 
-def test_a_microphone_that_is_not_there_is_told(listen, monkeypatch):
+def test_an_unplugged_microphone_ends_with_the_rest_and_an_error(listen, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone(reading_error="No such device"))
+    lines, errors = listen(b"", "microphone", "--kind", "clip", status=1)
+    assert [line["end_s"] for line in lines] == [0.31]
+    assert "the microphone stopped (No such device)" in errors
+
+
+def test_a_missing_microphone_is_an_error(listen, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone("no default input device"))
     _, errors = listen(b"", "microphone", status=1)
     assert "at --rate 16000 Hz (no default input device)" in errors
