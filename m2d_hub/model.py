@@ -14,9 +14,9 @@ from einops import rearrange
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from m2d_hub.audio.ahead import ReadAhead
 from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.audio.given import Channels
+from m2d_hub.audio.prefetch import Prefetcher
 from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.errors import ConfigError
@@ -472,7 +472,7 @@ class M2D(Pretrained):
             yield clips
             return
         clips = open_audio(audio, self.sample_rate, sample_rate, channels)
-        with ReadAhead(device=self.device) as reader:
+        with Prefetcher() as reader:
             yield [reader.add(clip) for clip in clips]
 
     def _encode_to_frames(

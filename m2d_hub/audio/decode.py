@@ -29,7 +29,7 @@ from m2d_hub.io import reading
 
 logger = logging.getLogger(__name__)
 
-BLOCK_S = 20.0  # maximum seconds per block
+BLOCK_S = 5.0  # maximum seconds per block
 BLOCK_VALUES = 1 << 20  # maximum samples of all channels per block
 # The only demuxers that FFmpeg may use: none of them opens other files, as playlists do.
 DEMUXERS = (

@@ -65,7 +65,7 @@ def tag(
       m2d-hub tag dog.wav --texts "a dog barking" --texts "rain on a roof"
       m2d-hub tag recordings/ --json > tags.json
     """
-    from m2d_hub.audio.ahead import ReadAhead
+    from m2d_hub.audio.prefetch import Prefetcher
     from m2d_hub.corpus.embed_files import opened_ahead
     from m2d_hub.hub import load_model
     from m2d_hub.zero_shot import classify_by_text
@@ -75,7 +75,7 @@ def tag(
     results: list[dict[str, Any]] = []
     failed = 0
     options: dict[str, Any] = {"top_k": top, "batch_size": batch_size}
-    with ReadAhead(device=loaded.device) as reader:
+    with Prefetcher() as reader:
         files = opened_ahead(([source] for source in sources), loaded.sample_rate, reader)
         for source, file in zip(with_progress(sources), files, strict=True):
             try:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 
 import torch
 
-from m2d_hub.audio.ahead import CLIPS_AHEAD, ReadAhead
 from m2d_hub.audio.clips import AudioClip, open_audio
+from m2d_hub.audio.prefetch import CLIPS_AHEAD, Prefetcher
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.corpus.outputs import Output
 from m2d_hub.corpus.records import Row
@@ -53,7 +53,7 @@ class Job:
 
     def embed(self, model: M2D, sources: Iterable[Source]) -> Iterator[EmbeddedBatch]:
         """Embed files in order, reading files ahead of the encoder."""
-        with ReadAhead(self.num_workers, model.device) as reader:
+        with Prefetcher(self.num_workers) as reader:
             for batch in opened_ahead(_batches(sources, self.batch_size), model.sample_rate, reader):
                 yield _embed_batch(model, batch, self.kind, self.batch_size)
 
@@ -181,7 +181,7 @@ def _embed_here(output: Output, job: Job) -> Iterator[EmbeddedBatch]:
 
 
 def opened_ahead(
-    batches: Iterable[list[Source]], sample_rate: int, reader: ReadAhead
+    batches: Iterable[list[Source]], sample_rate: int, reader: Prefetcher
 ) -> Iterator[OpenedBatch]:
     """Open batches in order, while ``reader`` reads the next ones; each clip must be read or closed."""
     ahead: deque[OpenedBatch] = deque()

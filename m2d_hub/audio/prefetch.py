@@ -1,0 +1,122 @@
+"""Prefetching: threads decode and resample files while earlier ones are encoded, in bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+from torch import Tensor
+
+from m2d_hub.audio.clips import AudioClip, Clip
+from m2d_hub.audio.stored import StoredFile
+from m2d_hub.checks import POSITIVE_INTEGER, require
+
+CLIPS_AHEAD = 32  # maximum number of clips that are begun and not yet closed
+BLOCKS_AHEAD = 4  # maximum number of decoded blocks per clip that wait
+_MAX_WORKERS = 16  # by default: more files are seldom read at once without waiting for the disk
+
+
+def default_workers() -> int:
+    """Return the default number of threads: the cores that this process may use, minus one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores - 1, _MAX_WORKERS))
+
+
+class Prefetcher:
+    """Threads that read clips in the order in which they are added; used in a ``with``, which ends them.
+
+    Clips must be read or closed in that order. Samples and errors are those of the clip itself.
+    """
+
+    def __init__(self, num_workers: int | None = None):
+        """Start no thread before there is a file to read.
+
+        Args:
+            num_workers: Maximum number of threads; None: :func:`default_workers`.
+
+        Raises:
+            ConfigError: ``num_workers`` is less than 1.
+        """
+        require(
+            num_workers is None or num_workers in POSITIVE_INTEGER,
+            f"num_workers must be {POSITIVE_INTEGER} or None, got {num_workers!r}.",
+        )
+        self._threads = ThreadPoolExecutor(num_workers or default_workers(), "m2d_hub prefetch")
+        self._waiting: deque[PrefetchedClip] = deque()  # added, not begun
+        self._begun: set[PrefetchedClip] = set()  # and not closed
+
+    def add(self, clip: AudioClip) -> AudioClip:
+        """Return the clip, to be prefetched if it is a file. File objects may share a read position."""
+        if not isinstance(clip, Clip) or not isinstance(clip.source, (Path, StoredFile)):
+            return clip
+        prefetched = PrefetchedClip(clip, self)
+        self._waiting.append(prefetched)
+        self._begin()
+        return prefetched
+
+    def _begin(self) -> None:
+        while self._waiting and len(self._begun) < CLIPS_AHEAD:
+            clip = self._waiting.popleft()
+            self._begun.add(clip)
+            self._threads.submit(clip.read)
+
+    def release(self, clip: PrefetchedClip) -> None:
+        """Make room for another clip."""
+        if clip in self._begun:
+            self._begun.remove(clip)
+            self._begin()
+        else:
+            self._waiting.remove(clip)
+
+    def __enter__(self) -> Prefetcher:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for clip in [*self._waiting, *self._begun]:
+            clip.close()
+        self._threads.shutdown(cancel_futures=True)
+
+
+class PrefetchedClip(AudioClip):
+    """A clip of :meth:`Prefetcher.add`."""
+
+    def __init__(self, clip: Clip, prefetcher: Prefetcher):
+        self.expected_samples = clip.expected_samples
+        self._clip, self._prefetcher, self._is_closed = clip, prefetcher, False
+        self._queue: Queue[Tensor | Exception | None] = Queue(BLOCKS_AHEAD)  # None: the end
+
+    def read(self) -> None:
+        """Read the clip, in a thread, until it ends or is closed."""
+        end = None
+        try:
+            for block in self._clip.blocks():
+                if self._is_closed:
+                    return
+                self._queue.put(block)
+        except Exception as error:  # noqa: BLE001 - raised again where the clip is read
+            end = error
+        if not self._is_closed:
+            self._queue.put(end)
+
+    def blocks(self) -> Iterator[Tensor]:
+        if self._is_closed:
+            raise RuntimeError(f"{self._clip.name} was already read or closed.")
+        try:
+            while (item := self._queue.get()) is not None:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Release the clip, discarding what was not read."""
+        if not self._is_closed:
+            self._is_closed = True
+            while not self._queue.empty():  # so that a thread that waits for room goes on, and ends
+                self._queue.get()
+            self._prefetcher.release(self)
