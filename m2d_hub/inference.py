@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.audio.clips import AudioClip
-from m2d_hub.audio.waveforms import scaled
+from m2d_hub.audio.inputs import scaled
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.encoder import Encoder, mask_of_tokens
 from m2d_hub.nn.frontend import LogMelFrontend

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from m2d_hub.audio.clips import AudioClip, open_audio
-from m2d_hub.audio.given import Channels
+from m2d_hub.audio.inputs import Channels
 from m2d_hub.audio.prefetch import Prefetcher
 from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from m2d_hub.audio.given import Channels
+from m2d_hub.audio.inputs import Channels
 from m2d_hub.model import M2D
 from m2d_hub.results import Tag, require_top_k, top_tags
 

@@ -1,7 +1,7 @@
-"""Anything that holds audio to blocks of mono waveform at the model's rate.
+"""Clips: audio of any kind as blocks of mono waveform at the model's rate.
 
-A file is opened once to look at its header, so that a bad one is found before work starts, and read in blocks
-when its turn comes; nothing is ever held whole but the arrays that a caller hands over.
+A file is opened once to read its header, so that an unreadable one is reported before work starts, and
+decoded block by block when its turn comes.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.decode import BLOCK_VALUES, decode, read_header
-from m2d_hub.audio.given import Channels, Given, unpack
+from m2d_hub.audio.decode import BLOCK_S, BLOCK_VALUES, decode, read_header
+from m2d_hub.audio.inputs import AudioInput, Channels, checked, to_clips, to_mono, unpack
 from m2d_hub.audio.resample import check_rate, resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
-from m2d_hub.audio.waveforms import checked, to_clips, to_mono
 from m2d_hub.errors import AudioError
 from m2d_hub.io import open_file
 
-# What cannot be read, or only with PyAV, is looked for as well, so that it is reported, not passed over.
-_READABLE_SUFFIXES = "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64 sph voc gsm"
-_OTHER_SUFFIXES = "m4a m4b mp4 aac 3gp wma amr webm mka wv ape spx"
-AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_READABLE_SUFFIXES} {_OTHER_SUFFIXES}".split())
+_SUFFIXES = (
+    "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64 sph voc gsm "
+    "m4a m4b mp4 aac 3gp wma amr webm mka wv ape spx"
+)
+AUDIO_SUFFIXES = frozenset(f".{suffix}" for suffix in _SUFFIXES.split())
 
 
 @dataclass(frozen=True)
@@ -51,60 +51,62 @@ class AudioPart:
 
 
 class AudioClip(ABC):
-    """One piece of audio that can be read once more or, where it is read ahead, once."""
+    """One piece of audio that can be read several times or, if it is prefetched, once."""
 
-    expected_samples: int  # as announced by the source
+    expected_samples: int  # as stated by the source
 
     @abstractmethod
     def blocks(self) -> Iterator[Tensor]:
-        """Consecutive parts (s,) of the mono waveform at the rate wanted, float32.
+        """Yield consecutive parts (s,) of the mono waveform at the requested rate, float32.
 
         Raises:
             AudioError: The audio is empty, non-finite or unreadable; the message names it.
         """
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to let go
-        """Lets it go, read or not."""
+    def close(self) -> None:  # noqa: B027 - most have nothing to release
+        """Release the clip, read or not."""
 
 
 @dataclass(frozen=True)
 class Clip(AudioClip):
     """One piece of audio, not yet read: a file, or a waveform in memory."""
 
-    name: str  # for messages: the path, or the place in the caller's list
+    name: str  # for messages: the path, or the position in the caller's list
     source: Any  # path, stored file, file object, decoder of torchcodec, or mono float32 waveform (S,)
     source_rate: int  # Hz
-    sample_rate: int  # Hz wanted
-    expected_samples: int  # at sample_rate, as announced by the source
+    sample_rate: int  # Hz requested
+    expected_samples: int  # at sample_rate, as stated by the source
     frames: tuple[int, int | None] = (0, None)  # of the file: the first, and the one after the last
 
     def blocks(self) -> Iterator[Tensor]:
-        empty = True
-        raw = checked(self._raw(*self.frames), self.name)
+        is_empty = True
+        raw = checked(self.raw_blocks(*self.frames), self.name)
         for block in resample(raw, self.source_rate, self.sample_rate):
-            empty = empty and not len(block)
+            is_empty = is_empty and not len(block)
             yield block
-        if empty:
+        if is_empty:
             raise AudioError(f"{self.name} is empty: it holds no samples.")
 
-    def _raw(self, first: int, stop: int | None) -> Iterator[Tensor]:
-        """Blocks (s,) of the source's samples ``first`` to ``stop``, at its rate."""
-        if isinstance(self.source, Tensor):
-            return _split(self.source[first:stop])
+    def raw_blocks(self, first: int, stop: int | None) -> Iterator[Tensor]:
+        """Yield blocks (s,) of the source's samples ``first`` to ``stop``, at its rate."""
         if isinstance(self.source, (Path, StoredFile)) or hasattr(self.source, "read"):
-            return decode(self.source, self.name, first, stop)
-        return _split(_decoded(self.source, self.name)[first:stop])
+            yield from decode(self.source, self.name, first, stop)
+        else:
+            is_waveform = isinstance(self.source, Tensor)
+            waveform = self.source if is_waveform else _decoded(self.source, self.name)
+            block_samples = min(BLOCK_VALUES, int(BLOCK_S * self.source_rate))
+            yield from waveform[first:stop].split(block_samples)
 
 
 def read_part(clip: Clip, start: int, stop: int) -> Tensor:
-    """Reads some samples of a clip without those before them, as :meth:`Clip.blocks` gives them.
+    """Read some samples of a clip without those before them.
 
-    Where the rates differ, resampled samples agree within 1e-5 (full scale is 1).
+    They are those of :meth:`Clip.blocks`; within 1e-5 (full scale is 1) if they are resampled.
 
     Args:
-        clip: What :func:`open_audio` gave.
-        start: The first sample wanted, at the clip's ``sample_rate``.
-        stop: The one after the last.
+        clip: A result of :func:`open_audio`.
+        start: The first sample, at the clip's ``sample_rate``.
+        stop: The sample after the last one.
 
     Returns:
         (stop − start,) float32, or fewer samples where the audio ends before.
@@ -117,7 +119,7 @@ def read_part(clip: Clip, start: int, stop: int) -> Tensor:
     first, last = max(0, start // step_out - margin), -(-stop // step_out) + margin
     begin, end = clip.frames
     until = begin + last * step_in
-    raw = clip._raw(begin + first * step_in, until if end is None else min(until, end))
+    raw = clip.raw_blocks(begin + first * step_in, until if end is None else min(until, end))
     blocks = list(resample(checked(raw, clip.name), clip.source_rate, clip.sample_rate))
     part = torch.cat(blocks) if blocks else torch.zeros(0)
     return part[start - first * step_out : stop - first * step_out]
@@ -126,34 +128,33 @@ def read_part(clip: Clip, start: int, stop: int) -> Tensor:
 def open_audio(
     audio: Any, sample_rate: int, array_rate: int | None = None, channels: Channels | None = None
 ) -> list[Clip]:
-    """Sorts out what a caller handed over.
+    """Open audio of any kind.
 
     Args:
         audio: A path, a file object, a 1-D array, tensor or list of numbers, a 2-D one (a batch of clips);
             one recording with its rate: a pair ``(waveform, rate)``, a mapping with ``array`` and
             ``sampling_rate``, a decoder or samples of torchcodec; or a list, a data frame's column or an
             array of any of these. Integers are scaled to [-1, 1).
-        sample_rate: Hz wanted.
-        array_rate: Hz of arrays that come without; None means ``sample_rate``. Files carry theirs.
-        channels: What the rows of a 2-D array that comes without a rate are: ``"clips"``; ``"mix"``: the
-            channels of one clip, averaged; None: clips, with a warning where they are two. Of what carries
-            its rate they are channels.
+        sample_rate: Hz of the result.
+        array_rate: Hz of arrays that state no rate; None means ``sample_rate``.
+        channels: Meaning of the rows of a 2-D array that states no rate: ``"clips"``; ``"mix"``: the channels
+            of one clip, averaged; None: clips, with a warning if they are two. With a rate they are channels.
 
     Raises:
-        AudioError: Something is missing, unreadable, empty, or of a shape, type or rate that cannot be used.
-        ConfigError: ``channels`` is none of these.
+        AudioError: An input is missing, unreadable or empty, or its shape, type or rate is not supported.
+        ConfigError: ``channels`` is not one of its values.
     """
     array_rate = sample_rate if array_rate is None else check_rate(array_rate, "sample_rate")
-    return [clip for given in unpack(audio, channels) for clip in _open_one(given, sample_rate, array_rate)]
+    return [clip for item in unpack(audio, channels) for clip in _open_one(item, sample_rate, array_rate)]
 
 
-def _open_one(given: Given, sample_rate: int, array_rate: int) -> list[Clip]:
-    item, name = given.source, given.name
+def _open_one(audio: AudioInput, sample_rate: int, array_rate: int) -> list[Clip]:
+    item, name = audio.source, audio.name
     if isinstance(item, (str, os.PathLike)):
         part = item if isinstance(item, AudioPart) else None
         return [_open_file(_check_path(Path(item)), str(item), sample_rate, part)]
     if isinstance(item, StoredFile):
-        fetched = item.fetched()  # or why it cannot be
+        fetched = item.fetched()
         if not item.size:
             raise AudioError(f"{item} is empty: it holds no samples.")
         return [_open_file(fetched, str(item), sample_rate)]
@@ -164,32 +165,31 @@ def _open_one(given: Given, sample_rate: int, array_rate: int) -> list[Clip]:
         raise AudioError(
             f"{name} is raw bytes; wrap an encoded file as io.BytesIO(data), or give a path or an array."
         )
-    rate = given.rate or array_rate
+    rate = audio.rate or array_rate
     if hasattr(item, "get_all_samples"):
         seconds = getattr(getattr(item, "metadata", None), "duration_seconds", None) or 0.0
-        return [
-            Clip(name, item, rate, sample_rate, resampled_length(round(seconds * rate), rate, sample_rate))
-        ]
+        num_samples = resampled_length(round(seconds * rate), rate, sample_rate)
+        return [Clip(name, item, rate, sample_rate, num_samples)]
     return [
         Clip(row_name, row, rate, sample_rate, resampled_length(len(row), rate, sample_rate))
-        for row_name, row in _rows(given)
+        for row_name, row in _rows(audio)
     ]
 
 
-def _rows(given: Given) -> list[tuple[str, Tensor]]:
-    """The clips of an array, with their names."""
-    if given.rows == "mix":
-        return [(given.name, to_mono(given.source, given.name))]
-    waveform = to_clips(given.source, given.name)
+def _rows(audio: AudioInput) -> list[tuple[str, Tensor]]:
+    """Return the clips of an array, with their names."""
+    if audio.rows == "mix":
+        return [(audio.name, to_mono(audio.source, audio.name))]
+    waveform = to_clips(audio.source, audio.name)
     if waveform.ndim == 1:
-        return [(given.name, waveform)]
-    if given.rows is None and len(waveform) == 2:
+        return [(audio.name, waveform)]
+    if audio.rows is None and len(waveform) == 2:
         warnings.warn(
-            "an array of two rows is taken for two clips. Where its rows are the two channels of one "
-            "recording, as torchaudio.load gives it, say channels='mix'; where not, channels='clips'.",
+            "an array of two rows is treated as two clips. If its rows are the channels of one recording, as "
+            "torchaudio.load returns it, pass channels='mix'; if not, channels='clips'.",
             stacklevel=2,
         )
-    return [(f"row {index} of {given.name}", row) for index, row in enumerate(waveform)]
+    return [(f"row {index} of {audio.name}", row) for index, row in enumerate(waveform)]
 
 
 def _open_file(
@@ -207,10 +207,10 @@ def _open_file(
 
 
 def _check_path(path: Path) -> Path:
-    """A path of a regular file that is not empty.
+    """Return the path of a regular file that is not empty.
 
     Raises:
-        AudioError: It is none; the message says what it is.
+        AudioError: It is something else; the message says what.
     """
     with open_file(path, "an audio file", AudioError) as file:
         if not os.fstat(file.fileno()).st_size:
@@ -219,31 +219,27 @@ def _check_path(path: Path) -> Path:
 
 
 def _seekable(file: Any, name: str) -> BinaryIO:
-    """A file object that can be sought, of bytes; what cannot is read into memory.
+    """Return a binary file object, read into memory if it is not seekable.
 
     Raises:
-        AudioError: It is closed, or of text.
+        AudioError: It is closed, or a text file.
     """
     if isinstance(file, io.TextIOBase):
-        raise AudioError(f"{name} is a file of text; open it for bytes: open(path, 'rb').")
+        raise AudioError(f"{name} is a text file; open it in binary mode: open(path, 'rb').")
     try:
         try:
             if file.seekable():
                 return file
-        except AttributeError:  # older mmap and SpooledTemporaryFile; members of tars that are streamed
+        except AttributeError:  # older mmap and SpooledTemporaryFile; members of streamed tar files
             if isinstance(file, (mmap.mmap, tempfile.SpooledTemporaryFile)):
                 file.seek(0)
         return io.BytesIO(file.read())
     except (ValueError, TypeError, OSError) as error:
-        raise AudioError(f"{name} is no file of bytes that can be read ({error}).") from error
-
-
-def _split(waveform: Tensor) -> Iterator[Tensor]:
-    yield from waveform.split(BLOCK_VALUES)
+        raise AudioError(f"{name} is not a readable binary file ({error}).") from error
 
 
 def _decoded(decoder: Any, name: str) -> Tensor:
-    """All samples of a decoder of torchcodec, mono.
+    """Return all samples of torchcodec's decoder, mono.
 
     Raises:
         AudioError: It cannot decode them, or there are none.

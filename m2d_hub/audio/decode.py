@@ -21,9 +21,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from m2d_hub.audio.inputs import mix, scaled
 from m2d_hub.audio.resample import check_rate
 from m2d_hub.audio.stored import StoredFile
-from m2d_hub.audio.waveforms import mix, scaled
 from m2d_hub.errors import AudioError
 from m2d_hub.io import reading
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decode import decoded_frames, mono_blocks, open_container, reading_audio
+from m2d_hub.audio.inputs import mix, scaled
 from m2d_hub.audio.resample import check_rate
-from m2d_hub.audio.waveforms import mix, scaled
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.io import importing
 
@@ -137,12 +137,12 @@ def open_pipe(
             return _open_wav(pipe, sample_rate, channels)
         if magic.startswith(_MAGIC) or magic[4:8] == b"ftyp" or _is_synced(pipe, magic):
             if sample_rate is not None or channels is not None:
-                raise ConfigError(
-                    "the stream is encoded audio, which states its own format; omit sample_rate and channels."
-                )
+                raise ConfigError("the stream is encoded audio; omit sample_rate (--rate) and channels.")
             return _open_encoded(pipe)
     if sample_rate is None:
-        raise ConfigError("raw samples do not state their rate; give sample_rate in Hz, or send WAV.")
+        raise ConfigError(
+            "raw samples do not state their rate; give sample_rate (--rate) in Hz, or send WAV."
+        )
     rate = check_rate(sample_rate, "sample_rate")
     return rate, _raw_blocks(pipe, raw_format or "s16le", channels or 1, None)
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtra
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
-from m2d_hub.audio.waveforms import is_numbers, to_clips, to_mono
+from m2d_hub.audio.inputs import is_numbers, to_clips, to_mono
 from m2d_hub.config import EncoderConfig, FrontendConfig, HeadConfig
 from m2d_hub.nn.encoder import initialise_weights
 from m2d_hub.nn.head import Head

@@ -14,7 +14,7 @@ import os
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.audio.waveforms import scaled
+from m2d_hub.audio.inputs import scaled
 from m2d_hub.hub import load_model
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 

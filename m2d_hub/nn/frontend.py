@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2d_hub.audio.waveforms import scaled
+from m2d_hub.audio.inputs import scaled
 from m2d_hub.config import EPSILON, FrontendConfig
 from m2d_hub.io import plain_tensors
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from m2d_hub.audio.waveforms import scaled
+from m2d_hub.audio.inputs import scaled
 from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
 from m2d_hub.nn.encoder import Encoder, mask_of_tokens, tokens_to_frames
 from m2d_hub.windows import Windows, reflected

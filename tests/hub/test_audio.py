@@ -121,13 +121,13 @@ def test_a_file_object_can_be_read_twice(clips):
         ("x" * 300, "cannot be opened"),
         ("data:audio/wav;base64," + "A" * 5_000, "cannot be opened"),
         ("a\0b.wav", "cannot be opened"),
-        (io.StringIO("text"), "is a file of text; open it for bytes"),
+        (io.StringIO("text"), "is a text file; open it in binary mode"),
         (torch.zeros(5, device="meta"), "meta tensor"),
         (torch.zeros(5).to_sparse(), "sparse"),
         (np.zeros(5, np.complex64), "torch.complex64; give floats"),
         (b"RIFF", "io.BytesIO"),
-        (object(), "type object, which is no audio"),
-        (None, "type NoneType, which is no audio"),
+        (object(), "type object, which is not supported as audio"),
+        (None, "type NoneType, which is not supported as audio"),
     ],
 )
 def test_what_is_no_audio_is_refused_with_a_way_out(audio, message):
@@ -174,7 +174,7 @@ def test_file_objects_that_cannot_be_sought_are_read(clips, tmp_path):
 def test_a_closed_file_is_refused(clips):
     file = next(iter(sorted(clips.glob("*.flac")))).open("rb")
     file.close()
-    with pytest.raises(AudioError, match=r"\.flac is no file of bytes that can be read \(.*closed"):
+    with pytest.raises(AudioError, match=r"\.flac is not a readable binary file \(.*closed"):
         open_audio(file, 16_000)
 
 
@@ -233,7 +233,7 @@ def test_a_list_of_integers_is_scaled_like_the_array(dtype):
 
 
 def test_whole_numbers_of_unknown_scale_are_refused():
-    with pytest.raises(AudioError, match="beyond 16 bits, which do not say their scale"):
+    with pytest.raises(AudioError, match="beyond 16 bits, which do not state their scale"):
         read([0, 40_000])
 
 

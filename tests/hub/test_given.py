@@ -141,7 +141,9 @@ def test_a_column_of_arrays_of_different_lengths_is_a_list_of_clips():
 
 
 def test_two_rows_are_two_clips_with_a_warning_that_says_how_to_mix_them():
-    with pytest.warns(UserWarning, match=r"array of two rows is taken for two clips.*channels='mix'") as seen:
+    with pytest.warns(
+        UserWarning, match=r"array of two rows is treated as two clips.*channels='mix'"
+    ) as seen:
         given = read(STEREO)
     assert [waveform.tolist() for waveform in given] == [LEFT.tolist(), RIGHT.tolist()]
     assert len(seen) == 1
@@ -197,10 +199,13 @@ def test_channels_of_integers_are_scaled_before_they_are_mixed(dtype, full):
         (Samples(data=torch.zeros(1, 8), sample_rate=None), "sample rate of the audio must be .* got None"),
         (np.array([["a.wav"], ["b.wav"]], dtype=object), r"shape \(2, 1\) was given; give one column"),
         (np.array(["a.wav", None, 0.5], dtype=object), r"a\.wav does not exist"),
-        (np.array([MONO, None], dtype=object), "input 1 is of type NoneType, which is no audio"),
+        (
+            np.array([MONO, None], dtype=object),
+            "input 1 is of type NoneType, which is not supported as audio",
+        ),
         (np.array([], dtype=object), "an empty list was given"),
-        ((path for path in ["a.wav"]), "type generator, which is no audio"),
-        ({"a.wav"}, "type set, which is no audio"),
+        ((path for path in ["a.wav"]), "type generator, which is not supported as audio"),
+        ({"a.wav"}, "type set, which is not supported as audio"),
     ],
 )
 def test_what_carries_no_audio_is_refused_with_a_way_out(audio, message):

@@ -213,18 +213,22 @@ def test_a_pause_of_a_pipe_that_does_not_block_is_not_its_end():
         (b"", ["--rate", "16000"], "The stream is empty"),
         (b"\0", ["--rate", "16000"], "The stream is empty"),
         (wav(noise(0)), [], "The stream is empty"),
-        (b"\0" * 4_000, [], "raw samples do not state their rate; give --rate in Hz, or send WAV"),
-        (b"\0" * 4_000, ["--rate", "0"], "--rate must be a positive number of Hz, got 0"),
-        (b"\0" * 4_000, ["--rate", "-16000"], "--rate must be a positive number of Hz, got -16000"),
-        (wav(noise(9)), ["--rate", "8000"], "--rate 8000 was given, but the WAV stream states 16000"),
+        (
+            b"\0" * 4_000,
+            [],
+            "raw samples do not state their rate",
+        ),
+        (b"\0" * 4_000, ["--rate", "0"], "sample_rate must be a positive number of Hz, got 0"),
+        (b"\0" * 4_000, ["--rate", "-16000"], "sample_rate must be a positive number of Hz, got -16000"),
+        (wav(noise(9)), ["--rate", "8000"], "sample_rate 8000 was given, but the WAV stream states 16000"),
         (wav(noise(9)), ["--channels", "2"], "channels 2 was given, but the WAV stream states 1"),
         (wav(noise(99))[:30], [], "the stream ends within its WAV header"),
         (wav(noise(99), subtype="ULAW"), [], "WAV of format 7 with 8 bits in 1 channels"),
-        (wav(noise(99), form="FLAC", subtype="PCM_16"), ["--rate", "16000"], "omit --rate"),
+        (wav(noise(99), form="FLAC", subtype="PCM_16"), ["--rate", "16000"], "omit sample_rate"),
         (MP3[MP3.index(b"\xff") :], ["--rate", "16000"], "the stream is encoded audio"),
         (ADTS, ["--rate", "16000"], "the stream is encoded audio"),
         (b"OggS" + bytes(4_000), [], "the stream cannot be read as audio"),
-        (b"\0" * 4_000, ["--rate", "16000", "--hop", "7"], "--hop must be a positive number"),
+        (b"\0" * 4_000, ["--rate", "16000", "--hop", "7"], "hop_s must be a positive number"),
     ],
     # A WAV of floats holds the second it was written in, and every process of a run must find the same names.
     ids=lambda value: f"{len(value)} bytes" if isinstance(value, bytes) else None,
@@ -287,7 +291,7 @@ def test_an_unplugged_microphone_ends_with_the_rest_and_an_error(listen, monkeyp
 def test_a_missing_microphone_is_an_error(listen, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone("no default input device"))
     _, errors = listen(b"", "microphone", status=1)
-    assert "at --rate 16000 Hz (no default input device)" in errors
+    assert "at sample_rate 16000 Hz (no default input device)" in errors
     monkeypatch.setitem(sys.modules, "sounddevice", None)
     _, errors = listen(b"", "microphone", status=1)
     assert "pip install 'm2d-hub[live]'" in errors

@@ -1,0 +1,254 @@
+"""Normalisation of audio inputs: paths, arrays, columns and other libraries' objects to single waveforms."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from m2d_hub.audio.resample import check_rate
+from m2d_hub.errors import AudioError, ConfigError
+
+Channels = Literal["clips", "mix"]
+MAX_SAMPLE = 1e12  # where full scale is 1: the power of much larger samples is infinite in float32
+_INTEGER_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32_768.0, torch.int32: 2_147_483_648.0}
+
+
+@dataclass(frozen=True)
+class AudioInput:
+    """One object that holds audio, not yet opened."""
+
+    source: Any  # path, file object, decoder, array, tensor or list of numbers
+    name: str  # for messages
+    rate: int | None = None  # Hz that came with an array or a decoder
+    rows: Channels | None = None  # meaning of the rows of a 2-D array; None: clips, with a warning if two
+
+
+def unpack(audio: Any, channels: Channels | None) -> list[AudioInput]:
+    """Split lists, columns and arrays of objects, and take waveforms from objects that state a sample rate.
+
+    Args:
+        audio: As for :func:`m2d_hub.audio.open_audio`.
+        channels: Meaning of the rows of 2-D arrays without a sample rate.
+
+    Raises:
+        AudioError: It is empty, or a pair or a mapping lacks a waveform or a sample rate.
+        ConfigError: ``channels`` is not one of its values.
+    """
+    if channels not in (None, "clips", "mix"):
+        raise ConfigError(
+            f"channels must be 'mix' (rows of an array are channels, averaged), 'clips' or None, got "
+            f"{channels!r}."
+        )
+    audio = _as_list(audio)
+    if not isinstance(audio, list) or is_numbers(audio):
+        return [_unpack_one(audio, "the audio", channels)]
+    if not audio:
+        raise AudioError("an empty list was given; give at least one path or waveform.")
+    return [_unpack_one(item, f"input {index}", channels) for index, item in enumerate(audio)]
+
+
+def _as_list(audio: Any) -> Any:
+    """Return a sequence, a data frame's column or an array of objects as a list, and others unchanged."""
+    if isinstance(audio, (str, bytes, bytearray, memoryview, Tensor)) or _is_pair(audio):
+        return audio
+    if isinstance(audio, Sequence):
+        return audio if is_numbers(audio) else list(audio)
+    if not hasattr(audio, "__array__"):
+        return audio
+    objects = np.asarray(audio)
+    if objects.dtype.kind not in "OUT":  # objects or strings
+        return audio
+    if objects.ndim != 1:
+        raise AudioError(f"an array or table of shape {objects.shape} was given; give one column of it.")
+    return list(objects)
+
+
+def _unpack_one(item: Any, name: str, channels: Channels | None) -> AudioInput:
+    if isinstance(item, Mapping):
+        return _unpack_mapping(item, name)
+    if _is_pair(item):
+        return _unpack_pair(item, name)
+    if hasattr(item, "get_all_samples"):  # torchcodec's decoder, which may resample
+        rate = item.get_samples_played_in_range(0, 0).sample_rate
+        return AudioInput(item, name, check_rate(rate, f"the sample rate of {name}"))
+    if hasattr(item, "sample_rate") and isinstance(getattr(item, "data", None), Tensor):  # its samples
+        return AudioInput(item.data, name, check_rate(item.sample_rate, f"the sample rate of {name}"), "mix")
+    return AudioInput(item, name, rows=channels)
+
+
+def _unpack_mapping(row: Mapping[str, Any], name: str) -> AudioInput:
+    """Unpack a row of Hugging Face datasets, decoded or not."""
+    path, data = row.get("path"), row.get("bytes")
+    if row.get("array") is not None and row.get("sampling_rate") is not None:
+        rate = check_rate(row["sampling_rate"], f"sampling_rate of {name}")
+        return AudioInput(row["array"], name, rate, "mix")
+    if isinstance(data, bytes):
+        return AudioInput(io.BytesIO(data), name if path is None else str(path))
+    if "array" not in row and isinstance(path, (str, os.PathLike)):
+        return AudioInput(path, name)
+    raise AudioError(
+        f"{name} is a mapping of {', '.join(map(repr, row)) or 'nothing'}; give {{'array': waveform, "
+        "'sampling_rate': Hz}, or one of a file's 'bytes' or 'path'."
+    )
+
+
+def _is_pair(audio: Any) -> bool:
+    return isinstance(audio, tuple) and len(audio) == 2 and is_number(audio[0]) != is_number(audio[1])
+
+
+def _unpack_pair(pair: tuple[Any, Any], name: str) -> AudioInput:
+    waveform, rate = pair
+    if is_number(waveform) or isinstance(waveform, (str, os.PathLike)) or hasattr(waveform, "read"):
+        kinds = f"({type(waveform).__name__}, {type(rate).__name__})"
+        raise AudioError(
+            f"{name} is a pair {kinds}; a pair is (waveform, rate): swap (rate, waveform), and give a file, "
+            "which carries its rate, alone."
+        )
+    return AudioInput(waveform, name, check_rate(rate, f"the rate of {name}"), "mix")
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a value is one number of Python or numpy."""
+    return isinstance(value, (int, float, np.number))
+
+
+def is_numbers(values: Sequence[Any]) -> bool:
+    """Return whether a list is one waveform, sample by sample."""
+    return len(values) > 0 and all(map(is_number, values))
+
+
+def checked(blocks: Iterator[Tensor], name: str) -> Iterator[Tensor]:
+    """Yield blocks (s,) of a waveform after checking their samples.
+
+    Raises:
+        AudioError: A sample is NaN, infinite, or so large that features would be; the message has ``name``.
+    """
+    for block in blocks:
+        if len(block):
+            smallest, largest = (float(value) for value in torch.aminmax(block))
+            if not (smallest >= -MAX_SAMPLE and largest <= MAX_SAMPLE):
+                raise AudioError(
+                    f"{name} holds non-finite samples (NaN or infinity), or some beyond {MAX_SAMPLE:g} where "
+                    f"full scale is 1 ({smallest:g} to {largest:g}); repair or leave out this audio."
+                )
+        yield block
+
+
+def to_clips(item: Any, name: str) -> Tensor:
+    """Return a waveform (S,) or a batch (B, S), float32, of an array, a tensor or numbers.
+
+    Raises:
+        AudioError: It is empty, or not of a shape or type of audio; the message has ``name``.
+    """
+    waveform = _not_empty(to_waveform(item, name), name)
+    if _is_samples_first(waveform):
+        raise AudioError(
+            f"{name} has shape {tuple(waveform.shape)}, which looks like (samples, channels); a 2-D array is "
+            "a batch (clips, samples): say channels='mix' to average the channels."
+        )
+    return waveform
+
+
+def to_mono(item: Any, name: str) -> Tensor:
+    """Return a float32 waveform (S,) of one, or the average of (channels, S) or (S, channels).
+
+    More than 1,000 rows of at most 8 numbers are taken for (S, channels).
+
+    Raises:
+        AudioError: As for :func:`to_clips`.
+    """
+    waveform = _not_empty(to_waveform(item, name), name)
+    return waveform if waveform.ndim == 1 else waveform.mean(dim=1 if _is_samples_first(waveform) else 0)
+
+
+def to_waveform(item: Any, name: str) -> Tensor:
+    """Return the same as :func:`to_clips`, or an empty tensor, as for a block of a stream."""
+    waveform = _to_tensor(item, name)
+    if waveform.ndim not in (1, 2):
+        raise AudioError(
+            f"{name} has shape {tuple(waveform.shape)}; give a waveform (samples,) or a batch (clips, "
+            "samples)."
+        )
+    return scaled(waveform, name)
+
+
+def scaled(waveform: Tensor, name: str) -> Tensor:
+    """Return samples of any type as float32 on the same device, with integers scaled to [-1, 1).
+
+    Raises:
+        AudioError: The type is not one of audio; the message has ``name``.
+    """
+    if waveform.dtype in _INTEGER_SCALE:
+        floats = waveform.float() / _INTEGER_SCALE[waveform.dtype]
+        return floats - 1 if waveform.dtype is torch.uint8 else floats
+    if not waveform.is_floating_point():
+        raise AudioError(
+            f"{name} has type {waveform.dtype}; give floats in [-1, 1], or int16, int32 or uint8 samples."
+        )
+    return waveform.float()
+
+
+def mix(channels: np.ndarray) -> np.ndarray:
+    """Return the mean (s,) of channels (C, s); a sum of rows, since numpy's mean over columns is slow."""
+    if len(channels) == 1:
+        return channels[0]
+    total = channels[0] + channels[1]
+    for channel in channels[2:]:
+        total += channel
+    return total / np.float32(len(channels))
+
+
+def _not_empty(waveform: Tensor, name: str) -> Tensor:
+    if not waveform.numel():
+        raise AudioError(f"{name} is empty: it holds no samples.")
+    return waveform
+
+
+def _is_samples_first(waveform: Tensor) -> bool:
+    return waveform.ndim == 2 and waveform.shape[1] <= 8 and waveform.shape[0] > 1_000
+
+
+def _to_tensor(item: Any, name: str) -> Tensor:
+    try:
+        if isinstance(item, Tensor):
+            return _plain_tensor(item, name)
+        array = np.asarray(item)
+        if isinstance(item, (list, tuple)) and array.dtype == np.int64:
+            array = _as_int16(array, name)
+        is_plain = array.dtype.isnative and array.flags.writeable and min(array.strides, default=1) > 0
+        if not is_plain:  # a copy that torch can wrap: native byte order, positive strides, writable
+            array = np.array(array, dtype=array.dtype.newbyteorder("="))
+        return torch.from_numpy(array)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise AudioError(
+            f"{name} is of type {type(item).__name__}, which is not supported as audio; give a path, a file "
+            "object, a 1-D or 2-D array or tensor, or a list of these."
+        ) from error
+
+
+def _plain_tensor(tensor: Tensor, name: str) -> Tensor:
+    is_plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
+    if tensor.is_meta or not is_plain:
+        raise AudioError(
+            f"{name} is a sparse, nested, quantised or meta tensor; give a dense one, with its samples in "
+            "memory."
+        )
+    return tensor.detach().cpu()
+
+
+def _as_int16(array: np.ndarray, name: str) -> np.ndarray:
+    """Return Python's whole numbers, which state no width, as 16-bit samples."""
+    bounds = np.iinfo(np.int16)
+    if array.size and (array.min() < bounds.min or array.max() > bounds.max):
+        raise AudioError(
+            f"{name} holds whole numbers beyond 16 bits, which do not state their scale; give an array of "
+            "int32, or floats in [-1, 1]."
+        )
+    return array.astype(np.int16)
