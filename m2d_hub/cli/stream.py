@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2d_hub.cli.options import Seconds, device_option, model_option, window_option
+from m2d_hub.cli.options import Seconds, device_option, echo, model_option, window_option
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
@@ -88,7 +88,7 @@ def stream(
       arecord -f S16_LE -r 16000 -t wav | m2d-hub stream --model m2d-as-0.7-as2m
       m2d-hub stream microphone --kind clip > embeddings.jsonl
     """
-    from m2d_hub.audio.live import Interrupt
+    from m2d_hub.audio.live import Interrupt, open_microphone, open_pipe
     from m2d_hub.hub import load_model
 
     loaded = load_model(model, device=device, window_s=window)
@@ -97,9 +97,14 @@ def stream(
         loaded.required_head()
     with Interrupt() as interrupt:
         if source == MICROPHONE:
-            rate, blocks = _microphone(sample_rate or loaded.sample_rate, channels, interrupt)
+            rate = sample_rate or loaded.sample_rate
+            blocks = open_microphone(rate, channels or 1, interrupt)
+        elif sys.stdin is None or sys.stdin.isatty():
+            raise ConfigError(
+                "standard input is a terminal, not audio; pipe audio into the command, or give 'microphone'."
+            )
         else:
-            rate, blocks = _standard_input(sample_format, sample_rate, channels, interrupt)
+            rate, blocks = open_pipe(sys.stdin.buffer, interrupt, sample_format, sample_rate, channels)
         try:
             for answer in _answers(loaded.stream(rate, hop_s), blocks, interrupt, kind, top):
                 click.echo(json.dumps(answer))
@@ -108,59 +113,38 @@ def stream(
 
 
 def _answers(
-    listening: Stream, blocks: Iterator[Tensor], interrupt: Interrupt, kind: str, top: int
+    stream: Stream, blocks: Iterator[Tensor], interrupt: Interrupt, kind: str, top: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the results; an error of the input is raised after the results of what came before."""
     is_empty, failure = True, None
-    while True:
-        try:
-            if (block := next(blocks, None)) is None:
-                break
-        except AudioError as error:
-            failure = error
-            break
-        is_empty = False
-        try:
-            frames = listening.push(block)
-        except AudioError as error:
-            click.echo(f"Warning: {error} It is skipped.", err=True)
-            continue
-        yield from _lines(listening, frames, kind, top)
+    try:
+        for block in blocks:
+            is_empty = False
+            try:
+                frames = stream.push(block)
+            except AudioError as error:
+                echo(f"Warning: {error} It is skipped.", err=True)
+                continue
+            yield from _lines(stream, frames, kind, top)
+    except AudioError as error:
+        failure = error
     if not is_empty or not (interrupt.is_requested or failure):
-        yield from _lines(listening, listening.finish(), kind, top)
+        yield from _lines(stream, stream.finish(), kind, top)
     if failure is not None:
         raise failure
 
 
-def _lines(listening: Stream, frames: Frames, kind: str, top: int) -> Iterator[dict[str, Any]]:
+def _lines(stream: Stream, frames: Frames, kind: str, top: int) -> Iterator[dict[str, Any]]:
     """Yield the answers for the windows that are complete now."""
     if kind == "frames":
         for time_s, frame in zip(frames.timestamps_s.tolist(), frames.features[0].tolist(), strict=True):
             yield {"time_s": round(time_s, 6), "frame": frame}
         return
-    tags = listening.classify(top) if kind == "tags" else [[] for _ in listening.windows]
-    for window, found in zip(listening.windows, tags, strict=True):
+    tags = stream.classify(top) if kind == "tags" else [[] for _ in stream.windows]
+    for window, found in zip(stream.windows, tags, strict=True):
         line: dict[str, Any] = {"start_s": round(window.start_s, 6), "end_s": round(window.end_s, 6)}
         if kind == "tags":
             line["tags"] = [dataclasses.asdict(tag) for tag in found]
         else:
             line["embedding"] = window.embedding.tolist()
         yield line
-
-
-def _standard_input(
-    sample_format: str | None, sample_rate: int | None, channels: int | None, interrupt: Interrupt
-) -> tuple[int, Iterator[Tensor]]:
-    from m2d_hub.audio.live import open_pipe
-
-    if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigError(
-            "standard input is a terminal, not audio; pipe audio into the command, or give 'microphone'."
-        )
-    return open_pipe(sys.stdin.buffer, interrupt, sample_format, sample_rate, channels)
-
-
-def _microphone(sample_rate: int, channels: int | None, interrupt: Interrupt) -> tuple[int, Iterator[Tensor]]:
-    from m2d_hub.audio.live import open_microphone
-
-    return sample_rate, open_microphone(sample_rate, channels or 1, interrupt)

@@ -1,4 +1,4 @@
-"""Anything that holds audio becomes mono waveform at the model's rate, or an error that names it."""
+"""Audio of any kind becomes mono waveform at the model's rate, or an error that names it."""
 
 import io
 import mmap
@@ -41,7 +41,7 @@ def test_real_clips_of_each_format_are_read_at_the_models_rate(clips, suffix):
 
 
 @pytest.mark.parametrize("source_rate", [8_000, 11_025, 44_100, 44_101, 96_000])
-@pytest.mark.parametrize("num_samples", [1, 500, 70_001])
+@pytest.mark.parametrize("num_samples", [1, 70_001])
 def test_resampled_blocks_equal_librosa_on_the_whole(monkeypatch, source_rate, num_samples):
     librosa = pytest.importorskip("librosa")
     monkeypatch.setattr(decoding, "BLOCK_S", 0.37)
@@ -130,18 +130,18 @@ def test_a_file_object_can_be_read_twice(clips):
         (None, "type NoneType, which is not supported as audio"),
     ],
 )
-def test_what_is_no_audio_is_refused_with_a_way_out(audio, message):
+def test_unsupported_inputs_are_refused_with_a_hint(audio, message):
     with pytest.raises(AudioError, match=message):
         open_audio(audio, 16_000)
 
 
 @pytest.mark.parametrize("rate", [0, -1, 16, True, 16_000.5, float("nan"), float("inf"), "16k"])
-def test_a_rate_that_is_no_rate_is_refused(rate):
+def test_an_invalid_rate_is_refused(rate):
     with pytest.raises(AudioError, match="sample_rate must be a positive number of Hz, got"):
         open_audio(noise(10), 16_000, rate)
 
 
-def test_a_file_name_that_is_no_utf8_is_read(tmp_path, clips):
+def test_a_file_name_that_is_not_utf8_is_read(tmp_path, clips):
     path = tmp_path / os.fsdecode(b"caf\xe9.flac")
     try:
         path.write_bytes(next(iter(sorted(clips.glob("*.flac")))).read_bytes())
@@ -155,7 +155,7 @@ def test_a_rate_may_be_a_whole_number_of_any_type():
         assert len(read(noise(100), array_rate=rate)[0]) == 200
 
 
-def test_file_objects_that_cannot_be_sought_are_read(clips, tmp_path):
+def test_file_objects_that_are_not_seekable_are_read(clips, tmp_path):
     path = next(iter(sorted(clips.glob("*.flac"))))
     [expected] = read(path)
     packed = io.BytesIO()
@@ -179,7 +179,7 @@ def test_a_closed_file_is_refused(clips):
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
-def test_a_pipe_is_told_from_a_missing_file(tmp_path):
+def test_a_named_pipe_is_refused(tmp_path):
     os.mkfifo(tmp_path / "pipe.wav")
     with pytest.raises(AudioError, match=r"pipe\.wav is a pipe or a device"):
         open_audio(tmp_path / "pipe.wav", 16_000)
@@ -239,7 +239,7 @@ def test_whole_numbers_of_unknown_scale_are_refused():
 
 @pytest.mark.parametrize("source_rate", [8_000, 16_000, 44_100])
 @pytest.mark.parametrize("kind", ["file", "part", "object", "array"])
-def test_a_part_that_is_read_alone_equals_that_of_the_whole(tmp_path, source_rate, kind):
+def test_a_part_equals_the_same_samples_of_the_whole(tmp_path, source_rate, kind):
     waveform = noise(2 * source_rate)
     soundfile.write(tmp_path / "a.wav", waveform, source_rate, subtype="FLOAT")
     audio = {

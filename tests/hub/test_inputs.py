@@ -1,4 +1,4 @@
-"""Audio as other libraries hand it over: with its rate, in columns, by decoders, in channels."""
+"""Audio as other libraries return it: with its rate, in columns, by decoders, in channels."""
 
 from __future__ import annotations
 
@@ -65,10 +65,9 @@ WITH_RATE = {
 
 @pytest.mark.parametrize("audio", WITH_RATE.values(), ids=WITH_RATE)
 @pytest.mark.parametrize("array_rate", [None, 44_100])
-@pytest.mark.parametrize("is_listed", [False, True])
-def test_what_carries_its_rate_is_one_clip_at_that_rate(audio, array_rate, is_listed):
-    [waveform] = read([audio] if is_listed else audio, array_rate)
-    torch.testing.assert_close(waveform, AT_16K, atol=1e-5, rtol=0)
+def test_audio_with_a_rate_is_one_clip_at_that_rate(audio, array_rate):
+    for waveform in read(audio, array_rate) + read([audio], array_rate):
+        torch.testing.assert_close(waveform, AT_16K, atol=1e-5, rtol=0)
 
 
 def test_a_decoder_is_decoded_when_its_turn_comes():
@@ -140,7 +139,7 @@ def test_a_column_of_arrays_of_different_lengths_is_a_list_of_clips():
     assert [len(w) for w in read(pandas.Series([MONO, MONO[:50], MONO[:1]]))] == [8_000, 50, 1]
 
 
-def test_two_rows_are_two_clips_with_a_warning_that_says_how_to_mix_them():
+def test_two_rows_are_two_clips_with_a_warning_about_channels():
     with pytest.warns(
         UserWarning, match=r"array of two rows is treated as two clips.*channels='mix'"
     ) as seen:
@@ -164,7 +163,7 @@ def test_two_rows_are_two_clips_with_a_warning_that_says_how_to_mix_them():
         ([LEFT, RIGHT], None, [LEFT, RIGHT]),
     ],
 )
-def test_channels_say_what_the_rows_of_an_array_are(audio, channels, expected):
+def test_channels_decides_what_the_rows_of_an_array_are(audio, channels, expected):
     given = read(audio, channels=channels)
     assert len(given) == len(expected)
     for waveform, own in zip(given, expected, strict=True):
@@ -208,18 +207,18 @@ def test_channels_of_integers_are_scaled_before_they_are_mixed(dtype, full):
         ({"a.wav"}, "type set, which is not supported as audio"),
     ],
 )
-def test_what_carries_no_audio_is_refused_with_a_way_out(audio, message):
+def test_objects_without_audio_are_refused_with_a_hint(audio, message):
     with pytest.raises(AudioError, match=message):
         read(audio)
 
 
 @pytest.mark.parametrize("channels", ["stereo", "MIX", 2, True])
-def test_channels_are_words_that_are_told(channels):
+def test_an_unknown_value_of_channels_is_refused(channels):
     with pytest.raises(ConfigError, match=f"channels must be 'mix' .* or None, got {channels!r}"):
         read(STEREO, channels=channels)
 
 
-METHODS = ["encode_clip", "encode_frames", "encode_layers", "encode_tokens", "classify", "classify_frames"]
+METHODS = ["encode_clip", "encode_layers", "classify"]
 
 
 def features(answer):
