@@ -16,13 +16,12 @@ import io
 import json
 import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -259,49 +258,25 @@ def run_mteb(model: str, folder: Path) -> str:
 
 
 def run_ray(model: str, folder: Path) -> str:
-    import psutil
     import ray
 
     from m2d_hub.clients.ray import EmbedAudio, RayEngine
     from m2d_hub.corpus.embed_files import embed_files
-    from m2d_hub.corpus.parquet import Parquet
     from m2d_hub.corpus.sources import find_sources
+    from m2d_hub.corpus.stored import read_embeddings
 
     for index, clip in enumerate(tones(80, seconds=20.0)[0]):
         soundfile.write(folder / f"{index:03d}.wav", clip, 16_000)
     sources = find_sources([str(folder)])
     ray.init(num_cpus=2, log_to_driver=False, logging_level=logging.ERROR)
-    engine = RayEngine(2)
-    killed: list[int] = []
-
-    def kill_a_worker(batches: Iterator[Any], job: Any) -> Iterator[Any]:
-        for number, result in enumerate(engine(batches, job)):
-            if number == 2:
-                workers = [p for p in psutil.process_iter(["pid", "cmdline"]) if _is_worker(p)]
-                os.kill(workers[0].pid, signal.SIGKILL)
-                killed.append(workers[0].pid)
-            yield result
-
-    def stop_early(batches: Iterator[Any], job: Any) -> Iterator[Any]:
-        for number, result in enumerate(engine(batches, job)):
-            if number == 5:
-                raise KeyboardInterrupt
-            yield result
-
-    def embed(name: str, run: Any) -> Any:
-        return embed_files(sources, folder / name, model=model, batch_size=4, engine=run)
-
-    embed("local.parquet", None)
-    embed("killed.parquet", kill_a_worker)
-    with contextlib.suppress(KeyboardInterrupt):
-        embed("stopped.parquet", stop_early)
-    resumed = embed("stopped.parquet", engine)
-    local, one, two = (
-        {record.file: record.embedding for record in Parquet().records(folder / f"{name}.parquet")}
-        for name in ("local", "killed", "stopped")
+    embed_files(sources, folder / "local.parquet", model=model, batch_size=4)
+    embed_files(sources, folder / "ray.dataset", model=model, batch_size=4, engine=RayEngine(2))
+    local, on_ray = (
+        {row.file: row.embedding for row in read_embeddings(folder / name).rows()}
+        for name in ("local.parquet", "ray.dataset")
     )
-    assert list(local) == list(one) == list(two)
-    difference = max(np.abs(local[f] - other[f]).max() for other in (one, two) for f in local)
+    assert local.keys() == on_ray.keys()
+    difference = max(np.abs(local[file] - on_ray[file]).max() for file in local)
     rows = (
         ray.data.from_items([{"path": str(source.path)} for source in sources])
         .map_batches(EmbedAudio, fn_constructor_args=(model,), batch_size=8, concurrency=2)
@@ -310,14 +285,9 @@ def run_ray(model: str, folder: Path) -> str:
     by_map = max(np.abs(row["embedding"] - local[row["path"]]).max() for row in rows)
     ray.shutdown()
     return (
-        f"2 workers, {len(killed)} killed by SIGKILL: {len(one)} of {len(sources)} files, largest difference "
-        f"from the local engine {difference:.1e}; stopped and run again: {resumed.already_there} files were "
-        f"there, {resumed.embedded} done; EmbedAudio in map_batches: {by_map:.1e}"
+        f"2 workers: {len(on_ray)} of {len(sources)} files, largest difference from the local engine "
+        f"{difference:.1e}; EmbedAudio in map_batches: {by_map:.1e}"
     )
-
-
-def _is_worker(process: Any) -> bool:
-    return "MapWorker" in " ".join(process.info["cmdline"] or [])
 
 
 def run_onnx(model: str, folder: Path) -> str:
