@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -46,7 +47,8 @@ def load_model(
             ``"./m2d-0.7"`` is a folder, ``"m2d-0.7"`` the alias. ``"random:"`` before any of these, or before
             sizes (``"random:80x608p16x16"``), means a network of these sizes with untrained weights.
         device: None: CUDA if available, else MPS, else the CPU.
-        dtype: torch.float32, torch.bfloat16, torch.float16, or ``"int8"`` (linear layers, on a CPU).
+        dtype: torch.float32, torch.bfloat16, torch.float16 (on a CPU replaced by float32, which is faster
+            there, with a warning), or ``"int8"`` (linear layers, on a CPU).
         window_s: Seconds that the encoder processes at once. None: as pre-trained; longer: positions are
             interpolated; shorter: cut; infinity: one window of each input's own length.
         num_classes: Add a new, untrained head, unless the weights have one of that size.
@@ -81,6 +83,13 @@ def load_model(
             "compile=True is for floating-point weights, but dtype='int8' was given; omit one of them."
         )
     device = _choose_device(device, dtype)
+    if dtype is torch.float16 and device.type == "cpu":
+        warnings.warn(
+            "float16 is several times slower than float32 on a CPU, so the model is loaded in float32; use "
+            "torch.bfloat16 on processors with AVX512-BF16 or AMX, or dtype='int8'.",
+            stacklevel=2,
+        )
+        dtype = torch.float32
     path = resolve(
         name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only, token=token
     )

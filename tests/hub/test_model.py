@@ -385,10 +385,17 @@ def test_a_truncated_weights_file_is_refused(tiny, tmp_path):
 def test_half_precision_embeddings_stay_close(tiny, tmp_path):
     tiny.save_pretrained(tmp_path)
     expected = tiny.encode_clip(RAGGED)
-    for dtype in (torch.bfloat16, torch.float16):
-        embeddings = m2d_hub.load_model(tmp_path, device="cpu", dtype=dtype).encode_clip(RAGGED)
+    for model in (m2d_hub.load_model(tmp_path, device="cpu", dtype=torch.bfloat16), tiny.to(torch.float16)):
+        embeddings = model.encode_clip(RAGGED)
         assert embeddings.dtype == torch.float32
         assert torch.cosine_similarity(embeddings, expected).min() > 0.999
+
+
+def test_float16_on_a_cpu_is_replaced_by_float32_with_a_warning(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match="several times slower .* loaded in float32; use torch.bfloat16"):
+        model = m2d_hub.load_model(tmp_path, device="cpu", dtype=torch.float16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_half_precision_does_not_read_uninitialised_memory(tiny, tmp_path):
@@ -398,7 +405,7 @@ def test_half_precision_does_not_read_uninitialised_memory(tiny, tmp_path):
 import sys, torch, m2d_hub
 torch.manual_seed(0)
 for dtype in (torch.float16, torch.bfloat16):
-    model = m2d_hub.load_model(sys.argv[1], device="cpu", dtype=dtype)
+    model = m2d_hub.load_model(sys.argv[1], device="cpu").to(dtype)
     for samples in range(160, 33_280, 2_560):
         assert model.encode_clip(torch.randn(samples) / 10).isfinite().all(), (dtype, samples)
 """
