@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import io
 import json
 import logging
 import os
@@ -15,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import soundfile
 import torch
 from click.testing import CliRunner
 from m2d_training.cli.main import main
@@ -23,7 +23,8 @@ from m2d_training.cli.options import logging_to
 from m2d_training.finetuning.trainer import FinetuneTrainer
 from m2d_training.pretraining.trainer import Trainer
 from m2d_training.runs.devices import build_accelerator
-from m2d_training.runs.folder import RunFolder
+from m2d_training.runs.folder import RunFolder, one_run_in
+from m2d_training.runs.log import Progress
 from m2d_training.runs.optimization import Stepper
 from m2d_training.runs.state import list_checkpoints, read_state, write_tensors
 from m2d_training.runs.stopping import read_by_workers
@@ -34,6 +35,7 @@ import m2d_hub
 from m2d_hub.io import replacing, replacing_folder
 
 from ..processes import ONE_THREAD, TRAIN, TRAIN_ON_TWO, finish, wait_for_lines
+from ..signals import write_tones
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -48,16 +50,7 @@ KINDS = ["pretrain", "finetune"]
 @pytest.fixture(scope="module")
 def sounds(tmp_path_factory):
     """A list of 16 short tones: 8 to train on, 4 valid, 4 test."""
-    folder = tmp_path_factory.mktemp("sounds")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(16):
-        tone = 0.2 * np.sin(np.arange(8000 + 500 * index) * 0.05 * (1 + index % 2))
-        soundfile.write(folder / f"{index}.wav", tone + 0.02 * rng.standard_normal(len(tone)), RATE)
-        rows.append([f"{index}.wav", "ab"[index % 2], ("train", "train", "valid", "test")[index // 4]])
-    with (folder / "list.csv").open("w", newline="") as lines:
-        csv.writer(lines).writerows([["file", "label", "split"], *rows])
-    return folder / "list.csv"
+    return write_tones(tmp_path_factory.mktemp("sounds"), ["train"] * 8 + ["valid"] * 4 + ["test"] * 4)
 
 
 @pytest.fixture
@@ -116,9 +109,10 @@ def break_steps(monkeypatch, steps, factor):
     monkeypatch.setattr(FinetuneTrainer, "_loss", finetune_loss)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("step", "factor"), [(2, float("inf")), (4, float("nan"))])
-def test_a_step_whose_gradient_is_not_finite_is_left_out_and_counted(
+@pytest.mark.parametrize(
+    ("kind", "step", "factor"), [("pretrain", 2, float("inf")), ("finetune", 4, float("nan"))]
+)
+def test_a_step_whose_gradient_is_not_finite_is_skipped_and_counted(
     command, tmp_path, monkeypatch, kind, step, factor
 ):
     break_steps(monkeypatch, {step}, factor)
@@ -147,7 +141,7 @@ def test_a_skipped_step_changes_neither_weights_nor_running_statistics(value):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_several_such_steps_in_a_row_end_the_run_with_the_last_checkpoint_kept(
+def test_several_skipped_steps_in_a_row_end_the_run_and_keep_the_last_checkpoint(
     command, tmp_path, monkeypatch, kind
 ):
     settings = [f"epochs={3 if kind == 'pretrain' else 6}", "save_every_steps=1"]  # twelve steps
@@ -174,15 +168,14 @@ def test_weights_that_blew_up_are_not_resumed_from(command, tmp_path, kind, sett
     assert not (tmp_path / "export").exists()
 
 
-def test_a_checkpoint_with_values_that_are_not_finite_is_refused(command, tmp_path):
-    assert run(command("pretrain", tmp_path, "epochs=1")).exit_code == 0
-    (path,) = list_checkpoints(RunFolder(tmp_path))
-    values = torch.load(path)
-    values["optimizer"]["state"]["encoder.norm.weight"]["exp_avg"][0] = torch.nan
-    write_tensors(path, values)
-    result = run(command("pretrain", tmp_path, "epochs=1"))
-    assert result.exit_code == 1
-    assert "is not finite: optimizer.state.encoder.norm.weight.exp_avg. Delete it" in result.output
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, sounds):
+    """Folder of a pre-training of one epoch."""
+    out = tmp_path_factory.mktemp("finished")
+    settings = [part for setting in [*SMALL.split(), "epochs=1"] for part in ("--set", setting)]
+    result = run(["pretrain", "m2d-0.7", "--data", str(sounds), "--out", str(out), *settings])
+    assert result.exit_code == 0, result.output
+    return out
 
 
 def start(arguments):
@@ -192,34 +185,37 @@ def start(arguments):
     )
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_and_stops_with_one_line(command, tmp_path, kind, number, status):
+def test_a_signal_to_the_whole_group_saves_and_stops_with_one_line(command, tmp_path):
     settings = ["epochs=500", "save_every_steps=100000", "num_workers=2"]
-    with start(command(kind, tmp_path, *settings)) as child:
-        wait_for_lines(3, members_of(kind, tmp_path).metrics_file, child)
-        os.killpg(child.pid, number)  # as a terminal or a scheduler does: loaders get it too
-        _, told = child.communicate(timeout=60)
-    assert child.returncode == status
-    assert "Traceback" not in told and told.count(f"Stopped by {number.name} after step") == 1
-    (checkpoint,) = list_checkpoints(members_of(kind, tmp_path))
-    assert read_state(checkpoint)["step"] == metrics_of(kind, tmp_path)[-1]["step"] >= 3
-    assert f"Stopped by {number.name}" in (tmp_path / "train.log").read_text()
+    with start(command("pretrain", tmp_path, *settings)) as child:
+        wait_for_lines(3, tmp_path / "metrics.jsonl", child)
+        os.killpg(child.pid, signal.SIGTERM)  # as a scheduler does: workers get it too
+        _, output = child.communicate(timeout=60)
+    assert child.returncode == 143
+    assert "Traceback" not in output and output.count("Stopped by SIGTERM after step") == 1
+    require_saved_at_the_end("pretrain", tmp_path)
 
 
-def test_a_stopped_run_ends_with_the_same_weights(command, tmp_path):
-    settings = ["epochs=6", "save_every_steps=100000"]
-    with start(command("pretrain", tmp_path / "stopped", *settings)) as child:
-        wait_for_lines(3, tmp_path / "stopped" / "metrics.jsonl", child)
-        child.send_signal(signal.SIGTERM)
-        child.communicate(timeout=60)
-    for out in ("whole", "stopped"):
-        assert run(command("pretrain", tmp_path / out, *settings)).exit_code == 0
-    whole, stopped = (
-        m2d_hub.load_model(tmp_path / out / "export", device="cpu").state_dict()
-        for out in ("whole", "stopped")
-    )
-    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_signal_in_a_step_saves_and_stops_with_the_status_of_the_signal(
+    command, tmp_path, monkeypatch, kind
+):
+    take = Stepper.step
+
+    def signalled(self, *args):
+        signal.raise_signal(signal.SIGINT)
+        return take(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "step", signalled)
+        assert run(command(kind, tmp_path, "epochs=500", "save_every_steps=100000")).exit_code == 130
+    require_saved_at_the_end(kind, tmp_path)
+    assert "Stopped by SIGINT after step 1" in (tmp_path / "train.log").read_text()
+
+
+def require_saved_at_the_end(kind, out):
+    (checkpoint,) = list_checkpoints(members_of(kind, out))
+    assert read_state(checkpoint)["step"] == metrics_of(kind, out)[-1]["step"]
 
 
 def linear_command(model, sounds, out):
@@ -243,8 +239,18 @@ def test_a_folder_that_another_run_works_in_is_refused(command, model, sounds, t
     assert "ERROR Ended: another run works in" in log.read_text()
 
 
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with one_run_in(tmp_path):
+        assert "has no locks" in caplog.text or number == errno.ENOSYS  # filelock has a way without
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "linear-eval"])
-def test_an_out_that_is_a_file_is_refused_in_a_line(command, model, sounds, tmp_path, kind):
+def test_an_out_that_is_a_file_is_refused(command, model, sounds, tmp_path, kind):
     out = tmp_path / "file"
     out.write_text("mine")
     result = run(linear_command(model, sounds, out) if kind == "linear-eval" else command(kind, out))
@@ -254,33 +260,65 @@ def test_an_out_that_is_a_file_is_refused_in_a_line(command, model, sounds, tmp_
     assert out.read_text() == "mine"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_batch_job_gets_lines_and_no_bar(command, tmp_path, kind):
-    with start(command(kind, tmp_path, "epochs=2")) as child:
-        _, told = child.communicate(timeout=120)
-    assert child.returncode == 0 and "\r" not in told and "it/s" not in told
-    lines = [line for line in (tmp_path / "train.log").read_text().splitlines() if " of " in line]
-    assert any("step 1 of" in line and "loss" in line for line in lines)
+@pytest.mark.parametrize("is_logged", [True, False])
+def test_progress_is_lines_where_there_is_no_terminal(capsys, caplog, is_logged):
+    caplog.set_level(logging.INFO if is_logged else logging.WARNING, "m2d_training")
+    with Progress("fold 1", 0, 4, "step", is_shown=True) as progress:
+        for _ in range(4):
+            progress.update(note=", loss 0.5")
+    lines = caplog.messages if is_logged else capsys.readouterr().err.splitlines()
+    assert len(lines) == 4 and lines[0].startswith("fold 1: step 1 of 4, loss 0.5, ")
+
+
+@pytest.mark.parametrize("stream", [None, io.StringIO(), object()])
+def test_progress_needs_no_terminal_and_no_standard_error(monkeypatch, caplog, stream):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(sys, "stderr", stream)
+    with Progress("training", 0, 1, "step", is_shown=True) as progress:
+        progress.update()
+
+
+def without_weights(state):
+    return {**state, "model": {}}
+
+
+def without_optimizer_state(state):
+    return {**state, "optimizer": {**state["optimizer"], "state": {}}}
+
+
+def of_another_step(state):
+    return {**state, "step": 10**12}
+
+
+def of_another_shape(state):
+    return {**state, "model": {name: torch.zeros(3) for name in state["model"]}}
+
+
+def with_infinity(state):
+    state["optimizer"]["state"]["encoder.norm.weight"]["exp_avg"][0] = torch.inf
+    return state
 
 
 @pytest.mark.parametrize(
-    "damage", [b"", b"version https://git-lfs.github.com/spec/v1\n", "cut"], ids=["empty", "pointer", "cut"]
+    ("damage", "message"),
+    [
+        (without_weights, "it lacks weights of"),
+        (without_optimizer_state, "it lacks optimizer state of"),
+        (of_another_step, "it is of step 1000000000000"),
+        (of_another_shape, "a checkpoint of this run"),
+        (with_infinity, "is not finite: optimizer.state.encoder.norm.weight.exp_avg"),
+        (bytes, "tensors and plain values"),
+    ],
 )
-def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
-    path = tmp_path / "step-000000001.pt"
-    write_tensors(path, {"step": 1, "model": {"weight": torch.zeros(100_000)}, "optimizer": {}})
-    path.write_bytes(path.read_bytes()[:9000] if damage == "cut" else damage)
-    with pytest.raises(
-        m2d_hub.CheckpointError, match=r"step-000000001.pt cannot be read as .+ \(.+\). Delete it to resume"
-    ):
-        read_state(path)
-
-
-@pytest.mark.parametrize("text", ["", '{"config": {', "[]", '{"config": 3}'])
-def test_a_damaged_config_is_named_with_the_way_out(command, tmp_path, text):
-    (tmp_path / "config.json").write_text(text)
+def test_a_checkpoint_that_does_not_fit_is_refused_with_a_hint(command, tmp_path, finished, damage, message):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    (path,) = list_checkpoints(RunFolder(tmp_path))
+    if damage is bytes:
+        path.write_bytes(path.read_bytes()[:9000])
+    else:
+        write_tensors(path, damage(torch.load(path)))
     result = run(command("pretrain", tmp_path, "epochs=1"))
-    assert result.exit_code == 1 and "config.json cannot be read as a run's configuration" in result.output
+    assert result.exit_code == 1 and message in result.output and "Delete it to resume" in result.output
 
 
 @pytest.mark.parametrize("write", [replacing, replacing_folder])
@@ -294,7 +332,7 @@ def test_a_damaged_config_is_named_with_the_way_out(command, tmp_path, text):
     ],
     ids=["torch", "system", "quota", "numpy"],
 )
-def test_a_full_disk_is_named_whatever_the_library_says(tmp_path, monkeypatch, write, error):
+def test_a_full_disk_is_named_whatever_the_library_reports(tmp_path, monkeypatch, write, error):
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr("m2d_hub.io.shutil.disk_usage", lambda folder: usage(3 << 20, 3 << 20, 0))
     with pytest.raises(OSError, match=f"no space left on the disk of {tmp_path}"), write(tmp_path / "file"):
@@ -332,13 +370,13 @@ def test_a_run_is_not_resumed_with_other_clips(command, sounds, tmp_path, kind, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_where_its_data_have_moved(command, sounds, tmp_path, kind):
+def test_a_run_is_resumed_after_its_data_were_moved(command, sounds, tmp_path, kind):
     assert run(command(kind, tmp_path / "run", "epochs=1")).exit_code == 0
     data = changed_list(sounds, tmp_path / "moved" / "renamed.csv", list)
     assert run(command(kind, tmp_path / "run", "epochs=1", data=data)).exit_code == 0
 
 
-def test_a_run_does_not_go_on_with_other_noise(command, sounds, tmp_path):
+def test_a_run_is_not_resumed_with_other_noise(command, sounds, tmp_path):
     other = changed_list(sounds, tmp_path / "other" / "list.csv", reversed_rows)
     for noise, status in ((sounds, 0), (other, 1)):
         arguments = command(
@@ -349,7 +387,7 @@ def test_a_run_does_not_go_on_with_other_noise(command, sounds, tmp_path):
     assert "noise_hash was" in result.output
 
 
-def test_a_run_goes_on_without_the_weights_that_it_started_from(command, tmp_path):
+def test_a_run_is_resumed_without_its_start_weights(command, tmp_path):
     assert run(command("pretrain", tmp_path / "first", "epochs=1")).exit_code == 0
     start = ("--start", str(tmp_path / "first" / "export"))
     assert run(command("pretrain", tmp_path / "run", "epochs=1", options=start)).exit_code == 0
@@ -370,7 +408,7 @@ def test_the_validation_loss_does_not_depend_on_the_batch_size(command, sounds, 
 
 
 @pytest.mark.parametrize("figure", ["validation_loss", "linear_eval"])
-def test_what_cannot_be_measured_does_not_end_a_run(command, sounds, tmp_path, figure):
+def test_a_failed_measurement_does_not_end_a_run(command, sounds, tmp_path, figure):
     (tmp_path / "broken.wav").write_bytes(b"no audio")
     rows = [f"broken.wav,{label},{split}" for split in ("train", "valid", "test") for label in "ab"]
     data = tmp_path / "list.csv"
@@ -382,6 +420,7 @@ def test_what_cannot_be_measured_does_not_end_a_run(command, sounds, tmp_path, f
     assert f"{figure} could not be measured" in (tmp_path / "run" / "train.log").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
 def test_two_processes_validate_lists_of_any_length_as_one_does(command, sounds, tmp_path):
     """An uneven last group, a contrastive loss, and a linear evaluation, which is the first one's alone."""
@@ -410,7 +449,7 @@ def test_two_processes_validate_lists_of_any_length_as_one_does(command, sounds,
 
 
 @pytest.mark.multi_process
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)])
 def test_two_processes_stop_together(command, tmp_path, kind):
     arguments = command(kind, tmp_path, "epochs=500", "save_every_steps=100000")
     with subprocess.Popen([*TRAIN_ON_TWO, *arguments], env=ONE_THREAD, stderr=subprocess.DEVNULL) as child:
