@@ -1,4 +1,4 @@
-"""MTEB: M2D on its audio tasks.
+"""MTEB: M2D for its audio tasks.
 
 >>> from m2d_hub.clients.mteb import META, M2DWrapper
 >>> mteb.evaluate(M2DWrapper("m2d-as-0.7"), mteb.get_tasks(modalities=["audio"]))
@@ -23,7 +23,7 @@ with importing("mteb", "M2DWrapper", "mteb"):
 
 
 class M2DWrapper(AbsEncoder):
-    """Embeds the audio of MTEB's tasks, each clip at its full length."""
+    """Embed the audio of MTEB's tasks, each clip at full length."""
 
     def __init__(
         self,
@@ -32,7 +32,7 @@ class M2DWrapper(AbsEncoder):
         device: str | None = None,
         **_: Any,
     ):
-        """Loads what :func:`m2d_hub.load_model` takes; ``revision`` is MTEB's and not used."""
+        """Load a model as :func:`m2d_hub.load_model` does; ``revision`` is ignored."""
         name = str(model_name).removeprefix(ORGANISATION)
         self.model = load_model(name, device=device)
         self.mteb_model_meta = model_meta(name)
@@ -40,11 +40,11 @@ class M2DWrapper(AbsEncoder):
     def encode(
         self, inputs: Any, *, show_progress_bar: bool = True, batch_size: int = 16, **_: Any
     ) -> np.ndarray:
-        """Embeds clips.
+        """Embed clips.
 
         Args:
-            inputs: MTEB's data loader, of rows with ``audio``.
-            show_progress_bar: Show a bar over its batches.
+            inputs: MTEB's data loader of rows with ``audio``.
+            show_progress_bar: Show a progress bar.
             batch_size: Most windows encoded at once.
 
         Returns:
@@ -63,13 +63,13 @@ class M2DWrapper(AbsEncoder):
 
 
 def _audio_of(rows: list[dict[str, Any]]) -> list[Any]:
-    """The audio of a batch's rows, each with its rate.
+    """Return the audio of a batch's rows, each with its rate.
 
     Raises:
-        ConfigError: They have none.
+        ConfigError: The rows have no audio.
     """
     if "audio" not in rows[0]:
-        raise ConfigError(f"M2D embeds audio, but this task gives {', '.join(sorted(rows[0]))}.")
+        raise ConfigError(f"M2D embeds audio, but this task has {', '.join(sorted(rows[0]))}.")
     return [row["audio"] for row in rows]
 
 
@@ -83,7 +83,7 @@ def model_meta(
     embed_dim: int | None = None,
     license: str | None = None,
 ) -> ModelMeta:
-    """MTEB's record of a model; None where it is only known once the model is loaded."""
+    """Return MTEB's record of a model; fields that are not known before loading are None."""
     return ModelMeta(
         loader=M2DWrapper,
         name=ORGANISATION + os.path.basename(name),

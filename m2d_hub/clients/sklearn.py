@@ -23,13 +23,13 @@ with importing("scikit-learn", "M2DEmbedder", "sklearn"):
 
 
 class M2DEmbedder(TransformerMixin, BaseEstimator):
-    """Clips to embeddings (n, N_F·D). Nothing is learnt; the weights load on first use, and are not pickled.
+    """Transform clips to embeddings (n, N_F·D). The weights load on first use and are not pickled.
 
     Args:
-        name: What :func:`m2d_hub.load_model` takes.
-        batch_size: Most windows encoded at once.
+        name: As for :func:`m2d_hub.load_model`.
+        batch_size: Maximum number of windows encoded at once.
         device: As for :func:`m2d_hub.load_model`.
-        sample_rate: Hz of arrays; None means the model's own. Files carry theirs.
+        sample_rate: Sample rate of arrays in Hz; None: the model's. Files have their own.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class M2DEmbedder(TransformerMixin, BaseEstimator):
         self.sample_rate = sample_rate
 
     def fit(self, X: Any, y: Any = None) -> M2DEmbedder:
-        """Only remembers the size of the output; X and y are not looked at."""
+        """Store the size of the output; X and y are ignored."""
         self.n_features_out_ = self._loaded().frame_dim
         return self
 
     def transform(self, X: Any) -> np.ndarray:
-        """Embeds clips.
+        """Embed clips.
 
         Args:
             X: A list, column or object array of paths or of arrays of different lengths, or a 2-D array
@@ -74,7 +74,7 @@ class M2DEmbedder(TransformerMixin, BaseEstimator):
         return clips.numpy()
 
     def get_feature_names_out(self, input_features: Any = None) -> np.ndarray:
-        """Names ``m2d0``, ``m2d1``, … of the columns."""
+        """Return the column names ``m2d0``, ``m2d1``, …."""
         return np.array([f"m2d{index}" for index in range(self._loaded().frame_dim)], dtype=object)
 
     def __sklearn_is_fitted__(self) -> bool:

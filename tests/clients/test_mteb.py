@@ -47,5 +47,5 @@ def test_integers_channels_and_other_rates_are_taken(wrapper, tiny):
 
 def test_a_task_without_audio_is_refused(wrapper):
     loader = torch.utils.data.DataLoader([{"text": "a dog"}])
-    with pytest.raises(m2d_hub.ConfigError, match="embeds audio, but this task gives text"):
+    with pytest.raises(m2d_hub.ConfigError, match="embeds audio, but this task has text"):
         wrapper.encode(loader, show_progress_bar=False)

@@ -211,197 +211,217 @@ def evar(folder):
 
 
 SPLIT_CSV = {"split_files": ["split.csv"]}
-# Data set: its layout, options, and the rows: file, label, split, start_s, end_s.
+# Case: layout, options, and the rows that are expected: file, label, split, start_s, end_s.
 CASES = {
-    "esc50": (esc50, {}, [("audio/1-100032-A-0.wav", "dog", "1"), ("audio/5-9032-A-0.wav", "chainsaw", "5")]),
+    "esc50": (
+        esc50,
+        {},
+        """
+audio/1-100032-A-0.wav,dog,1
+audio/5-9032-A-0.wav,chainsaw,5
+""",
+    ),
     "us8k": (
         us8k,
         {},
-        [
-            ("audio/fold5/100032-3-0-0.wav", "dog_bark", "5"),
-            ("audio/fold10/100263-2-0-117.wav", "siren", "10"),
-        ],
+        """
+audio/fold5/100032-3-0-0.wav,dog_bark,5
+audio/fold10/100263-2-0-117.wav,siren,10
+""",
     ),
     "spcv1": (
         speech_commands,
         {},
-        [
-            ("no/a_nohash_0.wav", "no", "test"),
-            ("yes/a_nohash_0.wav", "yes", "train"),
-            ("yes/b_nohash_0.wav", "yes", "valid"),
-        ],
+        """
+no/a_nohash_0.wav,no,test
+yes/a_nohash_0.wav,yes,train
+yes/b_nohash_0.wav,yes,valid
+""",
     ),
     "vc1": (
         vc1,
         {},
-        [
-            ("wav/id10001/1zcIwhmdeo4/00001.wav", "id10001", "train"),
-            ("wav/id10001/9mQ11vBs1wc/00003.wav", "id10001", "valid"),
-            ("wav/id10002/0_laIeN-Q44/00001.wav", "id10002", "test"),
-        ],
+        """
+wav/id10001/1zcIwhmdeo4/00001.wav,id10001,train
+wav/id10001/9mQ11vBs1wc/00003.wav,id10001,valid
+wav/id10002/0_laIeN-Q44/00001.wav,id10002,test
+""",
     ),
     "nsynth": (
         nsynth,
         {},
-        [
-            ("nsynth-train/audio/bass_synthetic_033-022-050.wav", "bass", "train"),
-            ("nsynth-valid/audio/keyboard_acoustic_004-060-025.wav", "keyboard", "valid"),
-            ("nsynth-test/audio/bass_electronic_018-022-100.wav", "bass", "test"),
-        ],
+        """
+nsynth-train/audio/bass_synthetic_033-022-050.wav,bass,train
+nsynth-valid/audio/keyboard_acoustic_004-060-025.wav,keyboard,valid
+nsynth-test/audio/bass_electronic_018-022-100.wav,bass,test
+""",
     ),
     "nsynth pitch": (
         nsynth,
         {"variant": "pitch"},
-        [
-            ("nsynth-train/audio/bass_synthetic_033-022-050.wav", "22", "train"),
-            ("nsynth-valid/audio/keyboard_acoustic_004-060-025.wav", "60", "valid"),
-            ("nsynth-test/audio/bass_electronic_018-022-100.wav", "22", "test"),
-        ],
+        """
+nsynth-train/audio/bass_synthetic_033-022-050.wav,22,train
+nsynth-valid/audio/keyboard_acoustic_004-060-025.wav,60,valid
+nsynth-test/audio/bass_electronic_018-022-100.wav,22,test
+""",
     ),
     "nsynth velocity": (
         nsynth,
         {"variant": "velocity"},
-        [
-            ("nsynth-train/audio/bass_synthetic_033-022-050.wav", "50", "train"),
-            ("nsynth-valid/audio/keyboard_acoustic_004-060-025.wav", "25", "valid"),
-            ("nsynth-test/audio/bass_electronic_018-022-100.wav", "100", "test"),
-        ],
+        """
+nsynth-train/audio/bass_synthetic_033-022-050.wav,50,train
+nsynth-valid/audio/keyboard_acoustic_004-060-025.wav,25,valid
+nsynth-test/audio/bass_electronic_018-022-100.wav,100,test
+""",
     ),
     "gtzan": (
         gtzan,
         {"split_files": LISTS},
-        [
-            ("blues/blues.00029.au", "blues", "train"),
-            ("blues/blues.00030.au", "blues", "valid"),
-            ("jazz/jazz.00001.au", "jazz", "test"),
-        ],
+        """
+blues/blues.00029.au,blues,train
+blues/blues.00030.au,blues,valid
+jazz/jazz.00001.au,jazz,test
+""",
     ),
     "surge": (
         surge,
         SPLIT_CSV,
-        [
-            ("Bells - Bell 1/108.ogg", "108", "train"),
-            ("Bells - Bell 1/21.ogg", "21", "train"),
-            ("Leads - Saw/21.ogg", "21", "test"),
-        ],
+        """
+Bells - Bell 1/108.ogg,108,train
+Bells - Bell 1/21.ogg,21,train
+Leads - Saw/21.ogg,21,test
+""",
     ),
     "cremad": (
         cremad,
         SPLIT_CSV,
-        [
-            ("AudioWAV/1001_DFA_ANG_XX.wav", "anger", "train"),
-            ("AudioWAV/1002_IEO_HAP_LO.wav", "happiness", "valid"),
-        ],
+        """
+AudioWAV/1001_DFA_ANG_XX.wav,anger,train
+AudioWAV/1002_IEO_HAP_LO.wav,happiness,valid
+""",
     ),
     "voxforge": (
         voxforge,
         SPLIT_CSV,
-        [("de/anon-2008-dnh/wav/de1-01.wav", "de", "train"), ("it/bob-2010-a/wav/it-1.wav", "it", "test")],
+        """
+de/anon-2008-dnh/wav/de1-01.wav,de,train
+it/bob-2010-a/wav/it-1.wav,it,test
+""",
     ),
     "audioset": (
         audioset,
         {},
-        [
-            ("train/Y--PJHxphWEs.flac", "Speech;Gush", "train"),
-            ("train/Y1234567890.wav", "Music", "train"),
-            ("eval/_abcdefghij_1.000.wav", "Speech", "test"),
-        ],
+        """
+train/Y--PJHxphWEs.flac,Speech;Gush,train
+train/Y1234567890.wav,Music,train
+eval/_abcdefghij_1.000.wav,Speech,test
+""",
     ),
     "audioset pretrain": (
         audioset,
         {"variant": "pretrain"},
-        [("train/Y--PJHxphWEs.flac", "Speech;Gush"), ("train/Y1234567890.wav", "Music")],
+        """
+train/Y--PJHxphWEs.flac,Speech;Gush
+train/Y1234567890.wav,Music
+""",
     ),
     "as20k": (
         audioset,
         {},
-        [
-            ("train/Y--PJHxphWEs.flac", "Speech;Gush", "train"),
-            ("eval/_abcdefghij_1.000.wav", "Speech", "test"),
-        ],
+        """
+train/Y--PJHxphWEs.flac,Speech;Gush,train
+eval/_abcdefghij_1.000.wav,Speech,test
+""",
     ),
     "fsd50k": (
         fsd50k,
         {},
-        [
-            ("FSD50K.dev_audio/64760.wav", "Electric_guitar;Guitar", "train"),
-            ("FSD50K.dev_audio/16399.wav", "Walk", "valid"),
-            ("FSD50K.eval_audio/37199.wav", "Guitar", "test"),
-        ],
+        """
+FSD50K.dev_audio/64760.wav,Electric_guitar;Guitar,train
+FSD50K.dev_audio/16399.wav,Walk,valid
+FSD50K.eval_audio/37199.wav,Guitar,test
+""",
     ),
     "icbhi2017": (
         icbhi2017,
         {},
-        [
-            ("101_1b1_Al_sc_Meditron.wav", "normal", "train", "0.036", "0.579"),
-            ("101_1b1_Al_sc_Meditron.wav", "crackle", "train", "0.579", "2.45"),
-            ("160_1b2_Al_mc_AKGC417L.wav", "wheeze", "test", "1.1", "2.2"),
-            ("226_1b1_Pl_sc_LittC2SE.wav", "both", "train", "0.0", "1.5"),
-        ],
+        """
+101_1b1_Al_sc_Meditron.wav,normal,train,0.036,0.579
+101_1b1_Al_sc_Meditron.wav,crackle,train,0.579,2.45
+160_1b2_Al_mc_AKGC417L.wav,wheeze,test,1.1,2.2
+226_1b1_Pl_sc_LittC2SE.wav,both,train,0.0,1.5
+""",
     ),
     "icbhi2017 pretrain": (
         icbhi2017,
         {"variant": "pretrain"},
-        [("101_1b1_Al_sc_Meditron.wav",), ("226_1b1_Pl_sc_LittC2SE.wav",)],
+        """
+101_1b1_Al_sc_Meditron.wav
+226_1b1_Pl_sc_LittC2SE.wav
+""",
     ),
     "sprsound": (
         sprsound,
         {},
-        [
-            ("train_wav/65101170_0.4_1_p1_3246.wav", "Normal", "train", "2.499", "4.277"),
-            ("train_wav/65101170_0.4_1_p1_3246.wav", "Rhonchi", "train", "5.182", "7.542"),
-            ("test_wav/40890405_3.3_0_p3_3655.wav", "Wheeze+Crackle", "test", "5.778", "7.419"),
-        ],
+        """
+train_wav/65101170_0.4_1_p1_3246.wav,Normal,train,2.499,4.277
+train_wav/65101170_0.4_1_p1_3246.wav,Rhonchi,train,5.182,7.542
+test_wav/40890405_3.3_0_p3_3655.wav,Wheeze+Crackle,test,5.778,7.419
+""",
     ),
     "sprsound intra-binary": (
         sprsound,
         {"variant": "intra-binary"},
-        [
-            ("train_wav/65101170_0.4_1_p1_3246.wav", "Normal", "train", "2.499", "4.277"),
-            ("train_wav/65101170_0.4_1_p1_3246.wav", "Adventitious", "train", "5.182", "7.542"),
-            ("test_wav/65101170_0.4_1_p2_9.wav", "Normal", "test", "0.1", "0.9"),
-        ],
+        """
+train_wav/65101170_0.4_1_p1_3246.wav,Normal,train,2.499,4.277
+train_wav/65101170_0.4_1_p1_3246.wav,Adventitious,train,5.182,7.542
+test_wav/65101170_0.4_1_p2_9.wav,Normal,test,0.1,0.9
+""",
     ),
     "sprsound pretrain": (
         sprsound,
         {"variant": "pretrain"},
-        [
-            ("train_wav/65101170_0.4_1_p1_3246.wav", "2.499", "4.277"),
-            ("train_wav/65101170_0.4_1_p1_3246.wav", "5.182", "7.542"),
-        ],
+        """
+train_wav/65101170_0.4_1_p1_3246.wav,2.499,4.277
+train_wav/65101170_0.4_1_p1_3246.wav,5.182,7.542
+""",
     ),
     "librispeech": (
         librispeech,
         {},
-        [
-            ("train-clean-100/103/1240/103-1240-0000.flac",),
-            ("train-other-500/20/205/20-205-0000.flac",),
-        ],
+        """
+train-clean-100/103/1240/103-1240-0000.flac
+train-other-500/20/205/20-205-0000.flac
+""",
     ),
     "imagenet": (
         imagenet,
         {},
-        [
-            ("train/n01440764/n01440764_18.JPEG", "n01440764", "train"),
-            ("train/n01443537/n01443537_2.JPEG", "n01443537", "train"),
-            ("val/n01440764/ILSVRC2012_val_00000293.JPEG", "n01440764", "test"),
-            ("val/n01443537/ILSVRC2012_val_00000236.JPEG", "n01443537", "test"),
-        ],
+        """
+train/n01440764/n01440764_18.JPEG,n01440764,train
+train/n01443537/n01443537_2.JPEG,n01443537,train
+val/n01440764/ILSVRC2012_val_00000293.JPEG,n01440764,test
+val/n01443537/ILSVRC2012_val_00000236.JPEG,n01443537,test
+""",
     ),
     "imagenet of Kaggle": (
         imagenet_of_kaggle,
         {},
-        [
-            ("ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_18.JPEG", "n01440764", "train"),
-            ("ILSVRC/Data/CLS-LOC/train/n01443537/n01443537_2.JPEG", "n01443537", "train"),
-            ("ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000236.JPEG", "n01443537", "test"),
-            ("ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000293.JPEG", "n01440764", "test"),
-        ],
+        """
+ILSVRC/Data/CLS-LOC/train/n01440764/n01440764_18.JPEG,n01440764,train
+ILSVRC/Data/CLS-LOC/train/n01443537/n01443537_2.JPEG,n01443537,train
+ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000236.JPEG,n01443537,test
+ILSVRC/Data/CLS-LOC/val/ILSVRC2012_val_00000293.JPEG,n01440764,test
+""",
     ),
     "evar": (
         evar,
         {"audio": "data"},
-        [("a/1.wav", "yes", "train"), ("a/2.wav", "no", "valid"), ("b/3.wav", "yes", "test")],
+        """
+a/1.wav,yes,train
+a/2.wav,no,valid
+b/3.wav,yes,test
+""",
     ),
 }
 CASES["spcv2"] = CASES["spcv1"]
@@ -446,7 +466,7 @@ def test_every_data_set_has_a_case_and_a_row_in_the_documentation():
 def test_lists_are_made_of_folders_in_the_published_layout(tmp_path, case):
     result = made(tmp_path, case)
     header, *rows = rows_of(tmp_path / "list.csv")
-    expected = CASES[case][2]
+    expected = [tuple(line.split(",")) for line in CASES[case][2].strip().splitlines()]
     assert header == HEADERS.get(case, HEADERS[len(expected[0])])
     assert rows == [(f"data/{row[0]}", *row[1:]) for row in expected]
     assert result.clips["all"] == len(expected)
@@ -458,7 +478,10 @@ WRONG = {
     "us8k": ("metadata/UrbanSound8K.csv", "has no metadata/UrbanSound8K.csv"),
     "spcv1": ("testing_list.txt", "has no testing_list.txt. Speech Commands V1 is expected as published"),
     "spcv2": ("validation_list.txt", "has no validation_list.txt"),
-    "vc1": ("iden_split.txt", "iden_split.txt does not exist. Name by split_files iden_split.txt of https"),
+    "vc1": (
+        "iden_split.txt",
+        "iden_split.txt does not exist. Pass as split_files (--split-file): iden_split.txt of https",
+    ),
     "nsynth": ("nsynth-valid/examples.json", "has no nsynth-valid/examples.json"),
     "gtzan": ("blues", "has no blues. GTZAN is expected as published"),
     "surge": ("*/*.ogg", "has no TONE/21.ogg"),
@@ -504,9 +527,9 @@ def test_splits_of_others_are_asked_for(tmp_path, name):
     CASES[name][0](tmp_path / "data")
     with pytest.raises(ConfigError) as error:
         relist(tmp_path, name, {})
-    assert "has no split of its own. Name by split_files" in str(error.value)
+    assert "has no split of its own. Pass as split_files (--split-file): " in str(error.value)
     assert NEEDS_SPLIT[name] in str(error.value)
-    with pytest.raises(ConfigError, match=r"nowhere\.csv does not exist\. Name by split_files"):
+    with pytest.raises(ConfigError, match=r"nowhere\.csv does not exist\. Pass as split_files"):
         relist(tmp_path, name, {"split_files": ["nowhere.csv"]})
 
 
@@ -599,6 +622,40 @@ def test_the_folder_one_further_down_is_named(tmp_path):
     esc50(tmp_path / "data" / "ESC-50-master")
     with pytest.raises(ConfigError, match=r"ESC-50-master has it; give that folder"):
         relist(tmp_path, "esc50", {})
+
+
+SIDE_FILES = {
+    "cremad": "AudioWAV/._1001_DFA_ANG_XX.wav",
+    "spcv2": "yes/._a_nohash_0.wav",
+    "sprsound": "train_json/._65101170_0.4_1_p1_3246.json",
+    "imagenet of Kaggle": "ILSVRC/Data/CLS-LOC/val/._ILSVRC2012_val_00000236.JPEG",
+    "librispeech": "train-clean-100/.git/annex/103-1240-0000.flac",
+}
+
+
+@pytest.mark.parametrize("case", SIDE_FILES)
+def test_hidden_files_and_folders_are_skipped(tmp_path, case):
+    expected = made(tmp_path, case)
+    (tmp_path / "data" / SIDE_FILES[case]).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data" / SIDE_FILES[case]).write_bytes(b"\0\5\26\7")
+    assert relist(tmp_path, case, CASES[case][1]) == expected
+
+
+@pytest.mark.parametrize("case", ["as20k", "voxforge", "sprsound", "spcv2"])
+def test_linked_folders_are_followed(tmp_path, case):
+    expected = made(tmp_path, case)
+    for folder in sorted(path for path in (tmp_path / "data").iterdir() if path.is_dir()):
+        folder.rename(tmp_path / f"disk-{folder.name}")
+        folder.symlink_to(tmp_path / f"disk-{folder.name}")
+    assert relist(tmp_path, case, CASES[case][1]) == expected
+
+
+def test_links_to_missing_files_count_as_missing(tmp_path):
+    esc50(tmp_path / "data")
+    (tmp_path / "data/audio/5-9032-A-0.wav").unlink()
+    (tmp_path / "data/audio/5-9032-A-0.wav").symlink_to("../.git/annex/gone.wav")
+    result = relist(tmp_path, "esc50", {})
+    assert (result.clips["all"], result.missing) == (1, 1)
 
 
 @pytest.mark.parametrize(("year", "subfolders"), [("2022", True), ("", False)])
@@ -751,24 +808,19 @@ def test_the_command_speaks_of_options(tmp_path):
         main, ["list", "gtzan", str(tmp_path / "data"), "--out", str(tmp_path / "l.csv")]
     )
     assert result.exit_code == 1
-    assert "Name by --split-file the three files train_filtered.txt" in result.stderr
+    assert "Pass as split_files (--split-file): the three files train_filtered.txt" in result.stderr
 
 
-@pytest.mark.parametrize("words", [["--where"], ["--list", "download-help"], ["download-help"]])
-def test_where_tells_of_every_data_set(words):
-    told = CliRunner().invoke(main, ["list", *words])
-    assert told.exit_code == 0
+def test_where_describes_every_data_set_or_one():
+    result = CliRunner().invoke(main, ["list", "--where"])
+    assert result.exit_code == 0
     for name, dataset in DATASETS.items():
-        assert (
-            f"{name}: {dataset.title}\n  from: {dataset.source}\n  licence: {dataset.licence}" in told.stdout
-        )
-
-
-def test_where_tells_of_one_data_set():
-    told = CliRunner().invoke(main, ["list", "nsynth", "--where"]).stdout
-    assert told.startswith("nsynth: NSynth") and "--variant pitch" in told and "ESC-50" not in told
+        lines = f"{name}: {dataset.title}\n  from: {dataset.source}\n  licence: {dataset.licence}"
+        assert lines in result.stdout
+    one = CliRunner().invoke(main, ["list", "nsynth", "--where"]).stdout
+    assert one.startswith("nsynth: NSynth") and "--variant pitch" in one and "ESC-50" not in one
 
 
 def test_a_list_needs_a_folder():
     result = CliRunner().invoke(main, ["list", "esc50"])
-    assert result.exit_code == 2 and "DATASET, FOLDER and --out are needed" in result.stderr
+    assert result.exit_code == 2 and "DATASET, FOLDER and --out are required" in result.stderr

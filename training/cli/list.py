@@ -21,24 +21,22 @@ Examples:
   m2d-train list evar evar/metadata/cremad.csv --audio work/16k/cremad/ --out cremad.csv
   m2d-train list --where
 """
-HELP_WORD = "download-help"  # another way to ask for --where
 
 
 @click.command("list", epilog=EXAMPLE)
 @click.argument("dataset", required=False)
 @click.argument("folder", required=False, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="CSV to write.")
-@click.option("--variant", metavar="NAME", help="Which list, where there are several; --where tells them.")
+@click.option("--variant", metavar="NAME", help="List to make, where there are several; see --where.")
 @click.option(
     "--split-file",
     "split_files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="The published split, where the data set has none of its own; may be given several times.",
+    help="Published split, for data sets without one of their own; repeatable.",
 )
-@click.option("--audio", type=click.Path(path_type=Path), help="Folder of the clips, of evar only.")
-@click.option("--where", is_flag=True, help="Tell where DATASET, or each one, is to be had, and its licence.")
-@click.option("--list", "listing", type=click.Choice([HELP_WORD]), hidden=True)
+@click.option("--audio", type=click.Path(path_type=Path), help="Folder of the clips, for evar only.")
+@click.option("--where", is_flag=True, help="Show source, licence and layout of DATASET, or of all.")
 @json_option
 def list_(
     dataset: str | None,
@@ -48,26 +46,25 @@ def list_(
     split_files: tuple[Path, ...],
     audio: Path | None,
     where: bool,
-    listing: str | None,
     as_json: bool,
 ) -> None:
-    """Make the list of a public data set from its FOLDER, laid out as published.
+    """Make the list of a public data set from its FOLDER in the published layout.
 
     \b
     DATASET: esc50, us8k, spcv1, spcv2, vc1, nsynth, gtzan, surge, cremad, voxforge, audioset, as20k,
     fsd50k, icbhi2017, sprsound, librispeech, imagenet; evar takes a table of that platform as FOLDER.
 
-    The list is for `m2d-train finetune`, `linear-eval` and `pretrain`. Clips whose audio is not there are
-    left out and counted; counts that differ from the published ones are told.
+    Use the list with `m2d-train finetune`, `linear-eval` and `pretrain`. Clips whose audio does not exist are
+    skipped and counted, and differences from the published counts are reported.
     """
     from ..data.lists.make import DATASETS, make_list
 
-    if where or listing or dataset == HELP_WORD:
-        names = list(DATASETS) if dataset in (None, HELP_WORD) else [str(dataset)]
-        click.echo("\n\n".join(map(tell_where, names)))
+    if where:
+        names = list(DATASETS) if dataset is None else [dataset]
+        click.echo("\n\n".join(map(describe, names)))
         return
     if dataset is None or folder is None or out is None:
-        raise click.UsageError("DATASET, FOLDER and --out are needed, or --where alone.")
+        raise click.UsageError("DATASET, FOLDER and --out are required, or --where alone.")
     made = make_list(dataset, folder, out, variant=variant, split_files=split_files, audio=audio)
     *splits, (_, total) = made.clips.items()
     parts = ", ".join(f"{split}: {clips:,}" for split, clips in splits)
@@ -76,8 +73,8 @@ def list_(
     click.echo(answer({**dataclasses.asdict(made), "path": str(made.path)}, as_json, text))
 
 
-def tell_where(name: str) -> str:
-    """Where a data set is to be had, its licence, how its folder is to look, and which lists there are."""
+def describe(name: str) -> str:
+    """Return source, licence, folder layout and lists of a data set."""
     from ..data.lists.dataset import ALL
     from ..data.lists.make import find_dataset
 

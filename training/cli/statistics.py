@@ -16,17 +16,23 @@ Example:
 
 @click.command("statistics", epilog=EXAMPLE)
 @click.argument("data")
-@click.option("--sample-rate", type=click.IntRange(min=1), default=16_000, show_default=True, help="Hz.")
-@click.option("--frames", type=click.IntRange(min=1), default=608, show_default=True, help="Of each crop.")
 @click.option(
-    "--crops", type=click.IntRange(min=1), default=5000, show_default=True, help="At most one of a clip."
+    "--sample-rate", type=click.IntRange(min=1), default=16_000, show_default=True, help="Sample rate in Hz."
+)
+@click.option("--frames", type=click.IntRange(min=1), default=608, show_default=True, help="Frames per crop.")
+@click.option(
+    "--crops",
+    type=click.IntRange(min=1),
+    default=5000,
+    show_default=True,
+    help="Maximum number of clips; one crop per clip.",
 )
 @json_option
 def measure(data: str, sample_rate: int, frames: int, crops: int, as_json: bool) -> None:
-    """Measures DATA, a list, shards or a folder, on random crops, as a pre-training does.
+    """Measure the mean and standard deviation of log-mel values in DATA: a list, shards or a folder.
 
     \b
-    The values go to load_model(NAME, mean=, std=), or to --set mean= and --set std= of pretrain.
+    Pass the values to load_model(NAME, mean=, std=), or as --set mean= and --set std= of pretrain.
     """
     from m2d_hub.config import FrontendConfig
 

@@ -94,7 +94,9 @@ class Request:
         for path in paths:
             if path.is_file():
                 return path
-        raise ConfigError(f"{paths[0]} does not exist. Name by split_files {self.dataset.split}.")
+        raise ConfigError(
+            f"{paths[0]} does not exist. Pass as split_files (--split-file): {self.dataset.split}."
+        )
 
     def read_splits(self, group: str) -> dict[str, str]:
         """Read the split files that the user named.
@@ -111,7 +113,7 @@ class Request:
         Raises:
             ConfigError: A file is missing or cannot be used; the message gives its source.
         """
-        hint = f"Name by split_files {self.dataset.split}."
+        hint = f"Pass as split_files (--split-file): {self.dataset.split}."
         if not self.split_files:
             raise ConfigError(f"{self.dataset.title} has no split of its own. {hint}")
         splits: dict[str, str] = {}

@@ -16,7 +16,7 @@ def _rows(request: Request) -> Iterator[ListRow]:
     table = request.folder
     rows = read_table(table, ["file_name", "label"], ["split", "fold"])
     if request.audio is None:
-        raise ConfigError(f"{table} needs the folder of its clips; give it as audio.")
+        raise ConfigError(f"{table} needs the folder of its clips; give it as audio (--audio).")
     if not request.audio.is_dir():
         raise ConfigError(f"{request.audio} is not a folder; give the one that holds the clips of {table}.")
     for row in rows:

@@ -134,7 +134,7 @@ def _check(name: str, request: Request, out: Path) -> None:
     if name != "evar" and not request.folder.is_dir():
         raise ConfigError(f"{request.folder} is not a folder; give that of {request.dataset.title}.")
     if request.split_files and not request.dataset.split:
-        raise ConfigError(f"{name} has its own split; omit split_files.")
+        raise ConfigError(f"{name} has its own split; omit split_files (--split-file).")
     if request.audio is not None and name != "evar":
         raise ConfigError(f"audio is only for evar; for {name} give the folder itself.")
     if out.suffix.lower() != ".csv":
