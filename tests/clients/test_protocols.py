@@ -1,4 +1,4 @@
-"""What other programs call, called as they call it, with a small model on disk in place of m2d-mini."""
+"""Clients called as their programs call them, with a small model on disk."""
 
 import os
 import subprocess
@@ -80,7 +80,7 @@ def test_evar_finetunes_through_a_fresh_head(folder):
 
 @pytest.mark.parametrize("flat", [False, True])
 @pytest.mark.parametrize("features", ["frames", "tokens"])
-def test_evar_gives_the_logits_of_the_model_whatever_its_head_takes(tiny, tmp_path, features, flat):
+def test_evar_gives_the_logits_of_the_model_for_both_kinds_of_head(tiny, tmp_path, features, flat):
     from m2d_hub.clients.evar import RuntimeM2D
 
     tiny.set_head(3, features=features)
@@ -104,7 +104,7 @@ class EasyDict(dict):
         super().__setitem__(name, value)
 
 
-# Of EVAR's config/m2d.yaml, what concerns the model
+# The settings of the model in EVAR's config/m2d.yaml
 EVAR_YAML = {
     "audio_repr": "ar_m2d.AR_M2D",
     "feature_d": 3840,
@@ -138,14 +138,14 @@ def test_evars_own_settings_are_filled_in_for_evar_to_read(folder):
         ({"output_layers": [0, 1], "flat_features": True}, 2 * 64),
     ],
 )
-def test_evars_settings_of_features_are_obeyed(folder, settings, feature_d):
+def test_evars_feature_settings_set_the_width(folder, settings, feature_d):
     runtime, cfg = evar(folder, **settings)
     layers = runtime.encode_lms(runtime.to_normalized_spec(noise(1, 16_000)), return_layers=True)
     stacked = torch.cat([layers[index] for index in cfg.output_layers or range(len(layers))], dim=-1)
     assert cfg.feature_d == stacked.shape[-1] == feature_d
 
 
-def test_evars_settings_of_the_model_are_obeyed(tiny, tmp_path):
+def test_evars_model_settings_apply(tiny, tmp_path):
     tiny.set_head(5)
     tiny.save_pretrained(tmp_path)
     settings = {"freeze_embed": True, "dur_frames": 101, "mean": -3.0, "std": 2.0}
@@ -179,7 +179,7 @@ def test_evars_training_mask_drops_tokens_in_training_alone(folder, tiny, sample
     assert runtime.backbone.patch_embed.proj.weight.grad is not None
 
 
-def test_with_a_training_mask_a_fresh_head_takes_tokens(tiny, tmp_path):
+def test_with_a_training_mask_a_new_head_takes_tokens(tiny, tmp_path):
     tiny.set_head(3)
     tiny.save_pretrained(tmp_path)
     settings = {"training_mask": 0.5, "encoder_only": False}
@@ -190,7 +190,7 @@ def test_with_a_training_mask_a_fresh_head_takes_tokens(tiny, tmp_path):
         evar(tmp_path, **settings)
 
 
-def test_an_argument_outweighs_evars_settings(folder):
+def test_an_argument_overrides_evars_settings(folder):
     from m2d_hub.clients.evar import RuntimeM2D
 
     cfg = EasyDict(EVAR_YAML | {"weight_file": "gone", "flat_features": True})
@@ -210,7 +210,7 @@ def test_an_argument_outweighs_evars_settings(folder):
         ({"std": float("nan")}, "std must be a finite number"),
     ],
 )
-def test_evars_settings_that_cannot_be_obeyed_are_refused_by_name(folder, settings, message):
+def test_evars_invalid_settings_are_refused_by_name(folder, settings, message):
     with pytest.raises(m2d_hub.ConfigError, match=message):
         evar(folder, **settings)
 
@@ -240,7 +240,7 @@ def test_evar_projects_clips_and_texts_into_one_space(tmp_path, flat, audio_bloc
     close(runtime.encode_clap_text(("a dog", "rain")).detach(), model.clap.text_proj(words).detach())
 
 
-def test_evar_tells_weights_without_a_text_space(folder):
+def test_evar_refuses_weights_without_a_text_space(folder):
     runtime, _ = evar(folder)
     for call in (
         lambda: runtime.encode_clap_audio(noise(1, 16_000)),
@@ -250,7 +250,7 @@ def test_evar_tells_weights_without_a_text_space(folder):
             call()
 
 
-def test_s3prl_takes_each_clip_as_one_window_where_the_model_does(tiny, tmp_path):
+def test_s3prl_uses_one_window_per_clip_if_the_model_does(tiny, tmp_path):
     from m2d_hub.clients.s3prl import UpstreamExpert
 
     tiny.set_window(float("inf"))
@@ -284,7 +284,7 @@ def test_s3prl_hidden_states_are_every_blocks_frames_whatever_the_neighbours(fol
     assert expert.model.encoder.blocks[0].mlp.fc1.weight.grad is not None
 
 
-def test_s3prl_standardises_by_the_tasks_statistics_where_they_are_given(folder, s3prl):
+def test_s3prl_standardises_by_given_statistics(folder, s3prl):
     from m2d_hub.clients.s3prl import register
 
     register("plain", folder)
@@ -334,7 +334,7 @@ def test_s3prl_register_puts_the_upstream_into_its_hub_and_leaves_torchaudio_alo
 
 
 @pytest.mark.parametrize("fault", ["import gone_library", "import torchaudio; torchaudio.another_name"])
-def test_s3prl_that_is_there_but_does_not_load_is_told(s3prl, fault):
+def test_s3prl_that_cannot_be_imported_is_reported(s3prl, fault):
     import torchaudio
 
     from m2d_hub.clients.s3prl import register
@@ -346,7 +346,7 @@ def test_s3prl_that_is_there_but_does_not_load_is_told(s3prl, fault):
     assert vars(torchaudio) == before
 
 
-def test_s3prl_that_is_missing_is_told(monkeypatch):
+def test_missing_s3prl_is_reported(monkeypatch):
     from m2d_hub.clients.s3prl import register
 
     monkeypatch.setitem(sys.modules, "s3prl", None)
@@ -391,7 +391,7 @@ def test_datasets_map_adds_embeddings(folder, tiny):
 
 
 @pytest.mark.filterwarnings("error:an array of two rows")
-def test_datasets_embed_takes_a_column_as_it_comes(folder, tiny):
+def test_datasets_embed_accepts_a_column(folder, tiny):
     datasets = pytest.importorskip("datasets", reason="needs m2d-hub[datasets]")
     from m2d_hub.clients.datasets import embed
 
@@ -408,13 +408,7 @@ def test_datasets_embed_takes_a_column_as_it_comes(folder, tiny):
     close(embed(rows[:]["audio"], name=folder), expected)
 
 
-# Integers: every client gives what encode_clip gives of them, or refuses them
-
-
-def of_hear(folder, wave):
-    from m2d_hub.clients import hear
-
-    return hear.get_scene_embeddings(torch.from_numpy(wave)[None], hear.load_model(folder))
+# Integers: every client scales them as encode_clip does, or refuses them
 
 
 def of_evar(folder, wave):
@@ -435,20 +429,10 @@ def of_xares(folder, wave):
     return M2DEncoder(folder)(torch.from_numpy(wave)).mean(dim=1)
 
 
-def of_datasets(folder, wave):
+def of_datasets_in_stereo(folder, wave):
     from m2d_hub.clients.datasets import embed
 
-    return embed([wave], 16_000, folder)
-
-
-def of_datasets_in_stereo(folder, wave):
-    return of_datasets(folder, np.stack([wave, wave]))
-
-
-def of_ray(folder, wave):
-    from m2d_hub.clients.ray import EmbedAudio
-
-    return EmbedAudio(folder)({"audio": wave[None]})["embedding"]
+    return embed([np.stack([wave, wave])], 16_000, folder)
 
 
 def of_ray_in_stereo(folder, wave):
@@ -464,29 +448,21 @@ def of_sklearn(folder, wave):
     return M2DEmbedder(folder).transform(wave[None])
 
 
-SCALING = [
-    of_evar,
-    of_s3prl,
-    of_xares,
-    of_datasets,
-    of_datasets_in_stereo,
-    of_ray,
-    of_ray_in_stereo,
-    of_sklearn,
-]
-
-
-@pytest.mark.parametrize("dtype", [np.int16, np.int32])
-@pytest.mark.parametrize("embed", SCALING, ids=[embed.__name__ for embed in SCALING])
-def test_integers_are_scaled_by_every_client(embed, dtype, folder, tiny):
+@pytest.mark.parametrize(
+    "embed", [of_evar, of_s3prl, of_xares, of_datasets_in_stereo, of_ray_in_stereo, of_sklearn]
+)
+def test_integers_are_scaled_by_every_client(embed, folder, tiny):
     wave = noise(9_000).numpy().clip(-0.9, 0.9)
-    integers = (wave * 2.0 ** (8 * np.dtype(dtype).itemsize - 1)).astype(dtype)
-    close(embed(folder, integers), tiny.encode_clip(torch.from_numpy(wave)), atol=5e-3)
+    for dtype in (np.int16, np.int32):
+        integers = (wave * 2.0 ** (8 * np.dtype(dtype).itemsize - 1)).astype(dtype)
+        close(embed(folder, integers), tiny.encode_clip(torch.from_numpy(wave)), atol=5e-3)
 
 
-def test_integers_that_hear_does_not_know_are_refused(folder):
+def test_hear_refuses_integers_of_unknown_scale(folder):
+    from m2d_hub.clients import hear
+
     with pytest.raises(m2d_hub.AudioError, match=r"expects a non-empty float waveform .*got torch.int16"):
-        of_hear(folder, np.zeros(9_000, np.int16))
+        hear.get_scene_embeddings(torch.zeros(1, 9_000, dtype=torch.int16), hear.load_model(folder))
 
 
 # Ray Data: the actor is an ordinary class; Ray itself runs in tests/integration/client_programs.py
@@ -507,7 +483,7 @@ def test_ray_actor_embeds_paths_bytes_and_waveforms(folder, tiny, clips):
     close(actor({"audio": waves.numpy()})["embedding"], tiny.encode_clip(waves))
 
 
-def test_ray_actor_sets_unreadable_files_aside(folder, tiny, clips, tmp_path):
+def test_ray_actor_reports_unreadable_files(folder, tiny, clips, tmp_path):
     from m2d_hub.clients.ray import EmbedAudio
 
     good = str(next(clips.glob("*.wav")))
@@ -519,7 +495,7 @@ def test_ray_actor_sets_unreadable_files_aside(folder, tiny, clips, tmp_path):
     assert "bad.wav" in given["error"][1]
 
 
-def test_ray_actor_names_the_columns_it_looks_for(folder):
+def test_ray_actor_names_the_columns_that_it_needs(folder):
     from m2d_hub.clients.ray import EmbedAudio
 
     with pytest.raises(m2d_hub.ConfigError, match=r"rows have no column path or .*, but text"):

@@ -2,9 +2,9 @@
 
 $ python -m tests.integration.client_programs [NAME...] --model m2d-mini
 
-It needs the programs: pip install 'm2d-hub[onnx,sklearn,datasets,mteb,ray]' psutil s3prl xares torchcodec,
-and for HEAR ``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree
-sortedcontainers torchinfo "setuptools<81"``. What is stood in for, and why, is said where it is done.
+Install the programs with ``pip install 'm2d-hub[sklearn,datasets,mteb,ray]' s3prl xares torchcodec``, those
+of HEAR with ``pip install --no-deps hearvalidator heareval pytorch-lightning==1.9.5 intervaltree
+sortedcontainers torchinfo "setuptools<81"``. scikit-learn, transformers and ONNX Runtime run in the tests.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 
 
 def stand_in(name: str, **contents: Any) -> types.ModuleType:
-    """A module in place of one that is not there."""
+    """Add a module in place of a missing one."""
     module = types.ModuleType(name)
     module.__spec__ = importlib.machinery.ModuleSpec(name, None)
     vars(module).update(contents)
@@ -46,7 +46,7 @@ def stand_in(name: str, **contents: Any) -> types.ModuleType:
 
 
 def stand_in_tensorflow() -> None:
-    """HEAR's programs import it for one isinstance only; einops looks for the other two types."""
+    """Replace tensorflow, which HEAR imports for one isinstance and einops for two types."""
     stand_in(
         "tensorflow", Module=type("Module", (), {}), Tensor=type("T", (), {}), Variable=type("V", (), {})
     )
@@ -58,7 +58,7 @@ def run_hearvalidator(model: str, folder: Path) -> str:
 
     validator = ValidateModel("m2d_hub.clients.hear", model, "cpu")
     validator()
-    return "hear-validator: all checks passed (it warns of frames longer than 50 ms)"
+    return "hear-validator: all checks passed (with a warning about frames longer than 50 ms)"
 
 
 def run_heareval(model: str, folder: Path) -> str:
@@ -138,7 +138,7 @@ def run_xares(model: str, folder: Path) -> str:
 
     encoder = attr_from_py_path("m2d_hub/clients/xares.py", endswith="Encoder")()
     if not check_audio_encoder(encoder):
-        raise RuntimeError("X-ARES refuses the encoder; its log says why.")
+        raise RuntimeError("X-ARES rejects the encoder; see its log.")
     (accuracy, _), (neighbours, _) = run_xares_task(encoder, folder)
     return (
         f"found by path, check_audio_encoder passed, output_dim {encoder.output_dim}; a local task of two "
@@ -147,7 +147,7 @@ def run_xares(model: str, folder: Path) -> str:
 
 
 def run_xares_task(encoder: torch.nn.Module, folder: Path) -> Any:
-    """Scores and sizes of the linear layer and of the nearest neighbours on shards of tones."""
+    """Return scores and sizes of the linear layer and the nearest neighbours on shards of tones."""
     import torchaudio
     import webdataset
     from xares.common import XaresSettings
@@ -157,7 +157,7 @@ def run_xares_task(encoder: torch.nn.Module, folder: Path) -> Any:
         samples, sample_rate = soundfile.read(file, dtype="float32", always_2d=True)
         return torch.from_numpy(samples.T), sample_rate
 
-    # torchaudio 2.11 decodes nothing without torchcodec, and X-ARES leaves out what cannot be decoded.
+    # torchaudio 2.11 cannot decode without torchcodec, and X-ARES skips clips that cannot be decoded.
     torchaudio.load = load
     clips, labels = tones(64)
     bounds = {"train": (0, 40), "valid": (40, 52), "test": (52, 64)}
@@ -183,43 +183,6 @@ def run_xares_task(encoder: torch.nn.Module, folder: Path) -> Any:
         eval_weight=bounds["test"][1] - bounds["test"][0],
     )
     return XaresTask(config).run()
-
-
-def run_sklearn(model: str, folder: Path) -> str:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    from m2d_hub.clients.sklearn import M2DEmbedder
-
-    pipeline = make_pipeline(M2DEmbedder(model), StandardScaler(), LogisticRegression())
-    search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1.0]}, cv=2, n_jobs=2)
-    search.fit(*tones(16))
-    return f"GridSearchCV in two processes: accuracy {search.best_score_:.3f}"
-
-
-def run_transformers(model: str, folder: Path) -> str:
-    import transformers
-
-    from m2d_hub.clients.transformers import register, save_pretrained
-
-    register()
-    save_pretrained(folder / "model", model)
-    auto = transformers.AutoModel.from_pretrained(folder / "model")
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder / "model")
-    frames = transformers.pipeline("feature-extraction", model=str(folder / "model"))
-    differences = []
-    loaded = m2d_hub.load_model(model, device="cpu")
-    for clip in tones(4)[0]:
-        expected = loaded.encode_frames(clip).features
-        with torch.no_grad():
-            clip_feature = auto(**extractor(clip, sampling_rate=16_000, return_tensors="pt")).pooler_output
-        differences += [
-            (clip_feature - loaded.encode_clip(clip)).abs().max().item(),
-            (frames(clip, return_tensors=True) - expected).abs().max().item(),
-        ]
-    return f"AutoModel, AutoFeatureExtractor, feature-extraction: largest difference {max(differences):.1e}"
 
 
 def run_datasets(model: str, folder: Path) -> str:
@@ -290,29 +253,8 @@ def run_ray(model: str, folder: Path) -> str:
     )
 
 
-def run_onnx(model: str, folder: Path) -> str:
-    import onnxruntime
-
-    from m2d_hub.export import export_onnx
-
-    loaded = m2d_hub.load_model(model, device="cpu")
-    export_onnx(loaded, folder / "model.onnx")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options)
-    worst = 0.0
-    for shape in [(1, 1), (3, 150), (1, 16_000), (2, 97_280), (2, 97_281), (4, 480_000)]:
-        waveform = 0.1 * torch.randn(*shape)
-        with torch.no_grad():
-            expected = loaded(waveform).features
-        (frames,) = session.run(None, {"waveform": waveform.numpy()})
-        worst = max(worst, np.abs(frames - expected.numpy()).max())
-    size_mb = (folder / "model.onnx").stat().st_size / 1e6
-    return f"1 sample to 30 s, batch 1 to 4: largest difference {worst:.1e}; one file of {size_mb:.1f} MB"
-
-
-# EVAR is not on PyPI: what its programs (ar_m2d.py, lineareval.py, finetune.py) call is called here, with its
-# own settings (config/m2d.yaml), whose feature_d it reads again.
+# EVAR is not on PyPI. This makes the calls of its programs (ar_m2d.py, lineareval.py, finetune.py) with its
+# settings (config/m2d.yaml), of which it reads feature_d again.
 EVAR_SETTINGS = {
     **{"feature_d": 3840, "sample_rate": 16_000, "n_mels": 80, "hop_size": 160, "output_layers": [-1]},
     **{"encoder_only": True, "freeze_embed": True, "training_mask": 0.0},
@@ -340,7 +282,7 @@ def run_evar(model: str, folder: Path) -> str:
 
 
 def _evar_finetune(model: str, training_mask: float) -> float:
-    """Accuracy after finetune.py's loop: BatchNorm and a linear layer, SGD, one negative log-likelihood."""
+    """Return the accuracy after the loop of finetune.py: BatchNorm and a linear layer, trained with SGD."""
     from m2d_hub.clients.evar import RuntimeM2D
 
     cfg = types.SimpleNamespace(**EVAR_SETTINGS | {"training_mask": training_mask}, weight_file=model)
@@ -368,14 +310,11 @@ def _evar_finetune(model: str, training_mask: float) -> float:
 
 
 PROGRAMS: dict[str, Callable[[str, Path], str]] = {
-    "onnx": run_onnx,
     "evar": run_evar,
     "hearvalidator": run_hearvalidator,
     "heareval": run_heareval,
     "s3prl": run_s3prl,
     "xares": run_xares,
-    "sklearn": run_sklearn,
-    "transformers": run_transformers,
     "datasets": run_datasets,
     "mteb": run_mteb,
     "ray": run_ray,
@@ -387,7 +326,7 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=list(PROGRAMS))
     parser.add_argument("--model", default="m2d-mini")
     arguments = parser.parse_args()
-    if len(arguments.names) > 1:  # a process each: what one has stood in for is in another one's way
+    if len(arguments.names) > 1:  # one process per program, since replaced modules stay
         command = [sys.executable, "-m", "tests.integration.client_programs", "--model", arguments.model]
         failed = [name for name in arguments.names if subprocess.run([*command, name]).returncode]
         sys.exit(f"failed: {', '.join(failed)}" if failed else 0)

@@ -802,15 +802,6 @@ def test_the_command_makes_a_list_that_evaluation_reads(tmp_path):
     assert "the list has 4 clips; 105,829 are published" in told["differences"]
 
 
-def test_the_command_speaks_of_options(tmp_path):
-    gtzan(tmp_path / "data")
-    result = CliRunner().invoke(
-        main, ["list", "gtzan", str(tmp_path / "data"), "--out", str(tmp_path / "l.csv")]
-    )
-    assert result.exit_code == 1
-    assert "Pass as split_files (--split-file): the three files train_filtered.txt" in result.stderr
-
-
 def test_where_describes_every_data_set_or_one():
     result = CliRunner().invoke(main, ["list", "--where"])
     assert result.exit_code == 0

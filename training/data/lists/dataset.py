@@ -113,13 +113,12 @@ class Request:
         Raises:
             ConfigError: A file is missing or cannot be used; the message gives its source.
         """
-        hint = f"Pass as split_files (--split-file): {self.dataset.split}."
         if not self.split_files:
-            raise ConfigError(f"{self.dataset.title} has no split of its own. {hint}")
+            raise ConfigError(f"{self.dataset.title} has no split of its own. {self._split_hint}")
         splits: dict[str, str] = {}
         for path in self.split_files:
             if not path.is_file():
-                raise ConfigError(f"{path} does not exist. {hint}")
+                raise ConfigError(f"{path} does not exist. {self._split_hint}")
             splits |= (
                 _splits_of_table(path, group) if path.suffix.lower() == ".csv" else _splits_of_text(path)
             )
