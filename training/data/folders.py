@@ -51,7 +51,7 @@ def _names_in(folder: str) -> frozenset[str]:
             return frozenset(
                 item.name for item in found if not item.is_symlink() or os.path.exists(item.path)
             )
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a null character in the name
         return frozenset()
 
 

@@ -94,9 +94,11 @@ class Request:
         for path in paths:
             if path.is_file():
                 return path
-        raise ConfigError(
-            f"{paths[0]} does not exist. Pass as split_files (--split-file): {self.dataset.split}."
-        )
+        raise ConfigError(f"{paths[0]} does not exist. {self._split_hint}")
+
+    @property
+    def _split_hint(self) -> str:
+        return f"Pass as split_files (--split-file): {self.dataset.split}."
 
     def read_splits(self, group: str) -> dict[str, str]:
         """Read the split files that the user named.
