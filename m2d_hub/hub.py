@@ -93,8 +93,11 @@ def load_model(
     path = resolve(
         name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only, token=token
     )
+    read_as = torch.float32 if dtype in (torch.float32, "int8") else None  # else .to() converts
     with plain_tensors():
-        model = M2D.from_checkpoint(_with_statistics(read_weights(path, sample_rate), mean, std), path)
+        model = M2D.from_checkpoint(
+            _with_statistics(read_weights(path, sample_rate, read_as), mean, std), path
+        )
         _fit(model, name, window_s, num_classes, sample_rate)
         if isinstance(dtype, str):
             quantize_encoder(model.to(torch.float32).encoder)

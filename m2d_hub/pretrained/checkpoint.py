@@ -75,10 +75,11 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mappi
             file.write(text.ljust(size))
 
 
-def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def load_checkpoint(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Checkpoint:
     """Read a folder, or a single ``.safetensors`` file, written by :func:`save_checkpoint`.
 
-    The configuration is compared with the shapes in the file's header before any tensor is read.
+    Weights are converted to ``dtype``; None keeps the stored precision. The configuration is compared with
+    the shapes in the file's header before any tensor is read.
 
     Raises:
         CheckpointError: A file is missing or damaged, does not fit the other, or has non-finite weights.
@@ -92,7 +93,7 @@ def load_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     with open_safetensors(weights) as file:
         config = _read_config(weights, file.metadata() or {})
         _check_sizes(config, shapes_of(file), weights)
-        return Checkpoint(_checked_copies(_tensors_of(file), weights), config)
+        return Checkpoint(_checked_copies(_tensors_of(file), weights, dtype), config)
 
 
 def model_files(path: Path) -> list[Path]:
@@ -205,7 +206,9 @@ def _tensors_of(file: Any) -> Iterator[tuple[str, Tensor]]:
     return ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
 
 
-def _checked_copies(tensors: Iterable[tuple[str, Tensor]], origin: object) -> dict[str, Tensor]:
+def _checked_copies(
+    tensors: Iterable[tuple[str, Tensor]], origin: object, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
     """Copy tensors that are mapped from a file, which other programs may overwrite, and check them.
 
     Raises:
@@ -217,7 +220,7 @@ def _checked_copies(tensors: Iterable[tuple[str, Tensor]], origin: object) -> di
         if not _is_plain(name, tensor):
             wrong[name] = str(tensor.dtype).removeprefix("torch.")
             continue
-        copies[name] = tensor.clone()
+        copies[name] = tensor.to(dtype if tensor.is_floating_point() else None, copy=True)
         sums.append(copies[name].sum(dtype=torch.float32))  # right after the copy: still in the cache
     if wrong:
         raise CheckpointError(

@@ -75,13 +75,14 @@ class Published:
     config: ModelConfig
 
 
-def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
+def read_weights(path: Path, sample_rate: int | None = None, dtype: torch.dtype | None = None) -> Checkpoint:
     """Read a model's folder or file, of any layout.
 
     Args:
         path: This package's folder or ``.safetensors``, a published ``.pth`` or its folder, or a
             training run's checkpoint.
         sample_rate: Hz, only for a published file that does not state it.
+        dtype: Convert the weights of this package's folder or file; None keeps the stored precision.
 
     Raises:
         CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
@@ -89,12 +90,12 @@ def read_weights(path: Path, sample_rate: int | None = None) -> Checkpoint:
     """
     weights, *config = model_files(path)
     if config and weights.parent == path:
-        return load_checkpoint(path)
+        return load_checkpoint(path, dtype)
     if weights.suffix == ".safetensors":
         with open_safetensors(weights) as file:
             is_own = any(name.startswith("encoder.") for name in file.keys())  # noqa: SIM118
         if is_own:
-            return load_checkpoint(weights)
+            return load_checkpoint(weights, dtype)
     published = read_published(weights, sample_rate=sample_rate)
     return Checkpoint(published.tensors, published.config)
 
