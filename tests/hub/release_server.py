@@ -1,4 +1,4 @@
-"""A local server that plays the release host and the Hugging Face hub; builders of tiny published zips."""
+"""A local server in place of the release host and the Hugging Face hub; builders of tiny published zips."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import re
 import threading
 import zipfile
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -25,16 +25,14 @@ TINY = {"input_size": (80, 32), "embed_dim": 64, "depth": 2, "release": "v0.0.1"
 
 @dataclass
 class Fault:
-    """What a path does once instead of answering well."""
+    """A failure of one request to a path."""
 
-    status: int | None = None  # answer this
+    status: int | None = None  # HTTP status to return
     cut_after: int | None = None  # close the connection after so many bytes
-    stall_after: int | None = None  # send no more after so many bytes, and keep the connection
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 class ReleaseServer:
-    """Files by path and Hugging Face repositories, with faults on order and a record of all requests."""
+    """Files by path and Hugging Face repositories, with planned faults and a record of all requests."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -42,8 +40,6 @@ class ReleaseServer:
         self.faults: defaultdict[str, list[Fault]] = defaultdict(list)
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.ranges = True
-        self.validators = True
-        self.closing = threading.Event()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -53,7 +49,6 @@ class ReleaseServer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.closing.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -114,7 +109,7 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
             path = self._note()
             fault = server.faults[path].pop(0) if server.faults[path] else Fault()
             if fault.status is not None:
-                self._send(fault.status, b"", fault.headers)
+                self._send(fault.status, b"")
             elif path in server.files:
                 self._file(server.files[path], fault)
             elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
@@ -126,12 +121,10 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
 
         def _file(self, content: bytes, fault: Fault, headers: dict[str, str] | None = None) -> None:
             headers = dict(headers or {})
-            mark = f'"{hashlib.md5(content).hexdigest()}"'
-            if server.validators:
-                headers.setdefault("ETag", mark)
+            headers.setdefault("ETag", f'"{hashlib.md5(content).hexdigest()}"')
             start, status = 0, 200
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if asked and server.ranges and self.headers.get("If-Range", mark) == mark:
+            if asked and server.ranges:
                 start, status = int(asked[1]), 206
                 if start >= len(content):
                     self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
@@ -182,9 +175,7 @@ def _handler(server: ReleaseServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body[: fault.cut_after or fault.stall_after])
-            if fault.stall_after is not None:
-                server.closing.wait(timeout=60)
+                self.wfile.write(body[: fault.cut_after])
             if fault != Fault():
                 self.close_connection = True
 

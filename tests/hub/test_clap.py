@@ -1,4 +1,4 @@
-"""Audio and text in one space: both audio projections, text projections, a small random text encoder."""
+"""Audio and text in one space: audio and text projections, and a small random text encoder."""
 
 import json
 import sys
@@ -62,7 +62,7 @@ def one_head_block(weights, prefix, tokens):
     return tokens + linear("mlp.fc2", F.gelu(linear("mlp.fc1", norm("norm2", tokens))))
 
 
-@pytest.mark.parametrize(("num_blocks", "mlp_ratio"), [(1, 1), (2, 1), (3, 2), (4, 2)])
+@pytest.mark.parametrize(("num_blocks", "mlp_ratio"), [(1, 1), (3, 2)])
 def test_semantic_projection_returns_its_normalised_first_token(num_blocks, mlp_ratio):
     torch.manual_seed(0)
     clap, tokens = Clap(clap_config(dim=8, audio_blocks=num_blocks), embed_dim=8), torch.randn(2, 5, 8)
@@ -178,7 +178,7 @@ def test_encode_text_takes_lists_of_strings_only(texts):
     assert str(error.value) == f"texts must be a list of one or more strings, got {texts!r}."
 
 
-def test_missing_text_encoder_says_how_to_go_on_offline(hub_cache_without_network):
+def test_a_missing_text_encoder_explains_how_to_work_offline(hub_cache_without_network):
     pytest.importorskip("transformers")
     with pytest.raises(DownloadError) as error:
         Clap(clap_config(), embed_dim=8).encode_text(["a dog"])

@@ -1,4 +1,4 @@
-"""What an extra brings may be missing, or broken: told in a line that names the extra."""
+"""Missing or broken optional dependencies are errors that name the extra."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TRAINING = [
 
 
 def without(monkeypatch, *missing):
-    """As if some packages were not installed."""
+    """Make packages look as if they were not installed."""
 
     def found(name):
         if name in missing:
@@ -37,7 +37,7 @@ def without(monkeypatch, *missing):
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch):
-    """Puts packages of some names first that cannot be imported."""
+    """Make packages fail to import."""
 
     def put(name, error):
         (tmp_path / "broken").mkdir(exist_ok=True)
@@ -49,7 +49,7 @@ def broken(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("arguments", TRAINING, ids=lambda arguments: arguments[0])
-def test_training_without_its_extra_begins_nothing_and_names_all_that_is_missing(
+def test_training_without_its_extra_starts_nothing_and_names_all_missing_packages(
     arguments, tmp_path, monkeypatch
 ):
     without(monkeypatch, "accelerate", "timm")
@@ -60,22 +60,16 @@ def test_training_without_its_extra_begins_nothing_and_names_all_that_is_missing
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} <= {".log"}
 
 
-def test_what_another_extra_brings_is_not_asked_for(monkeypatch):
+def test_only_the_packages_of_the_extra_are_required(monkeypatch):
     without(monkeypatch, "ray", "torch", "gradio")
     io.require_extra("training", "this")
     with pytest.raises(m2d_hub.ConfigError, match=r"^this needs ray: pip install 'm2d-hub\[ray\]'\.$"):
         io.require_extra("ray", "this")
+    monkeypatch.setattr(io, "requires", lambda name: (_ for _ in ()).throw(PackageNotFoundError(name)))
+    io.require_extra("ray", "a source tree that is not installed")
 
 
-def test_a_source_tree_that_is_not_installed_is_not_asked_for_anything(monkeypatch):
-    def fail(name):
-        raise PackageNotFoundError(name)
-
-    monkeypatch.setattr(io, "requires", fail)
-    io.require_extra("training", "this")
-
-
-def test_what_is_installed_but_broken_says_why(broken, tiny_folder, tmp_path):
+def test_a_broken_package_is_reported_with_the_reason(broken, tiny_folder, tmp_path):
     broken("onnx", "ImportError('numpy.core.multiarray failed to import')")
     model = m2d_hub.load_model(tiny_folder, device="cpu")
     with pytest.raises(
@@ -86,7 +80,7 @@ def test_what_is_installed_but_broken_says_why(broken, tiny_folder, tmp_path):
         model.export_onnx(tmp_path / "model.onnx")
 
 
-def test_a_missing_library_of_the_system_says_what_to_install(broken):
+def test_a_missing_system_library_is_reported_with_what_to_install(broken):
     broken("sounddevice", "OSError('PortAudio library not found')")
     with pytest.raises(
         m2d_hub.ConfigError, match=r"\(PortAudio library not found\).*\[live\].*apt install libportaudio2\.$"
@@ -94,7 +88,7 @@ def test_a_missing_library_of_the_system_says_what_to_install(broken):
         next(open_microphone(16_000, 1, Interrupt()))
 
 
-def test_every_extra_that_is_named_exists():
+def test_every_extra_named_in_docs_and_messages_exists():
     known = set(metadata("m2d-hub").get_all("Provides-Extra"))
     texts = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     named = {

@@ -63,7 +63,7 @@ def load(name, **options):
 
 
 def put_in_repository(server, folder, name="lab/model", revision="main"):
-    """A model with weights of its own per revision, saved as this package saves models."""
+    """Publish a model whose weights differ per revision."""
     torch.manual_seed(len(revision))
     config = ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name=revision)
     model = m2d_hub.M2D(config)
@@ -79,18 +79,14 @@ def test_converted_weights_give_the_same_numbers_as_unconverted_ones(server, tmp
     folder.mkdir()
     (folder / "checkpoint-300.pth").write_bytes(checkpoint_bytes(TENSORS[name]()))
     converted, unconverted = load(name), load(folder)
+    assert (converted.config.name, converted.config.license) == (name, NTT_LICENSE)
+    assert converted.config.source == "https://github.com/nttcslab/m2d/releases/tag/v0.0.1"
     assert torch.equal(converted.encode_clip(waveform), unconverted.encode_clip(waveform))
     if name == "tiny-tagger":
         assert torch.equal(converted.classify_waveform(waveform), unconverted.classify_waveform(waveform))
     if name == "tiny-clap":
         spaces = [model.encode_audio_text_space(waveform) for model in (converted, unconverted)]
         assert torch.equal(*spaces)
-
-
-def test_loaded_model_carries_licence_and_source(server):
-    config = load("tiny").config
-    assert (config.name, config.license) == ("tiny", NTT_LICENSE)
-    assert config.source == "https://github.com/nttcslab/m2d/releases/tag/v0.0.1"
 
 
 def test_the_download_command_prints_the_folder_of_the_weights(server, tmp_path):
