@@ -80,6 +80,16 @@ def test_files_and_tests_named_in_a_document_exist(path):
     assert [name for name in NAMED_TEST.findall(text) if f"def {name}(" not in tests] == []
 
 
+def test_layout_in_the_architecture_page_matches_the_folders():
+    layout = re.search(r"^```\n(.*?)^```$", (ROOT / "ARCHITECTURE.md").read_text("utf-8"), re.M | re.S)
+    shown, folder = set(), ROOT
+    for line in layout[1].splitlines():
+        names = re.split(r"\s{2,}", line.strip())[0].split(", ")
+        folder = folder if line.startswith(" ") else ROOT / names[0]
+        shown |= {ROOT / name if not line.startswith(" ") else folder / name for name in names}
+    assert [path for path in shown if not path.exists()] == []
+
+
 def test_readme_is_short():
     assert (ROOT / "README.md").stat().st_size <= 7_000
 
