@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -133,6 +134,7 @@ class RayEngine:
         data = self._ray.data
         context = data.DataContext.get_current()
         context.enable_progress_bars, context.raise_original_map_exception = False, True
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
         items = [
             {
                 "source": dataclasses.replace(source, path=source.path.absolute()),

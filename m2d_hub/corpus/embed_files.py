@@ -22,7 +22,7 @@ from m2d_hub.corpus.outputs import Output
 from m2d_hub.corpus.records import Row
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
 from m2d_hub.corpus.stored import check_suffix
-from m2d_hub.corpus.stores import Location, names_in, opened, remove, to_location, written
+from m2d_hub.corpus.stores import Location, exists, opened, remove, to_location, written
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.io import as_text
@@ -32,6 +32,7 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 from m2d_hub.pretrained.source import canonical_name, resolve
 
 Kind = Literal["clip", "frames", "layers"]
+Failures = list[tuple[Source, str]]  # files that cannot be read, with reasons
 BATCH_BYTES = 32 << 20  # of audio files; longer recordings make smaller batches, so that memory stays bounded
 _HEADER = b"file,error\r\n"
 
@@ -64,7 +65,7 @@ class OpenedBatch:
 
     sources: list[Source]  # that could be opened,
     clips: list[AudioClip]  # with the clip of each
-    failed: list[tuple[Source, str]]  # the others, with reasons
+    failed: Failures  # the others, with reasons
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class EmbeddedBatch:
     """Rows of a batch of files."""
 
     rows: list[Row]
-    failed: list[tuple[Source, str]]  # files without a row, with reasons
+    failed: Failures  # files without a row, with reasons
 
 
 # Embeds the files that are left of an output; rows that it stores there itself are not returned.
@@ -120,7 +121,7 @@ def embed_files(
         num_workers: Threads that read files ahead of the encoder; None: CPU cores - 1.
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
-        progress: Show a progress bar on the standard error stream.
+        progress: Show a progress bar on the standard error stream; not with an engine.
         engine: Function that embeds the files; None: this process.
 
     Raises:
@@ -130,16 +131,19 @@ def embed_files(
     location = to_location(out)
     if isinstance(location, Path) and (not location.name or location.name == ".."):
         location = Path(os.path.abspath(location))  # "." is called as the folder that it stands for
+        if not location.name:
+            raise ConfigError(f"{location} cannot be an output; give a file or folder in it.")
     check_suffix(location)
     sources = _as_sources(paths)
-    errors = ErrorsFile(location)
+    errors_file = _errors_file(location)
+    failures: Failures = []
     output = Output(location, _settings(model, kind, window_s), sources)
     try:
         if output.left:
             job = Job(model, kind, batch_size, num_workers, device, window_s)
             results = (engine or _embed_here)(output, job)
-            _collect(results, output, errors, len(sources), progress)
-        output.finish(file for file, _ in errors.failures)
+            _collect(results, output, failures, len(sources), progress and engine is None)
+        output.finish(source.file for source, _ in failures)
     except torch.OutOfMemoryError as error:
         output.release()
         raise ConfigError(
@@ -150,10 +154,10 @@ def embed_files(
         output.release()
         raise
     finally:
-        errors.write()
-    left, failed = len(output.left), len(errors.failures)
-    errors_file = str(errors.location) if failed else None
-    return Summary(os.fspath(out), left - failed, len(sources) - left, failed, errors_file)
+        _write_errors(errors_file, failures)
+    left, failed = len(output.left), len(failures)
+    listed = str(errors_file) if failures else None
+    return Summary(os.fspath(out), left - failed, len(sources) - left, failed, listed)
 
 
 def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
@@ -276,7 +280,11 @@ def _size_of(path: Path | StoredFile) -> int:
 
 
 def _collect(
-    results: Iterable[EmbeddedBatch], output: Output, errors: ErrorsFile, total: int, progress: bool
+    results: Iterable[EmbeddedBatch],
+    output: Output,
+    failures: Failures,
+    total: int,
+    progress: bool,
 ) -> None:
     """Put results into the output and the list of errors as they come."""
     from tqdm import tqdm
@@ -293,39 +301,31 @@ def _collect(
         for result in results:
             if result.rows:
                 output.add(result.rows)
-            errors.failures += [(source.file, reason) for source, reason in result.failed]
+            failures += result.failed
             bar.update(len(result.rows) + len(result.failed))
 
 
-class ErrorsFile:
-    """``OUT.errors.csv``, which lists the files that could not be read, and why."""
+def _errors_file(out: Location) -> Location:
+    """Return the list of files that cannot be read, ``OUT.errors.csv``, which must not be something else."""
+    location = out.with_name(f"{out.name}.errors.csv")
+    if exists(location):
+        with opened(location) as source, source.open("rb") if isinstance(source, Path) else source as file:
+            is_own = file.read(len(_HEADER)) == _HEADER
+        if not is_own or (isinstance(location, Path) and location.is_symlink()):
+            raise ConfigError(
+                f"{location}, the list of files that cannot be read, was not written by m2d-hub embed; "
+                "move it elsewhere, or give another output."
+            )
+    return location
 
-    def __init__(self, out: Location):
-        """Find the file.
 
-        Raises:
-            ConfigError: Something else has its name.
-        """
-        self.location = out.with_name(f"{out.name}.errors.csv")
-        self.failures: list[tuple[str, str]] = []
-        if self.location.name in names_in(self.location.parent):
-            with opened(self.location) as source:
-                start = source.open("rb") if isinstance(source, Path) else source
-                with start:
-                    is_own = start.read(len(_HEADER)) == _HEADER
-            if not is_own or (isinstance(self.location, Path) and self.location.is_symlink()):
-                raise ConfigError(
-                    f"{self.location}, the list of files that cannot be read, was not written by m2d-hub "
-                    "embed; move it elsewhere, or give another output."
-                )
-
-    def write(self) -> None:
-        """Write the failures, or remove the list of an earlier run."""
-        if not self.failures:
-            remove(self.location)
-            return
-        table = io.StringIO(newline="")
-        rows = [(file, as_text(reason)) for file, reason in self.failures]
-        csv.writer(table).writerows([("file", "error"), *rows])
-        with written(self.location) as partial:
-            partial.write_bytes(table.getvalue().encode("utf-8", "backslashreplace"))
+def _write_errors(location: Location, failures: Failures) -> None:
+    """Write the list, or remove that of an earlier run."""
+    if not failures:
+        remove(location)
+        return
+    table = io.StringIO(newline="")
+    rows = [(source.file, as_text(reason)) for source, reason in failures]
+    csv.writer(table).writerows([("file", "error"), *rows])
+    with written(location) as partial:
+        partial.write_bytes(table.getvalue().encode("utf-8", "backslashreplace"))

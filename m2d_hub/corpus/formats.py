@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
 import zipfile
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
 from pathlib import Path
@@ -21,12 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.parquet import (
-    read_parquet_entries,
-    read_parquet_rows,
-    require_pyarrow,
-    write_parquet,
-)
+from m2d_hub.corpus.parquet import Parquet
 from m2d_hub.corpus.records import SETTINGS_KEY, Entries, Fingerprint, Row, parse_settings
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import open_file, replacing
@@ -37,46 +32,7 @@ MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
 _ENTRY_BYTES = 180  # at least, of a file's two arrays in the header, without its name
 
 
-class Format(ABC):
-    """Layout of rows in a file or folder. Readers raise any exception on damaged data."""
-
-    def require(self, name: str, files: list[str], kind: str) -> None:  # noqa: B027  # most need nothing
-        """Check that the format can hold all files, and that what it needs is installed.
-
-        Raises:
-            ConfigError: It cannot, or is not.
-        """
-
-    @abstractmethod
-    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        """Write rows, which must be those of ``entries`` in that order."""
-
-    @abstractmethod
-    def entries(self, source: Any) -> Entries:
-        """Return settings and fingerprints; ``source`` is a path or, for Parquet, an open file."""
-
-    @abstractmethod
-    def rows(self, source: Any) -> Iterator[Row]:
-        """Return the rows in order, one at a time."""
-
-
-class Parquet(Format):
-    """Apache Parquet."""
-
-    def require(self, name: str, files: list[str], kind: str) -> None:
-        require_pyarrow()
-
-    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        write_parquet(path, entries, rows)
-
-    def entries(self, source: Any) -> Entries:
-        return read_parquet_entries(source)
-
-    def rows(self, source: Any) -> Iterator[Row]:
-        return read_parquet_rows(source)
-
-
-class Safetensors(Format):
+class Safetensors:
     """safetensors, with settings and file names in the metadata."""
 
     def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
@@ -88,7 +44,7 @@ class Safetensors(Format):
         body_path.unlink(missing_ok=True)  # it might be a link
         try:
             with open(body_path, "w+b") as body:
-                for name, array in [("origin", entries.table), *_named_arrays(rows)]:
+                for name, array in itertools.chain([("origin", entries.table)], _named_arrays(rows)):
                     _add_to_header(header, name, array, body.tell())
                     body.write(array.tobytes())
                 text = json.dumps(header).encode()
@@ -102,6 +58,7 @@ class Safetensors(Format):
             body_path.unlink(missing_ok=True)
 
     def require(self, name: str, files: list[str], kind: str) -> None:
+        """Check that the header can hold all files."""
         num_bytes = len(json.dumps(json.dumps(files)))
         if kind != "clip":
             num_bytes += sum(len(json.dumps(file)) for file in files) * 2 + len(files) * _ENTRY_BYTES
@@ -129,7 +86,7 @@ class Safetensors(Format):
                     yield Row(name, file.get_tensor(f"embedding/{name}"), times)
 
 
-class Npz(Format):
+class Npz:
     """NumPy's archive, uncompressed; ``numpy.load`` reads it without pickle."""
 
     def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
@@ -202,7 +159,7 @@ class _Member:
         return np.frombuffer(self._file.read(self.shape[1] * self._dtype.itemsize), self._dtype)
 
 
-class NpyFolder(Format):
+class NpyFolder:
     """A folder of ``.npy`` files; ``index.csv`` names the array of each audio file.
 
     The index is written before new arrays, so that an interrupted run knows which arrays are its own; an
@@ -262,6 +219,7 @@ class NpyFolder(Format):
         }
 
 
+Format = Parquet | Safetensors | Npz | NpyFolder
 FORMATS: dict[str, Format] = {".parquet": Parquet(), ".npz": Npz(), ".safetensors": Safetensors()}
 
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import filelock
 
-from m2d_hub.corpus.formats import ARRAY, FORMATS, INDEX, SETTINGS, TIMES, Format, NpyFolder
+from m2d_hub.corpus.formats import ARRAY, FORMATS, INDEX, SETTINGS, TIMES, Format, NpyFolder, Safetensors
+from m2d_hub.corpus.parquet import Parquet
 from m2d_hub.corpus.records import Entries, Fingerprint, Row
 from m2d_hub.corpus.sources import Source, _inside, full_name
 from m2d_hub.corpus.stored import DATASET_PART, DATASET_SUFFIX, Piece, check_settings, check_suffix, pieces_of
@@ -81,7 +82,8 @@ class Output:
             numbers = [int(name[:8]) for name in names_in(self._parts) if _PART.fullmatch(name)]
             self._next_part = 1 + max(numbers, default=0)
             self._format = self._choose_format()
-            self._format.require(out.name, list(self.fingerprints), settings["kind"])
+            if isinstance(self._format, (Parquet, Safetensors)):
+                self._format.require(out.name, list(self.fingerprints), settings["kind"])
         except BaseException:
             self._unlock()
             raise
@@ -212,11 +214,7 @@ class Output:
                 return file.read() != b"PAR1"
 
     def _refuse_foreign(self) -> None:
-        """Refuse to write where something else has written.
-
-        Raises:
-            ConfigError: The message names it.
-        """
+        """Refuse to write where something else has written."""
         out, own = self.location, DATASET_PART if self.is_dataset else _PART
         folders = {self._lock_folder: _PART, self._parts: own}
         for folder, pattern in folders.items():
@@ -275,14 +273,7 @@ def _rows_of(kept: Iterable[_Kept]) -> Iterator[Row]:
 def _plan(
     sources: Iterable[Source], done: dict[str, Fingerprint]
 ) -> tuple[list[Source], dict[str, Fingerprint]]:
-    """Return the files to embed, under their names in the output, and the fingerprints of all rows to be.
-
-    A file is known by its path, size and time of change: one that changed is embedded again, one that was
-    deleted keeps its row.
-
-    Raises:
-        ConfigError: Two files would have the same name.
-    """
+    """Return the files to embed, under their names in the output, and the fingerprints of all rows to be."""
     names = {fingerprint.path_hash: file for file, fingerprint in done.items()}
     planned = dict(done)
     left: list[Source] = []
@@ -302,11 +293,7 @@ def _plan(
 
 
 def _refuse_collisions(out: Path, arrays: dict[str, str], existing: dict[str, str]) -> None:
-    """Refuse arrays that would overwrite each other, on any file system, or something else in the folder.
-
-    Raises:
-        ConfigError: The message names them.
-    """
+    """Refuse arrays that would overwrite each other, on any file system, or something else in the folder."""
     hint = "use an output that ends in .parquet, .npz or .safetensors, or another folder"
     taken = {INDEX: "the index", SETTINGS: "the settings"}
     for file, array in arrays.items():
@@ -332,11 +319,7 @@ def _folded(name: str) -> str:
 
 
 def _lock(folder: Location, out: Location) -> filelock.BaseFileLock | None:
-    """Lock an output on a disk; file systems without locks and stores have none.
-
-    Raises:
-        ConfigError: Another run has the lock.
-    """
+    """Lock an output on a disk; file systems without locks and stores have none."""
     if isinstance(folder, StoreUrl):
         return None
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ for layers, which also have ``num_frames`` and ``timestamps_s`` (T,); ``origin_p
 
 from __future__ import annotations
 
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator
@@ -26,6 +25,50 @@ _MAX_EXPANSION = 100  # a file may take this many times its size in memory,
 _MIN_BUDGET_BYTES = 64 << 20  # or this much
 
 
+class Parquet:
+    """The format, for paths and for open files."""
+
+    def require(self, name: str, files: list[str], kind: str) -> None:
+        """Check that pyarrow is installed."""
+        require_pyarrow()
+
+    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
+        """Write rows, which must be those of ``entries``."""
+        _, parquet = require_pyarrow()
+        writer = None
+        try:
+            for group in _grouped(rows):
+                table = table_of(group, entries)
+                writer = writer or parquet.ParquetWriter(path, table.schema)
+                writer.write_table(table)
+        finally:
+            if writer is not None:
+                writer.close()
+
+    def entries(self, source: Any) -> Entries:
+        """Return settings and fingerprints, without reading embeddings."""
+        _, parquet = require_pyarrow()
+        with parquet.ParquetFile(source, read_dictionary=["file"]) as file:
+            _check_size(file, source)
+            table = file.read(columns=["file", *_FINGERPRINT])
+            if sum(len(chunk.dictionary) for chunk in table["file"].chunks) < len(table):
+                raise ValueError("file names that are not unique")
+            fingerprints = np.stack([table[name].to_numpy() for name in _FINGERPRINT], axis=1)
+            settings = (file.schema_arrow.metadata or {})[SETTINGS_KEY.encode()]
+            return Entries.parse(settings, table["file"].to_pylist(), fingerprints)
+
+    def rows(self, source: Any) -> Iterator[Row]:
+        """Return the rows, one at a time."""
+        _, parquet = require_pyarrow()
+        with parquet.ParquetFile(source) as file:
+            _check_size(file, source)
+            for batch in file.iter_batches(batch_size=64):
+                times = batch.column("timestamps_s") if "timestamps_s" in batch.schema.names else None
+                for index, name in enumerate(batch.column("file").to_pylist()):
+                    embedding = _unnested(batch.column("embedding")[index].values)
+                    yield Row(name, embedding, None if times is None else times[index].values.to_numpy())
+
+
 def require_pyarrow() -> tuple[Any, Any]:
     """Return pyarrow and pyarrow.parquet.
 
@@ -37,20 +80,6 @@ def require_pyarrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     return pyarrow, pyarrow.parquet
-
-
-def write_parquet(path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-    """Write rows, which must be those of ``entries``."""
-    _, parquet = require_pyarrow()
-    writer = None
-    try:
-        for group in _grouped(rows):
-            table = table_of(group, entries)
-            writer = writer or parquet.ParquetWriter(path, table.schema)
-            writer.write_table(table)
-    finally:
-        if writer is not None:
-            writer.close()
 
 
 def table_of(rows: list[Row], entries: Entries) -> Any:
@@ -70,36 +99,8 @@ def table_of(rows: list[Row], entries: Entries) -> Any:
     return pyarrow.table(columns).replace_schema_metadata({SETTINGS_KEY: json.dumps(entries.settings)})
 
 
-def read_parquet_entries(source: Path | io.IOBase) -> Entries:
-    """Return settings and fingerprints, without reading embeddings."""
-    _, parquet = require_pyarrow()
-    with parquet.ParquetFile(source, read_dictionary=["file"]) as file:
-        _check_size(file, source)
-        table = file.read(columns=["file", *_FINGERPRINT])
-        if sum(len(chunk.dictionary) for chunk in table["file"].chunks) < len(table):
-            raise ValueError("file names that are not unique")
-        fingerprints = np.stack([table[name].to_numpy() for name in _FINGERPRINT], axis=1)
-        settings = (file.schema_arrow.metadata or {})[SETTINGS_KEY.encode()]
-        return Entries.parse(settings, table["file"].to_pylist(), fingerprints)
-
-
-def read_parquet_rows(source: Path | io.IOBase) -> Iterator[Row]:
-    """Return the rows, one at a time."""
-    _, parquet = require_pyarrow()
-    with parquet.ParquetFile(source) as file:
-        _check_size(file, source)
-        for batch in file.iter_batches(batch_size=64):
-            times = batch.column("timestamps_s") if "timestamps_s" in batch.schema.names else None
-            for index, name in enumerate(batch.column("file").to_pylist()):
-                embedding = _unnested(batch.column("embedding")[index].values)
-                yield Row(name, embedding, None if times is None else times[index].values.to_numpy())
-
-
-def _check_size(file: Any, source: Path | io.IOBase) -> None:
-    """Refuse a file that would take far more memory than its size, before any embedding is decoded.
-
-    What the metadata says of columns is not used: pyarrow aborts the process if it is damaged.
-    """
+def _check_size(file: Any, source: Any) -> None:
+    """Refuse a file that would take far more memory than its size, before any embedding is decoded."""
     num_bytes = os.stat(source).st_size if isinstance(source, Path) else source.seek(0, os.SEEK_END)
     limit = _MAX_EXPANSION * num_bytes + _MIN_BUDGET_BYTES
     metadata, kind = file.metadata, file.schema_arrow.field("embedding").type

@@ -124,11 +124,7 @@ def _is_hidden(name: str) -> bool:
 
 
 def _unpacked(source: Source, is_named: bool = False) -> Iterator[Source]:
-    """Return the source itself, or the files in a shard.
-
-    Raises:
-        ConfigError: A shard that was named, not found in a folder, contains no audio.
-    """
+    """Return the source itself, or the files in a shard."""
     shard = source.path
     if not _is_shard(shard):
         yield source
@@ -240,10 +236,7 @@ def _beside(table: Location, name: str) -> Location | StoredFile:
 
 
 def _inside(path: str | PurePath) -> PurePath:
-    """Return where an output folder keeps what belongs to an input path, by the rules of POSIX and Windows.
-
-    A path that leads out of its folder on either system is reduced to its name, and ``:`` is replaced.
-    """
+    """Return a path's place in an output folder, in which it stays by the rules of POSIX and Windows."""
     text = os.fspath(path)
     windows = PureWindowsPath(text)
     if windows.anchor or ".." in windows.parts:

@@ -14,7 +14,7 @@ import numpy as np
 
 from m2d_hub.corpus.formats import FORMATS, INDEX, SETTINGS, Format, NpyFolder
 from m2d_hub.corpus.records import Entries, Fingerprint, Row
-from m2d_hub.corpus.stores import Location, StoreUrl, names_in, opened, to_location
+from m2d_hub.corpus.stores import Location, StoreUrl, exists, names_in, opened, to_location
 from m2d_hub.errors import ConfigError, M2DError
 from m2d_hub.hub import load_model
 from m2d_hub.io import as_text, reading
@@ -71,8 +71,7 @@ def pieces_of(out: Location) -> list[Piece]:
     if isinstance(out, Path) and (out / INDEX).exists():
         return [Piece(NpyFolder(), out)]
     is_folder = isinstance(out, Path) and out.is_dir()
-    exists = out.name in names_in(out.parent) if isinstance(out, StoreUrl) else out.exists()
-    if not exists or is_folder or out.suffix.lower() not in FORMATS:
+    if is_folder or not exists(out) or out.suffix.lower() not in FORMATS:
         return []
     return [Piece(FORMATS[out.suffix.lower()], out)]
 
@@ -148,7 +147,7 @@ def read_embeddings(path: str | os.PathLike[str]) -> EmbeddingsFile:
         parts = out.with_name(f"{out.name}.parts")
         if parts.is_dir() if isinstance(parts, Path) else names_in(parts):
             raise ConfigError(f"{out} is not finished: run the m2d-hub embed command that writes it again.")
-        if isinstance(out, StoreUrl) or not out.exists():
+        if not exists(out):
             raise ConfigError(f"{out} does not exist; give an output of m2d-hub embed.")
         raise ConfigError(f"{out} contains no embeddings. {_HINT}")
     settings: dict[str, Any] = {}

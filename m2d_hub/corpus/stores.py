@@ -161,23 +161,16 @@ def find_objects(urls: Sequence[StoreUrl]) -> list[StoredFile]:
     Raises:
         ConfigError: A store cannot be reached.
     """
-    missing: dict[StoreUrl, str] = {}
-    for bucket in {url.bucket for url in urls}:
-        try:
-            _ = bucket.fs
-        except ConfigError as error:
-            if _is_unreachable(error.__cause__):
-                raise
-            missing[bucket] = str(error)
+    missing: dict[StoreUrl, str] = {}  # buckets
 
     def find(url: StoreUrl) -> StoredFile:
-        if url.bucket in missing:
-            return UnusableFile(str(url), missing[url.bucket])
         try:
-            return find_object(url)
+            return UnusableFile(str(url), missing[url.bucket]) if url.bucket in missing else find_object(url)
         except ConfigError as error:
             if _is_unreachable(error.__cause__):
                 raise
+            if "no such bucket" in str(error):
+                missing[url.bucket] = str(error)
             return UnusableFile(str(url), str(error))
 
     with ThreadPoolExecutor(_LOOKUPS) as pool:
@@ -213,6 +206,11 @@ def names_in(folder: Location) -> list[str]:
             return []
     below = [path.rstrip("/").removeprefix(folder.path) for path in found]
     return sorted(path[1:] for path in below if path.startswith("/") and path != "/")
+
+
+def exists(location: Location) -> bool:
+    """Return whether there is such a file, folder, link or object."""
+    return os.path.lexists(location) if isinstance(location, Path) else find_object(location).size >= 0
 
 
 @contextlib.contextmanager

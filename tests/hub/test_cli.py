@@ -317,7 +317,7 @@ def test_list_gives_the_names_of_list_models():
 
 
 def test_list_reports_that_nothing_matches():
-    assert "Error: no model is named like 'whisper-*'" in run("list", "whisper-*", status=1).output
+    assert "Error: no model name matches 'whisper-*'" in run("list", "whisper-*", status=1).output
 
 
 def test_info_gives_what_model_info_knows():

@@ -504,6 +504,8 @@ def test_the_current_folder_may_be_the_output(embed, clips, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path / "here")
     embed([*clips, "gone.wav"], ".")
     assert len(read(tmp_path / "here")) == 4 and (tmp_path / "here.errors.csv").is_file()
+    with pytest.raises(ConfigError, match="/ cannot be an output"):
+        embed(clips, "/")
 
 
 def test_a_header_that_safetensors_cannot_read_is_refused_before_any_work(
