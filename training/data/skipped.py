@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedClip:
     """A clip that is skipped."""
 
     row: int  # of a CSV as a spreadsheet shows it, where the header is row 1; else the position, from 1
@@ -32,24 +32,24 @@ class LeftOut:
     error: str
 
 
-NamedLeftOut = tuple[str, LeftOut]  # with the name of its list, where a run reads several
+NamedSkip = tuple[str, SkippedClip]  # with the name of its list, where a run reads several
 
 
-def refuse_too_many(name: str, left_out: int, clips: int, first: LeftOut) -> None:
+def refuse_too_many(name: str, skipped: int, clips: int, first: SkippedClip) -> None:
     """Refuse a list of which more than half cannot be read.
 
     Args:
         name: Name of the list.
-        left_out: Number of clips that cannot be read.
+        skipped: Number of clips that cannot be read.
         clips: Number of all clips.
         first: The first clip that cannot be read.
 
     Raises:
         AudioError: The message says why the first one cannot be read.
     """
-    if left_out > MAX_SKIPPED * clips:
+    if skipped > MAX_SKIPPED * clips:
         raise AudioError(
-            f"{name}: {left_out:,} of {clips:,} clips cannot be read, the first in row {first.row}: "
+            f"{name}: {skipped:,} of {clips:,} clips cannot be read, the first in row {first.row}: "
             f"{first.error} Check the paths and the files of the list."
         )
 
@@ -60,11 +60,11 @@ def warn_of_missing(manifest: Manifest) -> None:
     Raises:
         AudioError: They are more than half of the list.
     """
-    files, missing = FileLookup(), list[LeftOut]()
+    files, missing = FileLookup(), list[SkippedClip]()
     for entry in manifest.entries:
         for file in (entry.path, entry.features_path):
             if file and not files.has(os.fspath(file)):
-                missing.append(LeftOut(entry.row, str(entry), f"{os.fspath(file)} does not exist."))
+                missing.append(SkippedClip(entry.row, str(entry), f"{os.fspath(file)} does not exist."))
                 break
     if missing:
         refuse_too_many(manifest.name, len(missing), len(manifest.entries), missing[0])
@@ -78,9 +78,9 @@ def warn_of_missing(manifest: Manifest) -> None:
         )
 
 
-def write_errors(folder: Path, left_out: Iterable[LeftOut]) -> None:
+def write_errors(folder: Path, skipped: Iterable[SkippedClip]) -> None:
     """Write ``errors.csv`` with one row per skipped clip; without any, remove an old file."""
-    rows = [astuple(clip) for clip in left_out]
+    rows = [astuple(clip) for clip in skipped]
     path = folder / ERRORS_FILE
     if not rows:
         path.unlink(missing_ok=True)
@@ -92,7 +92,7 @@ def write_errors(folder: Path, left_out: Iterable[LeftOut]) -> None:
         csv.writer(lines).writerows([COLUMNS, *rows])
 
 
-class LeftOutLog:
+class SkippedLog:
     """Clips that a run skips, each listed once, also when the run is resumed."""
 
     def __init__(self, folder: Path, sizes: Mapping[str, int], writes: bool = True):
@@ -110,7 +110,7 @@ class LeftOutLog:
     def __len__(self) -> int:
         return len(self._listed)
 
-    def add(self, skipped: Iterable[NamedLeftOut]) -> list[LeftOut]:
+    def add(self, skipped: Iterable[NamedSkip]) -> list[SkippedClip]:
         """List clips, and return those that were not listed before.
 
         Raises:
@@ -130,8 +130,8 @@ class LeftOutLog:
         return new
 
 
-def _read_errors(path: Path) -> list[LeftOut]:
+def _read_errors(path: Path) -> list[SkippedClip]:
     if not path.is_file():
         return []
     rows = [row.cells for row in read_table(path, COLUMNS)]
-    return [LeftOut(int(row["row"]), row["file"], row["error"]) for row in rows if row["row"].isdecimal()]
+    return [SkippedClip(int(row["row"]), row["file"], row["error"]) for row in rows if row["row"].isdecimal()]

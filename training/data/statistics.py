@@ -16,7 +16,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 from .crops import CropPlan, crop_spectrogram, crop_waveform
 from .entries import Entry
 from .manifest import Manifest, Statistics
-from .skipped import LeftOut, refuse_too_many
+from .skipped import SkippedClip, refuse_too_many
 
 MAX_CROPS = 5000  # one per clip
 MIN_STD = 1e-3  # of log-mel values; digital silence has the same value everywhere
@@ -74,13 +74,13 @@ def measure_statistics(
     drawn = rng.permutation(len(manifest.entries))[:crops]
     moments = Moments()
     frontend = LogMelFrontend(plan.frontend)
-    unread: list[LeftOut] = []
+    unread: list[SkippedClip] = []
     for index in drawn:
         entry = manifest.entries[index]
         try:
             moments += Moments.of(_log_mel_crop(manifest, entry, plan, frontend, rng))
         except AudioError as error:
-            unread.append(LeftOut(entry.row, str(entry), str(error)))
+            unread.append(SkippedClip(entry.row, str(entry), str(error)))
     if unread:
         refuse_too_many(manifest.name, len(unread), len(drawn), unread[0])
     mean, std = moments.mean, moments.std

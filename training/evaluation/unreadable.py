@@ -16,7 +16,7 @@ from m2d_hub.errors import AudioError
 from ..data.annotations import AudioFile
 from ..data.entries import Entry
 from ..data.images import read_image
-from ..data.skipped import ERRORS_FILE, LeftOut, refuse_too_many
+from ..data.skipped import ERRORS_FILE, SkippedClip, refuse_too_many
 from .clip_encoder import read_in_threads
 from .labelled import LabelledList
 
@@ -102,7 +102,9 @@ def _key_or_empty(file: AudioFile) -> str:
         return ""
 
 
-def skip_unreadable(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple[LabelledList, list[LeftOut]]:
+def skip_unreadable(
+    labelled: LabelledList, reasons: Mapping[int, str]
+) -> tuple[LabelledList, list[SkippedClip]]:
     """Return the list without unreadable clips, and those clips.
 
     Args:
@@ -114,7 +116,7 @@ def skip_unreadable(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple
         ConfigError: The remaining list cannot be used.
     """
     skipped = [
-        LeftOut(labelled.clips[index].row, os.fspath(labelled.clips[index].file), reason)
+        SkippedClip(labelled.clips[index].row, os.fspath(labelled.clips[index].file), reason)
         for index, reason in sorted(reasons.items())
     ]
     if skipped:
@@ -123,7 +125,7 @@ def skip_unreadable(labelled: LabelledList, reasons: Mapping[int, str]) -> tuple
     return labelled, skipped
 
 
-def warn_of_skipped(folder: Path, skipped: list[LeftOut]) -> None:
+def warn_of_skipped(folder: Path, skipped: list[SkippedClip]) -> None:
     """Warn about clips that are skipped and listed in the folder's ``errors.csv``."""
     if skipped:
         logger.warning(

@@ -20,7 +20,7 @@ from m2d_hub.hub import load_model
 from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
-from ..data.skipped import LeftOut, write_errors
+from ..data.skipped import SkippedClip, write_errors
 from ..runs.folder import make_folder
 from .labelled import LabelledList, read_labelled
 from .metrics import Interval, accuracy, mean_average_precision
@@ -107,7 +107,9 @@ def zero_shot(
     return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(skipped))
 
 
-def _details(model: str | os.PathLike[str], prompts: Sequence[str], skipped: list[LeftOut]) -> dict[str, Any]:
+def _details(
+    model: str | os.PathLike[str], prompts: Sequence[str], skipped: list[SkippedClip]
+) -> dict[str, Any]:
     return {
         "method": METHOD,
         "model": str(model),

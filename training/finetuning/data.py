@@ -26,7 +26,7 @@ from ..data.annotations import AudioFile
 from ..data.crops import CropPlan, crop_waveform
 from ..data.entries import Entry
 from ..data.sampling import SampleKey, StepSampler
-from ..data.skipped import LeftOut
+from ..data.skipped import SkippedClip
 from ..evaluation.clip_encoder import read_clip
 from ..evaluation.labelled import Subset
 from ..runs.stopping import read_by_workers
@@ -49,7 +49,7 @@ Sample = TypeVar("Sample")
 
 def read_or_replace(
     subset: Subset, index: int, read: Callable[[int], Sample]
-) -> tuple[Sample, list[LeftOut]]:
+) -> tuple[Sample, list[SkippedClip]]:
     """Read a clip or, if it cannot be read any more, one of the clips after it.
 
     Args:
@@ -63,13 +63,13 @@ def read_or_replace(
     Raises:
         AudioError: Too many clips in a row cannot be read.
     """
-    skipped: list[LeftOut] = []
+    skipped: list[SkippedClip] = []
     for offset in range(min(MAX_UNREADABLE, len(subset))):
         position = (index + offset) % len(subset)
         try:
             return read(position), skipped
         except AudioError as error:
-            skipped.append(LeftOut(subset.rows[position], str(subset.files[position]), str(error)))
+            skipped.append(SkippedClip(subset.rows[position], str(subset.files[position]), str(error)))
     last = skipped[-1]
     raise AudioError(f"{len(skipped)} clips in a row cannot be read, lastly row {last.row}: {last.error}")
 
@@ -83,7 +83,7 @@ class FinetuneSample:
     target: Tensor  # (C,)
     draw: AugmentDraw
     kept: KeptColumns | None
-    skipped: list[LeftOut] = field(default_factory=list)
+    skipped: list[SkippedClip] = field(default_factory=list)
 
 
 @dataclass
@@ -99,7 +99,7 @@ class FinetuneBatch:
     frequency_masks: Tensor  # (B, M, 2)
     time_masks: Tensor  # (B, M, 2)
     kept: KeptTokens | None
-    skipped: list[LeftOut] = field(default_factory=list)  # clips that could not be read
+    skipped: list[SkippedClip] = field(default_factory=list)  # clips that could not be read
 
     def to(self, device: torch.device) -> FinetuneBatch:
         """Return a copy on another device."""

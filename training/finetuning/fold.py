@@ -15,7 +15,7 @@ from m2d_hub.errors import AudioError, CheckpointError
 from m2d_hub.io import reading
 
 from ..data.sampling import EpochPlan, StepSampler
-from ..data.skipped import LeftOutLog
+from ..data.skipped import SkippedLog
 from ..evaluation.labelled import Fold
 from ..evaluation.metrics import Metric
 from ..runs.folder import RunFolder
@@ -109,7 +109,7 @@ class FoldRun:
         plan: EpochPlan,
         metric: Metric,
         seed: int,
-        skipped: LeftOutLog,
+        skipped: SkippedLog,
     ):
         self.folder, self.trainer, self.fold, self.plan = folder, trainer, fold, plan
         self.metric, self.seed, self.skipped = metric, seed, skipped

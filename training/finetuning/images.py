@@ -25,7 +25,7 @@ from ..data.annotations import AudioFile
 from ..data.entries import Entry
 from ..data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from ..data.sampling import SampleKey, StepSampler
-from ..data.skipped import LeftOut
+from ..data.skipped import SkippedClip
 from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
 from ..runs.stopping import read_by_workers
@@ -68,7 +68,7 @@ class ImageSample:
     pixels: Tensor  # (3, H, W)
     label: int
     key: SampleKey
-    skipped: list[LeftOut] = field(default_factory=list)
+    skipped: list[SkippedClip] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class ImageBatch:
     pixels: Tensor  # (B, 3, H, W)
     targets: Tensor  # (B, C)
     seed: int  # of the network's random numbers
-    skipped: list[LeftOut] = field(default_factory=list)  # images that could not be read
+    skipped: list[SkippedClip] = field(default_factory=list)  # images that could not be read
 
     def to(self, device: torch.device) -> ImageBatch:
         """Return a copy on another device."""

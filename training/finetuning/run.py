@@ -25,7 +25,7 @@ from m2d_hub.pretrained.checkpoint import sha256_of_model
 from m2d_hub.pretrained.source import resolve
 
 from ..data.sampling import EpochPlan, balancing_weights
-from ..data.skipped import LeftOut, LeftOutLog, write_errors
+from ..data.skipped import SkippedClip, SkippedLog, write_errors
 from ..evaluation.charts import draw_curves
 from ..evaluation.labelled import Fold
 from ..evaluation.metrics import Interval, sensitivity_specificity
@@ -144,7 +144,7 @@ class FinetuneRun:
         """Train what is not finished and return the report."""
         if self.accelerator.is_main_process:
             self._write_or_compare()
-        skipped = LeftOutLog(self.folder.root, {}, self.accelerator.is_main_process)
+        skipped = SkippedLog(self.folder.root, {}, self.accelerator.is_main_process)
         results = {  # the folds of the first seed are trained first
             (seed, fold.name): self._train_fold(fold, seed, skipped, stop, progress)
             for seed in self.seeds
@@ -157,12 +157,12 @@ class FinetuneRun:
         self.accelerator.end_training()
         return read_report(self.folder.root)
 
-    def _read_task(self) -> tuple[Task, list[LeftOut]]:
+    def _read_task(self) -> tuple[Task, list[SkippedClip]]:
         """Read the list without unreadable clips; they are found when the run starts, and then remembered."""
         task, root = read_task(self.config, self.data), self.folder.root
         if self.earlier is not None:
             with reading(self.folder.config_file, "a run's configuration", "Delete it.", CheckpointError):
-                skipped = [LeftOut(**clip) for clip in self.earlier.get("unreadable", [])]
+                skipped = [SkippedClip(**clip) for clip in self.earlier.get("unreadable", [])]
         else:
             if not (root / TRAININGS).is_dir():
                 require_own(root, METHOD, (*REPORT_FILES, self.folder.export.name))
@@ -207,7 +207,7 @@ class FinetuneRun:
             warn_of_skipped(self.folder.root, self.skipped)
 
     def _train_fold(
-        self, fold: Fold, seed: int, skipped: LeftOutLog, stop: StopRequests, progress: bool
+        self, fold: Fold, seed: int, skipped: SkippedLog, stop: StopRequests, progress: bool
     ) -> FoldResult:
         folder = self._fold_folder(fold, seed)
         finished = FoldResult.read(folder)

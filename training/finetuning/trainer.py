@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import AudioError
 
-from ..data.skipped import LeftOut
+from ..data.skipped import SkippedClip
 from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
 from ..runs.optimization import Step, Stepper, learning_rate
@@ -85,7 +85,7 @@ class FinetuneTrainer:
         self.stepper = Stepper(
             accelerator, self.model, self.optimizer, config.clip_norm or math.inf, config.precision
         )
-        self.skipped: list[LeftOut] = []  # clips that could not be read, until they are reported
+        self.skipped: list[SkippedClip] = []  # clips that could not be read, until they are reported
 
     def train_step(self, batches: list[Any], step: int) -> Step:
         """Take one optimizer step over ``accumulate_steps`` batches.

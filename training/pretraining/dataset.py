@@ -22,7 +22,7 @@ from ..data.images import crop_image
 from ..data.manifest import Manifest
 from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
-from ..data.skipped import LeftOut, NamedLeftOut
+from ..data.skipped import NamedSkip, SkippedClip
 from ..data.stored_features import caption_features, frame_features
 from ..runs.stopping import read_by_workers
 from .config import PretrainConfig
@@ -42,7 +42,7 @@ class Sample:
     noise: np.ndarray | None = None  # as values
     target: np.ndarray | None = None  # of the offline network: labels (K,) or per-frame features (N_T, K)
     caption: str = ""
-    left_out: list[NamedLeftOut] = field(default_factory=list)  # clips drawn before this one
+    left_out: list[NamedSkip] = field(default_factory=list)  # clips drawn before this one
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Batch:
     noise: Tensor | None
     target: Tensor | None
     captions: list[str]
-    left_out: list[NamedLeftOut]  # clips drawn before these
+    left_out: list[NamedSkip]  # clips drawn before these
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -131,7 +131,7 @@ class PretrainDataset(Dataset):
         rng = np.random.default_rng([self.config.seed, key.epoch, key.position])
         config = self.config
         mask = draw_mask(config.mask_kind, config.grid, config.mask_ratio, rng, config.mask_run_frames)
-        left_out: list[NamedLeftOut] = []
+        left_out: list[NamedSkip] = []
 
         def read(entry: Entry) -> tuple[Entry, Crop, np.ndarray | None]:
             crop = self._crop(self.manifest, entry, self.plan, rng)
@@ -148,7 +148,7 @@ class PretrainDataset(Dataset):
             left_out=left_out,
         )
 
-    def _noise(self, key: SampleKey, left_out: list[NamedLeftOut]) -> np.ndarray | None:
+    def _noise(self, key: SampleKey, left_out: list[NamedSkip]) -> np.ndarray | None:
         noise = self.noise
         if noise is None:
             return None
@@ -187,7 +187,7 @@ def _draw(
     index: int,
     read: Callable[[Entry], Read],
     rng: np.random.Generator,
-    left_out: list[NamedLeftOut],
+    left_out: list[NamedSkip],
 ) -> Read:
     """Reads a clip, or if need be others drawn in its place; adds those that cannot be read to ``left_out``.
 
@@ -199,7 +199,7 @@ def _draw(
         try:
             return read(entry)
         except AudioError as error:
-            left_out.append((manifest.name, LeftOut(entry.row, str(entry), str(error))))
+            left_out.append((manifest.name, SkippedClip(entry.row, str(entry), str(error))))
             index = int(rng.integers(len(manifest.entries)))
     raise AudioError(
         f"{MAX_BROKEN_IN_A_ROW} clips of {manifest.name} in a row cannot be read; the last: "

@@ -28,7 +28,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 from ..data.entries import Entry
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
 from ..data.shards import INDEX_NAME, index_shards, write_index
-from ..data.skipped import LeftOut, refuse_too_many, warn_of_missing, write_errors
+from ..data.skipped import SkippedClip, refuse_too_many, warn_of_missing, write_errors
 from ..data.statistics import MIN_STD, Moments
 from ..runs.log import Progress
 from ..runs.settings import Count, PositiveInt, require_given, settings
@@ -89,7 +89,7 @@ class Totals:
     clips: int = 0
     samples: int = 0
     moments: Moments = field(default_factory=Moments)  # of the log-mel values
-    skipped: list[LeftOut] = field(default_factory=list)
+    skipped: list[SkippedClip] = field(default_factory=list)
 
 
 def prepare(
@@ -161,7 +161,7 @@ def _write_shards(
     ):
         for prepared in _read_parts(entries, how):
             if prepared.problem:
-                skipped = LeftOut(prepared.entry.row, str(prepared.entry), prepared.problem)
+                skipped = SkippedClip(prepared.entry.row, str(prepared.entry), prepared.problem)
                 totals.skipped.append(skipped)
                 logger.warning("skipped: %s", prepared.problem)
                 refuse_too_many(manifest.name, len(totals.skipped), len(entries), totals.skipped[0])

@@ -16,7 +16,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.manifest import Manifest
 from ..data.sampling import EpochPlan, StepSampler, balancing_weights
-from ..data.skipped import LeftOutLog
+from ..data.skipped import SkippedLog
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_folds import evaluate_encoder
 from ..runs.devices import best_effort, build_accelerator, seeded, wait_for_main
@@ -151,7 +151,7 @@ class Run:
             self.checked_valid = self._validation_set(data.valid, CHECKED_CLIPS)
         self.labelled = None if options.labelled is None else read_labelled(options.labelled)
         sizes = {read.name: len(read.entries) for read in (data.manifest, data.noise) if read}
-        self.skipped = LeftOutLog(self.folder.root, sizes, accelerator.is_main_process)
+        self.skipped = SkippedLog(self.folder.root, sizes, accelerator.is_main_process)
 
     def _check_folder(self, plan: EpochPlan) -> None:
         """Write the configuration, or refuse a folder of another run.

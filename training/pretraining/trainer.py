@@ -17,7 +17,7 @@ from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.manifest import Kind
 from ..data.sampling import EpochPlan
-from ..data.skipped import NamedLeftOut
+from ..data.skipped import NamedSkip
 from ..runs.devices import autocast
 from ..runs.optimization import Step, Stepper, ema_decay, learning_rate
 from .config import PretrainConfig
@@ -120,7 +120,7 @@ class Trainer:
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
         self.stepper = Stepper(accelerator, self.model, self.optimizer, config.clip_norm, config.precision)
         self.total_steps = config.epochs * plan.steps_per_epoch
-        self.skipped: list[NamedLeftOut] = []  # clips that could not be read, until they are reported
+        self.skipped: list[NamedSkip] = []  # clips that could not be read, until they are reported
 
     @property
     def pretrainer(self) -> Pretrainer:
