@@ -64,13 +64,6 @@ def test_a_file_is_embedded_without_torchaudio(tmp_path):
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.wav"], check=True, env=ONE_THREAD)
 
 
-def test_channels_are_averaged(tmp_path):
-    stereo = np.stack([np.full(800, 0.5), np.full(800, -0.1)], axis=1)
-    soundfile.write(tmp_path / "stereo.wav", stereo, 16_000, subtype="FLOAT")
-    [waveform] = read(tmp_path / "stereo.wav")
-    torch.testing.assert_close(waveform, torch.full((800,), 0.2))
-
-
 @pytest.mark.parametrize(
     ("samples", "scale"),
     [
@@ -95,12 +88,6 @@ def test_a_batch_and_a_ragged_list_keep_their_order(clips):
     with path.open("rb") as file:
         lengths = [len(w) for w in read([noise(7), path, torch.zeros(9), [0.0, 0.1], file])]
     assert lengths[0] == 7 and lengths[2:4] == [9, 2] and lengths[1] == lengths[4]
-
-
-def test_a_file_object_can_be_read_twice(clips):
-    file = io.BytesIO(next(iter(sorted(clips.glob("*.flac")))).read_bytes())
-    first, second = read(file), read(file)
-    assert torch.equal(first[0], second[0])
 
 
 @pytest.mark.parametrize(
@@ -171,42 +158,25 @@ def test_file_objects_that_are_not_seekable_are_read(clips, tmp_path):
         assert torch.equal(read(spooled)[0], expected)
 
 
-def test_a_closed_file_is_refused(clips):
-    file = next(iter(sorted(clips.glob("*.flac")))).open("rb")
-    file.close()
-    with pytest.raises(AudioError, match=r"\.flac is not a readable binary file \(.*closed"):
-        open_audio(file, 16_000)
-
-
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes by name here")
-def test_a_named_pipe_is_refused(tmp_path):
-    os.mkfifo(tmp_path / "pipe.wav")
-    with pytest.raises(AudioError, match=r"pipe\.wav is a pipe or a device"):
-        open_audio(tmp_path / "pipe.wav", 16_000)
-
-
-def test_a_folder_is_refused(tmp_path):
-    with pytest.raises(AudioError, match="is a folder, not an audio file"):
-        open_audio(tmp_path, 16_000)
-
-
-def test_a_text_file_is_refused_by_name(tmp_path):
+def test_files_that_hold_no_audio_are_refused_by_name(clips, tmp_path):
     (tmp_path / "notes.wav").write_text("this is not audio")
-    with pytest.raises(AudioError, match=r"notes\.wav cannot be read as audio"):
-        open_audio(tmp_path / "notes.wav", 16_000)
+    closed = (tmp_path / "notes.wav").open("rb")
+    closed.close()
+    refused = {
+        tmp_path / "notes.wav": r"notes\.wav cannot be read as audio",
+        tmp_path: "is a folder, not an audio file",
+        closed: r"notes\.wav is not a readable binary file \(.*closed",
+    }
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(tmp_path / "pipe.wav")
+        refused[tmp_path / "pipe.wav"] = r"pipe\.wav is a pipe or a device"
+    for audio, message in refused.items():
+        with pytest.raises(AudioError, match=message):
+            open_audio(audio, 16_000)
 
 
-def test_non_finite_samples_are_refused_by_name(tmp_path):
-    waveform = noise(100)
-    waveform[50] = np.nan
-    soundfile.write(tmp_path / "broken.wav", waveform, 16_000, subtype="FLOAT")
-    for audio, name in ((tmp_path / "broken.wav", "broken.wav"), ([noise(5), waveform], "input 1")):
-        with pytest.raises(AudioError, match=f"{name} holds non-finite samples"):
-            read(audio)
-
-
-@pytest.mark.parametrize("sample", [1e13, -1e20, 3e38])
-def test_finite_samples_whose_power_would_be_infinite_are_refused_by_name(tmp_path, sample):
+@pytest.mark.parametrize("sample", [np.nan, -np.inf, 1e13, -3e38])
+def test_samples_whose_power_is_not_finite_are_refused_by_name(sample, tmp_path):
     waveform = noise(100)
     waveform[50] = sample
     soundfile.write(tmp_path / "spike.wav", waveform, 16_000, subtype="FLOAT")
@@ -215,35 +185,23 @@ def test_finite_samples_whose_power_would_be_infinite_are_refused_by_name(tmp_pa
             read(audio)
 
 
-def test_samples_of_another_full_scale_are_read(tmp_path):
-    waveform = noise(100) * np.float32(2**31)
-    soundfile.write(tmp_path / "integers.wav", waveform, 16_000, subtype="FLOAT")
-    assert read(tmp_path / "integers.wav")[0].abs().max() > 1e8
-
-
 @pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8])
 def test_a_list_of_integers_is_scaled_like_the_array(dtype):
     samples = (noise(100) * 100).astype(dtype)
     [expected] = read(samples)
     assert torch.equal(read(list(samples))[0], expected)
     if dtype is np.int16:
-        for same in (samples.tolist(), tuple(samples.tolist())):
-            assert torch.equal(read(same)[0], expected)
         assert torch.equal(read([samples.tolist(), noise(5)])[0], expected)
-
-
-def test_whole_numbers_of_unknown_scale_are_refused():
     with pytest.raises(AudioError, match="beyond 16 bits, which do not state their scale"):
         read([0, 40_000])
 
 
 @pytest.mark.parametrize("source_rate", [8_000, 16_000, 44_100])
-@pytest.mark.parametrize("kind", ["file", "part", "object", "array"])
+@pytest.mark.parametrize("kind", ["part", "object", "array"])
 def test_a_part_equals_the_same_samples_of_the_whole(tmp_path, source_rate, kind):
     waveform = noise(2 * source_rate)
     soundfile.write(tmp_path / "a.wav", waveform, source_rate, subtype="FLOAT")
     audio = {
-        "file": tmp_path / "a.wav",
         "part": AudioPart(str(tmp_path / "a.wav"), 0.5, 1.8),
         "object": io.BytesIO((tmp_path / "a.wav").read_bytes()),
         "array": waveform,

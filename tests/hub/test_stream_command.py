@@ -81,7 +81,6 @@ def frames_of(lines):
     ("options", "dtype", "scale"),
     [
         ([], "<i2", 32_768),
-        (["--format", "s16le"], "<i2", 32_768),
         (["--format", "s32le"], "<i4", 2**31),
         (["--format", "f32le"], "<f4", 1),
         (["--format", "f64le"], "<f8", 1),
@@ -124,12 +123,12 @@ def test_24_bits_in_4_bytes_are_read():
     np.testing.assert_allclose(piped(bytes(data))[1], expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("stated", [0, 0xFFFF_FFFF, 0x7FFF_FFFF - 36])
-def test_wav_without_a_length_is_read_to_its_end(stated):
+def test_wav_without_a_length_is_read_to_its_end():
     data = wav(noise(RATE), subtype="PCM_16")
     position = data.index(b"data") + 4
-    endless = data[:position] + struct.pack("<I", stated) + data[position + 4 :]
-    np.testing.assert_array_equal(piped(endless)[1], piped(data)[1])
+    for stated in (0, 0xFFFF_FFFF, 0x7FFF_FFFF - 36):
+        endless = data[:position] + struct.pack("<I", stated) + data[position + 4 :]
+        np.testing.assert_array_equal(piped(endless)[1], piped(data)[1])
 
 
 @pytest.mark.parametrize(
@@ -160,15 +159,6 @@ def test_raw_samples_that_begin_as_encoded_frames_are_raw():
     for start in (b"\xff\xfb\x90\x64", b"\xff\xf1\x60\x40", b"\x47\x40", b"\x0b\x77"):
         data = start + (noise(RATE).numpy() * 30_000).astype("<i2").tobytes()
         assert len(piped(data, sample_rate=RATE)[1]) == len(data) // 2
-
-
-def test_channels_are_averaged(listen, model):
-    stereo = noise(2 * RATE, 2).numpy().astype("<f4")
-    lines, _ = listen(
-        stereo.tobytes(), "--rate", RATE, "--channels", 2, "--format", "f32le", "--kind", "frames"
-    )
-    expected = model.encode_frames(stereo.mean(axis=1)).features[0]
-    np.testing.assert_allclose(frames_of(lines), expected.numpy(), atol=1e-5)
 
 
 def test_tags_and_embeddings_are_those_of_the_windows(listen, model):
@@ -290,20 +280,14 @@ def test_a_microphone_is_recorded_until_control_c(listen, monkeypatch):
     assert (fake.asked["samplerate"], fake.asked["channels"], fake.asked["closed"]) == (44_100, 2, True)
 
 
-def test_an_unplugged_microphone_ends_with_the_rest_and_an_error(listen, monkeypatch):
+def test_a_missing_or_unplugged_microphone_is_an_error(listen, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone(reading_error="No such device"))
     lines, errors = listen(b"", "microphone", "--kind", "clip", status=1)
-    assert [line["end_s"] for line in lines] == [0.31]
+    assert [line["end_s"] for line in lines] == [0.31]  # what came before is answered
     assert "the microphone stopped (No such device)" in errors
-
-
-def test_a_missing_microphone_is_an_error(listen, monkeypatch):
     monkeypatch.setitem(sys.modules, "sounddevice", FakeMicrophone("no default input device"))
     _, errors = listen(b"", "microphone", status=1)
     assert "at sample_rate 16000 Hz (no default input device)" in errors
-    monkeypatch.setitem(sys.modules, "sounddevice", None)
-    _, errors = listen(b"", "microphone", status=1)
-    assert "pip install 'm2d-hub[live]'" in errors
 
 
 def started(folder, *options):
