@@ -7,7 +7,6 @@ import errno
 import json
 import logging
 import math
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -129,10 +128,3 @@ def find_files(paths: tuple[str, ...]) -> list[Source]:
 
     with wrong_usage():
         return find_sources(paths)
-
-
-def with_progress(sources: list[Source]) -> Any:
-    """Iterate over files, with a progress bar on a terminal."""
-    from tqdm import tqdm
-
-    return tqdm(sources, unit="file", disable=True if sys.stderr is None else None)

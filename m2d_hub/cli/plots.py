@@ -73,7 +73,7 @@ def map_(source: str, out: Path, as_json: bool, **settings: Any) -> None:
       m2d-hub map recordings/ --out map.html
       m2d-hub map embeddings.parquet --out map.html --projection tsne --clusters 8
     """
-    from m2d_hub.corpus.sound_map import draw_map
+    from m2d_hub.corpus.draw_map import draw_map
 
     result = draw_map(source, out, progress=True, **settings)
     if as_json:

@@ -18,7 +18,6 @@ from m2d_hub.cli.options import (
     json_option,
     paths_argument,
     top_option,
-    with_progress,
 )
 from m2d_hub.errors import AudioError
 from m2d_hub.pretrained.registry import DEFAULT_TAGGER
@@ -65,6 +64,8 @@ def tag(
       m2d-hub tag dog.wav --texts "a dog barking" --texts "rain on a roof"
       m2d-hub tag recordings/ --json > tags.json
     """
+    from tqdm import tqdm
+
     from m2d_hub.audio.prefetch import Prefetcher
     from m2d_hub.corpus.embed_files import opened_ahead
     from m2d_hub.hub import load_model
@@ -77,7 +78,8 @@ def tag(
     options: dict[str, Any] = {"top_k": top, "batch_size": batch_size}
     with Prefetcher() as reader:
         files = opened_ahead(([source] for source in sources), loaded.sample_rate, reader)
-        for source, file in zip(with_progress(sources), files, strict=True):
+        bar = tqdm(sources, unit="file", disable=True if sys.stderr is None else None)  # None: on a terminal
+        for source, file in zip(bar, files, strict=True):
             try:
                 if file.failed:
                     raise AudioError(file.failed[0][1])

@@ -106,6 +106,8 @@ def mean_embeddings(stored: EmbeddingsFile) -> tuple[dict[str, np.ndarray], dict
             vectors[row.file] = vector
         else:
             failed[row.file] = f"{row.file} has an embedding that is not finite."
+    if len({vector.shape for vector in vectors.values()}) > 1:
+        raise ConfigError(f"{stored.path} holds embeddings of several widths; embed the files again.")
     return vectors, failed
 
 

@@ -7,13 +7,13 @@ import html
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-import plotly.graph_objects as go
-
-from m2d_hub.corpus.sound_map import EXCERPT_SECONDS, MapPoint, SoundMap
+from m2d_hub.corpus.sound_map import MapPoint, SoundMap
 from m2d_hub.io import as_text
 from m2d_hub.plots import COLOURS
 
+EXCERPT_SECONDS = 10  # of a sound, in its spectrogram
 _MIN_TAG_SCORE = 0.3  # mean score of a tag that names a cluster
 _MAX_SVG_POINTS = 2_000  # more points are drawn by WebGL
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")  # with COLOURS, 30 combinations
@@ -83,7 +83,9 @@ def _names(files: Sequence[str]) -> dict[str, str]:
     return {file: as_text(os.path.relpath(file, common) if common else file) for file in files}
 
 
-def _figure(result: SoundMap, names: Mapping[str, str], images: Mapping[str, bytes]) -> go.Figure:
+def _figure(result: SoundMap, names: Mapping[str, str], images: Mapping[str, bytes]) -> Any:
+    import plotly.graph_objects as go
+
     scatter = go.Scatter if len(result.points) <= _MAX_SVG_POINTS else go.Scattergl
     num_copies = {file: len(group.files) - 1 for group in result.duplicates for file in group.files}
     figure = go.Figure()

@@ -1,50 +1,28 @@
-"""Maps of sounds: positions, clusters and duplicates, from a folder or an output of ``m2d-hub embed``."""
+"""Maps of embeddings: projection, clusters and duplicates.
+
+Shapes: N sounds, D embedding dimensions, C principal components.
+"""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
-import torch
 
-from m2d_hub.audio.clips import open_audio, read_part
-from m2d_hub.checks import COUNT, POSITIVE_INTEGER, SHARE, require, require_choice
-from m2d_hub.corpus.clustering import (
-    Projection,
-    cluster_numbers,
-    duplicate_groups,
-    neighbour_map,
-    principal_components,
-)
-from m2d_hub.corpus.index import mean_embeddings, open_index
-from m2d_hub.corpus.records import Fingerprint
 from m2d_hub.corpus.search import unit_rows
-from m2d_hub.corpus.stored import is_embeddings, load_model_of, read_embeddings
-from m2d_hub.errors import AudioError, ConfigError, M2DError
-from m2d_hub.hub import load_model
-from m2d_hub.io import importing, replacing
-from m2d_hub.model import M2D
-from m2d_hub.plots import require_matplotlib, spectrogram_db, spectrogram_image
-from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 from m2d_hub.results import Tag
 
-logger = logging.getLogger(__name__)
+Projection = Literal["pca", "tsne"]
 
-MAX_SOUNDS = 20_000  # each is compared with each, and all are drawn
-EXCERPT_SECONDS = 10  # of a sound, in its spectrogram
-_IMAGE_SIZE = (40, 96)  # mel bands and columns
-_NUM_TAGS = 3  # of a sound
-_BATCH = 1_024  # embeddings tagged at once
-_NUMBERS = {
-    "clusters": POSITIVE_INTEGER,
-    "duplicate_score": SHARE,
-    "thumbnails": COUNT,
-}
+MAX_CLUSTERS = 20  # if their number is not given
+MIN_SILHOUETTE = 0.05  # mean silhouette below which sounds are not clustered
+_COMPONENTS = 50  # for clusters and t-SNE
+_MIN_CLUSTER_SIZE = 3  # on average, if the number of clusters is not given
+_SAMPLE = 2_000  # sounds that decide on the number of clusters
+_BLOCK = 1_024  # sounds compared with all others at once
+_TOLERANCE = 1e-5  # distance of unit vectors that are equal but for rounding
 
 
 @dataclass(frozen=True)
@@ -82,159 +60,111 @@ class SoundMap:
         return max(point.cluster for point in self.points)
 
 
-@dataclass(frozen=True)
-class _Sounds:
-    vectors: dict[str, np.ndarray]  # embeddings (D,) by name
-    paths: dict[str, Path]  # of files that exist as they were embedded
-    model: M2D | None  # None if it cannot be loaded
-    model_name: str
-    failed: dict[str, str]  # reasons why files are skipped
-
-
-def draw_map(
-    source: str | os.PathLike[str],
-    out: str | os.PathLike[str] | None = None,
+def map_sounds(
+    files: Sequence[str],
+    vectors: np.ndarray,
+    tags: Sequence[list[Tag]],
+    failed: dict[str, str],
     *,
-    model: str | os.PathLike[str] | None = None,
-    device: str | None = None,
-    projection: Projection = "pca",
-    clusters: int | None = None,
-    duplicate_score: float = 0.95,
-    thumbnails: int = 500,
-    progress: bool = False,
+    projection: Projection,
+    clusters: int | None,
+    duplicate_score: float,
 ) -> SoundMap:
-    """Map the sounds of a folder, with clusters and duplicates, and write the map as an HTML page.
-
-    Similar sounds are placed close together. The page needs neither a network nor other files.
-
-    Args:
-        source: A folder, searched recursively and embedded once, into the cache; or an output of
-            :func:`m2d_hub.embed_files`, of whose frames and layers the mean over time is used.
-        out: HTML file to write; None for none.
-        model: Model, as for :func:`m2d_hub.load_model`. None: ``m2d-mini-tags`` for a folder, and the model
-            named in the embeddings otherwise; if that cannot be loaded, there are no tags and spectrograms.
-        device: Device, as for :func:`m2d_hub.load_model`.
-        projection: ``pca`` for the two directions of largest variance, or ``tsne``, which keeps neighbours
-            together but not distances.
-        clusters: Number of clusters; None for the number that fits the sounds best, at most 20.
-        duplicate_score: Minimum cosine similarity to count as duplicates.
-        thumbnails: Maximum number of sounds with a spectrogram, evenly chosen. Each adds about 3 KB to the
-            page.
-        progress: Show progress bars on standard error.
-
-    Returns:
-        The map. Files that cannot be read and embeddings that are not finite are in ``failed``.
-
-    Raises:
-        ConfigError: ``source`` has fewer than two usable sounds or more than 20,000; a setting is out of
-            range; or a package of ``m2d-hub[map]`` is not installed.
-        M2DError: The model cannot be loaded.
-    """
-    _check_settings(out, projection, 1 if clusters is None else clusters, duplicate_score, thumbnails)
-    sounds = _open(source, model, device, progress)
-    files, failed = list(sounds.vectors), sounds.failed
-    if len(files) < 2:
-        reason = f"; {len(failed)} are skipped, the first: {next(iter(failed.values()))}" if failed else "."
-        raise ConfigError(f"A map needs at least two sounds; {os.fspath(source)} has {len(files)}{reason}")
-    if clusters is not None and clusters > len(files):
-        raise ConfigError(f"clusters must be at most the number of sounds, {len(files)}, got {clusters}.")
-    matrix = np.stack(list(sounds.vectors.values()))
-    unit = unit_rows(matrix)
-    components, shares = principal_components(unit)
-    positions = components[:, :2] if projection == "pca" else neighbour_map(components)
-    numbers, tags = cluster_numbers(components, clusters), _tags(sounds.model, matrix)
+    """Map the embeddings (N, D) of files; the settings are those of :func:`m2d_hub.draw_map`."""
+    unit = unit_rows(vectors)
+    components, shares = _principal_components(unit)
+    positions = components[:, :2] if projection == "pca" else _neighbour_map(components)
     points = [
         MapPoint(file, float(x), float(y), int(number), of_file)
-        for file, (x, y), number, of_file in zip(files, positions, numbers, tags, strict=True)
+        for file, (x, y), number, of_file in zip(
+            files, positions, _cluster_numbers(components, clusters), tags, strict=True
+        )
     ]
     duplicates = [
         Duplicates([files[row] for row in rows], min(float((unit[rows[1:]] @ unit[rows[0]]).min()), 1.0))
-        for rows in duplicate_groups(unit, duplicate_score)
+        for rows in _duplicate_groups(unit, duplicate_score)
     ]
     kept = float(shares[:2].sum()) if projection == "pca" else None
-    result = SoundMap(points, duplicates, projection, kept, failed)
-    if out is not None:
-        from m2d_hub.corpus.map_page import map_page
-
-        images = _images(sounds, thumbnails, progress)
-        title = f"Map of {os.path.basename(os.path.abspath(source))}"
-        name = sounds.model_name
-        name = os.path.basename(os.path.abspath(name)) if os.path.exists(name) else name
-        with replacing(Path(out)) as partial:
-            partial.write_text(map_page(result, title, name, images), "utf-8", newline="\n")
-    return result
+    return SoundMap(points, duplicates, projection, kept, failed)
 
 
-def _check_settings(out: Any, projection: str, *numbers: Any) -> None:
-    """Check settings before any work."""
-    require_choice("projection", projection, ("pca", "tsne"))
-    for (name, allowed), value in zip(_NUMBERS.items(), numbers, strict=True):
-        require(value in allowed, f"{name} must be {allowed}, got {value!r}.")
-    is_page = out is None or Path(out).suffix.lower() in (".html", ".htm")
-    require(is_page, f"out must end in .html, got {out}.")
-    require_matplotlib("map")
-    with importing("plotly and scikit-learn", "a map", "map"):
-        import plotly  # noqa: F401
-        import sklearn  # noqa: F401
+def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the principal components (N, C) of vectors (N, D), and each one's share of the variance.
+
+    There are 2 to 50 components; those that do not exist are zero.
+    """
+    from sklearn.decomposition import PCA
+
+    num_components = min(_COMPONENTS, *unit.shape)
+    shares = np.zeros(num_components)
+    components = np.zeros((len(unit), num_components))
+    if _spread(unit) > _TOLERANCE:
+        pca = PCA(num_components, random_state=0).fit(unit)
+        components, shares = pca.transform(unit), pca.explained_variance_ratio_
+    missing = max(0, 2 - num_components)
+    return np.pad(components, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
 
 
-def _open(
-    source: str | os.PathLike[str], model: str | os.PathLike[str] | None, device: str | None, progress: bool
-) -> _Sounds:
-    if not is_embeddings(source):
-        chosen = DEFAULT_TAGGER if model is None else model
-        index = open_index(source, chosen, device, max_files=MAX_SOUNDS, progress=progress)
-        vectors = dict(zip(index.paths, index.embeddings, strict=True))
-        loaded = load_model(chosen, device=device)
-        return _Sounds(vectors, index.paths, loaded, os.fspath(chosen), index.failed)
-    stored = read_embeddings(source)
-    if len(stored.fingerprints) > MAX_SOUNDS:
-        raise ConfigError(
-            f"{stored.path} contains {len(stored.fingerprints):,} sounds; the maximum is {MAX_SOUNDS:,}."
-        )
-    try:
-        named: M2D | None = load_model_of(stored, model, device)
-    except M2DError as error:
-        if model is not None:
-            raise
-        logger.warning("No tags and no spectrograms, because the model cannot be loaded: %s", error)
-        named = None
-    paths = {
-        file: Path(file)
-        for file, fingerprint in stored.fingerprints.items()
-        if Fingerprint.of(Path(file)) == fingerprint
-    }
-    vectors, failed = mean_embeddings(stored)
-    return _Sounds(vectors, paths, named, str(model or stored.settings["model"]), failed)
+def _neighbour_map(components: np.ndarray) -> np.ndarray:
+    """Return positions (N, 2) by t-SNE, which keeps neighbours together but not distances."""
+    from sklearn.manifold import TSNE
+
+    if _spread(components) <= _TOLERANCE:  # t-SNE divides by the spread
+        return np.zeros((len(components), 2))
+    perplexity = min(30.0, (len(components) - 1) / 3)
+    return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
 
 
-def _tags(model: M2D | None, clips: np.ndarray) -> Sequence[list[Tag]]:
-    if model is None or model.head is None:
-        return [[] for _ in clips]
-    batches = torch.from_numpy(clips).split(_BATCH)
-    return [tags for batch in batches for tags in model.classify_embeddings(batch, top_k=_NUM_TAGS)]
+def _cluster_numbers(components: np.ndarray, num_clusters: int | None = None) -> np.ndarray:
+    """Return the cluster (N,) of each sound by k-means, numbered from 1 in descending order of size.
+
+    Args:
+        components: Principal components (N, C).
+        num_clusters: Number of clusters; None for the number with the highest mean silhouette (Rousseeuw,
+            1987), or 1 if that is below MIN_SILHOUETTE.
+    """
+    chosen = _best_number(components) if num_clusters is None else num_clusters
+    if chosen == 1:
+        return np.ones(len(components), int)
+    labels = _k_means(components, chosen)
+    names, firsts, sizes = np.unique(labels, return_index=True, return_counts=True)
+    ranks = np.empty(chosen, int)
+    ranks[names[np.lexsort((firsts, -sizes))]] = np.arange(1, len(names) + 1)
+    return ranks[labels]
 
 
-def _images(sounds: _Sounds, max_images: int, progress: bool) -> dict[str, bytes]:
-    """Return spectrograms as JPEGs, by name, of at most ``max_images`` sounds, evenly chosen."""
-    from tqdm import tqdm
+def _best_number(components: np.ndarray) -> int:
+    from sklearn.metrics import silhouette_score
 
-    files = [file for file in sounds.vectors if file in sounds.paths]
-    if sounds.model is None or not files or not max_images:
-        return {}
-    rows = np.linspace(0, len(files) - 1, min(max_images, len(files))).round().astype(int)
-    images = {}
-    for row in tqdm(rows, unit="image", disable=not progress or None):
-        try:
-            images[files[row]] = _image(sounds.model, sounds.paths[files[row]])
-        except AudioError as error:  # the file was deleted since
-            logger.warning("No spectrogram: %s", error)
-    return images
+    sample = components[np.linspace(0, len(components) - 1, min(len(components), _SAMPLE)).astype(int)]
+    num_distinct = len(np.unique(sample.round(5), axis=0))
+    highest = min(MAX_CLUSTERS, len(sample) // _MIN_CLUSTER_SIZE, num_distinct - 1)
+    scores = {number: silhouette_score(sample, _k_means(sample, number)) for number in range(2, highest + 1)}
+    best = max(scores, key=scores.__getitem__, default=1)
+    return best if scores.get(best, 0.0) > MIN_SILHOUETTE else 1
 
 
-@torch.no_grad()
-def _image(model: M2D, path: Path) -> bytes:
-    waveform = read_part(open_audio(path, model.sample_rate)[0], 0, EXCERPT_SECONDS * model.sample_rate)
-    log_mel = model.frontend.log_mel(waveform[None].to(model.device)).float().cpu()  # (1, F, T)
-    small = torch.nn.functional.adaptive_max_pool2d(log_mel, _IMAGE_SIZE)[0]
-    return spectrogram_image(spectrogram_db(small.numpy()))
+def _k_means(components: np.ndarray, number: int) -> np.ndarray:
+    from sklearn.cluster import KMeans
+
+    return KMeans(number, n_init=5, random_state=0).fit_predict(components)
+
+
+def _duplicate_groups(unit: np.ndarray, min_score: float) -> list[np.ndarray]:
+    """Return groups of nearly equal unit vectors (N, D), each as sorted row numbers.
+
+    Each vector has a cosine of at least ``min_score`` with another one of its group, and with none outside.
+    """
+    group = np.arange(len(unit))
+    for first in range(0, len(unit), _BLOCK):
+        is_similar = unit[first : first + _BLOCK] @ unit.T >= min_score - 1e-6  # rounding of a product
+        for row, others in enumerate(is_similar, first):
+            joined = np.union1d(group[others], group[row])
+            if len(joined) > 1:
+                group[np.isin(group, joined)] = joined[0]
+    names, sizes = np.unique(group, return_counts=True)
+    return [np.flatnonzero(group == name) for name in names[sizes > 1]]
+
+
+def _spread(vectors: np.ndarray) -> float:
+    return float(np.abs(vectors - vectors.mean(axis=0)).max(initial=0))

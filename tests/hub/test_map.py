@@ -15,7 +15,7 @@ from click.testing import CliRunner
 import m2d_hub
 from m2d_hub.cli.main import main
 from m2d_hub.config import EncoderConfig, HeadConfig, ModelConfig
-from m2d_hub.corpus import sound_map
+from m2d_hub.corpus import draw_map
 from m2d_hub.corpus.index import open_index
 
 from ..stored_outputs import change_embeddings
@@ -280,7 +280,7 @@ def test_too_few_and_too_many_sounds_are_refused(folder, model, tmp_path, monkey
         m2d_hub.draw_map(one, model=model, device="cpu")
     with pytest.raises(m2d_hub.ConfigError, match=r"clusters must be at most .* 4, got 5"):
         m2d_hub.draw_map(folder, model=model, device="cpu", clusters=5)
-    monkeypatch.setattr(sound_map, "MAX_SOUNDS", 4)
+    monkeypatch.setattr(draw_map, "MAX_SOUNDS", 4)
     with pytest.raises(m2d_hub.ConfigError, match="has 5 sounds; the maximum is 4"):
         m2d_hub.draw_map(folder, model=model)
 
