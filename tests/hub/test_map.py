@@ -213,6 +213,14 @@ def test_output_of_embed_is_drawn_as_its_folder(name, kind, folder, model, tmp_p
     assert [point.file for point in drawn.points] == [point.file for point in expected.points]
 
 
+def test_embeddings_of_several_widths_are_refused(folder, model, tmp_path):
+    out = tmp_path / "out.npz"
+    m2d_hub.embed_files(folder, out, model=model, kind="frames", device="cpu")
+    change_embeddings(out, lambda frames: frames[:, :7])
+    with pytest.raises(m2d_hub.ConfigError, match=r"out\.npz"):
+        m2d_hub.draw_map(out)
+
+
 def test_tags_are_those_of_classify_and_shown_as_text(folder, model, tmp_path):
     (folder / "broken.wav").unlink()
     hostile = folder / "<b onload=x>&amp;<a href='x'>.wav"
