@@ -117,6 +117,6 @@ class PrefetchedClip(AudioClip):
         """Release the clip, discarding what was not read."""
         if not self._is_closed:
             self._is_closed = True
-            while not self._queue.empty():  # so that a thread that waits for room goes on, and ends
+            while not self._queue.empty():  # lets a waiting thread continue and end
                 self._queue.get()
             self._prefetcher.release(self)

@@ -29,7 +29,7 @@ from .config import PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
 Read = TypeVar("Read")
-NOISE_STREAM = 1  # tells the noise's random numbers from the clip's
+NOISE_STREAM = 1  # separates the random numbers of the noise from those of the clip
 
 
 @dataclass

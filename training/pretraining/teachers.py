@@ -129,7 +129,7 @@ class TextTeacher:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """What tells a teacher's weights from others, whatever they are called and wherever they lie."""
+    """Return a digest of the weights of a teacher, independent of their names and location."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
