@@ -6,9 +6,7 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-import soundfile
 from m2d_training import (
     PretrainConfig,
     finetune,
@@ -19,6 +17,8 @@ from m2d_training import (
 from m2d_training.pretraining.presets import Preset
 
 import m2d_hub
+
+from ..signals import write_tones
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -38,15 +38,7 @@ SIZES = {
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     """A list of 12 tones in splits."""
-    folder = tmp_path_factory.mktemp("sounds")
-    rows = ["file,label,split"]
-    for index in range(12):
-        soundfile.write(
-            folder / f"{index}.wav", 0.1 * np.sin(np.arange(9000) * 0.03 * (1 + index % 2)), 16_000
-        )
-        rows.append(f"{index}.wav,{'ab'[index % 2]},{('train', 'valid', 'test')[index // 4]}")
-    (folder / "list.csv").write_text("\n".join(rows) + "\n")
-    return folder / "list.csv"
+    return write_tones(tmp_path_factory.mktemp("sounds"), ["train"] * 4 + ["valid"] * 4 + ["test"] * 4)
 
 
 def test_each_command_is_a_function_of_keywords(labelled, tmp_path, tiny):
@@ -64,14 +56,13 @@ def test_each_command_is_a_function_of_keywords(labelled, tmp_path, tiny):
     assert 0 <= judged.interval.low <= judged.interval.value <= judged.interval.high <= 1
 
 
-def test_a_preset_brings_its_own_start_unless_another_is_named(labelled, tmp_path):
+def test_a_given_start_replaces_the_start_of_the_preset(labelled, tmp_path):
     with pytest.raises(m2d_hub.M2DError, match="no-such-model"):
         pretrain("m2d-x-icbhi2017", data=labelled, out=tmp_path, start="no-such-model")
     assert not (tmp_path / "config.json").exists()
 
 
-def test_options_in_one_object_are_taken_too(labelled, tmp_path, tiny):
-    tiny.save_pretrained(tmp_path / "tiny")
+def test_a_preset_of_the_caller_is_recorded_by_its_name(labelled, tmp_path):
     config = PretrainConfig(**SIZES)
     result = pretrain(Preset(config, name="mine"), data=labelled, out=tmp_path / "run", progress=False)
     assert json.loads((tmp_path / "run" / "config.json").read_text())["preset"] == "mine"
@@ -88,7 +79,7 @@ def test_options_in_one_object_are_taken_too(labelled, tmp_path, tiny):
         (lambda: prepare("x"), "out must be given"),
     ],
 )
-def test_calls_that_lack_something_are_refused(call, message):
+def test_calls_with_missing_or_unknown_arguments_are_refused(call, message):
     with pytest.raises(m2d_hub.ConfigError, match=message):
         call()
 

@@ -8,11 +8,13 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
+from m2d_training import PretrainConfig, build_pretrainer
 from m2d_training.cli.main import main
 from safetensors.torch import load_file
 
 import m2d_hub
 from m2d_hub import ConfigError
+from m2d_hub.nn.compiled import compile_blocks
 
 from ..processes import TRAIN, finish, kill_when
 from ..signals import noise
@@ -61,7 +63,7 @@ def test_eight_bits_are_not_compiled(tiny_folder):
         m2d_hub.load_model(tiny_folder, dtype="int8", compile=True)
 
 
-def test_a_missing_compiler_is_told(tiny_folder, monkeypatch, tmp_path):
+def test_a_missing_compiler_is_reported(tiny_folder, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(ConfigError, match=r"compile=True needs a C\+\+ compiler on a CPU: install g\+\+"):
@@ -71,7 +73,7 @@ def test_a_missing_compiler_is_told(tiny_folder, monkeypatch, tmp_path):
 @needs_compiler
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
-def test_a_compiled_run_goes_on_bit_for_bit(command, tiny_folder, labelled, tmp_path):
+def test_a_compiled_run_is_resumed_bit_for_bit(command, tiny_folder, labelled, tmp_path):
     changes = [
         *(SIZES if command == "pretrain" else SHORT),
         "epochs=4",
@@ -101,9 +103,28 @@ def test_a_compiled_run_goes_on_bit_for_bit(command, tiny_folder, labelled, tmp_
     assert config["compile"] is True
 
 
+def test_compiled_blocks_have_the_loss_and_gradients_of_plain_ones(monkeypatch):
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: compile_module(self, backend="aot_eager"))
+    order = torch.arange(20)[None]
+    log_mel = noise(1, 1, 80, 64)
+    found = []
+    for is_compiled in (False, True):
+        torch.manual_seed(0)
+        sizes = {"embed_dim": 64, "depth": 1, "predictor_dim": 64, "predictor_depth": 1}
+        pretrainer = build_pretrainer(PretrainConfig(input_size=(80, 64), method="msm-mae", **sizes))
+        if is_compiled:
+            compile_blocks(pretrainer.encoder.blocks, torch.device("cuda"))  # no compiler is needed
+        total = pretrainer(log_mel, order[:, :6], order[:, 6:]).total
+        total.backward()
+        found.append((float(total), pretrainer.encoder.blocks[0].mlp.fc1.weight.grad))
+    assert found[0][0] == pytest.approx(found[1][0], abs=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], atol=1e-5, rtol=0)
+
+
 @needs_compiler
 @pytest.mark.slow
-def test_a_compiled_pretraining_loses_what_a_plain_one_does(labelled, tmp_path):
+def test_a_compiled_pretraining_has_the_losses_of_a_plain_one(labelled, tmp_path):
     settings = [
         part
         for change in [*SIZES, "warmup_epochs=0", "epochs=2", "batch_size=4"]

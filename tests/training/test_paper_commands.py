@@ -18,6 +18,8 @@ from click.testing import CliRunner
 from m2d_training.cli.main import main
 from m2d_training.finetuning.presets import load_finetune_preset
 from m2d_training.pretraining.presets import load_preset
+from m2d_training.runs.settings import apply_settings
+from m2d_training.suites.run import parse_suite_settings
 from m2d_training.suites.tasks import find_suite
 
 import m2d_hub
@@ -40,7 +42,6 @@ SMALL = {
     "finetune": f"{SHORT} epochs=1",
     "linear": "max_epochs=2",
 }
-SLOW = {"General audio", "Speech", "Respiratory sounds"}
 ROWS = [line.split("|")[1:4] for line in PAGE.splitlines() if line.startswith(("| Table", "| Figure"))]
 
 
@@ -132,9 +133,8 @@ def require_answer(words):
 
 
 @pytest.mark.usefixtures("no_pictures")
-@pytest.mark.parametrize(
-    "section", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SECTIONS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("section", SECTIONS)
 def test_the_commands_of_each_section_run_to_their_tables(section, world, tmp_path, monkeypatch):
     root, names = world
     (tmp_path / "datasets").symlink_to(root / "datasets")
@@ -158,8 +158,22 @@ def test_each_row_of_the_table_is_printed_with_a_command():
         assert command.strip() == "–" or name.strip() in tables
 
 
-def test_presets_that_the_page_names_are_there():
+def test_presets_that_the_page_names_exist():
     names = set(NAMED.findall(PAGE))
     assert len(names) >= 8
     for name in names:
         load_preset(name) if name.startswith("m2d-") else load_finetune_preset(name)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_commands_have_valid_options_and_settings(section):
+    commands = list(commands_of(section))
+    assert commands
+    for words in commands:
+        command = main.commands[words[0]]
+        options = command.make_context(words[0], words[1:]).params
+        texts = options.get("settings") or ()
+        if words[0] == "pretrain":
+            apply_settings(load_preset(options["preset"]).config, texts)
+        elif words[0] == "suite":
+            parse_suite_settings(options["suite"], texts)

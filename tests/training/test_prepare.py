@@ -114,7 +114,7 @@ def test_long_clips_are_split_into_parts(tmp_path):
     assert result.hours * 3600 == pytest.approx(4.6, abs=1e-3)
 
 
-def test_the_command_tells_of_files_that_it_left_out(tmp_path):
+def test_the_command_counts_skipped_files(tmp_path):
     for index in range(3):
         write_tone(tmp_path / f"{index}.wav")
     (tmp_path / "broken.wav").write_bytes(b"no audio")
@@ -144,7 +144,7 @@ def test_silence_alone_is_refused(tmp_path):
     ("option", "value"),
     [("split_s", "nan"), ("split_s", "inf"), ("split_s", "0"), ("num_workers", "-1"), ("sample_rate", "0")],
 )
-def test_options_that_mean_nothing_are_refused_by_name(tmp_path, option, value):
+def test_invalid_options_are_refused_by_name(tmp_path, option, value):
     command = [
         "prepare",
         str(tmp_path),
@@ -163,7 +163,7 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path, monkeypatch):
     (tmp_path / "shards").mkdir()
     prepare(data, tmp_path / "shards", progress=False)  # an empty one may be there
     for out in (tmp_path / "shards", tmp_path / "0.wav"):
-        with pytest.raises(ConfigError, match=f"{out.name} is there already: give another folder as out"):
+        with pytest.raises(ConfigError, match=f"{out.name} already exists: give another folder as out"):
             prepare(data, out, progress=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -171,7 +171,8 @@ def test_a_folder_that_holds_something_is_not_replaced(tmp_path, monkeypatch):
         prepare(data, tmp_path / "here", progress=False)
 
 
-def test_a_killed_preparation_is_nothing_to_train_on_and_starts_again(tmp_path):
+@pytest.mark.slow
+def test_a_killed_preparation_cannot_be_trained_on_and_starts_again(tmp_path):
     (tmp_path / "sounds").mkdir()
     for index in range(8):
         write_tone(tmp_path / "sounds" / f"{index}.wav", seconds=20.0, seed=index)
@@ -191,3 +192,11 @@ def test_a_killed_preparation_is_nothing_to_train_on_and_starts_again(tmp_path):
         read_manifest(str(partial))
     assert CliRunner().invoke(main, command).exit_code == 0
     assert len(read_manifest(str(out)).entries) == 8 and not partial.exists()
+
+
+def test_a_linked_folder_is_written_through_and_percent_signs_are_kept(tmp_path):
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / "100%d disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "100%d disk")
+    assert prepare(write_list(tmp_path, ["a.wav"]), tmp_path / "link", progress=False).clips == 1
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "100%d disk" / "shard-000000.tar").is_file()

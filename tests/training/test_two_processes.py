@@ -6,13 +6,10 @@ is expected of them is what one process with ``accumulate_steps=2`` does.
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import torch
 from click.testing import CliRunner
 from m2d_training.cli.main import main
@@ -20,8 +17,9 @@ from m2d_training.cli.main import main
 import m2d_hub
 
 from ..processes import TRAIN_ON_TWO, finish, kill_when
+from ..signals import write_tones
 
-pytestmark = pytest.mark.multi_process
+pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 
 RATE = 16_000
 SPLITS = {"train": 11, "valid": 5, "test": 7}  # none is a multiple of two processes' batches
@@ -35,16 +33,8 @@ FINETUNE = "epochs=4 min_steps=0 batch_size=2 save_every_steps=3 patchout_ratio=
 @pytest.fixture(scope="module")
 def labelled(tmp_path_factory):
     """A list of short tones of two pitches in noise, of different lengths."""
-    folder = tmp_path_factory.mktemp("sounds")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index, split in enumerate(name for name, count in SPLITS.items() for _ in range(count)):
-        tone = 0.2 * np.sin(np.arange(8000 + 500 * index) * 0.05 * (1 + index % 2))
-        soundfile.write(folder / f"{index}.wav", tone + 0.02 * rng.standard_normal(len(tone)), RATE)
-        rows.append([f"{index}.wav", "ab"[index % 2], split])
-    with (folder / "list.csv").open("w", newline="") as lines:
-        csv.writer(lines).writerows([["file", "label", "split"], *rows])
-    return folder / "list.csv"
+    splits = [name for name, count in SPLITS.items() for _ in range(count)]
+    return write_tones(tmp_path_factory.mktemp("sounds"), splits)
 
 
 @pytest.fixture(scope="module")
