@@ -37,7 +37,7 @@ RESPIRATORY = ("icbhi2017", "sprsound")  # the paper's model for these: patches 
 
 def step_of(preset: str) -> str:
     """Take one step of a preset; return its row of the table."""
-    config = dataclasses.replace(FINETUNE_PRESETS[preset](), batch_size=len(CLIPS))
+    config = dataclasses.replace(FINETUNE_PRESETS[preset], batch_size=len(CLIPS))
     size, is_multi_label = CLASSES.get(preset, SMALL_CLASSES), config.loss == "bce"
     encoder = EncoderConfig()
     if preset in RESPIRATORY:
@@ -82,7 +82,7 @@ def main() -> None:
         "| preset | classes | patches encoded | loss | gradient norm | s |",
         "|---|---|---|---|---|---|",
     ]
-    for preset in (name for name, config in FINETUNE_PRESETS.items() if config().images is None):
+    for preset in (name for name, config in FINETUNE_PRESETS.items() if config.images is None):
         lines.append(step_of(preset))
         print(lines[-1], flush=True)
     RESULTS.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -290,7 +290,7 @@ LABELS = {"as2m": AUDIOSET, "as20k": AUDIOSET, "icbhi2017": CYCLES, "sprsound": 
 def test_every_preset_of_sounds_starts(preset, model, sounds, tmp_path):
     data = write_list(tmp_path / "list.csv", sounds, LABELS.get(preset, ["low", "high"]))
     report = finished(preset, model, data, tmp_path / "run", QUICK)
-    config = FINETUNE_PRESETS[preset]()
+    config = FINETUNE_PRESETS[preset]
     lines = metrics_of(tmp_path / "run")
     assert len(lines) == 4 and all(np.isfinite(line["loss"]) for line in lines)
     exported = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu")
@@ -315,14 +315,14 @@ def test_presets_are_the_papers_table_ii():
         "spcv2": (0.5, 128, "sgd", 0.3, True, 30, 48, 200, 5, 0.5, False, False),
         "vc1": (0.0005, 64, "adamw", 0.0, False, 30, 48, 50, 5, 0.0, True, False),
     }
-    vc1 = FINETUNE_PRESETS["vc1"]()
+    vc1 = FINETUNE_PRESETS["vc1"]
     assert (vc1.weight_decay, vc1.beta2, vc1.amsgrad, vc1.decay_all) == (1e-4, 0.95, True, True)
     fields = (
         "lr batch_size optimizer mixup_ratio resized_crop frequency_mask time_mask epochs warmup_epochs "
         "patchout_ratio adjust_positions freeze_patch_embed"
     )
     for preset, column in columns.items():
-        config = FINETUNE_PRESETS[preset]()
+        config = FINETUNE_PRESETS[preset]
         assert tuple(getattr(config, name) for name in fields.split()) == column
 
 
@@ -395,7 +395,7 @@ def test_a_window_of_unbounded_length_is_replaced_by_the_input_size(tiny, tmp_pa
 
 def test_the_cosine_starts_at_the_first_epoch():
     """timm's, as in the paper's AudioSet runs: 1.782 of 2.0 after 15 epochs of warm-up, 1.000 after 35."""
-    config = FINETUNE_PRESETS["as2m"]()
+    config = FINETUNE_PRESETS["as2m"]
     rates = [finetune_rate(epoch, config) for epoch in (7.5, 15, 35, 70)]
     assert rates == pytest.approx([1.0, 1.782, 1.0, 1e-7], abs=5e-4)
 
@@ -405,7 +405,7 @@ def test_a_shorter_cosine_rises_again():
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=5e-5)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=40, eta_min=1e-6)
-    config, expected = FINETUNE_PRESETS["icbhi2017"](), []
+    config, expected = FINETUNE_PRESETS["icbhi2017"], []
     for _ in range(150):
         expected.append(scheduler.get_last_lr()[0])
         optimizer.step()

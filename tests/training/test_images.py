@@ -167,7 +167,7 @@ def test_unreadable_images_are_skipped_and_listed(seeing, folder, tmp_path):
 
 def test_the_preset_is_masked_autoencoders_recipe_for_vit_base():
     """FINETUNE.md and main_finetune.py of github.com/facebookresearch/mae; appendix A takes the same."""
-    config = FINETUNE_PRESETS["imagenet"]()
+    config = FINETUNE_PRESETS["imagenet"]
     assert config.batch_size * config.accumulate_steps == 1024
     assert config.lr == pytest.approx(5e-4 * 1024 / 256)
     assert (config.epochs, config.warmup_epochs, config.min_lr) == (100, 5, 1e-6)
@@ -179,7 +179,7 @@ def test_the_preset_is_masked_autoencoders_recipe_for_vit_base():
 
 def test_the_rate_is_that_of_masked_autoencoders():
     """adjust_learning_rate of its util/lr_sched.py: half a cosine that begins after the warm-up."""
-    config = FINETUNE_PRESETS["imagenet"]()
+    config = FINETUNE_PRESETS["imagenet"]
     assert finetune_rate(2.5, config) == pytest.approx(1e-3)
     for epoch in (5, 30, 80, 100):
         half = 0.5 * (1 + np.cos(np.pi * (epoch - 5) / 95))
@@ -188,7 +188,7 @@ def test_the_rate_is_that_of_masked_autoencoders():
 
 def test_rates_fall_by_layer_decay_and_only_matrices_decay(seeing):
     """0.65 ** (depth + 1 - i), i = 0 before the blocks, depth + 1 after them (util/lr_decay.py of MAE)."""
-    config = FINETUNE_PRESETS["imagenet"]()
+    config = FINETUNE_PRESETS["imagenet"]
     classifier = build_image_classifier(str(seeing), config, ("a", "b"), seed=42)
     names = {id(parameter): name for name, parameter in classifier.backbone.named_parameters()}
     found = {
@@ -206,7 +206,7 @@ def test_rates_fall_by_layer_decay_and_only_matrices_decay(seeing):
 
 
 def test_the_network_is_the_pre_trained_encoder_without_its_last_norm(seeing):
-    classifier = build_image_classifier(str(seeing), FINETUNE_PRESETS["imagenet"](), ("a", "b"), seed=42)
+    classifier = build_image_classifier(str(seeing), FINETUNE_PRESETS["imagenet"], ("a", "b"), seed=42)
     encoder = m2d_hub.load_model(seeing, device="cpu").encoder
     encoder.norm = torch.nn.Identity()
     images = torch.randn(2, 3, 32, 32)
@@ -221,8 +221,8 @@ def test_the_network_is_the_pre_trained_encoder_without_its_last_norm(seeing):
 
 
 def test_batches_depend_on_their_keys_alone_and_restore_the_random_generators(folder):
-    part = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"]().split).folds()[0].train
-    dataset = ImageDataset(part, FINETUNE_PRESETS["imagenet"](), (32, 32), seed=1)
+    part = read_labelled(folder, False, FINETUNE_PRESETS["imagenet"].split).folds()[0].train
+    dataset = ImageDataset(part, FINETUNE_PRESETS["imagenet"], (32, 32), seed=1)
     keys = [SampleKey(2, position, position) for position in range(4)]
 
     def batch():

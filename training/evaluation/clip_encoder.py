@@ -211,13 +211,7 @@ def pool(features: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 def encode_files(
     encoder: ClipEncoder, files: Sequence[AudioFile], num_workers: int
 ) -> Iterator[EncodedBatch]:
-    """Encode files in batches, while threads read the next ones.
-
-    Args:
-        encoder: The model and its settings.
-        files: Paths, or parts of files.
-        num_workers: Threads that read.
-    """
+    """Encode files in batches, while threads read the next ones."""
 
     def read(file: AudioFile) -> Tensor | AudioFile | AudioError:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -110,24 +111,19 @@ def fit_linear(
         settings: Loss, learning rate and stopping.
         on_epoch: Called after each epoch.
     """
-    rate = settings.learning_rate or _choose_rate(train, valid, seeds[:1], settings, on_epoch)
+    fit = partial(_fit, train, valid, settings, on_epoch)
+    rate = settings.learning_rate or _choose_rate(partial(fit, seeds[:1]))
     if train.features.shape[1] == 1:
-        return _fit(train, valid, seeds, rate, settings, on_epoch)
+        return fit(seeds, rate)
     # Batches of all layers for all seeds at once would need much memory.
-    return _joined([_fit(train, valid, [seed], rate, settings, on_epoch) for seed in seeds])
+    return _joined([fit([seed], rate) for seed in seeds])
 
 
-def _choose_rate(
-    train: Examples,
-    valid: Examples,
-    seeds: Sequence[int],
-    settings: FitSettings,
-    on_epoch: Callable[[], object],
-) -> float:
+def _choose_rate(fit: Callable[[float], LinearFit]) -> float:
     """Return the paper's rate or, if that does not converge, the rate with the best valid score."""
     tried = []
     for rate in RATES:
-        tried.append(_fit(train, valid, seeds, rate, settings, on_epoch))
+        tried.append(fit(rate))
         if tried[0].has_converged.all():
             break
     return max(tried, key=lambda fit: (float(fit.score[0]), -float(fit.loss[0]))).learning_rate
@@ -136,10 +132,10 @@ def _choose_rate(
 def _fit(
     train: Examples,
     valid: Examples,
-    seeds: Sequence[int],
-    rate: float,
     settings: FitSettings,
     on_epoch: Callable[[], object],
+    seeds: Sequence[int],
+    rate: float,
 ) -> LinearFit:
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     layers = _LinearLayers(train, generators)

@@ -175,11 +175,6 @@ def replacing_answer(folder: Path, names: Sequence[str] = ANSWER_FILES) -> Itera
 def write_report(folder: Path, evaluation: Evaluation, details: dict[str, Any]) -> dict[str, Any]:
     """Write ``report.json``, ``confusion.png`` or ``average_precision.png``, and ``worst.csv``.
 
-    Args:
-        folder: Output folder, see :func:`replacing_answer`.
-        evaluation: The scores.
-        details: Settings, model, timing and other entries of the report; plain JSON types.
-
     Returns:
         The report as written.
     """

@@ -107,10 +107,6 @@ def skip_unreadable(
 ) -> tuple[LabelledList, list[SkippedClip]]:
     """Return the list without unreadable clips, and those clips.
 
-    Args:
-        labelled: All clips.
-        reasons: Why a clip cannot be read, by its index in the list.
-
     Raises:
         AudioError: More than half of the clips cannot be read.
         ConfigError: The remaining list cannot be used.

@@ -20,7 +20,7 @@ from m2d_hub.hub import load_model
 from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
-from ..data.skipped import SkippedClip, write_errors
+from ..data.skipped import write_errors
 from ..runs.folder import make_folder
 from .labelled import LabelledList, read_labelled
 from .metrics import Interval, accuracy, mean_average_precision
@@ -103,19 +103,14 @@ def zero_shot(
     )
     with replacing_answer(folder) as partial:
         write_errors(partial, skipped)
-        report = write_report(partial, evaluation, _details(model, prompts, skipped))
+        details = {
+            "method": METHOD,
+            "model": str(model),
+            "settings": {"prompts": list(prompts)},
+            "left_out": [asdict(clip) for clip in skipped],
+        }
+        report = write_report(partial, evaluation, details)
     return ZeroShotResult(evaluation.metric.name, evaluation.interval, report, folder, len(skipped))
-
-
-def _details(
-    model: str | os.PathLike[str], prompts: Sequence[str], skipped: list[SkippedClip]
-) -> dict[str, Any]:
-    return {
-        "method": METHOD,
-        "model": str(model),
-        "settings": {"prompts": list(prompts)},
-        "left_out": [asdict(clip) for clip in skipped],
-    }
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:

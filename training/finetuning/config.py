@@ -168,11 +168,7 @@ class FinetuneConfig:
         return Split(self.select, self.valid_share)
 
     def scaled_to(self, steps_per_epoch: int) -> FinetuneConfig:
-        """Return the configuration with enough epochs for ``min_steps``, warm-up and patience in proportion.
-
-        Args:
-            steps_per_epoch: Optimizer steps per epoch of the list.
-        """
+        """Return the configuration with enough epochs for ``min_steps``; warm-up and patience scale too."""
         epochs = max(self.epochs, math.ceil(self.min_steps / steps_per_epoch))
         growth = epochs / self.epochs
         scaled: dict[str, Any] = {

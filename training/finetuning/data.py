@@ -133,15 +133,7 @@ class FinetuneDataset(Dataset):
         encoder: EncoderConfig,
         seed: int,
     ):
-        """Plan the crops.
-
-        Args:
-            subset: Training clips.
-            config: The run.
-            frontend: Frontend of the model.
-            encoder: Encoder of the model, its window already fitted.
-            seed: Seed of this training.
-        """
+        """Plan the crops."""
         self.subset, self.config, self.encoder, self.seed = subset, config, encoder, seed
         self.plan = crop_plan(config, frontend, encoder)
         self.windows = Windows.of(encoder)

@@ -90,14 +90,7 @@ class ImageDataset(Dataset):
     """Augmented images of a subset, drawn by SampleKey."""
 
     def __init__(self, subset: Subset, config: FinetuneConfig, size: Sequence[int], seed: int):
-        """Prepare timm's augmentation.
-
-        Args:
-            subset: Training images.
-            config: The run.
-            size: Height and width of the model's input.
-            seed: Seed of this training.
-        """
+        """Prepare timm's augmentation."""
         from timm.data import create_transform
 
         self.subset, self.config, self.seed = subset, config, seed
@@ -168,14 +161,7 @@ class ImageClassifier(nn.Module):
     def __init__(
         self, backbone: nn.Module, arguments: dict[str, Any], labels: tuple[str, ...], config: FinetuneConfig
     ):
-        """Wrap a model.
-
-        Args:
-            backbone: Model of timm.
-            arguments: Arguments that it was created with.
-            labels: Names of the classes.
-            config: The run.
-        """
+        """Wrap a model."""
         super().__init__()
         self.backbone, self.arguments, self.labels, self.config = backbone, arguments, labels, config
 

@@ -118,12 +118,7 @@ class AudioClassifier(nn.Module):
 
     @torch.no_grad()
     def fit_head(self, fold: Fold, seed: int) -> None:
-        """Set the head to the standardisation and the layer of linear evaluation.
-
-        Args:
-            fold: Its training clips fit the layer, its validation clips choose the epoch.
-            seed: Of the layer's first weights and the order of the clips.
-        """
+        """Set the head to the standardisation and the layer of linear evaluation."""
         self.eval()
         head = self.backbone.required_head()
         features = [

@@ -67,15 +67,7 @@ class FinetuneTrainer:
         steps_per_epoch: int,
         accelerator: Accelerator,
     ):
-        """Prepare model and optimizer.
-
-        Args:
-            config: The run, scaled to the data.
-            classifier: The model, on any device.
-            objective: The loss.
-            steps_per_epoch: Optimizer steps.
-            accelerator: ``accelerate.Accelerator``, which holds devices and processes.
-        """
+        """Prepare model and optimizer."""
         self.config, self.objective, self.accelerator = config, objective, accelerator
         self.classifier, self.steps_per_epoch = classifier, steps_per_epoch
         optimizer = build_optimizer(parameter_groups(classifier.backbone, config), config)
@@ -88,12 +80,7 @@ class FinetuneTrainer:
         self.skipped: list[SkippedClip] = []  # clips that could not be read, until they are reported
 
     def train_step(self, batches: list[Any], step: int) -> Step:
-        """Take one optimizer step over ``accumulate_steps`` batches.
-
-        Args:
-            batches: Of this process.
-            step: From 0.
-        """
+        """Take one optimizer step over ``accumulate_steps`` batches."""
         self.model.train()
         lr = set_rate(self.optimizer, self.config, step, self.steps_per_epoch)
         self.skipped += [clip for batch in batches for clip in batch.skipped]
@@ -183,10 +170,6 @@ def build_optimizer(groups: list[dict[str, Any]], config: FinetuneConfig) -> tor
 
     ``lars`` is timm's, which adapts only tensors that decay: without weight decay, as for the paper's
     AudioSet, it equals SGD.
-
-    Args:
-        groups: Result of :func:`parameter_groups`.
-        config: Gives optimizer and rate.
     """
     if config.optimizer == "lars":
         from timm.optim import Lars
@@ -222,14 +205,7 @@ def finetune_rate(epoch: float, config: FinetuneConfig) -> float:
 def set_rate(
     optimizer: torch.optim.Optimizer, config: FinetuneConfig, step: int, steps_per_epoch: int
 ) -> float:
-    """Set the rate of one optimizer step and return the head's.
-
-    Args:
-        optimizer: Result of :func:`build_optimizer`.
-        config: Gives peak, warm-up and epochs.
-        step: From 0.
-        steps_per_epoch: Optimizer steps.
-    """
+    """Set the rate of one optimizer step and return the head's."""
     lr = finetune_rate(step / steps_per_epoch, config)
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

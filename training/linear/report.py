@@ -31,12 +31,6 @@ def report_results(
 ) -> dict[str, Any]:
     """Write the report and its plots.
 
-    Args:
-        folder: Output folder.
-        results: Of all layers that were evaluated.
-        best: The best on the valid clips, which the report is about.
-        details: Further entries of ``report.json``.
-
     Returns:
         The report as written.
     """

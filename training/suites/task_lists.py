@@ -51,11 +51,6 @@ class TaskList:
 def task_list(dataset: str, folder: Path, out: Path) -> TaskList:
     """Return the list of a data set, and make it if necessary.
 
-    Args:
-        dataset: Name as for :func:`m2d_training.make_list`.
-        folder: Folder of data sets, see above.
-        out: Folder of the lists that are made; existing ones are used again.
-
     Raises:
         DatasetMissingError: The folder does not contain the data set.
         ConfigError: Its contents cannot be used.
