@@ -29,14 +29,13 @@ def embed(
     batch_size: int = 16,
     device: str | None = None,
 ) -> np.ndarray:
-    """Embeds clips; the model is loaded once a process.
+    """Embed clips; the model is loaded once per process.
 
     Args:
-        waves: A column of audio, as it comes, or clips (S,) of different lengths; ``(channels, S)`` are
-            mixed down.
-        sampling_rate: Hz of arrays that come without; None means the model's own.
+        waves: A column of audio, or clips (S,) of different lengths; ``(channels, S)`` are averaged.
+        sampling_rate: Hz of arrays that carry no rate; None means the model's own.
         name: What :func:`m2d_hub.load_model` takes.
-        batch_size: Most windows encoded at once.
+        batch_size: Maximum number of windows encoded at once.
         device: As for :func:`m2d_hub.load_model`.
 
     Returns:

@@ -73,7 +73,7 @@ class StoreUrl:
         """The fsspec file system.
 
         Raises:
-            ConfigError: Its package is missing, the store does not answer, or there is no such bucket.
+            ConfigError: Its package is missing, the store does not answer, or the bucket does not exist.
         """
         return _file_system(self.bucket)
 
@@ -169,7 +169,7 @@ def find_objects(urls: Sequence[StoreUrl]) -> list[StoredFile]:
         except ConfigError as error:
             if _is_unreachable(error.__cause__):
                 raise
-            if "no such bucket" in str(error):
+            if "the bucket does not exist" in str(error):
                 missing[url.bucket] = str(error)
             return UnusableFile(str(url), str(error))
 
@@ -308,7 +308,7 @@ def _file_system(bucket: StoreUrl) -> Any:
             sync(fs.loop, fs._info, bucket.path, timeout=_TIMEOUT_S)
     except ConfigError as error:
         if isinstance(error.__cause__, FileNotFoundError):
-            raise ConfigError(f"{bucket} cannot be used: there is no such bucket.") from error.__cause__
+            raise ConfigError(f"{bucket} cannot be used: the bucket does not exist.") from error.__cause__
         if not isinstance(error.__cause__, PermissionError):  # reading objects may be allowed all the same
             raise
     return fs

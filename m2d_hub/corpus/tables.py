@@ -1,4 +1,4 @@
-"""Tables that users write: the one reader of CSV files, with the numbers of their rows."""
+"""CSV files, read with the numbers of their rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from m2d_hub.errors import ConfigError, first_few
 from m2d_hub.io import reading, reading_file
 
 PART_COLUMNS = ("start_s", "end_s")  # seconds; an empty cell: from the beginning, to the end
-SHOWN = 5  # rows that a message names
+SHOWN = 5  # rows that a message lists
 
 
 @dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Row:
 def read_table(
     path: Path | BinaryIO, columns: Sequence[str], optional: Sequence[str] = (), name: object = None
 ) -> list[Row]:
-    """Reads a CSV file in UTF-8, separated by commas or, where its header has none, by semicolons.
+    """Read a CSV file in UTF-8, separated by commas or, if its header has none, by semicolons.
 
-    Blank rows are left out.
+    Blank rows are skipped.
 
     Args:
-        path: The file, or one that is open.
-        columns: That it must have; others than these and ``optional`` are not read.
-        optional: That it may have.
-        name: Of an open one, for messages.
+        path: The path, or an open file.
+        columns: Required columns; other columns than these and ``optional`` are ignored.
+        optional: Columns that may be missing.
+        name: Name of an open file, for messages.
 
     Raises:
-        ConfigError: The file is missing, no such table, or a row has another number of cells than the header.
+        ConfigError: The file is missing or malformed, or a row has more or fewer cells than the header.
     """
     table = path if name is None else name
     header, *rows = _rows(path, table, columns) or [[]]
@@ -49,23 +49,23 @@ def read_table(
             f"{', '.join(names) or 'none'}."
         )
     if repeated := sorted({name for name in names if name and names.count(name) > 1}):
-        raise ConfigError(f"{table} has the column {repeated[0]!r} more than once; leave one.")
+        raise ConfigError(f"{table} has the column {repeated[0]!r} more than once; keep one.")
     filled = [(number, cells) for number, cells in enumerate(rows, start=2) if any(map(str.strip, cells))]
     if uneven := [number for number, cells in filled if len(cells) != len(names)]:
         raise ConfigError(
-            f"{table}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). A cell "
-            "with a comma is written in quotes."
+            f"{table}: {counted(uneven)} another number of cells than the header ({listed(uneven)}). Quote "
+            "cells that contain commas."
         )
     wanted = (*columns, *optional)
-    places = {name: names.index(name) for name in wanted if name in names}
+    positions = {name: names.index(name) for name in wanted if name in names}
     return [
-        Row(number, {name: cells[places[name]].strip() if name in places else "" for name in wanted})
+        Row(number, {name: cells[positions[name]].strip() if name in positions else "" for name in wanted})
         for number, cells in filled
     ]
 
 
 def refuse_empty(path: object, rows: Sequence[Row], column: str) -> None:
-    """Refuses rows without a value.
+    """Refuse rows without a value.
 
     Raises:
         ConfigError: The message names the rows.
@@ -75,13 +75,13 @@ def refuse_empty(path: object, rows: Sequence[Row], column: str) -> None:
 
 
 def _rows(path: Path | BinaryIO, table: object, columns: Sequence[str]) -> list[list[str]]:
-    kind, way_out = f"a CSV with the columns {', '.join(columns)}", "Save it as a CSV in UTF-8."
-    door = (
-        reading_file(path, kind, way_out, ConfigError)
+    kind, hint = f"a CSV with the columns {', '.join(columns)}", "Save it as a CSV in UTF-8."
+    context = (
+        reading_file(path, kind, hint, ConfigError)
         if isinstance(path, Path)
-        else reading(table, kind, way_out, ConfigError)
+        else reading(table, kind, hint, ConfigError)
     )
-    with door:
+    with context:
         content = path.read_bytes() if isinstance(path, Path) else path.read()
         lines = io.StringIO(content.decode("utf-8-sig"), newline="")
         header = lines.readline()
@@ -91,10 +91,10 @@ def _rows(path: Path | BinaryIO, table: object, columns: Sequence[str]) -> list[
 
 
 def counted(rows: Sequence[object]) -> str:
-    """Subject and verb of a complaint about rows."""
+    """Return subject and verb of a message about rows."""
     return "1 row has" if len(rows) == 1 else f"{len(rows):,} rows have"
 
 
 def listed(values: Sequence[object], noun: str = "row") -> str:
-    """The first few values, and how many more there are."""
+    """Return the first few values and the number of others."""
     return f"{noun}{'s' * (len(values) > 1)} {first_few(values, SHOWN)}"

@@ -1,4 +1,4 @@
-"""The ``fuzz`` fixture, and the table of what all readers did (into the file ``FUZZ_TABLE``)."""
+"""The ``fuzz`` fixture, and the table of outcomes (written to the file ``FUZZ_TABLE``)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HEAD = """\
 
 @pytest.fixture(scope="session")
 def outcomes():
-    """Outcomes of all readers; they become the table."""
+    """Outcomes of all readers."""
     found: list[Outcome] = []
     yield found
     if table := os.environ.get("FUZZ_TABLE"):
@@ -27,7 +27,7 @@ def outcomes():
 
 @pytest.fixture
 def fuzz(request, outcomes) -> Callable[[bytes, Callable[[bytes], object]], None]:
-    """``fuzz(whole, read)`` reads damaged copies of a file."""
+    """``fuzz(whole, read)``: read damaged copies of a file."""
 
     def fuzz(whole: bytes, read: Callable[[bytes], object]) -> None:
         name = request.node.name.removeprefix("test_").replace("_", " ").replace("[", ": ").rstrip("]")

@@ -1,4 +1,4 @@
-"""Damaged files: how they are made, and what a reader may do with them."""
+"""Damaged files, and what a reader may do with them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ import numpy as np
 from m2d_hub import M2DError
 
 ROUNDS = int(os.environ.get("FUZZ_ROUNDS", "200"))
-MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))  # of each reader; instead of ROUNDS
-MOST_CPU_SECONDS = 5.0  # for one file
-MOST_SECONDS = 20.0  # for one file, on a machine that is busy with other work
-MOST_GIB = 1.5  # that the process may grow by
+MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))  # per reader, instead of ROUNDS
+MAX_CPU_S = 5.0  # for one file
+MAX_S = 20.0  # for one file, on a machine that is busy with other work
+MAX_GIB = 1.5  # that the process may grow by
 
 
 @dataclass
 class Outcome:
-    """What became of the damaged files of one reader."""
+    """Outcome of the damaged files of one reader."""
 
     reader: str
     ends: Counter[str] = field(default_factory=Counter)  # "read", or the error's class
@@ -30,7 +30,7 @@ class Outcome:
     grown_gib: float = 0.0
 
     def row(self) -> str:
-        """A line of the table."""
+        """Return a line of the table."""
         refused = ", ".join(f"{name} {n:,}" for name, n in sorted(self.ends.items()) if name != "read")
         return (
             f"| {self.reader} | {self.ends.total():,} | {self.ends['read']:,} | {refused or 'none'} "
@@ -39,11 +39,11 @@ class Outcome:
 
 
 def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
-    """A file with some bytes changed, most of them in its head, and perhaps cut, doubled or padded."""
+    """Change some bytes of a file, most near its start; it may also be truncated, doubled or padded."""
     data = bytearray(whole)
     for _ in range(rng.integers(1, 12)):
-        place = rng.integers(min(len(data), 64 if rng.random() < 0.6 else len(data)))
-        data[place] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)])
+        position = rng.integers(min(len(data), 64 if rng.random() < 0.6 else len(data)))
+        data[position] = rng.choice([0, 1, 0x7F, 0x80, 0xFF, rng.integers(256)])
     shape = rng.random()
     if shape < 0.15:
         return bytes(data[: rng.integers(len(data))])
@@ -53,7 +53,7 @@ def mutated(whole: bytes, rng: np.random.Generator) -> bytes:
 
 
 def run(outcome: Outcome, whole: bytes, read: Callable[[bytes], object]) -> None:
-    """Reads mutations of a file; an error but the package's own, a hang or a flood is a failure."""
+    """Read mutations of a file; errors of other types, hangs and floods of memory are failures."""
     peak = _peak_gib()
     for seed in _seeds():
         data = mutated(whole, np.random.default_rng(seed))
@@ -68,9 +68,9 @@ def run(outcome: Outcome, whole: bytes, read: Callable[[bytes], object]) -> None
         cpu_s = time.process_time() - cpu_start
         outcome.slowest_s = max(outcome.slowest_s, cpu_s)
         outcome.grown_gib = _peak_gib() - peak
-        assert cpu_s < MOST_CPU_SECONDS, f"seed {seed} took {cpu_s:.1f} s of a processor"
-        assert time.monotonic() - start < MOST_SECONDS, f"seed {seed} took long"
-        assert outcome.grown_gib < MOST_GIB, f"seed {seed} took {outcome.grown_gib:.1f} GiB"
+        assert cpu_s < MAX_CPU_S, f"seed {seed} took {cpu_s:.1f} s of a processor"
+        assert time.monotonic() - start < MAX_S, f"seed {seed} took long"
+        assert outcome.grown_gib < MAX_GIB, f"seed {seed} took {outcome.grown_gib:.1f} GiB"
 
 
 def _seeds() -> Iterator[int]:

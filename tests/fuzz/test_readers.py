@@ -1,7 +1,7 @@
-"""Each reader of files from outside, on files that chance has damaged: the package's errors only, and soon.
+"""Readers on randomly damaged files raise only the package's errors, without delay.
 
-The suite tries 200 mutations a reader, ``FUZZ_ROUNDS`` says another number and ``FUZZ_MINUTES`` how long each
-reader is tried (``make fuzz``); a failure names the seed that makes it again.
+The suite tries 200 mutations per reader; ``FUZZ_ROUNDS`` sets another number, and ``FUZZ_MINUTES`` the time
+per reader (``make fuzz``). A failure names the seed that reproduces it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.published import read_published
 from m2d_hub.pretrained.release import extract_checkpoint
 
-MOST_SAMPLES = 50_000_000  # that a small file may give
+MAX_SAMPLES = 50_000_000  # that a small file may give
 AUDIO = {
     "wav": {"format": "WAV"},
     "wav-float": {"format": "WAV", "subtype": "FLOAT"},
@@ -55,7 +55,7 @@ def test_audio(kind, fuzz):
         for block in clip.blocks():
             assert block.isfinite().all()
             total += len(block)
-            if total > MOST_SAMPLES:
+            if total > MAX_SAMPLES:
                 return
 
     fuzz(file.getvalue(), read)

@@ -1,4 +1,4 @@
-"""Readers of the training package: lists, shards and what runs keep, damaged by chance."""
+"""Readers of the training package on randomly damaged lists, shards and files of runs."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_an_array(tmp_path, fuzz):
 
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("kind", ["checkpoint", "best", "result"])
-def test_what_a_training_keeps(kind, tmp_path, fuzz):
+def test_files_of_a_run(kind, tmp_path, fuzz):
     weights = {"weight": torch.ones(2)}
     values, read_path = {
         "checkpoint": ({"step": 1, "model": weights, "optimizer": {"lr": 0.1}}, read_state),

@@ -1,4 +1,4 @@
-"""Object stores by URL, against an S3 server on the loopback: read, written whole, gone on with, refused."""
+"""Object stores by URL, against a local S3 server."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class Bucket:
 
 @pytest.fixture
 def recordings(bucket, tmp_path):
-    """Six of them below ``in/``, and the same in a folder of the disk."""
+    """Six objects below ``in/``, and the same files in a folder."""
     (tmp_path / "in").mkdir()
     for seed in range(6):
         bucket.put(f"in/a b/{seed}#.wav", wav(seed))
@@ -117,7 +117,7 @@ def by_seed(path):
 
 @pytest.mark.parametrize("kind", ["clip", "frames"])
 @pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
-def test_what_a_store_holds_is_embedded_into_it(out, kind, bucket, recordings, embed, tmp_path):
+def test_objects_are_embedded_into_their_store(out, kind, bucket, recordings, embed, tmp_path):
     summary = embed(recordings, f"{bucket.url}/{out}", kind=kind)
     assert (summary.embedded, summary.failed, summary.out) == (6, 0, f"{bucket.url}/{out}")
     embed(tmp_path / "in", tmp_path / "local.npz", kind=kind)
@@ -132,7 +132,7 @@ def test_what_a_store_holds_is_embedded_into_it(out, kind, bucket, recordings, e
 
 
 @pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
-def test_a_job_in_a_store_goes_on(out, bucket, recordings, embed, tmp_path):
+def test_a_job_in_a_store_resumes(out, bucket, recordings, embed, tmp_path):
     """Stopped after two of three batches; then with more files; then with nothing to do."""
 
     def interrupt(output, job):
@@ -215,7 +215,7 @@ def test_an_object_that_changed_is_embedded_again(bucket, recordings, embed):
     assert embed(recordings, f"{bucket.url}/out.parquet").embedded == 1
 
 
-def test_what_others_wrote_into_a_store_is_left_alone(bucket, recordings, embed):
+def test_what_something_else_wrote_into_a_store_is_refused_and_kept(bucket, recordings, embed):
     bucket.put("out.parquet", b"precious")
     bucket.put("out.dataset/notes.txt", b"precious")
     bucket.put("new.parquet.errors.csv", b"precious")
@@ -301,13 +301,13 @@ def test_one_odd_row_of_a_list_is_reported_and_the_rest_embedded(bucket, embed, 
 WRONG = {
     "ftp://host/a.wav": r"ftp:// is not supported; give a path, or a URL with s3://, gs://, abfs://, file://",
     "s3://": r"s3:// has no bucket; give s3://BUCKET/PREFIX",
-    "s3://no-such-bucket-of-ours/in": r"cannot be used: there is no such bucket",
-    "s3://no-such-bucket-of-ours/in.csv": r"cannot be used: there is no such bucket",
+    "s3://no-such-bucket-of-ours/in": r"cannot be used: the bucket does not exist",
+    "s3://no-such-bucket-of-ours/in.csv": r"cannot be used: the bucket does not exist",
 }
 
 
 @pytest.mark.parametrize("url", WRONG)
-def test_a_url_that_cannot_be_used_is_told_in_a_sentence(url, bucket, embed, tmp_path):
+def test_a_url_that_cannot_be_used_is_refused(url, bucket, embed, tmp_path):
     with pytest.raises(ConfigError, match=WRONG[url]):
         find_sources(url)
     (tmp_path / "a.wav").write_bytes(wav(0))
@@ -316,7 +316,7 @@ def test_a_url_that_cannot_be_used_is_told_in_a_sentence(url, bucket, embed, tmp
             embed(tmp_path / "a.wav", out)
 
 
-def test_patterns_are_refused_and_empty_prefixes_told(bucket, recordings):
+def test_patterns_and_empty_prefixes_are_refused(bucket, recordings):
     with pytest.raises(ConfigError, match="patterns are not supported in stores"):
         find_sources(f"{recordings}/*.wav")
     bucket.put("texts/notes.txt", b"")
@@ -332,14 +332,14 @@ def test_only_parquet_is_written_into_a_store(out, bucket, recordings, tiny_fold
     assert "in a store, the output must end in .parquet or .dataset" in result.output
 
 
-def test_a_store_that_cannot_be_reached_is_told(credentials, monkeypatch):
+def test_a_store_that_cannot_be_reached_is_an_error(credentials, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     with pytest.raises(ConfigError, match=r"s3://unreached.* cannot be reached .* Check the network"):
         find_sources("s3://unreached/in")
 
 
-def test_credentials_that_a_store_refuses_are_told(endpoint, bucket):
+def test_credentials_that_a_store_refuses_are_an_error(endpoint, bucket):
     checked_after(endpoint, 0)
     try:
         with pytest.raises(
@@ -351,7 +351,7 @@ def test_credentials_that_a_store_refuses_are_told(endpoint, bucket):
 
 
 def checked_after(endpoint, requests):
-    """Makes the server look at credentials after so many requests."""
+    """Make the server check credentials after so many requests."""
     url, kind = f"{endpoint}/moto-api/reset-auth", {"Content-Type": "text/plain"}
     urlopen(Request(url, data=str(requests).encode(), headers=kind, method="POST")).close()
 

@@ -1,4 +1,4 @@
-"""Tar shards as input of ``m2d-hub embed``: members are files, whatever an archive holds beside them."""
+"""Tar shards as input of ``m2d-hub embed``."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def wav(seed, samples=4_000):
 
 
 def pack(path, members):
-    """A shard of ``(name, bytes)`` and of prepared headers."""
+    """Write a shard of ``(name, bytes)`` and prepared headers."""
     with tarfile.open(path, "w") as tar:
         for member in members:
             if isinstance(member, tarfile.TarInfo):
@@ -62,7 +62,7 @@ def embeddings(path):
 
 
 @pytest.mark.parametrize("kind", ["clip", "frames"])
-def test_members_are_embedded_as_the_files_that_they_were(kind, embed, tmp_path):
+def test_members_are_embedded_like_files(kind, embed, tmp_path):
     contents = {f"{seed:06}.wav": wav(seed) for seed in range(5)}
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
@@ -91,7 +91,7 @@ def test_shards_are_found_beside_files(how, tmp_path):
 
 
 @pytest.mark.parametrize("out", ["out.npz", "out.parquet", "out.dataset", "out"])
-def test_a_job_on_shards_goes_on(out, embed, tmp_path):
+def test_a_job_on_shards_resumes(out, embed, tmp_path):
     shards = [pack(tmp_path / f"{name}.tar", [("x.wav", wav(0)), (f"{name}.wav", wav(1))]) for name in "ab"]
     assert embed(shards[:1], out).embedded == 2
     again = embed(shards, out)
@@ -104,10 +104,10 @@ def test_members_that_cannot_be_read_are_reported_and_tried_again(embed, tmp_pat
     arguments = ["embed", tmp_path / "a.tar", "--model", tiny_folder, "--out", tmp_path / "out.npz"]
     result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
     assert result.exit_code == 3, result.output
-    told = errors(tmp_path)
-    assert sorted(told) == ["bad.wav", "empty.wav"]
-    assert told["bad.wav"].startswith(f"{tmp_path / 'a.tar'}:bad.wav cannot be read as audio")
-    assert "is empty" in told["empty.wav"]
+    reasons = errors(tmp_path)
+    assert sorted(reasons) == ["bad.wav", "empty.wav"]
+    assert reasons["bad.wav"].startswith(f"{tmp_path / 'a.tar'}:bad.wav cannot be read as audio")
+    assert "is empty" in reasons["empty.wav"]
     assert embed(tmp_path / "a.tar").failed == 2
 
 
@@ -120,7 +120,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("member", HOSTILE.values(), ids=HOSTILE)
-def test_what_is_no_file_in_a_shard_is_reported(member, embed, tmp_path):
+def test_members_that_are_not_files_are_reported(member, embed, tmp_path):
     pack(tmp_path / "a.tar", [("good.wav", wav(0)), member])
     summary = embed(tmp_path / "a.tar")
     assert (summary.embedded, summary.failed) == (1, 1)
@@ -129,7 +129,7 @@ def test_what_is_no_file_in_a_shard_is_reported(member, embed, tmp_path):
 
 @pytest.mark.parametrize("name", ["../../evil.wav", "/evil.wav", "a/../../evil.wav"])
 @pytest.mark.parametrize("out", ["here/out", "here/out.npz"])
-def test_names_that_lead_out_of_a_shard_are_names_only(name, out, embed, tmp_path):
+def test_names_that_lead_out_of_a_shard_are_only_names(name, out, embed, tmp_path):
     pack(tmp_path / "a.tar", [(name, wav(0))])
     (tmp_path / "here").mkdir()
     assert embed(tmp_path / "a.tar", out, kind="frames").embedded == 1
@@ -137,14 +137,14 @@ def test_names_that_lead_out_of_a_shard_are_names_only(name, out, embed, tmp_pat
     assert list(read_embeddings(tmp_path / out).fingerprints) == [name]
 
 
-def test_a_name_that_is_there_twice_is_read_once(embed, tmp_path):
+def test_a_repeated_name_is_read_once(embed, tmp_path):
     pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("./x.wav", wav(1))])
     summary = embed(tmp_path / "a.tar")
     assert (summary.embedded, summary.failed) == (1, 1)
     assert all("contains x.wav twice" in reason for reason in errors(tmp_path).values())
 
 
-def test_a_shard_that_is_cut_off_gives_what_is_whole(embed, tmp_path):
+def test_complete_members_of_a_truncated_shard_are_read(embed, tmp_path):
     shard = pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("y.wav", wav(1, 40_000))])
     shard.write_bytes(shard.read_bytes()[:20_000])
     summary = embed(shard)
@@ -152,7 +152,7 @@ def test_a_shard_that_is_cut_off_gives_what_is_whole(embed, tmp_path):
     assert "is cut off" in errors(tmp_path)["y.wav"]
 
 
-def test_a_shard_that_is_damaged_gives_what_is_before(embed, tmp_path):
+def test_members_before_damage_are_read(embed, tmp_path):
     shard = pack(tmp_path / "a.tar", [("x.wav", wav(0, 100)), ("y.wav", wav(1))])
     content = bytearray(shard.read_bytes())
     content[1_024:1_100] = b"\xff" * 76  # in the second header
@@ -164,7 +164,7 @@ def test_a_shard_that_is_damaged_gives_what_is_before(embed, tmp_path):
     }
 
 
-def test_a_file_that_is_no_shard_is_reported(embed, tmp_path):
+def test_a_file_that_is_not_a_shard_is_reported(embed, tmp_path):
     (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
     assert embed(tmp_path / "a.tar").failed == 1
     assert "cannot be read as an uncompressed tar shard" in errors(tmp_path)[(tmp_path / "a.tar").as_posix()]
