@@ -60,9 +60,10 @@ def embed(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Embed audio files: files, folders (at any depth), quoted patterns, or a CSV with a `file` column.
+    """Embed audio files into one file or folder.
 
-    Each audio file in a tar shard (WebDataset) is embedded under its name in the shard. URLs of object stores
+    PATH is a file, a folder (at any depth), a quoted pattern, or a CSV with a `file` column. Each audio file
+    in a tar shard (WebDataset) is embedded under its name in the shard. URLs of object stores
     (s3://bucket/prefix) can be read, and written if OUT is .parquet or .dataset (pip install 'm2d-hub[s3]').
 
     \b

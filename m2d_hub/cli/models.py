@@ -44,7 +44,7 @@ def list_(pattern: str, as_json: bool) -> None:
 @click.argument("name")
 @json_option
 def info(name: str, as_json: bool) -> None:
-    """Show a model's licence, source, sizes, reported figures, and whether it is on disk.
+    """Show a model's licence, source, sizes and reported figures.
 
     \b
     Examples:
@@ -66,7 +66,7 @@ def info(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 def download(name: str) -> None:
-    """Download a model's weights, so that it loads without a network, and print their folder.
+    """Download a model for use without a network; print its folder.
 
     NAME is one of `m2d-hub list`, or hf-hub:org/repo[@revision]. The cache is in $HF_HOME; M2D_HUB_MIRROR is
     the address of a mirror of the authors' release. An interrupted download is resumed.
@@ -91,7 +91,7 @@ def download(name: str) -> None:
     "--sample-rate", type=click.IntRange(min=1), metavar="HZ", help="Needed if the file does not state it."
 )
 def convert(path: str, out: Path, sample_rate: int | None) -> None:
-    """Convert published weights (.pth) into a folder that loads faster, and safely, everywhere.
+    """Convert published weights (.pth) into a folder of safetensors.
 
     DIR contains model.safetensors, config.json and a model card: everything for embedding and tagging. Parts
     that only pre-training uses (predictor, target encoder) are not converted.

@@ -69,7 +69,7 @@ def stream(
     window: float | None,
     device: str | None,
 ) -> None:
-    """Embed or tag audio from standard input or a microphone while it arrives, one JSON line per result.
+    """Embed or tag audio while it arrives, one JSON line per result.
 
     Standard input is WAV, encoded audio (MP3, Ogg, ...), or raw samples with --rate. A microphone needs
     `pip install 'm2d-hub[live]'`. Times are seconds since the first sample. A result is printed as soon as
