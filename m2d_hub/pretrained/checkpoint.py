@@ -15,7 +15,7 @@ import pickle
 import shutil
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +41,13 @@ _COUNTERS = ("num_batches_tracked", "position_ids")  # ends of names of integer 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's tensors by their names in :class:`m2d_hub.M2D`, and its configuration."""
+    """A model's weights and configuration."""
 
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Tensor]  # by their names in M2D
     config: ModelConfig
+    pretraining: dict[str, Tensor] = field(
+        default_factory=dict
+    )  # by published name: predictor, target encoder
 
 
 def save_checkpoint(
@@ -92,7 +95,8 @@ def load_checkpoint(path: str | os.PathLike[str], dtype: torch.dtype | None = No
         )
     with open_safetensors(weights) as file:
         config = _read_config(weights, file.metadata() or {})
-        _check_sizes(config, shapes_of(file), weights)
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        _check_sizes(config, shapes, weights)
         return Checkpoint(_checked_copies(_tensors_of(file), weights, dtype), config)
 
 
@@ -135,11 +139,6 @@ def open_safetensors(path: Path) -> Iterator[Any]:
     with reading_file(path, "safetensors", FETCH_AGAIN, CheckpointError), safe_open(path, "pt") as file:
         _check_number(file.keys(), path)
         yield file
-
-
-def shapes_of(file: Any) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of an open safetensors file's tensors, by name; no tensor is read."""
-    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,19 +61,6 @@ _TEXT_ENCODERS: dict[str, tuple[str, Literal["mean", "cls", "own"]]] = {
 }
 
 
-@dataclass(frozen=True)
-class Published:
-    """A published checkpoint.
-
-    ``tensors`` have the names of :class:`m2d_hub.M2D`; ``pretraining`` is the predictor, target encoder and
-    offline network under their published names.
-    """
-
-    tensors: dict[str, Tensor]
-    pretraining: dict[str, Tensor]
-    config: ModelConfig
-
-
 def read_weights(path: Path, sample_rate: int | None = None, dtype: torch.dtype | None = None) -> Checkpoint:
     """Read a model's folder or file, of any layout.
 
@@ -96,8 +82,7 @@ def read_weights(path: Path, sample_rate: int | None = None, dtype: torch.dtype 
             is_own = any(name.startswith("encoder.") for name in file.keys())  # noqa: SIM118
         if is_own:
             return load_checkpoint(weights, dtype)
-    published = read_published(weights, sample_rate=sample_rate)
-    return Checkpoint(published.tensors, published.config)
+    return read_published(weights, sample_rate=sample_rate)
 
 
 def read_published(
@@ -106,7 +91,7 @@ def read_published(
     sample_rate: int | None = None,
     name: str | None = None,
     folder_name: str | None = None,
-) -> Published:
+) -> Checkpoint:
     """Read a published ``.pth``, a training run's checkpoint, or ``.safetensors`` with the published names.
 
     Args:
@@ -131,10 +116,10 @@ def read_published(
     if parts["clap"]:
         tensors["clap.logit_scale"] = torch.tensor(INITIAL_LOGIT_SCALE)  # not in all files
     tensors |= {f"clap.{key}": value for key, value in parts["clap"].items()}
-    return Published(tensors, parts["pretraining"], config)
+    return Checkpoint(tensors, config, parts["pretraining"])
 
 
-def check_published(published: Published, info: ModelInfo, origin: object) -> None:
+def check_published(published: Checkpoint, info: ModelInfo, origin: object) -> None:
     """Compare a converted checkpoint with the registry's facts, and its tensors with a model's.
 
     Raises:

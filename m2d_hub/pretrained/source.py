@@ -220,20 +220,28 @@ def random_init(name: str, config: ModelConfig, root: Path) -> Path:
     config = replace(config, name=name, head=None, labels=None, clap=None, license=None, source=None)
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
     folder = root / "random" / digest
-    with contextlib.suppress(ChecksumError):  # not written yet, or damaged
-        verify(folder)
-        return folder
-    with (
-        locked(root / ".locks" / f"random-{digest}.lock"),
-        storage_errors(root),
-        replacing_folder(folder) as partial,
-    ):
-        with plain_tensors(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(SEED)
-            network = nn.ModuleDict({"encoder": Encoder(config.encoder)})
+    if not _is_intact(folder):
+        with locked(root / ".locks" / f"random-{digest}.lock"), storage_errors(root):
+            if not _is_intact(folder):  # another process may have written it
+                _write_random(folder, config)
+    return folder
+
+
+def _write_random(folder: Path, config: ModelConfig) -> None:
+    with plain_tensors(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        network = nn.ModuleDict({"encoder": Encoder(config.encoder)})
+    with replacing_folder(folder) as partial:
         save_checkpoint(partial, network.state_dict(), config)
         write_origin(partial, {})
-    return folder
+
+
+def _is_intact(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except ChecksumError:
+        return False
+    return True
 
 
 def _packaged(info: ModelInfo) -> Path:
