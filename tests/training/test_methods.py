@@ -129,7 +129,7 @@ def test_gradients_never_reach_the_target_encoder():
     assert all(p.grad is not None for p in pretrainer.encoder.blocks.parameters())
 
 
-def test_target_encoder_starts_from_weights_of_its_own():
+def test_target_encoder_starts_from_separate_random_weights():
     pretrainer = build()
     own, online = pretrainer.target_encoder.blocks[0], pretrainer.encoder.blocks[0]
     assert not torch.allclose(own.mlp.fc1.weight, online.mlp.fc1.weight)
@@ -310,7 +310,7 @@ def test_a_target_encoder_that_does_not_fit_is_named():
         build().load_published(weights)
 
 
-def test_weights_of_another_encoder_are_told_the_encoders_sizes_alone():
+def test_weights_of_another_encoder_name_the_sizes_of_the_encoder_alone():
     with pytest.raises(CheckpointError, match=r"Check input_size, patch_size, embed_dim and depth\.$"):
         build(predictor_dim=32).load_published(build(depth=1).export_published())
 
@@ -350,7 +350,7 @@ def test_every_mask_that_is_accepted_has_visible_and_masked_patches(kind):
     assert accepted > 50
 
 
-def test_offline_target_is_asked_for():
+def test_a_missing_or_misshaped_offline_target_is_refused():
     pretrainer = build(offline=OfflineConfig(kind="labels", dim=5))
     with pytest.raises(ConfigError, match="give offline_target"):
         pretrainer(*inputs(pretrainer.config))

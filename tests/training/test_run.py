@@ -166,7 +166,7 @@ def test_validation_labels_must_be_classes_of_the_training_list(sounds, tmp_path
     valid = tmp_path / "valid.csv"
     valid.write_text(f"file,label\n{sounds.parent / '0.wav'},c\n")
     result = run("m2d-as", sounds, tmp_path / "run", ["epochs=1"], "--valid", str(valid))
-    assert result.exit_code == 1 and "labels that are no classes of this run: ['c']" in result.output
+    assert result.exit_code == 1 and "labels that are not classes of this run: ['c']" in result.output
 
 
 def test_shards_of_another_rate_are_refused(sounds, tmp_path):

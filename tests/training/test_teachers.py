@@ -77,7 +77,7 @@ def test_hubert_features_are_averaged_over_each_tokens_frames(hubert, sounds):
     torch.testing.assert_close(features[:, 7], states[:, 14:16].mean(dim=1), atol=1e-4, rtol=0)
 
 
-def test_hubert_hears_clips_as_its_own_processor_gives_them(hubert):
+def test_hubert_gets_clips_standardised_as_by_its_processor(hubert):
     """Zero mean and unit variance (transformers' feature extractor of HuBERT)."""
     teacher = load_teacher(str(hubert), PretrainConfig(), torch.device("cpu"))
     quiet = 0.003 * torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) + 0.001
@@ -98,7 +98,7 @@ def test_distillation_runs_with_hubert_on_the_fly(hubert, sounds, tmp_path):
     assert (offline["dim"], offline["weight"]) == (32, 0.5)
 
 
-def test_a_run_does_not_go_on_with_a_teacher_of_other_weights(hubert, sounds, tmp_path):
+def test_a_run_is_not_resumed_with_a_teacher_of_other_weights(hubert, sounds, tmp_path):
     teacher = shutil.copytree(hubert, tmp_path / "teacher")
     assert pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(teacher)).exit_code == 0
     moved = teacher.rename(tmp_path / "moved")
@@ -137,7 +137,7 @@ def test_stored_features_are_cut_where_the_crop_is(hubert, sounds, tmp_path):
 
 
 def test_hubert_refuses_other_rates(hubert):
-    with pytest.raises(Exception, match="HuBERT hears 16,000 Hz, but this run has sample_rate 32000"):
+    with pytest.raises(Exception, match="HuBERT expects 16,000 Hz, but this run has sample_rate 32000"):
         load_teacher(str(hubert), PretrainConfig(sample_rate=32_000), torch.device("cpu"))
 
 
@@ -164,7 +164,7 @@ def test_a_teacher_of_other_frames_is_refused(tmp_path):
     model.save_pretrained(tmp_path / "teacher")
     config = PretrainConfig(input_size=(80, 64), patch_size=(16, 8))
     teacher = load_teacher(str(tmp_path / "teacher"), config, torch.device("cpu"))
-    with pytest.raises(Exception, match="the teacher makes 4 time frames of a crop, this method 8"):
+    with pytest.raises(Exception, match="the teacher returns 4 time frames of a crop, this run 8"):
         teacher.encode(torch.zeros(1, 63 * 160 + 400))
 
 

@@ -47,7 +47,7 @@ def main() -> None:
 )
 @click.option("--noise", help="Background noise, as --data.")
 @click.option("--valid", help="Clips for the validation loss, as --data.")
-@click.option("--labelled", help="CSV with file, label and split: a linear evaluation every k epochs.")
+@click.option("--labelled", help="CSV with file, label and split: linear evaluation every few epochs.")
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
 @click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")

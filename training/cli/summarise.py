@@ -21,14 +21,16 @@ Examples:
 
 @click.command("summarise", epilog=EXAMPLE)
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder of the answer.")
-@click.option("--by", metavar="FIELD", help="Draw the score over this field of the runs, or over the epoch.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the table and the plot."
+)
+@click.option("--by", metavar="FIELD", help="Plot the score over this field of the runs, or over the epoch.")
 @json_option
 def summarise(runs: tuple[Path, ...], out: Path, by: str | None, as_json: bool) -> None:
-    """Averages linear evaluations or fine-tunings: mean and 95 % interval over all their trainings.
+    """Average linear evaluations or fine-tunings: mean and 95 % interval over all their trainings.
 
     \b
-    With --by, a mean for each value, and a picture: epoch (of the kept checkpoints that were evaluated), or
+    With --by, a mean per value, and a plot: epoch (of the kept checkpoints that were evaluated), or
     a field of the evaluations or of their models' pre-trainings, such as mask_ratio.
     """
     from ..suites.summary import summarise as summarise_runs
@@ -38,6 +40,6 @@ def summarise(runs: tuple[Path, ...], out: Path, by: str | None, as_json: bool) 
     for row in found.rows:
         spread = "" if row.plus_minus is None else f" ± {row.plus_minus:.2f}"
         lines.append(f"{row.value}: {found.metric} {row.mean:.2f}{spread} % ({row.trainings} trainings)")
-    picture = None if found.picture is None else str(found.picture)
-    values = dataclasses.asdict(found) | {"table": str(found.table), "picture": picture}
+    plot = None if found.picture is None else str(found.picture)
+    values = dataclasses.asdict(found) | {"table": str(found.table), "picture": plot}
     click.echo(answer(values, as_json, "\n".join([*lines, f"See {out}."])))

@@ -140,7 +140,7 @@ class PretrainConfig:
 
     @property
     def predictor(self) -> PredictorConfig:
-        """Sizes of the predictor: those given, else the method's own."""
+        """Sizes of the predictor: as given, else the defaults of the method."""
         dim, depth, head_width = (384, 4, 64) if self.method == "msm-mae" else (512, 8, 32)
         return PredictorConfig(
             dim=dim if self.predictor_dim is None else self.predictor_dim,
@@ -176,11 +176,11 @@ class PretrainConfig:
 
     @property
     def is_image(self) -> bool:
-        """Whether the inputs are pictures rather than spectrograms."""
+        """Whether the inputs are images rather than spectrograms."""
         return self.in_channels == 3
 
     def resolve(self) -> PretrainConfig:
-        """The same run with the method's own sizes and loss written out."""
+        """Return the run with the method's default sizes and loss filled in."""
         predictor = self.predictor
         return dataclasses.replace(
             self,

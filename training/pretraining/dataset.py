@@ -36,7 +36,7 @@ NOISE_STREAM = 1  # separates the random numbers of the noise from those of the 
 class Sample:
     """One clip, cropped and masked."""
 
-    values: np.ndarray  # waveform (S,), log-mel spectrogram (F, T), or picture (C, height, width)
+    values: np.ndarray  # waveform (S,), log-mel spectrogram (F, T), or image (C, height, width)
     visible_ids: np.ndarray
     masked_ids: np.ndarray
     noise: np.ndarray | None = None  # as values
@@ -58,7 +58,7 @@ class Batch:
     left_out: list[NamedSkip]  # clips drawn before these
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
+        """Return the batch on another device."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device, non_blocking=True)
@@ -75,7 +75,7 @@ class Batch:
 
 
 def stack_samples(samples: list[Sample]) -> Batch:
-    """Stacks samples to a batch."""
+    """Stack samples to a batch."""
 
     def stack(arrays: list[np.ndarray]) -> Tensor:
         return torch.stack([torch.from_numpy(array) for array in arrays])
@@ -99,9 +99,9 @@ def stack_samples(samples: list[Sample]) -> Batch:
 
 
 class PretrainDataset(Dataset):
-    """Crops, masks and training signals of clips, drawn by SampleKey.
+    """Crops, masks and offline targets of clips, drawn by SampleKey.
 
-    A clip that cannot be read is replaced by another one of the list; the sample names it in ``left_out``.
+    A clip that cannot be read is replaced by another of the list and named in ``left_out`` of the sample.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ def _draw(
     rng: np.random.Generator,
     left_out: list[NamedSkip],
 ) -> Read:
-    """Reads a clip, or if need be others drawn in its place; adds those that cannot be read to ``left_out``.
+    """Read a clip, or others drawn instead; add those that cannot be read to ``left_out``.
 
     Raises:
         AudioError: Too many in a row cannot be read.
@@ -211,11 +211,11 @@ def _check_labels(manifest: Manifest, class_index: dict[str, int]) -> None:
     unknown = sorted({label for entry in manifest.entries for label in entry.labels} - set(class_index))
     if unknown:
         raise ConfigError(
-            f"{manifest.name} has labels that are no classes of this run: {unknown[:5]}; "
+            f"{manifest.name} has labels that are not classes of this run: {unknown[:5]}; "
             f"its {len(class_index)} classes are those of the training list."
         )
 
 
 def build_loader(dataset: PretrainDataset, sampler: StepSampler, num_workers: int) -> Iterable[Batch]:
-    """Batches of ``sampler``, read by ``num_workers`` processes, or by this one."""
+    """Yield batches of ``sampler``, read by ``num_workers`` processes or by this one."""
     return read_by_workers(dataset, num_workers, pinned=True, batch_sampler=sampler, collate_fn=stack_samples)

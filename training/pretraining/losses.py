@@ -1,4 +1,4 @@
-"""Loss functions on predictions and training signals, always in float32.
+"""Loss functions of predictions and targets, always in float32.
 
 Shapes: B batch, N tokens or frames, D width, K classes.
 """
@@ -13,7 +13,7 @@ VARIANCE_EPSILON = 1e-6
 
 
 def standardise(target: Tensor) -> Tensor:
-    """Standardises each token over its channels, with the unbiased variance (paper, section III-A1).
+    """Standardise each token over its channels, with the unbiased variance (paper, section III-A1).
 
     Args:
         target: (B, N, D).
@@ -47,7 +47,7 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (B, K).
-        labels: Multi-hot (B, K); NaN where it is not known, which counts as no loss.
+        labels: Multi-hot (B, K); NaN: unknown, adds no loss.
     """
     labels = labels.float()
     known = (~labels.isnan()).float()
@@ -59,7 +59,7 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: (B, K).
-        labels: One-hot (B, K), or shares that sum to 1; NaN where it is not known, which counts as no loss.
+        labels: One-hot (B, K), or shares that sum to 1; NaN: unknown, adds no loss.
     """
     known = ~labels.isnan().any(dim=-1)
     entropy = -(labels.nan_to_num() * logits.float().log_softmax(dim=-1)).sum(dim=-1)

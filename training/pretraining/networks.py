@@ -92,6 +92,6 @@ class TargetEncoder(nn.Module):
     @torch.no_grad()
     def update(self, online: Encoder, decay: float) -> None:
         """Move the weights towards the online encoder's: ξ ← τ·ξ + (1 − τ)·θ (paper, equation 3)."""
-        own: list[Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
+        moved: list[Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
         others: list[Tensor] = [*online.blocks.parameters(), *online.norm.parameters()]
-        torch._foreach_lerp_(own, others, 1.0 - decay)
+        torch._foreach_lerp_(moved, others, 1.0 - decay)

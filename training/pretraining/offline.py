@@ -27,7 +27,7 @@ MAX_LOGIT_SCALE = math.log(100.0)
 
 @dataclass(frozen=True)
 class EncodedTokens:
-    """What the encoder and the predictor make of a batch, and where it belongs."""
+    """Encoded and predicted tokens of a batch, with their patches."""
 
     visible: Tensor  # z_v (B, n_visible, D)
     predicted: Tensor | None  # of the masked tokens (B, n_masked, D); None where they are pixels
@@ -36,7 +36,7 @@ class EncodedTokens:
 
 
 def merge_tokens(visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
-    """Puts encoded visible tokens and predicted masked ones back in place (paper, section III-B1).
+    """Put encoded visible tokens and predicted masked ones back in place (paper, section III-B1).
 
     Args:
         visible: z_v (B, n_visible, D).
@@ -47,12 +47,12 @@ def merge_tokens(visible: Tensor, predicted: Tensor, visible_ids: Tensor, masked
     Returns:
         Tokens (B, N, D) in frequency-major order.
     """
-    places = torch.cat([visible_ids, masked_ids], dim=1).argsort(dim=1)
-    return take_tokens(torch.cat([visible, predicted.to(visible.dtype)], dim=1), places)
+    order = torch.cat([visible_ids, masked_ids], dim=1).argsort(dim=1)
+    return take_tokens(torch.cat([visible, predicted.to(visible.dtype)], dim=1), order)
 
 
 def mean_visible_rows(visible: Tensor, visible_ids: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Mean over time of the visible tokens of each frequency row, the rows stacked as in a time frame.
+    """Average the visible tokens of each frequency row over time; rows are stacked as in a time frame.
 
     Args:
         visible: z_v (B, n_visible, D).
@@ -60,7 +60,7 @@ def mean_visible_rows(visible: Tensor, visible_ids: Tensor, grid: tuple[int, int
         grid: (N_F, N_T).
 
     Returns:
-        (B, N_F·D); zeros for a row of which nothing is visible.
+        (B, N_F·D); zeros for a row without visible tokens.
     """
     num_freq, num_time = grid
     rows = F.one_hot(visible_ids // num_time, num_freq).to(visible.dtype)  # (B, n_visible, N_F)
@@ -86,7 +86,7 @@ class FrameMapper(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def forward(self, tokens: EncodedTokens, target: Tensor) -> Tensor:
-        """Loss against the training signal.
+        """Return the loss against the target.
 
         Args:
             tokens: Of the clips.
@@ -127,7 +127,7 @@ class TextMapper(nn.Module):
         self.clap = Clap(clap_config(config, embed_dim), embed_dim)
 
     def forward(self, tokens: EncodedTokens, target: Tensor) -> Tensor:
-        """Contrastive loss over the clips of all processes; the audio feature is the mean visible token.
+        """Return the contrastive loss over the clips of all processes, of the mean visible tokens.
 
         Args:
             tokens: Of the clips; only the visible ones count.
@@ -150,7 +150,7 @@ class TextMapper(nn.Module):
 
 
 def clap_config(config: OfflineConfig, embed_dim: int) -> ClapConfig:
-    """Projections of M2D-CLAP: two linear layers for audio, and one for text where its width is another."""
+    """Return the projections of M2D-CLAP: two linear layers for audio, one for text if its width differs."""
     dim = config.dim or embed_dim
     return ClapConfig(
         text_projection="none" if config.text_dim in (None, dim) else "linear",
@@ -166,18 +166,18 @@ OfflineNetwork = FrameMapper | TextMapper
 
 
 def build_offline(config: OfflineConfig, embed_dim: int, grid: tuple[int, int]) -> OfflineNetwork:
-    """Makes the online mapper that ``config.kind`` needs."""
+    """Build the online mapper that ``config.kind`` needs."""
     if config.kind == "text":
         return TextMapper(config, embed_dim)
     return FrameMapper(config, embed_dim, grid)
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """Concatenates the rows of all processes, in rank order; gradients flow back to each process.
+    """Concatenate the rows of all processes, in rank order; gradients flow back to each process.
 
     The processes' gradients are averaged afterwards, each process holding the loss over all rows, so the
-    backward pass sums what the processes say about a row (``torch.distributed.nn.functional``). Without
-    gradients, in validation, each process keeps to its own rows.
+    backward pass sums the gradients of a row over the processes (``torch.distributed.nn.functional``). In
+    validation, without gradients, each process uses its rows only.
     """
     is_alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1
     if is_alone or not torch.is_grad_enabled():

@@ -1,4 +1,8 @@
-"""The paper's scenarios: one preset each, to start from by name and to change field by field.
+"""Presets: the scenarios of the paper, each of which can be started by name and changed field by field.
+
+On four GPUs, start one with
+``torchrun --nproc_per_node=4 -m m2d_training pretrain NAME --data DATA --out RUN``; docs/paper.md has the
+command of each table.
 
 Times are of the paper's appendix B, Table XV, with forward passes in half precision, as ``precision="auto"``
 has them on GPUs: bfloat16, or float16 where a GPU lacks it. On a CPU all is float32.
@@ -21,12 +25,12 @@ from .config import OfflineConfig, PretrainConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """A run's configuration, and weights it needs by name."""
+    """Configuration of a run, and the names of the weights that it needs."""
 
     config: PretrainConfig
     start: str | None = None  # weights to start from
     teacher: str | None = None  # frozen offline encoder
-    name: str = "own"
+    name: str = "custom"
 
 
 def m2d_07() -> Preset:
@@ -34,7 +38,6 @@ def m2d_07() -> Preset:
 
     Result: Tables III and IV, linear-evaluation mean 80.2; fine-tuned AS2M 47.9 mAP, ESC-50 96.0 %.
     Hardware and time: 4 × A100 80 GB, 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-0.7 --data audioset/ --out RUN
     """
     return Preset(PretrainConfig(mask_ratio=0.7))
 
@@ -44,7 +47,6 @@ def m2d_06() -> Preset:
 
     Result: Tables III and IV, linear-evaluation mean 80.1; fine-tuned AS2M 47.7 mAP.
     Hardware and time: 4 × A100 80 GB, 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-0.6 --data audioset/ --out RUN
     """
     return Preset(PretrainConfig(mask_ratio=0.6))
 
@@ -54,7 +56,6 @@ def m2d_07_16x4() -> Preset:
 
     Result: Table XII, ICBHI2017 score 61.93 without further pre-training.
     Hardware and time: 4 × A100 80 GB, 109 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-0.7-16x4 --data audioset/ --out RUN
     """
     return Preset(PretrainConfig(input_size=(80, 200), patch_size=(16, 4)))
 
@@ -64,7 +65,6 @@ def m2d_07_32k() -> Preset:
 
     Result: not in the paper; published are M2D-AS weights at 32 kHz, fine-tuned AS2M 0.480 mAP.
     Hardware and time: as m2d-0.7, 4 × A100 80 GB, about 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-0.7-32k --data audioset32k/ --out RUN
     """
     return Preset(PretrainConfig(sample_rate=32_000))
 
@@ -74,17 +74,15 @@ def msm_mae_075() -> Preset:
 
     Result: Tables III and IV, linear-evaluation mean 79.1; fine-tuned AS2M 47.4 mAP.
     Hardware and time: at most those of m2d-0.7, 4 × A100 80 GB, 55 h: it has no target encoder.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain msm-mae-0.75 --data audioset/ --out RUN
     """
     return Preset(PretrainConfig(method="msm-mae", mask_ratio=0.75))
 
 
 def m2d_all_patches() -> Preset:
-    """M2D/0.7 whose target encoder sees all patches, the conventional variant (section IV-B).
+    """M2D/0.7 with a target encoder that sees all patches, the conventional variant (section IV-B).
 
     Result: Tables III and IV, linear-evaluation mean 80.1 (0.1 below M2D/0.7); fine-tuned AS2M 47.6 mAP.
     Hardware and time: not reported; somewhat more than m2d-0.7, 4 × A100 80 GB, 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-all-patches --data audioset/ --out RUN
     """
     return Preset(PretrainConfig(method="m2d-all-patches"))
 
@@ -96,7 +94,6 @@ def m2d_as() -> Preset:
 
     Result: Tables V and VI, linear-evaluation mean 80.6; fine-tuned AS2M 48.5, AS20K 41.8 mAP.
     Hardware and time: 4 × A100 80 GB, 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-as --data audioset.csv --out RUN
     """
     return Preset(PretrainConfig(offline=OfflineConfig(kind="labels", weight=1.0)))
 
@@ -106,7 +103,6 @@ def m2d_as_32k() -> Preset:
 
     Result: not in the paper; fine-tuned AS2M 48.0 mAP by the authors.
     Hardware and time: not reported; as m2d-as, 4 × A100 80 GB, about 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-as-32k --data audioset.csv --out RUN
     """
     return Preset(PretrainConfig(sample_rate=32_000, offline=OfflineConfig(kind="labels", weight=1.0)))
 
@@ -132,8 +128,6 @@ def m2d_s_4s() -> Preset:
 
     Result: Table X, PR 5.72, KS 96.47, IC 97.80, SID 81.97, ER 66.36.
     Hardware and time: 4 × A100 80 GB, 56 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-s-4s
-        --data ls960/ --noise audioset/ --out RUN
     """
     return _m2d_s(400, batch_size=512, accumulate_steps=1)
 
@@ -143,8 +137,6 @@ def m2d_s_5s() -> Preset:
 
     Result: Table X, PR 5.64, KS 96.87, IC 97.65, SID 80.69, ER 65.35.
     Hardware and time: 4 × A100 80 GB, 65 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-s-5s
-        --data ls960/ --noise audioset/ --out RUN
     """
     return _m2d_s(512, batch_size=256, accumulate_steps=2)
 
@@ -154,8 +146,6 @@ def m2d_s_6s() -> Preset:
 
     Result: Table X, PR 5.33, KS 96.80, IC 97.63, SID 81.74, ER 66.13.
     Hardware and time: 4 × A100 80 GB, 77 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-s-6s
-        --data ls960/ --noise audioset/ --out RUN
     """
     return _m2d_s(608, batch_size=256, accumulate_steps=2)
 
@@ -165,8 +155,6 @@ def m2d_speech_80x4() -> Preset:
 
     Result: Tables IX and X, PR 7.74, KS 97.17, IC 95.50, SID 80.48, ER 64.06.
     Hardware and time: not reported; 4 × A100 80 GB, at most the 77 h of m2d-s-6s.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-speech-80x4
-        --data ls960/ --noise audioset/ --out RUN
     """
     config = PretrainConfig(
         input_size=(80, 608),
@@ -201,7 +189,6 @@ def m2d_x_icbhi2017() -> Preset:
 
     Result: Table XIII, sensitivity 45.08, specificity 81.51, score 63.29 after fine-tuning.
     Hardware and time: one RTX 3090 Ti of 24 GB, 7 h.
-    Command: m2d-train pretrain m2d-x-icbhi2017 --data icbhi.csv --noise fsd50k/ --out RUN
     """
     return _further_pretraining(noise_ratio=0.3, min_list_size=10_000)
 
@@ -211,7 +198,6 @@ def m2d_x_sprsound() -> Preset:
 
     Result: Figure 6, highest score 89.77 after fine-tuning.
     Hardware and time: one RTX 3090 Ti of 24 GB; not reported, less than a day.
-    Command: m2d-train pretrain m2d-x-sprsound --data sprsound.csv --noise fsd50k/ --out RUN
     """
     return _further_pretraining(noise_ratio=0.01, min_list_size=0)
 
@@ -220,22 +206,20 @@ def m2d_clap() -> Preset:
     """M2D-CLAP: M2D/0.7 with captions, contrasted against a frozen text encoder (GTE-base).
 
     The data's ``caption`` column holds the texts; where it is empty, the labels are the caption. The authors
-    weigh the loss by 0.01 over four processes, of which each gives its own quarter of the gradient; here all
-    processes together give the gradient of the loss over the whole batch, whatever their number.
+    weigh the loss by 0.01 over four processes, each of which computes a quarter of the gradient; here all
+    processes together compute the gradient of the loss over the whole batch.
 
     Result: not in the paper; the published weights have a linear-evaluation mean of 80.8.
     Hardware and time: not reported; as m2d-0.7, 4 × A100 80 GB, about 55 h.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-clap --data captioned.csv --out RUN
     """
     return Preset(PretrainConfig(offline=OfflineConfig(kind="text", dim=768, weight=0.0025)))
 
 
 def m2d_image() -> Preset:
-    """M2D on ImageNet-1K pictures, with rate, warm-up and gradients as in masked autoencoders (appendix A).
+    """M2D on ImageNet-1K images, with rate, warm-up and gradients as in masked autoencoders (appendix A).
 
     Result: Table XIV, top-1 accuracy 83.35 % after fine-tuning.
     Hardware and time: not reported; batch 2048 in all, 300 epochs.
-    Command: torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-image --data imagenet/train/ --out RUN
     """
     config = PretrainConfig(
         input_size=(224, 224),
@@ -255,9 +239,8 @@ def m2d_mini() -> Preset:
     names of packages, folders and files, joined by ';', as recipes/m2d-mini/corpus.py lists them; mean and
     std are those of that audio.
 
-    Result: no paper's; see the model card.
+    Result: not in the paper; see the model card.
     Hardware and time: two CPU cores, a process each with batch_size=32: 3.8 hours.
-    Command: m2d-train pretrain m2d-mini --data corpus.csv --out RUN
     """
     config = PretrainConfig(
         method="msm-mae",
@@ -285,14 +268,13 @@ def m2d_mini() -> Preset:
 
 
 def m2d_mini_x() -> Preset:
-    """m2d-mini pre-trained further as M2D-X, taught by other models (recipes/m2d-mini/teach.py).
+    """m2d-mini further pre-trained as M2D-X, with other models as teachers (recipes/m2d-mini/teach.py).
 
     Two of the four runs whose average m2d-mini is: one by features of whole clips, the encoder of
-    m2d-mini-tags, and one by such of frames of speech.
+    m2d-mini-tags, and one by features of frames of speech.
 
-    Result: no paper's; see the model card.
+    Result: not in the paper; see the model card.
     Hardware and time: two CPU cores that multiply in bfloat16, a process each with batch_size=32: 47 minutes.
-    Command: m2d-train pretrain m2d-mini-x --data taught.csv --start FIRST/export --out RUN
     """
     config = dataclasses.replace(
         m2d_mini().config,
@@ -327,10 +309,10 @@ PRESETS: dict[str, Callable[[], Preset]] = {
 
 
 def load_preset(name: str) -> Preset:
-    """Finds a preset.
+    """Return a preset.
 
     Raises:
-        ConfigError: There is none of that name.
+        ConfigError: The name is unknown.
     """
     if name not in PRESETS:
         raise ConfigError(f"Unknown preset {name!r}. Available: {', '.join(PRESETS)}.")

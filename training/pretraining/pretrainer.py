@@ -1,4 +1,4 @@
-"""One pre-training model: encoder, target encoder, predictor, loss and offline network put together.
+"""One pre-training model: encoder, target encoder, predictor, loss and offline network.
 
 Shapes: B batch, C channels, F mels, T frames, N patches, D width.
 """
@@ -16,6 +16,7 @@ from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.nn.encoder import Encoder, take_tokens
 from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
+from ..runs.devices import seeded
 from .config import PretrainConfig
 from .losses import cosine_loss, mse_loss, standardise
 from .networks import Predictor, TargetEncoder
@@ -55,13 +56,13 @@ class Pretrainer(nn.Module):
     def forward(
         self, log_mel: Tensor, visible_ids: Tensor, masked_ids: Tensor, offline_target: Tensor | None = None
     ) -> LossTerms:
-        """Losses of one batch.
+        """Compute the losses of one batch.
 
         Args:
             log_mel: Normalised spectrograms (B, C, F, T).
             visible_ids: Patches that the online encoder sees (B, n_visible), frequency-major.
             masked_ids: Patches to predict (B, n_masked).
-            offline_target: Training signal of the offline network: labels (B, K), per-frame features
+            offline_target: Target of the offline network: labels (B, K), per-frame features
                 (B, N_T, K), or captions' features (B, K).
         """
         self._check_offline_target(offline_target)
@@ -82,21 +83,20 @@ class Pretrainer(nn.Module):
         return LossTerms(total, m2d, offline, prediction, encoded.detach())
 
     def update_target_encoder(self, decay: float) -> None:
-        """One EMA step of the target encoder (paper, equation 3); nothing for msm-mae."""
+        """Take one EMA step of the target encoder (paper, equation 3); nothing for msm-mae."""
         if self.target_encoder is not None:
             self.target_encoder.update(self.encoder, decay)
 
     @torch.no_grad()
     def set_statistics(self, mean: float, std: float) -> None:
-        """Sets the statistics that the inputs are standardised by, which go out with the weights."""
+        """Set the statistics that inputs are standardised by; they are exported with the weights."""
         self.norm_stats.copy_(torch.tensor([mean, std]))
 
     def load_published(self, tensors: dict[str, Tensor]) -> None:
-        """Loads weights under their published names.
+        """Load weights under their published names.
 
-        The encoder must be complete. Predictor, target encoder, offline network and statistics are taken
-        where the weights hold them whole; a part that they lack keeps its own weights, and a part that this
-        method has no place for is left out, either of which is logged.
+        The encoder must be complete. Of predictor, target encoder, offline network and statistics, a missing
+        part keeps its initial weights and a part that this method lacks is ignored; both are logged.
 
         Raises:
             CheckpointError: Tensors are missing, unknown, or of another shape.
@@ -110,10 +110,10 @@ class Pretrainer(nn.Module):
             own_part = {name for name in present if part_of(name) == part}
             given_part = {name for name in tensors if part_of(name) == part}
             if own_part and not given_part:
-                logger.warning("The weights hold no %s: it keeps its own initial weights.", part)
+                logger.warning("The weights hold no %s: it keeps its initial weights.", part)
                 expected -= own_part
             if given_part and not own_part:
-                logger.warning("This method has no %s: the one of the weights is left out.", part)
+                logger.warning("This method has no %s: that of the weights is ignored.", part)
                 given -= given_part
         shapes = {
             name: f"{name} {tuple(tensors[name].shape)} (expected {tuple(present[name].shape)})"
@@ -132,7 +132,7 @@ class Pretrainer(nn.Module):
                 present[name].copy_(tensors[name])
 
     def export_published(self) -> dict[str, Tensor]:
-        """All weights under their published names, copied to the CPU."""
+        """Return all weights under their published names, copied to the CPU."""
         state = published_state(self.state_dict())
         return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
 
@@ -158,7 +158,7 @@ class Pretrainer(nn.Module):
 
 
 def _advice(parts: set[str | None]) -> str:
-    """What to do about parts of weights that do not fit."""
+    """Return a hint for parts of weights that do not fit."""
     if parts & {"encoder", None}:
         return "Check input_size, patch_size, embed_dim and depth."
     names = " and the ".join(sorted(filter(None, parts)))
@@ -169,17 +169,35 @@ def _advice(parts: set[str | None]) -> str:
 
 
 def encoder_part(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Those of some weights under published names that belong to the encoder, or to nothing that is known."""
+    """Return the weights, under published names, of the encoder and of unknown parts."""
     return {name: tensor for name, tensor in tensors.items() if part_of(name) in ("encoder", None)}
 
 
 def patchify(log_mel: Tensor, patch_size: tuple[int, int]) -> Tensor:
-    """Pixels of each patch, (B, N, patch mels · patch frames · C), of a spectrogram (B, C, F, T)."""
+    """Return the pixels (B, N, patch mels · patch frames · C) of patches of a spectrogram (B, C, F, T)."""
     mels, frames = patch_size
     log_mel = log_mel[..., : log_mel.shape[-1] // frames * frames]
     return rearrange(log_mel, "b c (f p) (t q) -> b (f t) (p q c)", p=mels, q=frames)
 
 
 def build_pretrainer(config: PretrainConfig) -> Pretrainer:
-    """Makes a pre-training model with fresh random weights."""
+    """Build a pre-training model with fresh random weights."""
     return Pretrainer(config)
+
+
+def build_started(config: PretrainConfig, weights: dict[str, Tensor] | None) -> Pretrainer:
+    """Build a model with the random weights of the seed, or those that a run starts from.
+
+    Args:
+        config: The resolved run.
+        weights: Tensors under their published names; None: random weights.
+    """
+    with seeded(config.seed):
+        pretrainer = build_pretrainer(config)
+    if weights is not None:
+        pretrainer.load_published(encoder_part(weights) if config.start_parts == "encoder" else weights)
+        pretrainer.set_statistics(config.frontend.mean, config.frontend.std)
+    has_target = weights is not None and config.start_parts == "all" and "target_norm.weight" in weights
+    if config.target_start == "encoder" and not has_target:
+        pretrainer.update_target_encoder(0.0)
+    return pretrainer

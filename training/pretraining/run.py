@@ -19,7 +19,7 @@ from ..data.sampling import EpochPlan, StepSampler, balancing_weights
 from ..data.skipped import SkippedLog
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_folds import evaluate_encoder
-from ..runs.devices import best_effort, build_accelerator, seeded, wait_for_main
+from ..runs.devices import best_effort, build_accelerator, wait_for_main
 from ..runs.folder import RunFolder, clips_digest, one_run_in, read_config, same_or_refuse
 from ..runs.log import RunLog, plot_metrics
 from ..runs.loop import Loop, LoopPlan
@@ -30,7 +30,7 @@ from .analysis import CHECKED_CLIPS, ValidationSet, check_tokens, measure_loss
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader
 from .presets import Preset, load_preset
-from .pretrainer import Pretrainer, build_pretrainer, encoder_part
+from .pretrainer import build_started
 from .run_data import ResolvedRun, RunOptions, resolve_run
 from .teachers import weights_digest
 from .trainer import InputBuilder, Trainer
@@ -139,7 +139,7 @@ class Run:
             self._check_folder(plan)
         frontend = LogMelFrontend(config.frontend)
         inputs = InputBuilder(config, data.manifest.kind, frontend, config.noise_mean or 0.0, data.teacher)
-        pretrainer = _build(data)
+        pretrainer = build_started(config, data.start_weights)
         if config.compile:
             compile_blocks([m for m in pretrainer.modules() if isinstance(m, Block)], accelerator.device)
         self.trainer = Trainer(config, pretrainer, inputs, plan, accelerator)
@@ -272,20 +272,6 @@ class Run:
                 model = build_model(weights, self.config).to(self.accelerator.device)
                 found = {"linear_eval": evaluate_encoder(model, labelled)}
         return found
-
-
-def _build(data: ResolvedRun) -> Pretrainer:
-    """The model with its first weights: random, or those that the run starts from."""
-    config, weights = data.config, data.start_weights
-    with seeded(config.seed):
-        pretrainer = build_pretrainer(config)
-    if weights is not None:
-        pretrainer.load_published(encoder_part(weights) if config.start_parts == "encoder" else weights)
-        pretrainer.set_statistics(config.frontend.mean, config.frontend.std)
-    has_target = weights is not None and config.start_parts == "all" and "target_norm.weight" in weights
-    if config.target_start == "encoder" and not has_target:
-        pretrainer.update_target_encoder(0.0)
-    return pretrainer
 
 
 def _plan(data: ResolvedRun, accelerator: Accelerator) -> EpochPlan:

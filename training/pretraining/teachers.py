@@ -26,17 +26,17 @@ HUBERT_LAYER = 9  # of a HuBERT model given by folder or repository (paper, sect
 
 
 class Teacher(Protocol):
-    """A frozen model that makes the training signal of the offline network."""
+    """A frozen model that computes the target of the offline network."""
 
     model: nn.Module
 
     @property
     def dim(self) -> int:
-        """Width of the training signal."""
+        """Width of the features."""
         ...
 
     def encode(self, waveform: Tensor) -> Tensor:
-        """Maps clean crops (B, S), context of the first and last frame included, to features (B, N_T, K)."""
+        """Map clean crops (B, S), with the context of the first and last frame, to features (B, N_T, K)."""
         ...
 
 
@@ -57,9 +57,9 @@ class HubertTeacher:
         return self.model.config.hidden_size  # type: ignore[union-attr, return-value]
 
     def features(self, waveform: Tensor) -> Tensor:
-        """Maps waveform (B, S) at 16 kHz to features (B, frames of 20 ms, K).
+        """Map waveform (B, S) at 16 kHz to features (B, frames of 20 ms, K).
 
-        Each waveform is brought to zero mean and unit variance first, as HuBERT's own processor does.
+        Each waveform is standardised to zero mean and unit variance, as by HuBERT's processor.
         """
         variance, mean = torch.var_mean(waveform, dim=-1, correction=0, keepdim=True)
         waveform = (waveform - mean) / (variance + VARIANCE_EPSILON).sqrt()
@@ -93,12 +93,12 @@ class M2DTeacher:
 
     @torch.no_grad()
     def encode_log_mel(self, log_mel: Tensor) -> Tensor:
-        """Maps log-mel spectrograms (B, F, T), before normalisation, to features (B, N_T, K)."""
+        """Map log-mel spectrograms (B, F, T), not normalised, to features (B, N_T, K)."""
         model: Any = self.model
         frames = model.encoder.frames(model.frontend.normalise(log_mel)[:, None]).float()
         if frames.shape[1] != self.num_tokens:
             raise ConfigError(
-                f"the teacher makes {frames.shape[1]} time frames of a crop, this method {self.num_tokens}: "
+                f"the teacher returns {frames.shape[1]} time frames of a crop, this run {self.num_tokens}: "
                 "their patches must span as many frames."
             )
         return frames
@@ -138,19 +138,19 @@ def weights_digest(model: nn.Module) -> str:
 
 
 def load_text_teacher(config: OfflineConfig, name: str | None, device: torch.device) -> TextTeacher:
-    """Loads the frozen text encoder of ``config``, or of another repository or folder ``name``."""
+    """Load the frozen text encoder of ``config``, or of another repository or folder ``name``."""
     source = name or config.text_encoder
     return TextTeacher(load_text_encoder(source, config.text_pooling), source, device)
 
 
 def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Teacher:
-    """Loads a frozen teacher of per-frame features.
+    """Load a frozen teacher of per-frame features.
 
     Args:
         name: ``hubert-base-l9``; a folder that transformers' HubertModel loads; or a name that
             :func:`m2d_hub.load_model` takes.
-        config: The run that it teaches.
-        device: Where it runs.
+        config: The run.
+        device: Device of the teacher.
     """
     if name in HUBERT_NAMES or _is_hubert_folder(Path(name)):
         return load_hubert_teacher(name, config, device)
@@ -160,14 +160,14 @@ def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Tea
 
 
 def load_hubert_teacher(name: str, config: PretrainConfig, device: torch.device) -> HubertTeacher:
-    """Loads HuBERT's ninth layer, or the last one of a smaller model.
+    """Load HuBERT's ninth layer, or the last one of a smaller model.
 
     Raises:
         ConfigError: The run is not at 16 kHz, or transformers is not installed.
     """
     frontend = config.frontend
     if frontend.sample_rate != 16_000:
-        raise ConfigError(f"HuBERT hears 16,000 Hz, but this run has sample_rate {frontend.sample_rate}.")
+        raise ConfigError(f"HuBERT expects 16,000 Hz, but this run has sample_rate {frontend.sample_rate}.")
     source, layer = HUBERT_NAMES.get(name, (name, HUBERT_LAYER))
     model: Any = load_hubert(source)
     return HubertTeacher(
@@ -189,7 +189,7 @@ def _is_hubert_folder(folder: Path) -> bool:
 
 
 def load_hubert(source: str) -> nn.Module:
-    """A frozen HuBERT model of a folder or Hugging Face repository.
+    """Load a frozen HuBERT model from a folder or Hugging Face repository.
 
     Raises:
         ConfigError: transformers is not installed.
