@@ -81,18 +81,8 @@ def labelled(sounds, tmp_path):
 
 def arguments(preset, model, data, out, settings=(), *options):
     changes = [part for setting in settings for part in ("--set", setting)]
-    return [
-        "finetune",
-        preset,
-        "--model",
-        str(model),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        *options,
-        *changes,
-    ]
+    words = ("finetune", preset, "--model", model, "--data", data, "--out", out, *options, *changes)
+    return [str(word) for word in words]
 
 
 def run(*args):
@@ -185,14 +175,7 @@ def test_seeds_can_be_added_to_a_finished_run(model, labelled, tmp_path):
     assert second["per_seed"]["42"] == first["per_seed"]["42"] and len(second["per_seed"]) == 2
 
 
-KILLED = [
-    "epochs=4",
-    "min_steps=0",
-    "batch_size=4",
-    "save_every_steps=3",
-    "patchout_ratio=0.3",
-    "try_linear=false",
-]
+KILLED = [*QUICK, "epochs=4", "save_every_steps=3", "patchout_ratio=0.3"]
 
 
 def test_a_run_killed_in_each_seed_ends_with_the_same_weights_and_report(
@@ -524,12 +507,7 @@ def test_class_weights_are_inverse_to_the_clips():
         ("small", ["a", "b"], ["weight_decay=nan"], "weight_decay must be greater than or equal to 0"),
         ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be less than 1, got"),
         ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' does not support"),
-        (
-            "icbhi2017",
-            ["a", "b"],
-            [],
-            "needs the normal class, but 'Normal' is not one of a, b; set normal_class",
-        ),
+        ("icbhi2017", ["a", "b"], [], "'Normal' is not one of a, b; set normal_class"),
         ("icbhi2017", ["a;b", "b"], [], "row 2 is the first of 12), which metric 'icbhi' and class_weights"),
         ("icbhi2017", ["normal", "a", "b"], [], "the test clips of 'test' are never 'normal'"),
         ("as2m", ["a", "b"], ["metric=accuracy"], "loss 'bce' is for several labels per clip"),

@@ -59,6 +59,11 @@ def evaluate(model, data, out, **settings):
     return linear_eval(model=model, data=data, out=out, **(FAST | settings))
 
 
+def run(model, data, out, *options):
+    arguments = ["linear-eval", "--model", str(model), "--data", str(data), "--out", str(out), "--json"]
+    return CliRunner().invoke(main, [*arguments, *options])
+
+
 def copied(sounds, tmp_path):
     """Copy the clips to a folder."""
     for path in sounds.iterdir():
@@ -77,18 +82,8 @@ def blobs(num_clips, num_classes=4, width=24, seed=0, spread=1.6):
 
 def test_the_command_writes_a_report_and_a_model_that_tags(sounds, model, tmp_path):
     out = tmp_path / "run"
-    arguments = [
-        "linear-eval",
-        "--model",
-        str(model),
-        "--data",
-        str(sounds / "list.csv"),
-        "--out",
-        str(out),
-    ]
-    result = CliRunner().invoke(
-        main, [*arguments, "--seeds", "2", "--lr", "1e-2", "--epochs", "30", "--json"]
-    )
+    options = ["--seeds", "2", "--lr", "1e-2", "--epochs", "30"]
+    result = run(model, sounds / "list.csv", out, *options)
     assert result.exit_code == 0, result.output
     answer = json.loads(result.stdout)
     assert (
@@ -237,16 +232,7 @@ def test_unreadable_clips_are_skipped_and_listed_with_their_rows(sounds, model, 
     (folder / "3.wav").write_bytes(b"no audio")
     soundfile.write(folder / "20.wav", np.full(100, np.nan), RATE, subtype="FLOAT")
     out = folder / "run"
-    arguments = [
-        "linear-eval",
-        "--model",
-        str(model),
-        "--data",
-        str(folder / "list.csv"),
-        "--out",
-        str(out),
-    ]
-    result = CliRunner().invoke(main, [*arguments, "--seeds", "1", "--epochs", "2", "--json"])
+    result = run(model, folder / "list.csv", out, "--seeds", "1", "--epochs", "2")
     assert result.exit_code == 3, result.output
     assert json.loads(result.stdout)["left_out"] == 2
     with (out / "errors.csv").open() as lines:
@@ -286,8 +272,7 @@ def test_files_that_are_not_of_an_evaluation_are_never_overwritten(sounds, model
     other = tmp_path / "out" / name
     other.parent.mkdir(parents=True)
     other.write_text("{}")
-    arguments = ["linear-eval", "--model", str(model), "--data", str(sounds / "list.csv")]
-    result = CliRunner().invoke(main, [*arguments, "--out", str(tmp_path / "out")])
+    result = run(model, sounds / "list.csv", tmp_path / "out")
     assert result.exit_code == 1 and "is not the result of linear evaluation" in result.output
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [other]
     assert other.read_text() == "{}"
@@ -422,6 +407,5 @@ def test_invalid_settings_are_refused(sounds, model, tmp_path, options, message)
 
 
 def test_a_learning_rate_that_is_not_a_number_is_wrong_usage(tmp_path):
-    arguments = ["linear-eval", "--model", "m", "--data", "d", "--out", str(tmp_path / "run"), "--lr", "fast"]
-    result = CliRunner().invoke(main, arguments)
+    result = run("m", "d", tmp_path / "run", "--lr", "fast")
     assert result.exit_code == 2 and "'fast' is not 'auto' or a number" in result.output

@@ -1,1 +1,1 @@
-"""Several runs together: the paper's tasks in one go, and what runs amount to side by side."""
+"""Suites of evaluations, and summaries of several runs."""

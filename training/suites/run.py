@@ -24,8 +24,16 @@ from ..finetuning.run import finetune
 from ..linear.run import LinearEvalOptions, linear_eval
 from ..runs.folder import RunFolder, one_run_in, same_or_refuse
 from ..runs.settings import parse_settings
-from .task_lists import DatasetMissingError, TaskList, task_list
-from .tasks import LEARNING_RATE, VALID_SHARE, SuiteTask, chosen_tasks, find_suite
+from .tasks import (
+    LEARNING_RATE,
+    VALID_SHARE,
+    DatasetMissingError,
+    SuiteTask,
+    TaskList,
+    chosen_tasks,
+    find_suite,
+    task_list,
+)
 
 logger = logging.getLogger(__name__)
 
