@@ -1,4 +1,4 @@
-"""A task of MTEB's that any features solve: low and high tones."""
+"""An MTEB task that any features solve: low and high tones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RATE = 16_000
 
 
 class Tones(AbsTaskClassification):
-    """Tells low (0) from high (1) tones; the last third of the clips is the test."""
+    """Classify low (0) and high (1) tones; the last third of the clips is the test set."""
 
     metadata = TaskMetadata(
         name="Tones",

@@ -23,13 +23,13 @@ def wrapper(folder):
     return M2DWrapper(folder, device="cpu")
 
 
-def test_mteb_tells_two_tones_apart_by_the_embeddings(wrapper):
+def test_mteb_separates_two_tones_by_the_embeddings(wrapper):
     task = Tones(*tones(24, seconds=0.7))
     (result,) = mteb.evaluate(wrapper, task, cache=None, show_progress_bar=False).task_results
     assert result.get_score() == 1.0
 
 
-def test_a_loader_of_mtebs_rows_gives_the_embeddings_of_encode_clip(wrapper, tiny):
+def test_a_loader_of_mtebs_rows_returns_the_embeddings_of_encode_clip(wrapper, tiny):
     rows = Tones(*tones(5)).rows
     loader = torch.utils.data.DataLoader(rows, batch_size=2)
     found = wrapper.encode(loader, show_progress_bar=False)
@@ -37,7 +37,7 @@ def test_a_loader_of_mtebs_rows_gives_the_embeddings_of_encode_clip(wrapper, tin
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-5)
 
 
-def test_integers_channels_and_other_rates_are_taken(wrapper, tiny):
+def test_integers_channels_and_other_rates_are_accepted(wrapper, tiny):
     wave = np.random.default_rng(1).uniform(-0.5, 0.5, (2, 4_000))
     integers = (wave * 32_768).astype(np.int16)
     loader = torch.utils.data.DataLoader([{"audio": {"array": integers, "sampling_rate": 8_000}}])

@@ -31,7 +31,7 @@ def test_paths_ragged_arrays_and_a_matrix_are_embedded(folder, tiny, clips):
     np.testing.assert_allclose(embedder.transform(matrix), tiny.encode_clip(matrix), atol=1e-5)
 
 
-def test_output_may_be_a_data_frame_with_named_columns(folder):
+def test_output_can_be_a_data_frame_with_named_columns(folder):
     pytest.importorskip("pandas")
     frame = M2DEmbedder(folder).set_output(transform="pandas").fit_transform(tones(2)[0])
     assert frame.shape == (2, 320)
@@ -49,7 +49,8 @@ def test_clone_and_pickle_keep_the_settings_and_not_the_weights(folder):
     }  # fmt: skip
 
 
-def test_grid_search_over_processes_tells_low_from_high_tones(folder):
+@pytest.mark.slow
+def test_grid_search_over_processes_separates_low_and_high_tones(folder):
     clips, labels = tones(12)
     pipeline = make_pipeline(M2DEmbedder(folder), StandardScaler(), LogisticRegression())
     search = GridSearchCV(pipeline, {"logisticregression__C": [0.1, 1.0]}, cv=2, n_jobs=2)

@@ -1,6 +1,7 @@
-"""A saved folder loads in transformers, registered or with its own code, and gives the model's numbers."""
+"""A saved folder loads in transformers, registered or with its own code, and returns the model's numbers."""
 
 import ast
+import copy
 import json
 import os
 import re
@@ -21,21 +22,23 @@ from m2d_hub.clients.transformers import register, save_pretrained  # noqa: E402
 RAGGED = [np.random.default_rng(n).normal(0, 0.1, n).astype(np.float32) for n in (50_000, 300, 20_000)]
 
 
-@pytest.fixture
-def tagger(tiny):
-    tiny.set_head(3, labels=["dog", "cat", "rain"])
-    torch.nn.init.normal_(tiny.head.linear.weight, generator=torch.Generator().manual_seed(0))
-    return tiny.eval()
+@pytest.fixture(scope="module")
+def tagger(saved_tiny):
+    model = copy.deepcopy(saved_tiny[0])
+    model.set_head(3, labels=["dog", "cat", "rain"])
+    torch.nn.init.normal_(model.head.linear.weight, generator=torch.Generator().manual_seed(0))
+    return model.eval()
 
 
-@pytest.fixture
-def folder(tagger, tmp_path) -> str:
+@pytest.fixture(scope="module")
+def folder(tagger, tmp_path_factory) -> str:
     register()
-    save_pretrained(tmp_path / "hf", tagger)
-    return str(tmp_path / "hf")
+    path = tmp_path_factory.mktemp("hf")
+    save_pretrained(path, tagger)
+    return str(path)
 
 
-def test_the_folder_has_what_transformers_looks_for(folder):
+def test_the_folder_has_the_files_that_transformers_loads(folder):
     assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= set(os.listdir(folder))
     with open(os.path.join(folder, "config.json")) as file:
         config = json.load(file)
@@ -43,7 +46,7 @@ def test_the_folder_has_what_transformers_looks_for(folder):
     assert config["auto_map"]["AutoModel"] == "modeling_m2d.M2DModel"
 
 
-def test_ragged_batches_give_each_clips_own_embedding(folder, tagger):
+def test_ragged_batches_return_the_embedding_of_each_clip(folder, tagger):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder)
     batch = extractor(RAGGED, sampling_rate=16_000, return_tensors="pt")
@@ -71,9 +74,10 @@ def test_masks_other_than_of_padding_after_the_clip_are_refused(folder):
             model(torch.zeros(2, 4_000), attention_mask=mask)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("way", ["loaded", "cast", "autocast"])
-def test_half_precision_is_of_the_weights_and_not_of_the_spectrogram(folder, tagger, dtype, way):
+@pytest.mark.parametrize(
+    ("way", "dtype"), [("loaded", torch.bfloat16), ("cast", torch.float16), ("autocast", torch.bfloat16)]
+)
+def test_half_precision_applies_to_the_weights_but_not_the_spectrogram(folder, tagger, dtype, way):
     settings = {"dtype": dtype} if way == "loaded" else {}
     model = transformers.AutoModel.from_pretrained(folder, **settings)
     if way == "cast":
@@ -91,20 +95,15 @@ def test_half_precision_is_of_the_weights_and_not_of_the_spectrogram(folder, tag
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int32])
-@pytest.mark.parametrize("form", ["one", "batch", "ragged", "tensor"])
-def test_the_extractor_scales_integers(folder, dtype, form):
+def test_the_extractor_scales_integers(folder, dtype):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     wave = RAGGED[2].clip(-0.9, 0.9)
     integers = np.round(wave * (2.0 ** (8 * np.dtype(dtype).itemsize - 1))).astype(dtype)
-    given = {
-        "one": integers,
-        "batch": np.stack([integers, integers]),
-        "ragged": [integers, integers[:50]],
-        "tensor": torch.from_numpy(integers),
-    }[form]
-    values = extractor(given, sampling_rate=16_000, return_tensors="np")["input_values"]
-    assert values.dtype == np.float32
-    np.testing.assert_allclose(values[0], wave, atol=2**-15)
+    batch, ragged = np.stack([integers, integers]), [integers, integers[:50]]
+    for audio in (integers, batch, ragged, torch.from_numpy(integers)):
+        values = extractor(audio, sampling_rate=16_000, return_tensors="np")["input_values"]
+        assert values.dtype == np.float32
+        np.testing.assert_allclose(values[0], wave, atol=2**-15)
 
 
 def test_the_model_scales_integers_too(folder, tagger):
@@ -126,14 +125,15 @@ def test_the_model_scales_integers_too(folder, tagger):
         (np.array([True, False]), "raw_speech has type torch.bool"),
     ],
 )
-def test_the_extractor_names_what_is_no_audio(folder, raw, message):
+def test_the_extractor_refuses_invalid_audio_by_name(folder, raw, message):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     with pytest.raises(m2d_hub.AudioError, match=message):
         extractor(raw, return_tensors="pt")
 
 
-@pytest.mark.parametrize("asked", ["call", "configuration"])
-@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForAudioClassification"])
+@pytest.mark.parametrize(
+    ("asked", "auto"), [("call", "AutoModel"), ("configuration", "AutoModelForAudioClassification")]
+)
 def test_hidden_states_are_the_frames_of_the_patches_and_of_every_block(folder, tagger, asked, auto):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     settings = {"output_hidden_states": True}
@@ -151,7 +151,7 @@ def test_hidden_states_are_the_frames_of_the_patches_and_of_every_block(folder, 
     assert (output.hidden_states[0][1, 1:] == 0).all()  # beyond the end of the clip of 300 samples
 
 
-def test_what_the_model_does_not_give_is_refused_by_name(folder):
+def test_unknown_outputs_are_refused_by_name(folder):
     wave = torch.from_numpy(RAGGED[1])[None]
     for auto in (transformers.AutoModel, transformers.AutoModelForAudioClassification):
         model = auto.from_pretrained(folder)
@@ -161,11 +161,12 @@ def test_what_the_model_does_not_give_is_refused_by_name(folder):
             model(wave, speaker=1)
 
 
-def test_a_token_is_taken_by_every_auto_class(folder):
+def test_every_auto_class_accepts_a_token(folder):
     for auto in ("AutoModel", "AutoModelForAudioClassification", "AutoFeatureExtractor", "AutoConfig"):
         getattr(transformers, auto).from_pretrained(folder, token="hf_of_a_private_repository")
 
 
+@pytest.mark.slow
 def test_gradients_of_accumulated_batches_are_those_of_one(folder, tmp_path):
     wave = RAGGED[2][:8_000]
     rows = [{"input_values": wave * scale, "labels": label} for scale, label in ((0.5, 0), (1.0, 1))]
@@ -224,19 +225,20 @@ def test_the_extractor_refuses_another_sampling_rate(folder):
     tuple(map(int, transformers.__version__.split(".")[:2])) < (5, 23),
     reason="transformers before 5.23, all that Python 3.10 can have, scores several labels by softmax",
 )
-def test_audio_classification_pipeline_gives_the_models_tags(folder, tagger):
+def test_audio_classification_pipeline_returns_the_models_tags(folder, tagger):
     answer = transformers.pipeline("audio-classification", model=folder)(RAGGED[0], top_k=3)
     expected = tagger.classify(RAGGED[0], top_k=3)[0]
     assert [tag["label"] for tag in answer] == [tag.label for tag in expected]
     assert [tag["score"] for tag in answer] == pytest.approx([tag.score for tag in expected], abs=1e-4)
 
 
-def test_feature_extraction_pipeline_gives_frames(folder, tagger):
+@pytest.mark.slow
+def test_feature_extraction_pipeline_returns_frames(folder, tagger):
     answer = transformers.pipeline("feature-extraction", model=folder)(RAGGED[0], return_tensors=True)
     torch.testing.assert_close(answer, tagger.encode_frames(RAGGED[0]).features, atol=1e-5, rtol=0)
 
 
-def test_a_fresh_head_for_fine_tuning_is_drawn_and_gets_gradients(folder):
+def test_a_new_head_for_fine_tuning_is_initialised_and_gets_gradients(folder):
     model = transformers.AutoModelForAudioClassification.from_pretrained(
         folder, num_labels=5, ignore_mismatched_sizes=True, problem_type="single_label_classification"
     )

@@ -103,7 +103,7 @@ def test_statistics(tmp_path, fuzz):
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.txt"])
-def test_a_note(name, fuzz):
+def test_an_annotation(name, fuzz):
     fuzz('{"label": ["dog", "cat"], "caption": "a dög"}'.encode(), lambda data: read_annotation(name, data))
 
 

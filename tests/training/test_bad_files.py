@@ -1,4 +1,4 @@
-"""Files that hold anything: each reader gives one error that names the file, in bounded time and memory."""
+"""Damaged and hostile files: each reader raises one error that names the file, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PLAN = CropPlan(FrontendConfig(), num_frames=32, short_clips="pad")
 
 
 def npy(array, **header):
-    """Bytes of a ``.npy`` file, with another header on demand."""
+    """Bytes of a ``.npy`` file, optionally with another header."""
     file = io.BytesIO()
     np.save(file, np.asarray(array), allow_pickle=True)
     if not header:
@@ -72,14 +72,14 @@ BAD_ARRAYS = {
 
 @pytest.mark.parametrize("name", BAD_ARRAYS)
 @pytest.mark.parametrize("kind", ["file", "member"])
-def test_arrays_that_are_none_are_refused_by_name(tmp_path, name, kind):
+def test_invalid_arrays_are_refused_by_name(tmp_path, name, kind):
     entry = write_entry(tmp_path, "bad.npy", BAD_ARRAYS[name], kind)
     with pytest.raises(AudioError, match=r"bad\.npy"):
         crop_spectrogram(entry, PLAN, np.random.default_rng(0))
 
 
 def write_entry(folder, name, content, kind):
-    """A file of its own, or a member in the middle of a tar shard."""
+    """A file, or a member in the middle of a tar shard."""
     if kind == "file":
         (folder / name).write_bytes(content)
         return Entry(str(folder / name))
@@ -89,20 +89,20 @@ def write_entry(folder, name, content, kind):
 
 @pytest.mark.parametrize("kind", ["file", "member"])
 @pytest.mark.parametrize("stored", [GOOD, GOOD[None], np.asfortranarray(GOOD), GOOD.astype(">f8")])
-def test_arrays_are_read_however_they_are_stored(tmp_path, kind, stored):
+def test_arrays_of_all_layouts_and_types_are_read(tmp_path, kind, stored):
     entry = write_entry(tmp_path, "good.npy", npy(stored), kind)
     np.testing.assert_allclose(read_array(entry), stored)
     assert crop_spectrogram(entry, PLAN, np.random.default_rng(0)).values.shape == (80, 32)
 
 
-def test_members_beyond_their_shard_are_refused_before_memory_is_taken(tmp_path):
+def test_members_beyond_their_shard_are_refused_before_allocation(tmp_path):
     (tmp_path / "shard.tar").write_bytes(bytes(2000))
     for offset, size in [(512, 1 << 60), (1 << 60, 100), (-5, 100), (1900, 200)]:
         with pytest.raises(AudioError, match=r"shard\.tar:a\.npy"):
             read_array(Entry(str(tmp_path / "shard.tar"), offset, size, "a.npy"))
 
 
-def test_pipes_and_folders_are_not_waited_for(tmp_path):
+def test_pipes_and_folders_are_refused_at_once(tmp_path):
     os.mkfifo(tmp_path / "pipe.npy")
     (tmp_path / "folder.npy").mkdir()
     for name, problem in [("pipe", "is a pipe"), ("folder", "is a folder"), ("none", "does not exist")]:
@@ -111,7 +111,7 @@ def test_pipes_and_folders_are_not_waited_for(tmp_path):
 
 
 def png(width=40, height=30, broken=None):
-    """A black PNG, on demand with one of its parts spoiled."""
+    """A black PNG, optionally with one damaged part."""
 
     def chunk(name, data):
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -128,7 +128,7 @@ def png(width=40, height=30, broken=None):
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-BAD_PICTURES = {
+BAD_IMAGES = {
     "empty": b"",
     "cut": png()[:60],
     "chunk": png(broken="chunk"),
@@ -143,11 +143,11 @@ BAD_PICTURES = {
 }
 
 
-@pytest.mark.parametrize("name", BAD_PICTURES)
+@pytest.mark.parametrize("name", BAD_IMAGES)
 @pytest.mark.parametrize("kind", ["file", "member"])
 @pytest.mark.filterwarnings("ignore")
-def test_pictures_that_are_none_are_refused_by_name(tmp_path, name, kind):
-    entry = write_entry(tmp_path, "bad.png", BAD_PICTURES[name], kind)
+def test_invalid_images_are_refused_by_name(tmp_path, name, kind):
+    entry = write_entry(tmp_path, "bad.png", BAD_IMAGES[name], kind)
     with pytest.raises(AudioError, match=r"bad\.png"):
         crop_image(entry, (32, 32), np.random.default_rng(0))
 
@@ -157,7 +157,7 @@ def test_pictures_that_are_none_are_refused_by_name(tmp_path, name, kind):
     [("png", "RGB"), ("png", "P"), ("jpg", "L"), ("jpg", "CMYK"), ("webp", "RGB"), ("bmp", "1")],
 )
 @pytest.mark.parametrize("kind", ["file", "member"])
-def test_pictures_are_read_however_they_are_stored(tmp_path, suffix, mode, kind):
+def test_images_of_all_formats_and_modes_are_read(tmp_path, suffix, mode, kind):
     from PIL import Image
 
     Image.new("L", (40, 30), 90).convert("RGB").convert(mode).save(tmp_path / f"a.{suffix}")
@@ -178,7 +178,7 @@ BAD_FEATURES = {
 
 @pytest.mark.parametrize("bad", [*BAD_FEATURES, "missing"])
 @pytest.mark.parametrize("signal", ["features", "text"])
-def test_a_clip_whose_stored_features_are_bad_is_left_out(tmp_path, bad, signal):
+def test_a_clip_with_damaged_features_is_skipped(tmp_path, bad, signal):
     entries = []
     for index in range(3):
         np.save(tmp_path / f"{index}.npy", GOOD)

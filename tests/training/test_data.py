@@ -1,4 +1,4 @@
-"""Pre-training data: lists, shards, crops, masks and noise, and what happens to files that cannot be read."""
+"""Pre-training data: lists, crops, masks, noise, epochs, and files that cannot be read."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ import torch
 from m2d_training import OfflineConfig, PretrainConfig
 from m2d_training.data.crops import SILENCE, CropPlan, crop_spectrogram, crop_waveform
 from m2d_training.data.entries import Entry, PackedEntries
+from m2d_training.data.folders import FileLookup
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import EpochPlan, SampleKey, StepSampler, balancing_weights
+from m2d_training.data.statistics import measure_statistics
 from m2d_training.data.stored_features import pool_to_tokens
 from m2d_training.pretraining.dataset import PretrainDataset, build_loader, stack_samples
 from m2d_training.pretraining.trainer import InputBuilder
@@ -93,7 +95,7 @@ def test_short_clips_are_padded_with_silence_or_repeated(tmp_path):
     np.testing.assert_array_equal(repeated.values[200:1800], repeated.values[1800:3400])
 
 
-def test_crops_of_files_whose_names_are_no_utf8_are_read(tmp_path):
+def test_files_with_names_that_are_not_utf8_are_read(tmp_path):
     import os
 
     write_tone(tmp_path / "a.wav")
@@ -102,10 +104,10 @@ def test_crops_of_files_whose_names_are_no_utf8_are_read(tmp_path):
     assert np.abs(crop_waveform(Entry(name), PLAN, np.random.default_rng(0)).values).max() > 0.1
 
 
-def test_crops_of_files_shorter_than_their_header_says_hold_what_is_there(tmp_path):
+def test_files_shorter_than_their_header_says_are_cropped(tmp_path):
     write_tone(tmp_path / "a.mp3", seconds=1.0)
     content = (tmp_path / "a.mp3").read_bytes()
-    (tmp_path / "a.mp3").write_bytes(content[: len(content) // 3])  # its Xing header tells of the whole
+    (tmp_path / "a.mp3").write_bytes(content[: len(content) // 3])  # its Xing header states the whole length
     for seed in range(20):
         crop = crop_waveform(Entry(str(tmp_path / "a.mp3")), PLAN, np.random.default_rng(seed))
         assert np.abs(crop.values[:1000]).max() > 0.1 and len(crop.values) == PLAN.num_samples
@@ -152,7 +154,7 @@ def test_a_broken_file_is_named_and_replaced(tmp_path):
     assert not dataset[SampleKey(0, 1, 1)].left_out
 
 
-def test_a_list_of_broken_files_ends_the_run(tmp_path):
+def test_a_list_of_damaged_files_ends_the_run(tmp_path):
     (tmp_path / "broken.wav").write_bytes(b"no audio at all")
     dataset = PretrainDataset(PretrainConfig(**SMALL), read_manifest(write_list(tmp_path, ["broken.wav"])))
     with pytest.raises(AudioError, match=r"100 clips of .* in a row cannot be read; the last: "):
@@ -197,7 +199,7 @@ def test_noise_is_centred_by_its_own_mean_and_scaled_by_the_main_set(tones):
     torch.testing.assert_close(mixed[:, 0], expected, atol=1e-5, rtol=1e-5)
 
 
-def test_foreign_shards_are_indexed_from_their_headers(tmp_path):
+def test_shards_without_an_index_are_read_by_their_headers(tmp_path):
     import io
     import tarfile
 
@@ -222,7 +224,7 @@ def test_foreign_shards_are_indexed_from_their_headers(tmp_path):
         ("file,label\na.wav,x\n,y\n", r"1 row has no file \(row 3\)"),
     ],
 )
-def test_lists_that_cannot_be_used_are_refused(tmp_path, content, message):
+def test_invalid_lists_are_refused(tmp_path, content, message):
     (tmp_path / "list.csv").write_text(content)
     with pytest.raises(ConfigError, match=message):
         read_manifest(str(tmp_path / "list.csv"))
@@ -294,7 +296,7 @@ def test_processes_that_read_a_list_share_its_memory():
     assert float(grown) < 3  # a list of entries: about 20
 
 
-def test_linked_folders_are_followed_each_once_and_in_no_circle(tmp_path):
+def test_linked_folders_are_followed_once_and_without_cycles(tmp_path):
     inside, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
     (inside / "sub").mkdir(parents=True)
     elsewhere.mkdir()
@@ -322,7 +324,7 @@ def test_every_epoch_uses_each_clip_once_in_another_order():
     assert plan.steps_per_epoch == 3
 
 
-def test_small_lists_are_repeated_to_the_least_size():
+def test_small_lists_are_repeated_to_the_minimum_size():
     plan = EpochPlan(list_size=539, global_batch=128, seed=0, min_list_size=10_000)
     counts = np.bincount(plan.order(0), minlength=539)
     assert plan.epoch_size == 10_000 and plan.steps_per_epoch == 78
@@ -335,6 +337,55 @@ def test_weighted_draws_balance_classes_without_repeating_clips():
     drawn = plan.order(0)
     assert len(set(drawn.tolist())) == len(drawn) == 200
     assert 55 <= (drawn >= 900).sum() <= 100  # uniform draws would give about 20
+
+
+@pytest.mark.parametrize("samples_per_epoch", [None, 1000, 900])
+def test_weighted_draws_of_most_of_a_list_are_balanced_throughout_the_epoch(samples_per_epoch):
+    labels = [("rare",)] * 100 + [("common",)] * 900
+    plan = EpochPlan(1000, 10, seed=0, weights=balancing_weights(labels), samples_per_epoch=samples_per_epoch)
+    shares = [part.mean() for part in np.array_split(plan.order(0) < 100, 5)]
+    assert all(0.35 < share < 0.65 for share in shares)
+
+
+def test_statistics_of_short_clips_measure_no_padding(tmp_path):
+    names = [f"{index}.wav" for index in range(6)]
+    for index, name in enumerate(names):
+        write_tone(tmp_path / name, seconds=0.2, seed=index)
+    np.save(tmp_path / "spectrogram.npy", np.full((80, 5), 2.0, np.float32) + np.eye(80, 5, dtype=np.float32))
+    waves = [torch.from_numpy(soundfile.read(tmp_path / name, dtype="float32")[0]) for name in names]
+    expected = torch.stack([FRONTEND.log_mel(wave[None]) for wave in waves])
+    found = measure_statistics(read_manifest(write_list(tmp_path, names)), PLAN)
+    assert (found.mean, found.std) == pytest.approx((expected.mean().item(), expected.std().item()), abs=1e-2)
+    found = measure_statistics(read_manifest(write_list(tmp_path, ["spectrogram.npy"])), PLAN)
+    assert found.mean == pytest.approx(2.0 + 1 / 80, abs=1e-5)
+
+
+def test_files_in_folders_that_cannot_be_listed_are_found(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied")
+
+    write_tone(tmp_path / "a.wav")
+    monkeypatch.setattr("os.scandir", refuse)
+    lookup = FileLookup()
+    assert lookup.has(str(tmp_path / "a.wav")) and not lookup.has(str(tmp_path / "b.wav"))
+
+
+@pytest.mark.parametrize("name", ["set {a,b}", "set [1]", "set 100%", "set *"])
+def test_signs_in_a_folders_name_are_not_taken_for_a_shard_pattern(tmp_path, name):
+    import tarfile
+
+    write_tone(tmp_path / "a.wav")
+    (tmp_path / name).mkdir()
+    for index in range(2):
+        with tarfile.open(tmp_path / name / f"{index}.tar", "w") as tar:
+            tar.add(tmp_path / "a.wav", f"{index}.wav")
+    for pattern in ("*.tar", "{0..1}.tar", "1.tar"):
+        count = 1 if pattern == "1.tar" else 2
+        assert len(read_manifest(str(tmp_path / name / pattern)).entries) == count
+
+
+def test_labels_that_look_the_same_are_one_class():
+    assert Entry("a.wav", label="Vo\u0308gel; dog;dog").labels == ("V\u00f6gel", "dog")
 
 
 def test_tempered_draws_have_the_shares_of_the_papers_audioset_runs():

@@ -1,4 +1,4 @@
-"""Lists of public data sets: made from small folders in the published layout, and refused from others."""
+"""Lists of public data sets, made from small folders in the published layout."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SEGMENTS += "end_seconds, positive_labels\n"
 
 
 def write(folder, **files):
-    """Writes files by name: text, or a dictionary as JSON."""
+    """Write files by name: text, or a dictionary as JSON."""
     for name, content in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -431,7 +431,7 @@ HEADERS["sprsound pretrain"] = ("file", "start_s", "end_s")
 
 
 def made(tmp_path, case, out="list.csv"):
-    """Writes a case's folder ``tmp_path/data`` and makes its list."""
+    """Write a case's folder ``tmp_path/data`` and make its list."""
     layout, options, _ = CASES[case]
     layout(tmp_path / "data")
     return relist(tmp_path, case, options, out)
@@ -463,7 +463,7 @@ def test_every_data_set_has_a_case_and_a_row_in_the_documentation():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_lists_are_made_of_folders_in_the_published_layout(tmp_path, case):
+def test_lists_are_made_from_the_published_layout(tmp_path, case):
     result = made(tmp_path, case)
     header, *rows = rows_of(tmp_path / "list.csv")
     expected = [tuple(line.split(",")) for line in CASES[case][2].strip().splitlines()]
@@ -472,7 +472,7 @@ def test_lists_are_made_of_folders_in_the_published_layout(tmp_path, case):
     assert result.clips["all"] == len(expected)
 
 
-# Data set: what is removed from its folder, and the sentence that is said then.
+# Data set: what is removed from its folder, and the message.
 WRONG = {
     "esc50": ("meta", "has no meta/esc50.csv. ESC-50 is expected as published: meta/esc50.csv"),
     "us8k": ("metadata/UrbanSound8K.csv", "has no metadata/UrbanSound8K.csv"),
@@ -502,7 +502,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("name", DATASETS)
-def test_folders_in_another_layout_are_refused_with_a_sentence(tmp_path, name):
+def test_other_layouts_are_refused_with_the_expected_one(tmp_path, name):
     layout, options, _ = CASES[name]
     layout(tmp_path / "data")
     pattern, message = WRONG[name]
@@ -523,7 +523,7 @@ NEEDS_SPLIT = {
 
 
 @pytest.mark.parametrize("name", NEEDS_SPLIT)
-def test_splits_of_others_are_asked_for(tmp_path, name):
+def test_missing_split_files_are_requested_with_their_source(tmp_path, name):
     CASES[name][0](tmp_path / "data")
     with pytest.raises(ConfigError) as error:
         relist(tmp_path, name, {})
@@ -534,7 +534,7 @@ def test_splits_of_others_are_asked_for(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", ["vc1", "icbhi2017"])
-def test_a_published_split_elsewhere_is_named(tmp_path, name):
+def test_a_published_split_can_be_elsewhere(tmp_path, name):
     expected = made(tmp_path, name)
     split = {"vc1": "iden_split.txt", "icbhi2017": "ICBHI_challenge_train_test.txt"}[name]
     (tmp_path / "data" / split).rename(tmp_path / "elsewhere.txt")
@@ -551,7 +551,7 @@ def test_a_split_of_other_clips_is_refused_with_both_names(tmp_path):
         relist(tmp_path, "voxforge", SPLIT_CSV)
 
 
-def test_clips_that_no_split_names_are_left_out_and_told(tmp_path, caplog):
+def test_clips_without_a_split_are_skipped_with_a_warning(tmp_path, caplog):
     voxforge(tmp_path / "data")
     write(tmp_path, **{"split.csv": "archive,split\nbob-2010-a,test\n"})
     relist(tmp_path, "voxforge", SPLIT_CSV)
@@ -602,7 +602,7 @@ def test_published_counts_of_the_splits_add_up(name, split):
     assert counts.pop(split) == sum(counts.values()) == PUBLISHED[name, split]
 
 
-def test_missing_audio_is_counted_and_left_out(tmp_path, caplog):
+def test_missing_audio_is_counted_and_skipped(tmp_path, caplog):
     assert made(tmp_path, "audioset").missing == 1
     assert "AudioSet: 1 of 4 clips do not exist and are skipped, the first is" in caplog.text
     assert "-0RWZT-miFs.wav" in caplog.text
@@ -618,7 +618,7 @@ def test_a_folder_without_audio_is_refused(tmp_path):
         relist(tmp_path, "esc50", {})
 
 
-def test_the_folder_one_further_down_is_named(tmp_path):
+def test_a_nested_folder_is_suggested(tmp_path):
     esc50(tmp_path / "data" / "ESC-50-master")
     with pytest.raises(ConfigError, match=r"ESC-50-master has it; give that folder"):
         relist(tmp_path, "esc50", {})
@@ -667,7 +667,7 @@ def test_other_layouts_of_sprsound_give_the_same_tests(tmp_path, year, subfolder
         assert f"/{patient}_" in tested[0]
 
 
-def test_parts_that_end_before_they_start_are_left_out(tmp_path, caplog):
+def test_parts_that_end_before_they_start_are_skipped(tmp_path, caplog):
     icbhi2017(tmp_path / "data")
     write(tmp_path / "data", **{"160_1b2_Al_mc_AKGC417L.txt": "2.0\t1.0\t0\t0\n1.0\t2.0\t0\t0\n"})
     assert relist(tmp_path, "icbhi2017", {}).clips["test"] == 1
@@ -739,14 +739,14 @@ def test_folders_without_clips_and_empty_tables_are_refused(tmp_path):
         relist(tmp_path, "as20k", {})
 
 
-def test_a_table_that_is_no_utf8_is_refused(tmp_path):
+def test_a_table_that_is_not_utf8_is_refused(tmp_path):
     icbhi2017(tmp_path / "data")
     (tmp_path / "data" / "101_1b1_Al_sc_Meditron.txt").write_bytes("0\t1\té".encode("latin-1"))
     with pytest.raises(ConfigError, match=r"Meditron\.txt cannot be read as text in UTF-8"):
         relist(tmp_path, "icbhi2017", {})
 
 
-def test_evars_tables_of_folds_several_labels_and_other_formats(tmp_path):
+def test_evars_tables_may_have_folds_several_labels_and_other_formats(tmp_path):
     table = 'file_name,label,fold\na/1.wav,"/m/09x0r,/m/04rlf",1\na/2.wav,Walk,2\n'
     write(tmp_path, **{"task.csv": table})
     touch(tmp_path / "data", "a/1.flac", "a/2.wav")
@@ -759,7 +759,7 @@ def test_evars_tables_of_folds_several_labels_and_other_formats(tmp_path):
         relist(tmp_path, "evar", {})
 
 
-def test_files_elsewhere_are_named_by_their_whole_path(tmp_path):
+def test_files_elsewhere_are_written_with_their_full_path(tmp_path):
     esc50(tmp_path / "data")
     make_list("esc50", tmp_path / "data", tmp_path / "lists" / "esc50.csv")
     assert rows_of(tmp_path / "lists" / "esc50.csv")[1][0] == str(tmp_path / "data/audio/1-100032-A-0.wav")
@@ -781,7 +781,7 @@ def test_files_elsewhere_are_named_by_their_whole_path(tmp_path):
         ("esc50", {}, "data/meta/esc50.csv", r"esc50\.csv exists and is not a list .*; give another out"),
     ],
 )
-def test_what_cannot_be_made_is_refused(tmp_path, name, options, out, message):
+def test_invalid_arguments_are_refused(tmp_path, name, options, out, message):
     esc50(tmp_path / "data")
     with pytest.raises(ConfigError, match=message):
         relist(tmp_path, name, options, out)
@@ -797,9 +797,9 @@ def test_the_command_makes_a_list_that_evaluation_reads(tmp_path):
     assert "lists 4 clips (test: 1, train: 2, valid: 1) with 2 labels; 0 are missing." in result.stdout
     (only,) = read_labelled(out).folds()
     assert (len(only.train), len(only.valid), len(only.test)) == (2, 1, 1)
-    told = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
-    assert told["clips"]["all"] == 4 and told["path"] == str(out)
-    assert "the list has 4 clips; 105,829 are published" in told["differences"]
+    found = json.loads(CliRunner().invoke(main, [*arguments, "--json"]).stdout)
+    assert found["clips"]["all"] == 4 and found["path"] == str(out)
+    assert "the list has 4 clips; 105,829 are published" in found["differences"]
 
 
 def test_where_describes_every_data_set_or_one():

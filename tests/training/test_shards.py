@@ -1,4 +1,4 @@
-"""Tar shards as people have them: what is a clip, what belongs to it, and what an index must agree with."""
+"""Tar shards: which members are clips, what belongs to a clip, and how an index is checked."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SOUND = tone()
 
 
 def write_shard(path, *members, **options):
-    """A tar of (name, content); a content that is text is a link to it, None a folder."""
+    """Write a tar of (name, content); text content is a link to it, None a folder."""
     with tarfile.open(path, "w", **options) as tar:
         for name, content in members:
             info = tarfile.TarInfo(name)
@@ -50,7 +50,7 @@ def read(path):
     return {entry.name: (entry.label, entry.caption) for entry in read_manifest(str(path)).entries}
 
 
-def test_clips_that_share_what_is_before_the_first_dot_are_clips_of_their_own(tmp_path):
+def test_clips_that_share_the_name_before_the_first_dot_are_separate(tmp_path):
     shard = write_shard(
         tmp_path / "a.tar",
         *((f"rec.{index}.flac", SOUND) for index in range(3)),
@@ -62,7 +62,7 @@ def test_clips_that_share_what_is_before_the_first_dot_are_clips_of_their_own(tm
     assert read(shard) == expected
 
 
-def test_notes_of_a_key_belong_to_all_its_parts(tmp_path):
+def test_annotations_of_a_key_belong_to_all_its_clips(tmp_path):
     shard = write_shard(
         tmp_path / "a.tar",
         ("x/0.mix.flac", SOUND),
@@ -95,7 +95,7 @@ def test_features_belong_to_their_clip_and_no_other(tmp_path):
     assert [entry.features_size for entry in read_manifest(shard).entries] == [0, 5]
 
 
-def test_sounds_are_taken_where_pictures_lie_beside_them(tmp_path):
+def test_images_beside_audio_are_skipped(tmp_path):
     shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), ("0.jpg", b"\xff\xd8"), ("cover.png", b""))
     assert list(read(shard)) == ["0.flac"]
     (tmp_path / "album").mkdir()
@@ -130,7 +130,7 @@ def test_suffixes_in_capitals_and_hidden_files(tmp_path):
         ({}, ("", "")),
     ],
 )
-def test_labels_and_captions_by_the_names_that_people_use(tmp_path, note, expected):
+def test_labels_and_captions_are_read_under_all_their_names(tmp_path, note, expected):
     shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), ("0.json", json.dumps(note).encode()))
     assert read(shard) == {"0.flac": expected}
 
@@ -143,30 +143,31 @@ def test_labels_and_captions_by_the_names_that_people_use(tmp_path, note, expect
         ("file,caption,text", "0.flac,,a dog", ("", "a dog")),
     ],
 )
-def test_lists_have_the_same_names_for_them(tmp_path, header, row, expected):
+def test_lists_accept_the_same_names_of_columns(tmp_path, header, row, expected):
     (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
     (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
     assert (entry.label, entry.caption) == expected
 
 
-BAD_NOTES = {
+BAD_ANNOTATIONS = {
     "0.json": [b"", b"{", b"[]", b"null", b"7", b'"a"', b"[" * 200_000, b'{"label": {"a": 1}}', b"\xff"],
     "0.txt": [b"caf\xe9", bytes(2 << 20)],
 }
-BAD_NOTES["0.json"] += [b'{"label": true}', b'{"caption": [["a"]]}', b"7" * 5000, bytes(2 << 20)]
+BAD_ANNOTATIONS["0.json"] += [b'{"label": true}', b'{"caption": [["a"]]}', b"7" * 5000, bytes(2 << 20)]
 
 
 @pytest.mark.parametrize(
-    ("name", "content"), [(name, content) for name, contents in BAD_NOTES.items() for content in contents]
+    ("name", "content"),
+    [(name, content) for name, contents in BAD_ANNOTATIONS.items() for content in contents],
 )
-def test_notes_that_cannot_be_read_are_named_with_their_shard(tmp_path, name, content):
+def test_unreadable_annotations_are_named_with_their_shard(tmp_path, name, content):
     shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), (name, content))
     with pytest.raises(ConfigError, match=f"a.tar:{name}"):
         read(shard)
 
 
 def with_size(shard, size):
-    """The shard with another size in its first header."""
+    """Change the size in the first header of a shard."""
     content = bytearray(Path(shard).read_bytes())
     info = tarfile.TarInfo.frombuf(bytes(content[:512]), "utf-8", "strict")
     info.size = size
@@ -221,13 +222,13 @@ def shards(prepared, tmp_path):
     return shutil.copytree(prepared, tmp_path / "shards")
 
 
-def test_shards_beside_the_index_are_read_themselves(shards, caplog):
+def test_shards_that_the_index_lacks_are_read_by_their_headers(shards, caplog):
     write_shard(shards / "added.tar", ("new.flac", SOUND))
     assert len(read(shards)) == len(read(shards / "*.tar")) == 7
     assert "index.csv lacks 1 shards" in caplog.text
 
 
-def test_shards_that_the_index_names_must_be_there(shards):
+def test_shards_that_the_index_names_must_exist(shards):
     os.rename(shards / "shard-000000.tar", shards / "other.tar")
     with pytest.raises(ConfigError, match=r"index\.csv names shard-000000\.tar, which is missing.*delete"):
         read(shards)
@@ -236,7 +237,7 @@ def test_shards_that_the_index_names_must_be_there(shards):
 
 
 @pytest.mark.parametrize("change", ["other clips", "one more", "one fewer", "cut", "longer name"])
-def test_a_shard_that_was_made_again_is_not_read_by_an_old_index(shards, change):
+def test_a_rewritten_shard_does_not_match_an_old_index(shards, change):
     path = shards / "shard-000000.tar"
     with tarfile.open(path) as tar:
         members = [(info.name, tar.extractfile(info).read()) for info in tar]
@@ -267,7 +268,7 @@ def test_a_shard_that_was_made_again_is_not_read_by_an_old_index(shards, change)
         ("features_size", "1e3"),
     ],
 )
-def test_an_index_with_other_numbers_is_refused(shards, column, value):
+def test_an_index_with_invalid_numbers_is_refused(shards, column, value):
     import csv
 
     with (shards / "index.csv").open(newline="") as lines:
@@ -284,7 +285,7 @@ def test_an_index_with_other_numbers_is_refused(shards, column, value):
 @pytest.mark.parametrize(
     "content", ["", "file,label\na,b\n", "no index", "\x00" * 50, "shard\n" + "x" * 200_000]
 )
-def test_an_index_of_somebody_else_is_told_from_ours(shards, content):
+def test_a_foreign_index_is_refused(shards, content):
     (shards / "index.csv").write_text(content)
     with pytest.raises(ConfigError, match=r"index\.csv.*delete"):
         read(shards)
@@ -298,7 +299,7 @@ def test_an_index_of_somebody_else_is_told_from_ours(shards, content):
         for mean, std in (("NaN", 1), (1, 0), (1, "Infinity"))
     ],
 )
-def test_statistics_that_cannot_be_used_are_refused(shards, content):
+def test_invalid_statistics_are_refused(shards, content):
     (shards / "statistics.json").write_text(content)
     with pytest.raises(ConfigError, match=r"statistics\.json"):
         read(shards)
