@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decode import BLOCK_VALUES
-from m2d_hub.audio.inputs import checked, to_waveform
-from m2d_hub.audio.resample import Resampler, check_rate
+from m2d_hub.audio.inputs import check_rate, checked, to_waveform
+from m2d_hub.audio.resample import Resampler
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.inference import ClipWindow, encode_batched
 from m2d_hub.nn.encoder import Encoder

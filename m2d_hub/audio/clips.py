@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decode import BLOCK_S, BLOCK_VALUES, decode, read_header
-from m2d_hub.audio.inputs import AudioInput, Channels, checked, to_clips, to_mono, unpack
-from m2d_hub.audio.resample import check_rate, resample, resampled_length, resampling_steps
+from m2d_hub.audio.inputs import AudioInput, Channels, check_rate, checked, to_clips, to_mono, unpack
+from m2d_hub.audio.resample import resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.errors import AudioError
 from m2d_hub.io import open_file

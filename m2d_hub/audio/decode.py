@@ -17,9 +17,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.inputs import mix
+from m2d_hub.audio.inputs import check_rate, mix
 from m2d_hub.audio.pyav import FileBytes, av_blocks, av_header, read_head, stated_bytes, warn_of_cut
-from m2d_hub.audio.resample import check_rate
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.errors import AudioError
 from m2d_hub.io import reading

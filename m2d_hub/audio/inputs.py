@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.resample import check_rate
 from m2d_hub.errors import AudioError, ConfigError
 
 Channels = Literal["clips", "mix"]
+MIN_RATE_HZ, MAX_RATE_HZ = 100, 10_000_000
 MAX_SAMPLE = 1e12  # where full scale is 1: the power of much larger samples is infinite in float32
 _INTEGER_SCALE = {torch.uint8: 128.0, torch.int8: 128.0, torch.int16: 32_768.0, torch.int32: 2_147_483_648.0}
 
@@ -112,6 +112,25 @@ def _unpack_pair(pair: tuple[Any, Any], name: str) -> AudioInput:
             "which carries its rate, alone."
         )
     return AudioInput(waveform, name, check_rate(rate, f"the rate of {name}"), "mix")
+
+
+def check_rate(rate: Any, what: str) -> int:
+    """Return a sample rate as an int.
+
+    Args:
+        rate: A whole number of Hz, of any numeric type.
+        what: The start of the message.
+
+    Raises:
+        AudioError: It is not a whole number, or out of bounds.
+    """
+    is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
+    if is_number and MIN_RATE_HZ <= rate <= MAX_RATE_HZ and rate == int(rate):
+        return int(rate)
+    raise AudioError(
+        f"{what} must be a positive number of Hz, got {rate!r}; give a whole number from {MIN_RATE_HZ:,} to "
+        f"{MAX_RATE_HZ:,}."
+    )
 
 
 def is_number(value: Any) -> bool:

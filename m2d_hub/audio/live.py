@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decode import reading_audio
-from m2d_hub.audio.inputs import mix, scaled
+from m2d_hub.audio.inputs import check_rate, mix, scaled
 from m2d_hub.audio.pyav import decoded_frames, mono_blocks, open_container
-from m2d_hub.audio.resample import check_rate
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.io import importing
 

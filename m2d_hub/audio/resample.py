@@ -4,35 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.errors import AudioError
-
-MIN_RATE_HZ, MAX_RATE_HZ = 100, 10_000_000
 _FILTER_REACH = 128  # samples at the lower rate: those further away change an output sample by less than 1e-5
-
-
-def check_rate(rate: Any, what: str) -> int:
-    """Return a sample rate as an int.
-
-    Args:
-        rate: A whole number of Hz, of any numeric type.
-        what: The start of the message.
-
-    Raises:
-        AudioError: It is not a whole number, or out of bounds.
-    """
-    is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
-    if is_number and MIN_RATE_HZ <= rate <= MAX_RATE_HZ and rate == int(rate):
-        return int(rate)
-    raise AudioError(
-        f"{what} must be a positive number of Hz, got {rate!r}; give a whole number from {MIN_RATE_HZ:,} to "
-        f"{MAX_RATE_HZ:,}."
-    )
 
 
 def resampled_length(num_samples: int, source_rate: int, sample_rate: int) -> int:
