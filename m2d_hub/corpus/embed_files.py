@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -92,7 +92,7 @@ class Summary:
 
 
 def embed_files(
-    paths: PathOrPaths | Sequence[Source],
+    paths: PathOrPaths,
     out: str | os.PathLike[str],
     *,
     model: str | os.PathLike[str] = DEFAULT_MODEL,
@@ -134,7 +134,7 @@ def embed_files(
         if not location.name:
             raise ConfigError(f"{location} cannot be an output; give a file or folder in it.")
     check_suffix(location)
-    sources = _as_sources(paths)
+    sources = find_sources(paths)
     errors_file = _errors_file(location)
     failures: Failures = []
     output = Output(location, _settings(model, kind, window_s), sources)
@@ -158,16 +158,6 @@ def embed_files(
     left, failed = len(output.left), len(failures)
     listed = str(errors_file) if failures else None
     return Summary(os.fspath(out), left - failed, len(sources) - left, failed, listed)
-
-
-def _as_sources(paths: PathOrPaths | Sequence[Source]) -> list[Source]:
-    """Return sources as they are, and find those of paths."""
-    if not isinstance(paths, (str, os.PathLike)):
-        given: list[Any] = list(paths)
-        if given and all(isinstance(path, Source) for path in given):
-            return given
-        paths = given
-    return find_sources(paths)
 
 
 def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:

@@ -32,8 +32,6 @@ logger = logging.getLogger(__name__)
 _SUFFIXES = AUDIO_SUFFIXES | {SHARD_SUFFIX}
 _ALL_SUFFIXES = " ".join(sorted(AUDIO_SUFFIXES))  # for messages
 
-PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
-
 
 @dataclass(frozen=True)
 class Source:
@@ -42,6 +40,9 @@ class Source:
     path: Path | StoredFile
     file: str  # its name in outputs: as given, as in the CSV, or as in the shard
     relative: PurePath  # path of its array in an output folder, without suffix
+
+
+PathOrPaths = str | os.PathLike[str] | Iterable[str | os.PathLike[str] | Source]
 
 
 def find_sources(paths: PathOrPaths) -> list[Source]:
@@ -53,7 +54,7 @@ def find_sources(paths: PathOrPaths) -> list[Source]:
         paths: One or several files, folders (searched recursively, by suffix), shell-style patterns (``**``
             for any depth), CSV files with a ``file`` column, relative to the CSV, or tar shards, each of
             whose audio files is one. Folders, patterns and CSVs may contain shards. URLs
-            (``s3://bucket/prefix``) stand for an object or all objects below a prefix.
+            (``s3://bucket/prefix``) stand for an object or all objects below a prefix. Sources are kept.
 
     Raises:
         ConfigError: A folder, a pattern or a shard contains no audio, a CSV has no usable ``file`` column, or
@@ -63,7 +64,7 @@ def find_sources(paths: PathOrPaths) -> list[Source]:
     names: set[str] = set()
     given = [paths] if isinstance(paths, (str, os.PathLike)) else paths
     for path in given:
-        for source in _expand(os.fspath(path)):
+        for source in [path] if isinstance(path, Source) else _expand(os.fspath(path)):
             identity = identity_of(source.path)
             if identity in found:
                 continue
