@@ -32,7 +32,8 @@ logger = logging.getLogger(__name__)
 
 PART_ROWS, PART_BYTES = 1024, 32 << 20  # of a .dataset's parts
 _PART = re.compile(r"\d{8}\.(safetensors|parquet)")
-_LEFTOVERS = re.compile(r".+\.partial(\.body)?|_index\.parquet")  # of killed runs; of an earlier release
+# Files that killed runs leave, and the index that an earlier release wrote.
+_LEFTOVERS = re.compile(rf"({_PART.pattern})\.partial(\.body)?|.+\.parquet\.partial|_index\.parquet")
 _RAY_PART = re.compile(r".+_[0-9a-f]{32}_\d{6}(-\d+)?\.parquet")
 _LOCK = ".lock"
 _MAX_NAME_BYTES = 255 - len(".partial")

@@ -330,6 +330,7 @@ def test_a_job_that_can_read_nothing_leaves_nothing(name, embed, tmp_path):
 FOREIGN = {
     "out.npz": r"cannot be read as embeddings",
     "out.npz.parts/notes.txt": r"contains 'notes\.txt', which m2d-hub embed did not write",
+    "out.npz.parts/notes.txt.partial": r"contains 'notes\.txt\.partial', which m2d-hub embed did not write",
     "out.npz.errors.csv": r"errors\.csv, the list of .* was not written by m2d-hub embed",
     "out.dataset": "is a link or a file",
     "out.dataset/notes.txt": r"contains 'notes\.txt', which m2d-hub embed did not write",
