@@ -10,6 +10,7 @@ import time
 import huggingface_hub
 import pytest
 
+import m2d_hub.pretrained.release
 from m2d_hub.errors import CheckpointError, DownloadError
 from m2d_hub.io import locked
 from m2d_hub.pretrained.registry import find_model
@@ -92,6 +93,13 @@ def test_a_part_of_another_file_is_found_by_the_zips_checksum(server, tmp_path):
     download(server, tmp_path)
     with pytest.raises(CheckpointError, match="cannot be read as a zip"):
         extract_checkpoint(tmp_path / "model.zip", tmp_path)
+
+
+def test_a_download_that_is_too_large_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(m2d_hub.pretrained.release, "MAX_DOWNLOAD_BYTES", 200_000)
+    with pytest.raises(DownloadError, match="the server sent more than 200,000 bytes; check the URL"):
+        download(server, tmp_path)
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
 
 
 @pytest.mark.parametrize("url", ["", "model.zip", "ftp://host/x", "file:///etc/passwd", "http://[::1"])
