@@ -135,7 +135,8 @@ def open_pipe(
         magic = pipe.peek(_MAGIC_BYTES)
         if magic[:4] in (b"RIFF", b"RF64", b"BW64") and magic[8:] == b"WAVE":
             return _open_wav(pipe, sample_rate, channels)
-        if magic.startswith(_MAGIC) or magic[4:8] == b"ftyp" or _is_synced(pipe, magic):
+        is_synced = magic.startswith(_SYNC_WORDS) and (sample_rate is None or _is_synced(pipe))
+        if is_synced or magic.startswith(_MAGIC) or magic[4:8] == b"ftyp":
             if sample_rate is not None or channels is not None:
                 raise ConfigError("the stream is encoded audio; omit sample_rate (--rate) and channels.")
             return _open_encoded(pipe)
@@ -147,10 +148,8 @@ def open_pipe(
     return rate, _raw_blocks(pipe, raw_format or "s16le", channels or 1, None)
 
 
-def _is_synced(pipe: _Pipe, magic: bytes) -> bool:
-    """Return whether frames without a container follow one another from the first byte on."""
-    if not magic.startswith(_SYNC_WORDS):
-        return False
+def _is_synced(pipe: _Pipe) -> bool:
+    """Return whether frames without a container follow one another, which raw samples do not show."""
     head = pipe.peek(_SYNC_BYTES)
     if head[:1] == b"\x47":
         return set(head[::_TS_PACKET_BYTES]) == {0x47}

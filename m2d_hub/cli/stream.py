@@ -45,15 +45,10 @@ _RAW = ("s16le", "s24le", "s32le", "f32le", "f64le")
     help="Print tags or an embedding per window, or every frame.  [default: tags with a head, else clip]",
 )
 @click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    metavar="K",
-    help="Number of tags per window.",
+    "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Tags per window."
 )
 @click.option(
-    "--hop", "hop_s", type=Seconds(), metavar="S", help="Seconds between answers.  [default: a window]"
+    "--hop", "hop_s", type=Seconds(), metavar="S", help="Seconds between results.  [default: a window]"
 )
 @window_option
 @device_option
@@ -106,13 +101,13 @@ def stream(
         else:
             rate, blocks = open_pipe(sys.stdin.buffer, interrupt, sample_format, sample_rate, channels)
         try:
-            for answer in _answers(loaded.stream(rate, hop_s), blocks, interrupt, kind, top):
-                click.echo(json.dumps(answer))
-        except BrokenPipeError:  # the reader of the answers has enough
+            for result in _results(loaded.stream(rate, hop_s), blocks, interrupt, kind, top):
+                click.echo(json.dumps(result))
+        except BrokenPipeError:  # the reader of the results has closed the pipe
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _answers(
+def _results(
     stream: Stream, blocks: Iterator[Tensor], interrupt: Interrupt, kind: str, top: int
 ) -> Iterator[dict[str, Any]]:
     """Yield the results; an error of the input is raised after the results of what came before."""
@@ -135,7 +130,7 @@ def _answers(
 
 
 def _lines(stream: Stream, frames: Frames, kind: str, top: int) -> Iterator[dict[str, Any]]:
-    """Yield the answers for the windows that are complete now."""
+    """Yield the results for the windows that are complete now."""
     if kind == "frames":
         for time_s, frame in zip(frames.timestamps_s.tolist(), frames.features[0].tolist(), strict=True):
             yield {"time_s": round(time_s, 6), "frame": frame}

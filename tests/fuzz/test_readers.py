@@ -18,6 +18,7 @@ import torch
 
 import m2d_hub
 from m2d_hub.audio.clips import open_audio
+from m2d_hub.audio.live import Interrupt, open_pipe
 from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.corpus.formats import FORMATS
 from m2d_hub.corpus.records import Entries, Fingerprint, Row
@@ -138,8 +139,7 @@ def test_an_output(suffix, tmp_path, fuzz):
 
 
 @pytest.mark.parametrize("kind", ["m4a", "webm", "mka", "wma", "wv", "aac", "alac.m4a", "mp4"])
-def test_audio_that_ffmpeg_reads(kind, fuzz):
-    pytest.importorskip("av")
+def test_audio_that_pyav_decodes(kind, fuzz):
     from ..hub import test_decode as formats
 
     def read(data):
@@ -148,3 +148,16 @@ def test_audio_that_ffmpeg_reads(kind, fuzz):
             assert block.isfinite().all()
 
     fuzz(formats.encoded(kind), read)
+
+
+@pytest.mark.parametrize("kind", ["wav", "flac", "mp3", "aiff"])
+def test_audio_from_a_pipe(kind, fuzz):
+    noise = np.random.default_rng(0).uniform(-0.3, 0.3, 4_000).astype(np.float32)
+    file = io.BytesIO()
+    soundfile.write(file, noise, 16_000, **AUDIO[kind])
+
+    def read(data):
+        _, blocks = open_pipe(io.BytesIO(data), Interrupt())
+        assert sum(map(len, itertools.islice(blocks, 1_000))) <= MAX_SAMPLES
+
+    fuzz(file.getvalue(), read)

@@ -86,18 +86,6 @@ def test_a_decoder_that_fails_is_named():
         read([MONO, decoder])
 
 
-def test_decoders_and_samples_of_torchcodec_are_read(clips):
-    decoders = pytest.importorskip("torchcodec.decoders", reason="needs torchcodec and FFmpeg")
-    path = str(clips / "guitar_chord.wav")
-    [expected] = read(path)
-    [by_decoder] = read(decoders.AudioDecoder(path))
-    [by_samples] = read(decoders.AudioDecoder(path).get_all_samples())
-    [resampled] = read(decoders.AudioDecoder(path, sample_rate=16_000, num_channels=1))
-    torch.testing.assert_close(by_decoder, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(by_samples, expected, atol=1e-5, rtol=0)
-    assert torch.cosine_similarity(resampled[: len(expected)], expected[: len(resampled)], dim=0) > 0.99
-
-
 @pytest.mark.parametrize("key", ["bytes", "path"])
 def test_rows_of_datasets_that_are_not_decoded_are_read(clips, key):
     path = clips / "tabla_stroke.flac"
