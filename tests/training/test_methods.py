@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from m2d_training.data.masking import count_visible, draw_mask
 from m2d_training.pretraining.analysis import TokenSums
 from m2d_training.pretraining.losses import class_loss
 from m2d_training.pretraining.offline import EncodedTokens, FrameMapper, build_offline, merge_tokens
-from m2d_training.pretraining.pretrainer import encoder_part
+from m2d_training.pretraining.pretrainer import build_started, encoder_part
 from m2d_training.runs.optimization import learning_rate
 from torch.nn import functional as F
 
@@ -430,3 +431,13 @@ def test_explained_variance_is_higher_for_collapsed_features():
     spread = torch.randn(400, 16, generator=torch.Generator().manual_seed(0))
     collapsed = spread * torch.tensor([10.0] + [0.1] * 15)
     assert explained_variance_auc(spread) < 0.6 < 0.8 < explained_variance_auc(collapsed)
+
+
+def test_models_built_in_threads_have_the_weights_of_one_built_alone():
+    config = PretrainConfig(**SIZES)
+    before = torch.get_rng_state()
+    alone = build_started(config, None).export_published()
+    with ThreadPoolExecutor(4) as threads:
+        built = list(threads.map(lambda _: build_started(config, None).export_published(), range(8)))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(alone[name], weights[name]) for weights in built for name in alone)

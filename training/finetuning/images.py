@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from ..data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import SkippedClip
 from ..evaluation.labelled import Subset
-from ..runs.devices import autocast
+from ..runs.devices import autocast, random_lock
 from ..runs.stopping import read_by_workers
 from .config import FinetuneConfig, ImageConfig
 from .data import read_or_replace
@@ -35,7 +34,6 @@ from .data import read_or_replace
 ARCHITECTURE = "vit_base_patch16_224"  # of timm; its sizes are replaced by the model's
 TEST_CROP_SHARE = 0.875  # of an image's shorter side: 224 of 256 pixels (masked autoencoders)
 NORMALISED: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "interpolation": "bicubic"}
-_GENERATORS = threading.RLock()  # the global random generators
 
 
 @contextlib.contextmanager
@@ -47,7 +45,7 @@ def seeded(*key: int, devices: Sequence[torch.device] = ()) -> Iterator[int]:
         devices: CUDA devices whose generators are seeded too.
     """
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    with _GENERATORS, torch.random.fork_rng(devices=devices):
+    with random_lock, torch.random.fork_rng(devices=devices):
         states = random.getstate(), np.random.get_state()
         try:
             random.seed(seed)

@@ -27,7 +27,7 @@ from ..data.annotations import AudioFile
 from ..data.sampling import StepSampler
 from ..evaluation.labelled import Fold, Subset
 from ..evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_linear
-from ..runs.devices import autocast
+from ..runs.devices import autocast, random_lock
 from .config import FinetuneConfig
 from .data import FinetuneBatch, FinetuneDataset, augmented, clips_to_score
 
@@ -180,7 +180,7 @@ def build_audio_classifier(
     _check_crop(name, config, *model.config.encoder.input_size[1:], encoder.patch_size[1])
     if config.adjust_positions and config.crop_frames is not None:
         model.set_window(config.crop_frames * model.frame_hop_s / encoder.patch_size[1])
-    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
+    with random_lock, torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
         model.set_head(
             len(labels),
             features="tokens" if config.patchout_ratio else "frames",

@@ -26,6 +26,7 @@ from m2d_hub.io import reading_file, replacing
 from ..data.annotations import AudioFile
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 from ..evaluation.unreadable import file_key
+from ..runs.log import Progress
 
 
 @dataclass(frozen=True)
@@ -80,8 +81,6 @@ def stored_features(
     Raises:
         CheckpointError: A part of the cache is damaged.
     """
-    from tqdm import tqdm
-
     folder = cache / encoder.key()
     folder.mkdir(parents=True, exist_ok=True)
     keys, errors = dict[int, str](), dict[int, str]()
@@ -94,7 +93,7 @@ def stored_features(
     missing = {key: index for index, key in keys.items() if key not in found}  # each file once
     # Files of one size probably have one length, and are encoded together.
     order = sorted(missing.values(), key=lambda index: (os.path.getsize(files[index]), index))
-    with tqdm(total=len(order), desc="features", unit="clip", disable=None if progress else True) as bar:
+    with Progress("features", 0, len(order), "clip", progress) as bar:
         for batch in encode_files(encoder, [files[index] for index in order], num_workers):
             batch_keys = [keys[order[clip]] for clip in batch.clips]
             if batch_keys:

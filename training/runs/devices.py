@@ -26,7 +26,7 @@ FAILURES = (
     *(M2DError, ArithmeticError, AttributeError, LookupError),
     *(OSError, RuntimeError, TypeError, ValueError),
 )
-_seeding = threading.Lock()
+random_lock = threading.RLock()  # held while the process's random state is changed
 
 
 def is_first_process() -> bool:
@@ -96,7 +96,7 @@ def seeded(seed: int) -> Iterator[None]:
     """
     import torch
 
-    with _seeding, torch.random.fork_rng(devices=[]):
+    with random_lock, torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 

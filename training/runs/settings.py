@@ -9,7 +9,7 @@ import re
 import typing
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError
@@ -21,8 +21,6 @@ from m2d_hub.errors import ConfigError
 logger = logging.getLogger(__name__)
 
 Config = TypeVar("Config")
-Needs: TypeAlias = Mapping[str, Mapping[str, Any]]
-Yields: TypeAlias = Mapping[str, Mapping[str, Any]]
 
 
 def _size(value: Any) -> tuple[int, int]:
