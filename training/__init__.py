@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data.lists.make import MadeList, make_list
-    from .evaluation.zero_shot import ZeroShotResult, zero_shot
     from .finetuning.config import FinetuneConfig, ImageConfig
     from .finetuning.presets import load_finetune_preset
     from .finetuning.run import FinetuneResult, finetune
     from .linear.run import LinearEvalOptions, LinearEvalResult, linear_eval
+    from .linear.zero_shot import ZeroShotResult, zero_shot
     from .pretraining.analysis import explained_variance_auc, rank_me
     from .pretraining.config import OfflineConfig, PredictorConfig, PretrainConfig
     from .pretraining.prepare import PrepareResult, prepare
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 # Public names by module, loaded when first used: the help of the commands needs no torch.
 _NAMES = {
     "data.lists.make": "MadeList make_list",
-    "evaluation.zero_shot": "ZeroShotResult zero_shot",
+    "linear.zero_shot": "ZeroShotResult zero_shot",
     "finetuning.config": "FinetuneConfig ImageConfig",
     "finetuning.presets": "load_finetune_preset",
     "finetuning.run": "FinetuneResult finetune",

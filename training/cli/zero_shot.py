@@ -50,8 +50,8 @@ def zero_shot(
     OUT/errors.csv (exit status 3 then).
     """
     from ..evaluation.report import require_own
-    from ..evaluation.zero_shot import METHOD, PROMPTS
-    from ..evaluation.zero_shot import zero_shot as run_evaluation
+    from ..linear.zero_shot import METHOD, PROMPTS
+    from ..linear.zero_shot import zero_shot as run_evaluation
 
     require_own(out, METHOD)
     with logging_to(out / "eval.log"):

@@ -21,12 +21,12 @@ from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
 from ..data.skipped import write_errors
+from ..evaluation.labelled import LabelledList, read_labelled
+from ..evaluation.metrics import Interval, accuracy, mean_average_precision
+from ..evaluation.report import Evaluation, ScoredFold, replacing_answer, require_own, write_report
+from ..evaluation.splits import TEST_ONLY
+from ..evaluation.unreadable import find_unreadable, skip_unreadable, warn_of_skipped
 from ..runs.folder import make_folder
-from .labelled import LabelledList, read_labelled
-from .metrics import Interval, accuracy, mean_average_precision
-from .report import Evaluation, ScoredFold, replacing_answer, require_own, write_report
-from .splits import TEST_ONLY
-from .unreadable import find_unreadable, skip_unreadable, warn_of_skipped
 
 logger = logging.getLogger(__name__)
 
