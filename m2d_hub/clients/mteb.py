@@ -45,7 +45,7 @@ class M2DWrapper(AbsEncoder):
         Args:
             inputs: MTEB's data loader of rows with ``audio``.
             show_progress_bar: Show a progress bar.
-            batch_size: Most windows encoded at once.
+            batch_size: Maximum number of windows encoded at once.
 
         Returns:
             (n, N_F·D) float32.

@@ -454,8 +454,8 @@ def test_features_are_repeated_with_a_short_clip(tmp_path, kind):
     offline = OfflineConfig(kind="features", dim=1)
     config = PretrainConfig(input_size=(80, 64), patch_size=(80, 2), short_clips="repeat", offline=offline)
     sample = PretrainDataset(config, read_manifest(listed))[SampleKey(0, 0, 0)]
-    heard = 10 * sample.values[200::320][:32] if kind == "waveform" else sample.values[0, ::2]
-    np.testing.assert_allclose(sample.target[:, 0], heard, atol=1e-5)
+    expected = 10 * sample.values[200::320][:32] if kind == "waveform" else sample.values[0, ::2]
+    np.testing.assert_allclose(sample.target[:, 0], expected, atol=1e-5)
     assert len(set(sample.target[8:, 0])) == 8
 
 
