@@ -97,7 +97,8 @@ def restore_state(
     present = get_optimizer_state_dict(model, optimizer, options=WHOLE_ON_CPU)
     with reading(path, "a checkpoint of this run", HINT, CheckpointError):
         _require_names("weights", state["model"], get_model_state_dict(model))
-        _require_names("optimizer state", state["optimizer"]["state"], present["state"])
+        # only the first process gathers the whole optimizer state
+        _require_names("optimizer state", state["optimizer"]["state"], present.get("state", {}))
         set_model_state_dict(model, state["model"], options=WHOLE_ON_CPU)
         set_optimizer_state_dict(model, optimizer, state["optimizer"], options=WHOLE_ON_CPU)
         if state.get("loss_scale"):
