@@ -49,8 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
         partial.unlink()
     try:
         yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
+        _sync(partial)
         os.replace(partial, path)
     except BaseException as error:
         full = _disk_full_error(error, partial)
@@ -58,6 +57,15 @@ def replacing(path: Path) -> Iterator[Path]:
         if full is not None:
             raise full from error
         raise
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:  # some network file systems cannot sync
+            if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):
+                raise
 
 
 @contextlib.contextmanager
