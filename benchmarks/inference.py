@@ -17,6 +17,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -204,11 +205,15 @@ def race_release(work: Path, own: Path, reference: ModuleType, repeats: int, rel
     """Time this version and an earlier revision in turn, each in processes of its own."""
     np.save(work / "minute.npy", reference.waveform(60.0))
     np.savez(work / "ragged.npz", *ragged_clips(reference))
+    packaged = Path(m2d_hub.__file__).parent / "weights" / "m2d-mini"
+    for name, source in (("base", own), ("mini", packaged)):
+        shutil.copytree(source, work / "now" / name)
+        weights_for_release(source, work / "release" / name)
     runs: dict[str, list[dict[str, float]]] = {"now": [], "release": []}
     with worktree(release) as tree:
         for _ in range(repeats):
             for side, path in (("now", HERE.parent), ("release", tree)):
-                runs[side].append(timed_in_child(work, own, path))
+                runs[side].append(timed_in_child(work, work / side, path))
     found = {}
     for task in runs["now"][0]:
         now, then = ([run[task] for run in runs[side]] for side in ("now", "release"))
@@ -223,27 +228,36 @@ def race_release(work: Path, own: Path, reference: ModuleType, repeats: int, rel
     return {"release": release, "release_races": found}
 
 
-def timed_in_child(work: Path, own: Path, path: Path) -> dict[str, float]:
-    command = [sys.executable, __file__, "--child", "times", str(own), str(work)]
+def weights_for_release(source: Path, folder: Path) -> Path:
+    """Copy weights, with the configuration fields that the earlier release knows."""
+    folder.mkdir(parents=True)
+    shutil.copy(source / "model.safetensors", folder)
+    config = json.loads((source / "config.json").read_text())
+    del config["own_length_windows"], config["frontend"]["transform"]
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def timed_in_child(work: Path, models: Path, path: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--child", "times", str(models), str(work)]
     environment = {**os.environ, "PYTHONPATH": str(path)}
     answer = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(answer.stdout.splitlines()[-1])
 
 
-def print_times(own: Path, work: Path) -> None:
+def print_times(models: Path, work: Path) -> None:
     """Print the seconds of each task with the package that this process imports."""
     minute = np.load(work / "minute.npy")
     with np.load(work / "ragged.npz") as arrays:
         ragged = [arrays[name] for name in arrays.files]
-    model = m2d_hub.load_model(own, device="cpu")
-    small = m2d_hub.load_model("m2d-mini", device="cpu")
+    model, small = (m2d_hub.load_model(models / name, device="cpu") for name in ("base", "mini"))
     tasks: dict[str, tuple[int, Callable[[], object]]] = {
         "60 s file, ViT-Base": (3, lambda: model.encode_clip(minute)),
         "10 s, ViT-Base": (5, lambda: model.encode_clip(minute[:160_000])),
         "48 ragged clips, ViT-Base": (1, lambda: model.encode_clip(ragged)),
         "10 s, m2d-mini": (20, lambda: small.encode_clip(minute[:160_000])),
-        "load ViT-Base": (10, lambda: m2d_hub.load_model(own, device="cpu")),
-        "load m2d-mini": (20, lambda: m2d_hub.load_model("m2d-mini", device="cpu")),
+        "load ViT-Base": (10, lambda: m2d_hub.load_model(models / "base", device="cpu")),
+        "load m2d-mini": (20, lambda: m2d_hub.load_model(models / "mini", device="cpu")),
     }
     found = {}
     for name, (count, run) in tasks.items():

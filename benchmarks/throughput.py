@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -26,7 +25,7 @@ import numpy as np
 import psutil
 import soundfile
 import torch
-from inference import RELEASE, processor, worktree
+from inference import RELEASE, processor, weights_for_release, worktree
 from kept import keep
 
 import m2d_hub
@@ -72,17 +71,6 @@ def time_files(model_name: str, folder: str, device: str) -> float:
     return time.perf_counter() - start
 
 
-def weights_for_release(folder: Path) -> Path:
-    """Write the weights of m2d-mini with the configuration fields that the earlier release knows."""
-    packaged = Path(m2d_hub.__file__).parent / "weights" / "m2d-mini"
-    folder.mkdir()
-    shutil.copy(packaged / "model.safetensors", folder)
-    config = json.loads((packaged / "config.json").read_text())
-    del config["own_length_windows"], config["frontend"]["transform"]
-    (folder / "config.json").write_text(json.dumps(config))
-    return folder
-
-
 def time_arrays(folder: str, device: str) -> float:
     """Return the seconds to encode the same audio from memory, with one core left for reading."""
     torch.set_num_threads(max(1, torch.get_num_threads() - 1))
@@ -108,7 +96,8 @@ def race_files(work: Path, options: argparse.Namespace) -> dict[str, Any]:
         "arrays": lambda: in_child("time_arrays", work / "corpus", options.device),
     }
     with worktree(options.release) as tree:
-        weights = weights_for_release(work / "m2d-mini")
+        packaged = Path(m2d_hub.__file__).parent / "weights" / "m2d-mini"
+        weights = weights_for_release(packaged, work / "m2d-mini")
         sides["release"] = lambda: in_child(
             "time_files", weights, work / "corpus", options.device, release=tree
         )
