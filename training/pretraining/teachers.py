@@ -33,11 +33,9 @@ class Teacher(Protocol):
     @property
     def dim(self) -> int:
         """Width of the features."""
-        ...
 
     def encode(self, waveform: Tensor) -> Tensor:
         """Map clean crops (B, S), with the context of the first and last frame, to features (B, N_T, K)."""
-        ...
 
 
 @dataclass

@@ -51,23 +51,18 @@ class Training(Protocol):
 
     def batches(self, first_step: int) -> Iterable[Any]:
         """Yield batches of this process from a step on."""
-        ...
 
     def train_step(self, batches: list[Any], step: int) -> Step:
         """Take one optimizer step, counted from 0."""
-        ...
 
     def measure(self, done: int, log: RunLog | None) -> dict[str, Any]:
         """Return further values for the log after a step; only the first process has a log."""
-        ...
 
     def is_done(self, done: int) -> bool:
         """Return whether no step follows."""
-        ...
 
     def before_save(self, log: RunLog | None) -> None:
         """Write what must be on disk before the checkpoint."""
-        ...
 
 
 class Loop:
