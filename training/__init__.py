@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .pretraining.pretrainer import LossTerms, Pretrainer, build_pretrainer
     from .pretraining.run import PretrainResult, pretrain
     from .pretraining.trainer import mix_noise
-    from .runs.optimization import ema_decay, learning_rate
+    from .runs.loop import ema_decay, learning_rate
     from .suites.run import SuiteResult, TaskResult, run_suite
     from .suites.summary import RunSummary, SummaryRow, summarise
 
@@ -42,7 +42,7 @@ _NAMES = {
     "pretraining.pretrainer": "LossTerms Pretrainer build_pretrainer",
     "pretraining.run": "PretrainResult pretrain",
     "pretraining.trainer": "mix_noise",
-    "runs.optimization": "ema_decay learning_rate",
+    "runs.loop": "ema_decay learning_rate",
     "suites.run": "SuiteResult TaskResult run_suite",
     "suites.summary": "RunSummary SummaryRow summarise",
 }

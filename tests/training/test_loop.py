@@ -25,9 +25,9 @@ from m2d_training.pretraining.trainer import Trainer
 from m2d_training.runs.devices import build_accelerator
 from m2d_training.runs.folder import RunFolder, one_run_in
 from m2d_training.runs.log import Progress
-from m2d_training.runs.optimization import Stepper
+from m2d_training.runs.loop import Stepper
 from m2d_training.runs.state import list_checkpoints, read_state, write_tensors
-from m2d_training.runs.stopping import read_by_workers
+from m2d_training.runs.stopping import read_by_workers, stop_requests
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -151,20 +151,16 @@ def test_several_skipped_steps_in_a_row_end_the_run_and_keep_the_last_checkpoint
     assert result.exit_code == 1 and "the gradient norm is nan at step 7, the last of 3" in result.output
     state = read_state(list_checkpoints(members_of(kind, tmp_path))[-1])
     assert state["step"] == 3  # that of step 4, whose weights gave no finite step, is set aside
-    assert "its checkpoint is set aside as" in result.output
+    assert "it is set aside as step-000000004.pt.suspect" in result.output
     again = run(command(kind, tmp_path, *settings))
     assert again.exit_code == 0, again.output
     assert [line["step"] for line in metrics_of(kind, tmp_path)] == list(range(1, 13))
 
 
-@pytest.mark.parametrize(
-    ("kind", "settings"),
-    [("pretrain", ["base_lr=1e30", "epochs=3"]), ("finetune", ["lr=1e30", "warmup_epochs=0", "epochs=6"])],
-)
-def test_weights_that_blew_up_are_not_resumed_from(command, tmp_path, kind, settings):
-    result = run(command(kind, tmp_path, *settings, "save_every_steps=1"))
+def test_weights_that_blew_up_are_not_resumed_from(command, tmp_path):
+    result = run(command("pretrain", tmp_path, "base_lr=1e30", "epochs=3", "save_every_steps=1"))
     assert result.exit_code == 1, result.output
-    assert not list_checkpoints(members_of(kind, tmp_path))
+    assert not list_checkpoints(RunFolder(tmp_path))
     assert not (tmp_path / "export").exists()
 
 
@@ -178,16 +174,13 @@ def finished(tmp_path_factory, sounds):
     return out
 
 
-def start(arguments):
-    """The command in a process of its own, its output in a pipe."""
-    return subprocess.Popen(
-        [*TRAIN, *arguments], env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-
-
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_saves_and_stops_with_one_line(command, tmp_path):
     settings = ["epochs=500", "save_every_steps=100000", "num_workers=2"]
-    with start(command("pretrain", tmp_path, *settings)) as child:
+    started = [*TRAIN, *command("pretrain", tmp_path, *settings)]
+    with subprocess.Popen(
+        started, env=ONE_THREAD, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as child:
         wait_for_lines(3, tmp_path / "metrics.jsonl", child)
         os.killpg(child.pid, signal.SIGTERM)  # as a scheduler does: workers get it too
         _, output = child.communicate(timeout=60)
@@ -203,14 +196,25 @@ def test_a_signal_in_a_step_saves_and_stops_with_the_status_of_the_signal(
     take = Stepper.step
 
     def signalled(self, *args):
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)  # SIGINT is ignored where pytest runs in the background
         return take(self, *args)
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "step", signalled)
-        assert run(command(kind, tmp_path, "epochs=500", "save_every_steps=100000")).exit_code == 130
+        assert run(command(kind, tmp_path, "epochs=500", "save_every_steps=100000")).exit_code == 143
     require_saved_at_the_end(kind, tmp_path)
-    assert "Stopped by SIGINT after step 1" in (tmp_path / "train.log").read_text()
+    assert "Stopped by SIGTERM after step 1" in (tmp_path / "train.log").read_text()
+
+
+def test_an_ignored_signal_stays_ignored():
+    """A shell ignores SIGINT for its background jobs, so that Ctrl-C does not end them."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_requests() as requests, requests.held():
+            signal.raise_signal(signal.SIGINT)
+            assert requests.agreed(build_accelerator()) == 0
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def require_saved_at_the_end(kind, out):
@@ -218,25 +222,17 @@ def require_saved_at_the_end(kind, out):
     assert read_state(checkpoint)["step"] == metrics_of(kind, out)[-1]["step"]
 
 
-def linear_command(model, sounds, out):
-    return ["linear-eval", "--model", str(model), "--data", str(sounds), "--out", str(out), "--seeds", "1"]
-
-
-@pytest.mark.parametrize("kind", [*KINDS, "linear-eval"])
-def test_a_folder_that_another_run_works_in_is_refused(command, model, sounds, tmp_path, monkeypatch, kind):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_that_another_run_works_in_is_refused(command, tmp_path, monkeypatch, kind):
     monkeypatch.setattr("m2d_training.runs.folder.LOCK_WAIT_S", 0.1)
     holds = f"lock = filelock.FileLock({str(tmp_path / '.lock')!r}); lock.acquire(); print(1, flush=True)"
     other = [sys.executable, "-c", f"import filelock, time; {holds}; time.sleep(100)"]
     with subprocess.Popen(other, stdout=subprocess.PIPE) as child:
         child.stdout.readline()
-        arguments = (
-            linear_command(model, sounds, tmp_path) if kind == "linear-eval" else command(kind, tmp_path)
-        )
-        result = run(arguments)
+        result = run(command(kind, tmp_path))
         child.kill()
     assert result.exit_code == 1 and f"another run works in {tmp_path}" in result.output
-    log = tmp_path / ("eval.log" if kind == "linear-eval" else "train.log")
-    assert "ERROR Ended: another run works in" in log.read_text()
+    assert "ERROR Ended: another run works in" in (tmp_path / "train.log").read_text()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -249,14 +245,11 @@ def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatc
         assert "has no locks" in caplog.text or number == errno.ENOSYS  # filelock has a way without
 
 
-@pytest.mark.parametrize("kind", [*KINDS, "linear-eval"])
-def test_an_out_that_is_a_file_is_refused(command, model, sounds, tmp_path, kind):
+def test_an_out_that_is_a_file_is_refused(command, tmp_path):
     out = tmp_path / "file"
     out.write_text("mine")
-    result = run(linear_command(model, sounds, out) if kind == "linear-eval" else command(kind, out))
-    assert result.exit_code == 1 and "--out must be a folder, but" in result.output.replace(
-        " out ", " --out "
-    )
+    result = run(command("pretrain", out))
+    assert result.exit_code == 1 and "out must be a folder, but" in result.output
     assert out.read_text() == "mine"
 
 
@@ -278,20 +271,12 @@ def test_progress_needs_no_terminal_and_no_standard_error(monkeypatch, caplog, s
         progress.update()
 
 
-def without_weights(state):
-    return {**state, "model": {}}
-
-
 def without_optimizer_state(state):
     return {**state, "optimizer": {**state["optimizer"], "state": {}}}
 
 
 def of_another_step(state):
     return {**state, "step": 10**12}
-
-
-def of_another_shape(state):
-    return {**state, "model": {name: torch.zeros(3) for name in state["model"]}}
 
 
 def with_infinity(state):
@@ -302,10 +287,8 @@ def with_infinity(state):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (without_weights, "it lacks weights of"),
         (without_optimizer_state, "it lacks optimizer state of"),
         (of_another_step, "it is of step 1000000000000"),
-        (of_another_shape, "a checkpoint of this run"),
         (with_infinity, "is not finite: optimizer.state.encoder.norm.weight.exp_avg"),
         (bytes, "tensors and plain values"),
     ],
@@ -322,17 +305,8 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_a_hint(command, tmp_path
 
 
 @pytest.mark.parametrize("write", [replacing, replacing_folder])
-@pytest.mark.parametrize(
-    "error",
-    [
-        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
-        OSError(errno.ENOSPC, "No space left on device"),
-        OSError(errno.EDQUOT, "Disk quota exceeded"),
-        OSError("16896 requested and 2016 written"),
-    ],
-    ids=["torch", "system", "quota", "numpy"],
-)
-def test_a_full_disk_is_named_whatever_the_library_reports(tmp_path, monkeypatch, write, error):
+def test_a_full_disk_is_named_whatever_the_library_reports(tmp_path, monkeypatch, write):
+    error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0")  # of torch
     usage = type(shutil.disk_usage(tmp_path))
     monkeypatch.setattr("m2d_hub.io.shutil.disk_usage", lambda folder: usage(3 << 20, 3 << 20, 0))
     with pytest.raises(OSError, match=f"no space left on the disk of {tmp_path}"), write(tmp_path / "file"):
@@ -360,8 +334,7 @@ def reversed_rows(rows):
     return rows[::-1]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("change", [renamed_label, reversed_rows])
+@pytest.mark.parametrize(("kind", "change"), [("pretrain", renamed_label), ("finetune", reversed_rows)])
 def test_a_run_is_not_resumed_with_other_clips(command, sounds, tmp_path, kind, change):
     assert run(command(kind, tmp_path / "run", "epochs=1")).exit_code == 0
     data = changed_list(sounds, tmp_path / "other" / "list.csv", change)
@@ -376,17 +349,6 @@ def test_a_run_is_resumed_after_its_data_were_moved(command, sounds, tmp_path, k
     assert run(command(kind, tmp_path / "run", "epochs=1", data=data)).exit_code == 0
 
 
-def test_a_run_is_not_resumed_with_other_noise(command, sounds, tmp_path):
-    other = changed_list(sounds, tmp_path / "other" / "list.csv", reversed_rows)
-    for noise, status in ((sounds, 0), (other, 1)):
-        arguments = command(
-            "pretrain", tmp_path / "run", "epochs=1", "noise_ratio=0.2", options=("--noise", str(noise))
-        )
-        result = run(arguments)
-        assert result.exit_code == status
-    assert "noise_hash was" in result.output
-
-
 def test_a_run_is_resumed_without_its_start_weights(command, tmp_path):
     assert run(command("pretrain", tmp_path / "first", "epochs=1")).exit_code == 0
     start = ("--start", str(tmp_path / "first" / "export"))
@@ -399,12 +361,12 @@ def test_a_run_is_resumed_without_its_start_weights(command, tmp_path):
 
 def test_the_validation_loss_does_not_depend_on_the_batch_size(command, sounds, tmp_path):
     losses = []
-    for size in (1, 2, 4):  # sixteen clips a step, of which none teaches anything
+    for size in (2, 4):  # sixteen clips a step, of which none teaches anything
         settings = ["epochs=1", "base_lr=0", f"batch_size={size}", f"accumulate_steps={16 // size}"]
         arguments = command("pretrain", tmp_path / str(size), *settings, options=("--valid", str(sounds)))
         assert run(arguments).exit_code == 0
         losses.append(metrics_of("pretrain", tmp_path / str(size))[-1]["validation_loss"])
-    assert losses == pytest.approx([losses[0]] * 3, abs=1e-6)
+    assert losses == pytest.approx([losses[0]] * 2, abs=1e-6)
 
 
 @pytest.mark.parametrize("figure", ["validation_loss", "linear_eval"])
@@ -448,16 +410,15 @@ def test_two_processes_validate_lists_of_any_length_as_one_does(command, sounds,
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
-@pytest.mark.parametrize("kind", ["pretrain", pytest.param("finetune", marks=pytest.mark.slow)])
-def test_two_processes_stop_together(command, tmp_path, kind):
-    arguments = command(kind, tmp_path, "epochs=500", "save_every_steps=100000")
+def test_two_processes_stop_together(command, tmp_path):
+    arguments = command("pretrain", tmp_path, "epochs=500", "save_every_steps=100000")
     with subprocess.Popen([*TRAIN_ON_TWO, *arguments], env=ONE_THREAD, stderr=subprocess.DEVNULL) as child:
-        wait_for_lines(3, members_of(kind, tmp_path).metrics_file, child)
+        wait_for_lines(3, tmp_path / "metrics.jsonl", child)
         child.send_signal(signal.SIGTERM)  # the launcher passes it on
         child.wait(timeout=100)
-    (checkpoint,) = list_checkpoints(members_of(kind, tmp_path))
-    assert read_state(checkpoint)["step"] == metrics_of(kind, tmp_path)[-1]["step"]
+    require_saved_at_the_end("pretrain", tmp_path)
     assert "Stopped by SIGTERM after step" in (tmp_path / "train.log").read_text()
 
 
@@ -496,6 +457,7 @@ raise ValueError("the traceback keeps the batches alive")
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_fails_while_workers_read_ends():
     answer = subprocess.run(
         [sys.executable, "-c", ENDS_BY_AN_ERROR], env=ONE_THREAD, capture_output=True, text=True, timeout=60

@@ -21,7 +21,7 @@ from m2d_training.pretraining.analysis import TokenSums
 from m2d_training.pretraining.losses import class_loss
 from m2d_training.pretraining.offline import EncodedTokens, FrameMapper, build_offline, merge_tokens
 from m2d_training.pretraining.pretrainer import build_started, encoder_part
-from m2d_training.runs.optimization import learning_rate
+from m2d_training.runs.loop import learning_rate
 from torch.nn import functional as F
 
 from m2d_hub.errors import CheckpointError, ConfigError

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from m2d_training import PretrainConfig
 from m2d_training.cli.main import main
 from m2d_training.runs.devices import build_accelerator, resolve_precision
-from m2d_training.runs.optimization import Stepper
+from m2d_training.runs.loop import Stepper
 from safetensors.torch import load_file
 from torch import nn
 

@@ -17,7 +17,7 @@ from m2d_training.cli.main import main
 from m2d_training.pretraining.presets import load_preset
 from m2d_training.pretraining.trainer import rate_of_step
 from m2d_training.pretraining.weights import start_weights
-from m2d_training.runs.optimization import Stepper, warn_of_warmup
+from m2d_training.runs.loop import Stepper, warn_of_warmup
 
 import m2d_hub
 from m2d_hub.config import FrontendConfig

@@ -20,7 +20,7 @@ from m2d_hub.errors import AudioError
 from ..data.skipped import SkippedClip
 from ..evaluation.labelled import Subset
 from ..runs.devices import autocast
-from ..runs.optimization import Step, Stepper, learning_rate
+from ..runs.loop import Step, Stepper, learning_rate
 from .config import FinetuneConfig
 from .images import ImageClassifier
 from .model import AudioClassifier

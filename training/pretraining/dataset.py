@@ -5,9 +5,10 @@ Shapes: B batch, S samples, C channels, F mels, T frames, N_T time frames of tok
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -59,40 +60,22 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on another device."""
-
-        def move(tensor: Tensor | None) -> Tensor | None:
-            return None if tensor is None else tensor.to(device, non_blocking=True)
-
-        return Batch(
-            self.values.to(device, non_blocking=True),
-            self.visible_ids.to(device, non_blocking=True),
-            self.masked_ids.to(device, non_blocking=True),
-            move(self.noise),
-            move(self.target),
-            self.captions,
-            self.left_out,
-        )
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = {
+            name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()
+        }
+        return dataclasses.replace(self, **moved)
 
 
 def stack_samples(samples: list[Sample]) -> Batch:
     """Stack samples to a batch."""
 
-    def stack(arrays: list[np.ndarray]) -> Tensor:
-        return torch.stack([torch.from_numpy(array) for array in arrays])
+    def stack(name: str) -> Any:
+        arrays = [getattr(sample, name) for sample in samples]
+        return None if arrays[0] is None else torch.from_numpy(np.stack(arrays))
 
-    def stack_present(arrays: list[np.ndarray | None]) -> Tensor | None:
-        present = [array for array in arrays if array is not None]
-        return stack(present) if present else None
-
-    values = stack([sample.values for sample in samples])
-    visible_ids = stack([sample.visible_ids for sample in samples])
-    masked_ids = stack([sample.masked_ids for sample in samples])
     return Batch(
-        values,
-        visible_ids,
-        masked_ids,
-        noise=stack_present([sample.noise for sample in samples]),
-        target=stack_present([sample.target for sample in samples]),
+        **{name: stack(name) for name in ("values", "visible_ids", "masked_ids", "noise", "target")},
         captions=[sample.caption for sample in samples],
         left_out=[clip for sample in samples for clip in sample.left_out],
     )

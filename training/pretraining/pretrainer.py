@@ -1,6 +1,7 @@
 """One pre-training model: encoder, target encoder, predictor, loss and offline network.
 
-Shapes: B batch, C channels, F mels, T frames, N patches, D width.
+Shapes: B batch, C channels, F mels, T frames, N patches, D encoder width, P predictor width, O width of one
+prediction.
 """
 
 from __future__ import annotations
@@ -12,17 +13,100 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from m2d_hub.config import EncoderConfig
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.nn.encoder import Encoder, take_tokens
+from m2d_hub.nn.encoder import Block, Encoder, initialise_weights, take_tokens
+from m2d_hub.nn.linear import Linear
+from m2d_hub.nn.positional import sincos_positions
 from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
 from ..runs.devices import seeded
-from .config import PretrainConfig
+from .config import PredictorConfig, PretrainConfig
 from .losses import cosine_loss, mse_loss, standardise
-from .networks import Predictor, TargetEncoder
 from .offline import EncodedTokens, build_offline
 
 logger = logging.getLogger(__name__)
+
+
+class Predictor(nn.Module):
+    """Transformer g_θ over visible tokens and mask tokens (paper, equation 1)."""
+
+    def __init__(self, config: PredictorConfig, encoder_dim: int, out_dim: int, grid: tuple[int, int]):
+        super().__init__()
+        self.embed = Linear(encoder_dim, config.dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, config.dim))
+        self.pos_embed = nn.Parameter(sincos_positions(config.dim, grid), requires_grad=False)
+        num_heads = config.dim // config.head_width
+        self.blocks = nn.ModuleList(Block(config.dim, num_heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.projection = Linear(config.dim, out_dim)
+        self.apply(initialise_weights)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, encoded: Tensor, visible_ids: Tensor, masked_ids: Tensor) -> Tensor:
+        """Predict the masked patches.
+
+        Attention ignores the order of the tokens, so each token only needs its patch's position: nothing is
+        sorted into the grid and back.
+
+        Args:
+            encoded: Output of the online encoder (B, 1 + n_visible, D), the class token first.
+            visible_ids: Patches of ``encoded`` (B, n_visible).
+            masked_ids: Patches to predict (B, n_masked).
+
+        Returns:
+            (B, n_masked, O), in the order of ``masked_ids``.
+        """
+        batch, num_masked = masked_ids.shape
+        mask_tokens = self.mask_token.expand(batch, num_masked, -1)
+        tokens = torch.cat([self.embed(encoded), mask_tokens], dim=1)  # (B, 1 + N, P)
+        ids = torch.cat([visible_ids, masked_ids], dim=1) + 1
+        ids = torch.cat([torch.zeros_like(ids[:, :1]), ids], dim=1)
+        tokens = tokens + self.pos_embed[0, ids]
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.projection(self.norm(tokens[:, -num_masked:]))
+
+
+class TargetEncoder(nn.Module):
+    """Momentum encoder f_ξ (paper, section III-A1).
+
+    Its blocks and norm start from separate random weights; patch embedding, positions and class token are
+    those of the online encoder. Gradients never reach it.
+    """
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            Block(config.embed_dim, config.num_heads, config.mlp_ratio, config.norm_eps)
+            for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.embed_dim, eps=config.norm_eps)
+        self.apply(initialise_weights)
+        self.requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, class_token: Tensor) -> Tensor:
+        """Encode patch tokens.
+
+        Args:
+            tokens: Embedded patches with positions (B, N, D).
+            class_token: With its position (1, 1, D).
+
+        Returns:
+            Encoded tokens (B, N, D), without the class token.
+        """
+        tokens = torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, 1 + N, D)
+        for block in self.blocks:
+            tokens = block(tokens)
+        return self.norm(tokens)[:, 1:]
+
+    @torch.no_grad()
+    def update(self, online: Encoder, decay: float) -> None:
+        """Move the weights towards the online encoder's: ξ ← τ·ξ + (1 − τ)·θ (paper, equation 3)."""
+        moved: list[Tensor] = [*self.blocks.parameters(), *self.norm.parameters()]
+        others: list[Tensor] = [*online.blocks.parameters(), *online.norm.parameters()]
+        torch._foreach_lerp_(moved, others, 1.0 - decay)
 
 
 @dataclass
@@ -87,11 +171,6 @@ class Pretrainer(nn.Module):
         if self.target_encoder is not None:
             self.target_encoder.update(self.encoder, decay)
 
-    @torch.no_grad()
-    def set_statistics(self, mean: float, std: float) -> None:
-        """Set the statistics that inputs are standardised by; they are exported with the weights."""
-        self.norm_stats.copy_(torch.tensor([mean, std]))
-
     def load_published(self, tensors: dict[str, Tensor]) -> None:
         """Load weights under their published names.
 
@@ -103,24 +182,20 @@ class Pretrainer(nn.Module):
         """
         present = published_state(self.state_dict())
         tensors = {name: torch.as_tensor(tensor) for name, tensor in tensors.items()}
-        expected, given = set(present), set(tensors)
+        own, given = {part_of(name) for name in present}, {part_of(name) for name in tensors}
         for part in PARTS:
-            if part == "encoder":
-                continue
-            own_part = {name for name in present if part_of(name) == part}
-            given_part = {name for name in tensors if part_of(name) == part}
-            if own_part and not given_part:
+            if part in own - given - {"encoder"}:
                 logger.warning("The weights hold no %s: it keeps its initial weights.", part)
-                expected -= own_part
-            if given_part and not own_part:
+                present = {name: tensor for name, tensor in present.items() if part_of(name) != part}
+            if part in given - own:
                 logger.warning("This method has no %s: that of the weights is ignored.", part)
-                given -= given_part
+                tensors = {name: tensor for name, tensor in tensors.items() if part_of(name) != part}
         shapes = {
             name: f"{name} {tuple(tensors[name].shape)} (expected {tuple(present[name].shape)})"
-            for name in sorted(expected & given)
+            for name in sorted(present.keys() & tensors)
             if present[name].shape != tensors[name].shape
         }
-        missing, unknown = sorted(expected - given), sorted(given - expected)
+        missing, unknown = sorted(present.keys() - tensors), sorted(tensors.keys() - present)
         if missing or unknown or shapes:
             raise CheckpointError(
                 f"the weights do not fit this pre-training configuration: missing {missing or 'none'}; "
@@ -128,8 +203,8 @@ class Pretrainer(nn.Module):
                 + _advice({part_of(name) for name in (*missing, *unknown, *shapes)})
             )
         with torch.no_grad():
-            for name in expected:
-                present[name].copy_(tensors[name])
+            for name, tensor in present.items():
+                tensor.copy_(tensors[name])
 
     def export_published(self) -> dict[str, Tensor]:
         """Return all weights under their published names, copied to the CPU."""
@@ -196,7 +271,7 @@ def build_started(config: PretrainConfig, weights: dict[str, Tensor] | None) -> 
         pretrainer = build_pretrainer(config)
     if weights is not None:
         pretrainer.load_published(encoder_part(weights) if config.start_parts == "encoder" else weights)
-        pretrainer.set_statistics(config.frontend.mean, config.frontend.std)
+        pretrainer.norm_stats.copy_(torch.tensor([config.frontend.mean, config.frontend.std]))
     has_target = weights is not None and config.start_parts == "all" and "target_norm.weight" in weights
     if config.target_start == "encoder" and not has_target:
         pretrainer.update_target_encoder(0.0)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.nn.text_encoder import load_text_encoder
 
 from ..data.crops import CropPlan
 from ..data.manifest import Manifest, read_manifest
@@ -23,10 +23,10 @@ from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
 from ..runs.devices import broadcast_from_main, resolve_precision
 from ..runs.folder import RunFolder, read_config
-from ..runs.optimization import warn_of_warmup
+from ..runs.loop import warn_of_warmup
 from ..runs.state import list_checkpoints
 from .config import OfflineConfig, PretrainConfig
-from .teachers import Teacher, TextTeacher, load_teacher, load_text_teacher
+from .teachers import Teacher, TextTeacher, load_teacher
 from .weights import start_weights
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-NUM_WIDTHS = 50  # clips whose stored features are checked before a run
+NUM_WIDTHS = 50  # clips, of which one must have features that can be read
 NOTHING = "none"  # as start or teacher: without the preset's
 
 
@@ -127,18 +127,7 @@ def with_statistics(
     stored: Mapping[str, Any],
     accelerator: Accelerator,
 ) -> PretrainConfig:
-    """Fill in mean, std and noise_mean: as given, prepared, stored by this run, or measured.
-
-    Args:
-        config: The run.
-        manifest: Its clips.
-        noise: Its noise.
-        stored: Configuration of the run that is resumed; empty: it is new.
-        accelerator: Its processes, of which the first one measures.
-
-    Raises:
-        ConfigError: The data were prepared at another rate.
-    """
+    """Fill in mean, std and noise_mean: as given, prepared, stored by the resumed run, or measured."""
 
     def measure(data: Manifest, plan: CropPlan, names: tuple[str, ...]) -> dict[str, float]:
         missing = [name for name in names if getattr(config, name) is None]
@@ -210,7 +199,8 @@ def _load_teacher(
         logger.info("%s holds precomputed features: no teacher is loaded.", manifest.name)
         return None
     if offline.kind == "text":
-        return load_text_teacher(offline, name, device)
+        source = name or offline.text_encoder
+        return TextTeacher(load_text_encoder(source, offline.text_pooling), source, device)
     return None if name is None else load_teacher(name, config, device)
 
 
@@ -242,14 +232,10 @@ def _with_offline_sizes(
 
 
 def _features_width(manifest: Manifest, teacher: Teacher | TextTeacher | None) -> int:
-    """Width of the teacher's features, or the most frequent one of the first clips' stored features."""
-    entries = manifest.entries
-    if not entries[0].features_path:
+    """Width of the teacher's features, or of the first stored features that can be read."""
+    if not manifest.entries[0].features_path:
         return teacher.dim if teacher else 0
-    widths: Counter[int] = Counter()
-    for entry in entries[:NUM_WIDTHS]:
+    for entry in manifest.entries[:NUM_WIDTHS]:
         with contextlib.suppress(AudioError):
-            widths[features_width(entry)] += 1
-    if not widths:
-        raise AudioError(f"{manifest.name}: the features of its first clips cannot be read.")
-    return widths.most_common(1)[0][0]
+            return features_width(entry)
+    raise AudioError(f"{manifest.name}: the features of its first clips cannot be read.")

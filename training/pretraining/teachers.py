@@ -8,41 +8,29 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, ConfigError, DownloadError
 from m2d_hub.io import importing, reading_file
-from m2d_hub.nn.text_encoder import TextEncoder, load_text_encoder
+from m2d_hub.model import M2D
+from m2d_hub.nn.text_encoder import TextEncoder
 
 from ..data.stored_features import pool_to_tokens
-from .config import OfflineConfig, PretrainConfig
+from .config import PretrainConfig
 
 HUBERT_NAMES = {"hubert-base-l9": ("facebook/hubert-base-ls960", 9)}
 VARIANCE_EPSILON = 1e-7  # of waveforms; transformers' Wav2Vec2FeatureExtractor has it
 HUBERT_LAYER = 9  # of a HuBERT model given by folder or repository (paper, section IV-D)
 
 
-class Teacher(Protocol):
-    """A frozen model that computes the target of the offline network."""
-
-    model: nn.Module
-
-    @property
-    def dim(self) -> int:
-        """Width of the features."""
-
-    def encode(self, waveform: Tensor) -> Tensor:
-        """Map clean crops (B, S), with the context of the first and last frame, to features (B, N_T, K)."""
-
-
 @dataclass
 class HubertTeacher:
     """One layer of a HuBERT model, averaged over each token's frames (paper, section IV-D)."""
 
-    model: nn.Module
+    model: Any
     layer: int
     num_tokens: int
     patch_frames: int
@@ -52,7 +40,7 @@ class HubertTeacher:
     @property
     def dim(self) -> int:
         """Width of the layer."""
-        return self.model.config.hidden_size  # type: ignore[union-attr, return-value]
+        return int(self.model.config.hidden_size)
 
     def features(self, waveform: Tensor) -> Tensor:
         """Map waveform (B, S) at 16 kHz to features (B, frames of 20 ms, K).
@@ -61,12 +49,13 @@ class HubertTeacher:
         """
         variance, mean = torch.var_mean(waveform, dim=-1, correction=0, keepdim=True)
         waveform = (waveform - mean) / (variance + VARIANCE_EPSILON).sqrt()
-        output = self.model(waveform, output_hidden_states=True)
-        return output.hidden_states[self.layer].float()
+        states = self.model(waveform, output_hidden_states=True).hidden_states
+        features: Tensor = states[self.layer].float()
+        return features
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
-        """See Teacher."""
+        """Map clean crops (B, S), with the context of the first and last frame, to features (B, N_T, K)."""
         stop = self.context_samples + self.crop_samples
         features = self.features(waveform[:, self.context_samples : stop])
         return pool_to_tokens(features, self.num_tokens, self.patch_frames)
@@ -76,24 +65,24 @@ class HubertTeacher:
 class M2DTeacher:
     """A pre-trained M2D model, which keeps a further pre-trained one near (paper, section IV-E)."""
 
-    model: nn.Module
+    model: M2D
     num_tokens: int
 
     @property
     def dim(self) -> int:
         """N_F·D."""
-        return self.model.config.encoder.frame_dim  # type: ignore[union-attr, return-value]
+        return self.model.config.encoder.frame_dim
 
     @torch.no_grad()
     def encode(self, waveform: Tensor) -> Tensor:
-        """See Teacher."""
-        return self.encode_log_mel(self.model.frontend.log_mel_block(waveform))  # type: ignore[union-attr, operator]
+        """Map clean crops (B, S), with the context of the first and last frame, to features (B, N_T, K)."""
+        return self.encode_log_mel(self.model.frontend.log_mel_block(waveform))
 
     @torch.no_grad()
     def encode_log_mel(self, log_mel: Tensor) -> Tensor:
         """Map log-mel spectrograms (B, F, T), not normalised, to features (B, N_T, K)."""
-        model: Any = self.model
-        frames = model.encoder.frames(model.frontend.normalise(log_mel)[:, None]).float()
+        standardised = self.model.frontend.normalise(log_mel)[:, None]
+        frames = self.model.encoder.frames(standardised).float()
         if frames.shape[1] != self.num_tokens:
             raise ConfigError(
                 f"the teacher returns {frames.shape[1]} time frames of a crop, this run {self.num_tokens}: "
@@ -111,10 +100,9 @@ class TextTeacher:
     device: torch.device
 
     @property
-    def model(self) -> nn.Module:
+    def model(self) -> Any:
         """The text encoder's network."""
-        network: nn.Module = self.encoder.model
-        return network
+        return self.encoder.model
 
     @property
     def dim(self) -> int:
@@ -126,6 +114,9 @@ class TextTeacher:
         return self.encoder.encode(captions, self.device)
 
 
+Teacher = HubertTeacher | M2DTeacher
+
+
 def weights_digest(model: nn.Module) -> str:
     """Return a digest of the weights of a teacher, independent of their names and location."""
     digest = hashlib.sha256()
@@ -133,12 +124,6 @@ def weights_digest(model: nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
-
-
-def load_text_teacher(config: OfflineConfig, name: str | None, device: torch.device) -> TextTeacher:
-    """Load the frozen text encoder of ``config``, or of another repository or folder ``name``."""
-    source = name or config.text_encoder
-    return TextTeacher(load_text_encoder(source, config.text_pooling), source, device)
 
 
 def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Teacher:
@@ -158,16 +143,22 @@ def load_teacher(name: str, config: PretrainConfig, device: torch.device) -> Tea
 
 
 def load_hubert_teacher(name: str, config: PretrainConfig, device: torch.device) -> HubertTeacher:
-    """Load HuBERT's ninth layer, or the last one of a smaller model.
+    """Load HuBERT's ninth layer, or the last one of a smaller model, by folder or repository.
 
     Raises:
         ConfigError: The run is not at 16 kHz, or transformers is not installed.
+        DownloadError: The model is neither on disk nor can it be fetched.
     """
     frontend = config.frontend
     if frontend.sample_rate != 16_000:
         raise ConfigError(f"HuBERT expects 16,000 Hz, but this run has sample_rate {frontend.sample_rate}.")
     source, layer = HUBERT_NAMES.get(name, (name, HUBERT_LAYER))
-    model: Any = load_hubert(source)
+    with importing("transformers", "a HuBERT teacher", "clap"):
+        from transformers import HubertModel
+    try:
+        model: Any = HubertModel.from_pretrained(source).eval().requires_grad_(False)
+    except OSError as error:
+        raise DownloadError(f"the HuBERT model {source!r} could not be loaded: {error}") from error
     return HubertTeacher(
         model.to(device),
         min(layer, model.config.num_hidden_layers),
@@ -184,18 +175,3 @@ def _is_hubert_folder(folder: Path) -> bool:
         return False
     with reading_file(config, "a model configuration", "Fetch or save it again.", CheckpointError):
         return '"hubert"' in config.read_text(encoding="utf-8")
-
-
-def load_hubert(source: str) -> nn.Module:
-    """Load a frozen HuBERT model from a folder or Hugging Face repository.
-
-    Raises:
-        ConfigError: transformers is not installed.
-        DownloadError: The model is neither on disk nor can it be fetched.
-    """
-    with importing("transformers", "a HuBERT teacher", "clap"):
-        from transformers import HubertModel
-    try:
-        return HubertModel.from_pretrained(source).eval().requires_grad_(False)
-    except OSError as error:
-        raise DownloadError(f"the HuBERT model {source!r} could not be loaded: {error}") from error

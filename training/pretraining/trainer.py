@@ -19,7 +19,7 @@ from ..data.manifest import Kind
 from ..data.sampling import EpochPlan
 from ..data.skipped import NamedSkip
 from ..runs.devices import autocast
-from ..runs.optimization import Step, Stepper, ema_decay, learning_rate
+from ..runs.loop import Step, Stepper, ema_decay, learning_rate
 from .config import PretrainConfig
 from .dataset import Batch
 from .pretrainer import LossTerms, Pretrainer

@@ -1,22 +1,26 @@
-"""The outer loop of every training: steps, what is measured and saved after them, and how it ends."""
+"""Schedules, optimizer steps, and the loop of every training, which measures, logs, saves and resumes."""
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, M2DError
 
 from .folder import RunFolder
 from .log import Progress, RunLog
-from .optimization import Step, Stepper
 from .state import (
     NotFiniteError,
+    checkpoint_path,
     gather_state,
     list_checkpoints,
     restore_state,
@@ -26,10 +30,140 @@ from .state import (
 )
 from .stopping import Stopped, StopRequests
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from .devices import Precision
+
 logger = logging.getLogger(__name__)
 
+MIN_SCALE = 1.0  # of the loss: gradients that overflow even so do not because of float16
 MAX_SKIPPED_IN_A_ROW = 2  # steps that are not finite; one more ends the training
-MAX_SKIPPED_AT_END = 1
+
+
+def learning_rate(
+    epoch: float,
+    *,
+    peak_lr: float,
+    min_lr: float,
+    warmup_epochs: float,
+    epochs: float,
+    decay_epochs: float | None = None,
+) -> float:
+    """Linear warm-up, then half a cosine cycle (paper, section IV-A: as in masked autoencoders).
+
+    With ``decay_epochs`` the rate stays at its peak until the last epochs, and only they are a cosine: what
+    comes before them does not depend on the length of the training (arXiv:2405.18392).
+
+    Args:
+        epoch: Progress in epochs, fractional: it is evaluated for every optimizer step.
+        peak_lr: Rate at the end of the warm-up: base rate · effective batch / 256.
+        min_lr: Rate at the end of the training.
+        warmup_epochs: Epochs of linear growth from zero.
+        epochs: Epochs of the whole training.
+        decay_epochs: Epochs of the cosine at the end; None, or too many: all after the warm-up.
+    """
+    if epoch < warmup_epochs:
+        return peak_lr * epoch / warmup_epochs
+    start = warmup_epochs if decay_epochs is None else max(warmup_epochs, epochs - decay_epochs)
+    progress = min(1.0, max(0.0, epoch - start) / max(epochs - start, 1e-12))
+    return min_lr + (peak_lr - min_lr) * 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+def ema_decay(step: int, total_steps: int, start: float, end: float) -> float:
+    """Decay rate τ of the target encoder, linear in the optimizer step (paper, section IV-A).
+
+    Args:
+        step: Optimizer step, from 0; the last one, ``total_steps`` − 1, gets ``end``.
+        total_steps: Optimizer steps of the whole training.
+        start: τ at step 0.
+        end: τ at the last step.
+    """
+    return start + (end - start) * step / max(total_steps - 1, 1)
+
+
+def warn_of_warmup(warmup_epochs: float, epochs: int) -> None:
+    """Warn of a warm-up that is as long as the training, or longer."""
+    if warmup_epochs >= epochs:
+        logger.warning(
+            "warmup_epochs is %g, but the training has %d epochs: the rate never reaches its peak.",
+            warmup_epochs,
+            epochs,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step."""
+
+    losses: list[float]  # means over batches and processes; the first one is what was minimised
+    grad_norm: float  # of all gradients together, before clipping
+    is_taken: bool  # else loss or gradients were not finite, and nothing was changed
+    is_overflow: bool  # gradients were too large for float16: their scale is lowered
+    seconds: float
+    metrics: dict[str, Any] = field(default_factory=dict)  # further values for the log
+
+    @property
+    def loss(self) -> float:
+        """What was minimised."""
+        return self.losses[0]
+
+
+class Stepper:
+    """Takes optimizer steps; one whose loss or gradients are not finite changes nothing.
+
+    In float16 the loss is scaled, so that small gradients do not vanish; a step whose gradients overflow
+    lowers the scale instead.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip_norm: float,
+        precision: Precision,
+    ):
+        """Hold what a step changes: a model as prepared for the devices, and its plain optimizer."""
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=precision == "fp16")
+        self.accelerator, self.model, self.optimizer = accelerator, model, optimizer
+        self.clip_norm = clip_norm
+
+    def step(self, batches: Sequence[Any], losses_of: Callable[[Any], Tensor]) -> Step:
+        """Take one step over the mean loss of some batches.
+
+        Args:
+            batches: Of this process, one per forward pass.
+            losses_of: Computes the losses (K,) of a batch, of which the first one is minimised.
+        """
+        started = time.perf_counter()
+        buffers = [buffer.clone() for buffer in self.model.buffers()]  # running statistics
+        rows = []
+        for index, batch in enumerate(batches):
+            is_last = index + 1 == len(batches)
+            with contextlib.nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                losses = losses_of(batch)
+                self.accelerator.backward(self.scaler.scale(losses[0] / len(batches)))
+            rows.append(losses.detach())
+        means = self.accelerator.reduce(torch.stack(rows).mean(dim=0), reduction="mean").tolist()
+        norm, is_taken, is_overflow = self._update(means[0], buffers)
+        return Step(means, norm, is_taken, is_overflow, time.perf_counter() - started)
+
+    def _update(self, loss: float, buffers: list[Tensor]) -> tuple[float, bool, bool]:
+
+        scale = self.scaler.get_scale()
+        self.scaler.unscale_(self.optimizer)
+        norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm))
+        is_taken = math.isfinite(loss) and math.isfinite(norm)
+        if is_taken:
+            self.scaler.step(self.optimizer)
+        else:
+            with torch.no_grad():
+                for buffer, before in zip(self.model.buffers(), buffers, strict=True):
+                    buffer.copy_(before)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        return norm, is_taken, not is_taken and math.isfinite(loss) and scale > MIN_SCALE
 
 
 @dataclass(frozen=True)
@@ -49,11 +183,11 @@ class Training(Protocol):
 
     stepper: Stepper
 
-    def batches(self, first_step: int) -> Iterable[Any]:
-        """Yield batches of this process from a step on."""
-
     def train_step(self, batches: list[Any], step: int) -> Step:
         """Take one optimizer step, counted from 0."""
+
+    def batches(self, first_step: int) -> Iterable[Any]:
+        """Yield batches of this process from a step on."""
 
     def measure(self, done: int, log: RunLog | None) -> dict[str, Any]:
         """Return further values for the log after a step; only the first process has a log."""
@@ -144,29 +278,21 @@ class Loop:
             self._skipped_in_a_row = 0
             return
         self._skipped_in_a_row += 1
-        figure = result.grad_norm if math.isfinite(result.loss) else result.loss
-        what = "the gradient norm" if math.isfinite(result.loss) else "the loss"
-        at_end = done >= self.plan.total_steps
-        if self._skipped_in_a_row <= (MAX_SKIPPED_AT_END if at_end else MAX_SKIPPED_IN_A_ROW):
-            logger.warning("%s is %s at step %d: the step is skipped.", what, figure, done)
-            return
-        raise NotFiniteError(
-            f"{what} is {figure} at step {done}, the last of {self._skipped_in_a_row} in a row."
-        )
+        has_loss = math.isfinite(result.loss)
+        what, figure = ("the gradient norm", result.grad_norm) if has_loss else ("the loss", result.loss)
+        if self._skipped_in_a_row > MAX_SKIPPED_IN_A_ROW:
+            raise NotFiniteError(
+                f"{what} is {figure} at step {done}, the last of {self._skipped_in_a_row} in a row."
+            )
+        logger.warning("%s is %s at step %d: the step is skipped.", what, figure, done)
 
     def _hint(self, done: int) -> str:
         """What to do. Sets a checkpoint aside whose weights gave no finite step."""
-        last_taken = done - self._skipped_in_a_row
-        hint = f"To resume, {self.plan.hint}. "
-        checkpoints = list_checkpoints(self.folder)
-        if checkpoints and step_of(checkpoints[-1]) == last_taken:
-            latest = checkpoints.pop()
-            if self.is_first_process:
-                latest = set_aside(latest)
-            hint += f"No step after step {last_taken} was finite: its checkpoint is set aside as {latest}. "
-        if not checkpoints:
-            return f"{hint}There is no other checkpoint: the run would start from scratch."
-        return f"{hint}The run resumes from the checkpoint of step {step_of(checkpoints[-1])}."
+        hint = f"To resume, {self.plan.hint}."
+        latest = checkpoint_path(self.folder, done - self._skipped_in_a_row)
+        if self.is_first_process and latest.exists():
+            hint += f" No step after {latest.name} was finite: it is set aside as {set_aside(latest).name}."
+        return hint
 
     def _saves(self, done: int) -> bool:
         """Never after skipped steps: the checkpoint before them must stay."""
