@@ -33,7 +33,7 @@ class StoredFile(ABC):
     @property
     def identity(self) -> str:
         """Unique name of the file."""
-        return str(self.absolute())
+        return str(self)
 
     def fetched(self) -> StoredFile:
         """Return this file, or a temporary local copy if reading it in place is slow.
@@ -41,10 +41,6 @@ class StoredFile(ABC):
         Raises:
             AudioError: It cannot be read.
         """
-        return self
-
-    def absolute(self) -> StoredFile:
-        """Return the same file for a process with another current folder."""
         return self
 
 

@@ -39,23 +39,10 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
 @num_workers_option
 @device_option
 @window_option
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Embed in this process, or on the workers of a Ray cluster, which write a .dataset "
-    "(pip install 'm2d-hub[ray]').",
-)
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Number of Ray workers."
-)
 @json_option
 def embed(
     paths: tuple[str, ...],
     out: str,
-    engine: str,
-    workers: int,
     window: float | None,
     as_json: bool,
     **options: Any,
@@ -83,7 +70,6 @@ def embed(
     Examples:
       m2d-hub embed dog.wav --out dog.npz
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
-      m2d-hub embed list.csv --engine ray --workers 8 --out embeddings.dataset
       m2d-hub embed s3://bucket/recordings --out s3://bucket/embeddings.parquet
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
@@ -94,12 +80,7 @@ def embed(
     sources = find_files(paths)
     with wrong_usage():
         check_suffix(to_location(out))
-    ray_engine = None
-    if engine == "ray":
-        from m2d_hub.clients.ray import RayEngine
-
-        ray_engine = RayEngine(workers)
-    summary = embed_files(sources, out, window_s=window, progress=True, engine=ray_engine, **options)
+    summary = embed_files(sources, out, window_s=window, progress=True, **options)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:

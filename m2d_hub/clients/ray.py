@@ -4,29 +4,19 @@
 >>> dataset = ray.data.from_items([{"path": path} for path in paths])
 >>> dataset.map_batches(EmbedAudio, batch_size=16, concurrency=2).write_parquet("embeddings")
 
-``m2d-hub embed --engine ray`` does the same for a ``.dataset``, and resumes.
+The guide to large corpora shows how to resume such a job.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import io
-import logging
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.embed_files import EmbeddedBatch, Job
-from m2d_hub.corpus.outputs import PART_ROWS, Output
-from m2d_hub.corpus.parquet import table_of
-from m2d_hub.corpus.records import Entries
-from m2d_hub.corpus.sources import Source
-from m2d_hub.corpus.stores import StoreUrl
-from m2d_hub.errors import AudioError, ConfigError, M2DError, reason_of
+from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.io import importing
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 COLUMNS = ("path", "file", "audio", "array", "waveform", "bytes", "item", "data")
@@ -89,99 +79,3 @@ class EmbedAudio:
                 clip.seek(0)
         alone = [self._embed([clip]) for clip in clips]
         return np.concatenate([rows for rows, _ in alone]), [errors[0] for _, errors in alone]
-
-
-class RayEngine:
-    """An engine of :func:`m2d_hub.embed_files` for a ``.dataset``, whose parts are written by Ray workers.
-
-    The files and the output must have the same paths on all machines.
-    """
-
-    def __init__(self, num_workers: int = 2):
-        """Set the number of workers.
-
-        Raises:
-            ConfigError: Ray is not installed.
-        """
-        with importing("Ray Data", "the engine ray", "ray"):
-            import ray.data
-        self._ray, self._num_workers = ray, num_workers
-
-    def __call__(self, output: Output, job: Job) -> Iterator[EmbeddedBatch]:
-        """Embed the files that are left, on a local cluster unless one is connected.
-
-        Raises:
-            ConfigError: The output is not a ``.dataset``, or a worker failed.
-        """
-        if not output.is_dataset:
-            raise ConfigError(f"{output.location}: the engine ray writes a .dataset only; give such a name.")
-        job = dataclasses.replace(job, model=output.settings["model"])  # workers have another current folder
-        dataclasses.replace(job, device="cpu").load_model()  # so that an unusable model fails here
-        if not self._ray.is_initialized():
-            cores = None if "RAY_ADDRESS" in os.environ else max(self._num_workers, os.cpu_count() or 1)
-            self._ray.init(log_to_driver=False, num_cpus=cores)
-        failures = self._ray.remote(_Failures).remote()
-        try:
-            self._write(output, job, failures)
-            yield EmbeddedBatch([], self._ray.get(failures.all.remote()))
-        except self._ray.exceptions.RayError as error:
-            cause = getattr(error, "cause", error)
-            if isinstance(cause, (M2DError, OSError)):
-                raise cause from error
-            raise ConfigError(f"a Ray worker failed ({reason_of(cause)}); run again to resume.") from error
-
-    def _write(self, output: Output, job: Job, failures: Any) -> None:
-        data = self._ray.data
-        context = data.DataContext.get_current()
-        context.enable_progress_bars, context.raise_original_map_exception = False, True
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # errors are raised
-        items = [
-            {
-                "source": dataclasses.replace(source, path=source.path.absolute()),
-                "fingerprint": output.fingerprints[source.file],
-            }
-            for source in output.left
-        ]
-        num_blocks = min(len(items), max(4 * self._num_workers, -(-len(items) // PART_ROWS)))
-        rows = data.from_items(items, override_num_blocks=num_blocks).map_batches(
-            _EmbedSources,
-            fn_constructor_args=(job, output.settings, failures),
-            batch_size=None,
-            compute=data.ActorPoolStrategy(size=min(self._num_workers, num_blocks)),
-            num_gpus=1 if (job.device or "").startswith("cuda") else None,
-        )
-        out = output.location
-        path, fs = (out.path, out.fs) if isinstance(out, StoreUrl) else (str(out.absolute()), None)
-        # Workers may take all processors.
-        rows.write_parquet(path, filesystem=fs, ray_remote_args={"num_cpus": 0})
-
-
-class _Failures:
-    """An actor that collects the files that could not be read."""
-
-    def __init__(self) -> None:
-        self._reasons: dict[str, tuple[Source, str]] = {}  # by file; a restarted worker reports some twice
-
-    def add(self, failed: list[tuple[Source, str]]) -> None:
-        self._reasons |= {source.file: (source, reason) for source, reason in failed}
-
-    def all(self) -> list[tuple[Source, str]]:
-        return list(self._reasons.values())
-
-
-class _EmbedSources:
-    """An actor for ``map_batches`` that turns sources into rows of an output."""
-
-    def __init__(self, job: Job, settings: dict[str, Any], failures: Any):
-        self._job, self._settings, self._failures = job, settings, failures
-        self._model = job.load_model()
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[Any]:
-        sources: list[Source] = list(batch["source"])
-        files = [source.file for source in sources]
-        entries = Entries(self._settings, dict(zip(files, batch["fingerprint"], strict=True)))
-        for result in self._job.embed(self._model, sources):
-            if result.failed:
-                self._failures.add.remote(result.failed)
-            if result.rows:
-                yield table_of(result.rows, entries)

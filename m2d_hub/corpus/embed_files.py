@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -38,46 +38,12 @@ _HEADER = b"file,error\r\n"
 
 
 @dataclass(frozen=True)
-class Job:
-    """How files are embedded, in this process or in another."""
-
-    model: str | os.PathLike[str]
-    kind: Kind
-    batch_size: int
-    num_workers: int | None
-    device: str | None
-    window_s: float | None
-
-    def load_model(self) -> M2D:
-        """Load the model."""
-        return load_model(self.model, device=self.device, window_s=self.window_s)
-
-    def embed(self, model: M2D, sources: Iterable[Source]) -> Iterator[EmbeddedBatch]:
-        """Embed files in order, reading files ahead of the encoder."""
-        with Prefetcher(self.num_workers) as reader:
-            for batch in opened_ahead(_batches(sources, self.batch_size), model.sample_rate, reader):
-                yield _embed_batch(model, batch, self.kind, self.batch_size)
-
-
-@dataclass(frozen=True)
 class OpenedBatch:
     """Files of a batch."""
 
     sources: list[Source]  # that could be opened,
     clips: list[AudioClip]  # with the clip of each
     failed: Failures  # the others, with reasons
-
-
-@dataclass(frozen=True)
-class EmbeddedBatch:
-    """Rows of a batch of files."""
-
-    rows: list[Row]
-    failed: Failures  # files without a row, with reasons
-
-
-# Embeds the files that are left of an output; rows that it stores there itself are not returned.
-Engine = Callable[[Output, Job], Iterable[EmbeddedBatch]]
 
 
 @dataclass(frozen=True)
@@ -102,7 +68,6 @@ def embed_files(
     device: str | None = None,
     window_s: float | None = None,
     progress: bool = False,
-    engine: Engine | None = None,
 ) -> Summary:
     """Embed files into ``out``; files that cannot be read are listed in ``OUT.errors.csv``.
 
@@ -121,8 +86,7 @@ def embed_files(
         num_workers: Threads that read files ahead of the encoder; None: CPU cores - 1.
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
-        progress: Show a progress bar on the standard error stream; not with an engine.
-        engine: Function that embeds the files; None: this process.
+        progress: Show a progress bar on the standard error stream.
 
     Raises:
         ConfigError: ``out`` cannot be used, was started with other settings, or is incomplete at the end.
@@ -140,9 +104,13 @@ def embed_files(
     output = Output(location, _settings(model, kind, window_s), sources)
     try:
         if output.left:
-            job = Job(model, kind, batch_size, num_workers, device, window_s)
-            results = (engine or _embed_here)(output, job)
-            _collect(results, output, failures, len(sources), progress and engine is None)
+            loaded = load_model(model, device=device, window_s=window_s)
+            with Prefetcher(num_workers) as reader, _progress_bar(output, len(sources), progress) as bar:
+                for batch in opened_ahead(_batches(output.left, batch_size), loaded.sample_rate, reader):
+                    rows, failed = _embed_batch(loaded, batch, kind, batch_size)
+                    output.add(rows)
+                    failures += failed
+                    bar.update(len(rows) + len(failed))
         output.finish(source.file for source, _ in failures)
     except torch.OutOfMemoryError as error:
         output.release()
@@ -155,9 +123,9 @@ def embed_files(
         raise
     finally:
         _write_errors(errors_file, failures)
-    left, failed = len(output.left), len(failures)
+    left, num_failed = len(output.left), len(failures)
     listed = str(errors_file) if failures else None
-    return Summary(os.fspath(out), left - failed, len(sources) - left, failed, listed)
+    return Summary(os.fspath(out), left - num_failed, len(sources) - left, num_failed, listed)
 
 
 def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:
@@ -168,10 +136,6 @@ def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) 
         "kind": kind,
         "window_s": "inf" if window_s == math.inf else window_s,
     }
-
-
-def _embed_here(output: Output, job: Job) -> Iterator[EmbeddedBatch]:
-    return job.embed(job.load_model(), output.left)
 
 
 def opened_ahead(
@@ -202,13 +166,13 @@ def _open_batch(batch: Iterable[Source], sample_rate: int) -> OpenedBatch:
     return opened_batch
 
 
-def _embed_batch(model: M2D, opened_batch: OpenedBatch, kind: Kind, batch_size: int) -> EmbeddedBatch:
+def _embed_batch(model: M2D, batch: OpenedBatch, kind: Kind, batch_size: int) -> tuple[list[Row], Failures]:
     """Embed a batch; if a file of it cannot be read to its end, each file is embedded alone."""
-    sources, failed = opened_batch.sources, list(opened_batch.failed)
+    sources, failed = batch.sources, list(batch.failed)
     if not sources:
-        return EmbeddedBatch([], failed)
+        return [], failed
     try:
-        return EmbeddedBatch(_encode(model, sources, opened_batch.clips, kind, batch_size), failed)
+        return _encode(model, sources, batch.clips, kind, batch_size), failed
     except AudioError as error:
         reason = str(error)
     except (MemoryError, RuntimeError) as error:
@@ -216,15 +180,15 @@ def _embed_batch(model: M2D, opened_batch: OpenedBatch, kind: Kind, batch_size: 
             raise
         reason = f"{sources[0].path} is too long for this machine's memory, as kind={kind!r}"
     if len(sources) == 1:
-        return EmbeddedBatch([], [*failed, (sources[0], reason)])
-    for clip in opened_batch.clips:
+        return [], [*failed, (sources[0], reason)]
+    for clip in batch.clips:
         clip.close()
     rows: list[Row] = []
     for source in sources:
         alone = _embed_batch(model, _open_batch([source], model.sample_rate), kind, batch_size)
-        rows += alone.rows
-        failed += alone.failed
-    return EmbeddedBatch(rows, failed)
+        rows += alone[0]
+        failed += alone[1]
+    return rows, failed
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -269,30 +233,17 @@ def _size_of(path: Path | StoredFile) -> int:
     return os.path.getsize(path) if os.path.isfile(path) else 0
 
 
-def _collect(
-    results: Iterable[EmbeddedBatch],
-    output: Output,
-    failures: Failures,
-    total: int,
-    progress: bool,
-) -> None:
-    """Put results into the output and the list of errors as they come."""
+def _progress_bar(output: Output, total: int, is_shown: bool) -> Any:
     from tqdm import tqdm
 
     is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None in programs without a console
-    bar = tqdm(
+    return tqdm(
         total=total,
         initial=total - len(output.left),
         unit="file",
-        disable=not progress or sys.stderr is None,
+        disable=not is_shown or sys.stderr is None,
         mininterval=0.1 if is_terminal else 30.0,
     )
-    with bar:
-        for result in results:
-            if result.rows:
-                output.add(result.rows)
-            failures += result.failed
-            bar.update(len(result.rows) + len(result.failed))
 
 
 def _errors_file(out: Location) -> Location:

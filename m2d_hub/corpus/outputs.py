@@ -24,7 +24,7 @@ from m2d_hub.corpus.parquet import Parquet
 from m2d_hub.corpus.records import Entries, Fingerprint, Row
 from m2d_hub.corpus.sources import Source, _inside, full_name
 from m2d_hub.corpus.stored import DATASET_PART, DATASET_SUFFIX, Piece, check_settings, check_suffix, pieces_of
-from m2d_hub.corpus.stores import Location, StoreUrl, names_in, opened, remove, written
+from m2d_hub.corpus.stores import Location, StoreUrl, names_in, remove, written
 from m2d_hub.errors import ConfigError, first_few
 from m2d_hub.io import as_text
 
@@ -34,7 +34,6 @@ PART_ROWS, PART_BYTES = 1024, 32 << 20  # of a .dataset's parts
 _PART = re.compile(r"\d{8}\.(safetensors|parquet)")
 # Files that killed runs leave, and the index that an earlier release wrote.
 _LEFTOVERS = re.compile(rf"({_PART.pattern})\.partial(\.body)?|.+\.parquet\.partial|_index\.parquet")
-_RAY_PART = re.compile(r".+_[0-9a-f]{32}_\d{6}(-\d+)?\.parquet")
 _LOCK = ".lock"
 _MAX_NAME_BYTES = 255 - len(".partial")
 
@@ -72,7 +71,7 @@ class Output:
         self._refuse_foreign()
         self._lock = _lock(self._lock_folder, out)
         try:
-            for name in filter(self._is_leftover, names_in(self._parts)):
+            for name in filter(_LEFTOVERS.fullmatch, names_in(self._parts)):
                 remove(self._parts / name)
             done: dict[str, Fingerprint] = {}
             for piece in self._pieces():
@@ -202,17 +201,6 @@ class Output:
                 continue
             with written(kept.piece.location) as partial:
                 kept.piece.format.write(partial, Entries(self.settings, kept.part), _rows_of([kept]))
-
-    def _is_leftover(self, name: str) -> bool:
-        """Return whether a killed run left an unfinished file; those of Ray have no name of their own."""
-        if not _RAY_PART.fullmatch(name):
-            return _LEFTOVERS.fullmatch(name) is not None
-        with opened(self._parts / name) as source:
-            file = source.open("rb") if isinstance(source, Path) else source
-            with file:
-                end = file.seek(0, os.SEEK_END)
-                file.seek(max(0, end - 4))
-                return file.read() != b"PAR1"
 
     def _refuse_foreign(self) -> None:
         """Refuse to write where something else has written."""

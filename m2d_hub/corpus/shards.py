@@ -125,10 +125,8 @@ class ShardFile(StoredFile):
 
     @property
     def identity(self) -> str:
-        return f"{self.absolute()}{f'@{self.offset}' if self.problem else ''}"
-
-    def absolute(self) -> StoredFile:
-        return replace(self, shard=self.shard.absolute())
+        shard = replace(self, shard=self.shard.absolute() if isinstance(self.shard, Path) else self.shard)
+        return f"{shard}{f'@{self.offset}' if self.problem else ''}"
 
     def __str__(self) -> str:
         return f"{self.shard}:{self.name}" if self.name else str(self.shard)

@@ -465,7 +465,7 @@ def test_hear_refuses_integers_of_unknown_scale(folder):
         hear.get_scene_embeddings(torch.zeros(1, 9_000, dtype=torch.int16), hear.load_model(folder))
 
 
-# Ray Data: the actor is an ordinary class; Ray itself runs in tests/integration/client_programs.py
+# Ray Data: the actor is an ordinary class; Ray itself runs in tests/hub/test_ray.py
 
 
 def test_ray_actor_embeds_paths_bytes_and_waveforms(folder, tiny, clips):
@@ -505,7 +505,6 @@ def test_ray_actor_names_the_columns_that_it_needs(folder):
 @pytest.mark.parametrize(
     ("code", "hidden", "extra"),
     [
-        ("from m2d_hub.clients.ray import RayEngine; RayEngine()", "ray", "ray"),
         ("import m2d_hub.clients.mteb", "mteb", "mteb"),
         ("import m2d_hub.clients.sklearn", "sklearn", "sklearn"),
         ("from m2d_hub.clients.transformers import register; register()", "transformers", "transformers"),

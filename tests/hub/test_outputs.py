@@ -25,7 +25,6 @@ import torch
 import m2d_hub
 from m2d_hub import ConfigError, Source, embed_files, find_sources
 from m2d_hub.config import EncoderConfig, ModelConfig
-from m2d_hub.corpus import embed_files as embedding
 from m2d_hub.corpus import formats, outputs
 from m2d_hub.corpus.sources import _inside
 from m2d_hub.corpus.stored import load_model_of, read_embeddings
@@ -98,16 +97,24 @@ def contents(folder):
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def stop_after(batches):
-    """An engine that is interrupted after some batches."""
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Interrupt the next job when it has stored some batches."""
 
-    def engine(output, job):
-        for number, result in enumerate(embedding._embed_here(output, job)):
-            if number == batches:
+    @contextlib.contextmanager
+    def interrupted(batches):
+        add, calls = outputs.Output.add, iter(range(1_000))
+
+        def limited(self, rows):
+            if next(calls) == batches:
                 raise KeyboardInterrupt
-            yield result
+            add(self, rows)
 
-    return engine
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(outputs.Output, "add", limited)
+            yield
+
+    return interrupted
 
 
 # Rows
@@ -150,10 +157,10 @@ def test_a_dataset_is_one_table_for_other_programs(kind, embed, clips, tmp_path,
 
 
 @pytest.mark.parametrize("name", OUTS)
-def test_an_interrupted_job_resumes_with_each_row_once(name, embed, clips, tmp_path, monkeypatch):
+def test_an_interrupted_job_resumes_with_each_row_once(name, embed, clips, tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr(outputs, "PART_ROWS", 1)
-    with pytest.raises(KeyboardInterrupt):
-        embed(clips, tmp_path / name, batch_size=1, engine=stop_after(2))
+    with stop_after(2):
+        embed(clips, tmp_path / name, batch_size=1)
     (tmp_path / f"{name}.parts").mkdir(exist_ok=True)
     unfinished = tmp_path / (name if name == "out.dataset" else f"{name}.parts") / "00000009.parquet.partial"
     unfinished.write_text("of a killed run")
@@ -238,9 +245,9 @@ def test_other_settings_are_refused(name, embed, clips, small, tmp_path):
         embed(clips, tmp_path / name, str(tmp_path / "mine"))
 
 
-def test_other_settings_are_refused_while_there_are_only_parts(embed, clips, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        embed(clips, tmp_path / "out.npz", batch_size=1, engine=stop_after(1))
+def test_other_settings_are_refused_while_there_are_only_parts(embed, clips, tmp_path, stop_after):
+    with stop_after(1):
+        embed(clips, tmp_path / "out.npz", batch_size=1)
     with pytest.raises(ConfigError, match="was started with other settings"):
         embed(clips, tmp_path / "out.npz", kind="frames")
 
@@ -276,14 +283,19 @@ def test_rows_that_were_removed_meanwhile_are_an_error(name, gone, embed, clips,
     removed = tmp_path / (f"{name}.parts" if gone == "parts" and name != "out.dataset" else name)
     embed(clips[:1], tmp_path / name)
 
-    def engine(output, job):
-        for number, result in enumerate(embedding._embed_here(output, job)):
-            yield result
-            if number == 1:
-                shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+    add = outputs.Output.add
 
-    with pytest.raises(ConfigError, match=r"of 4 rows are missing from .* Run the same command again"):
-        embed(clips, tmp_path / name, batch_size=1, engine=engine)
+    def add_and_remove(self, rows):
+        add(self, rows)
+        if rows[0].file == str(clips[2]):
+            shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(ConfigError, match=r"of 4 rows are missing from .* Run the same command again"),
+    ):
+        patch.setattr(outputs.Output, "add", add_and_remove)
+        embed(clips, tmp_path / name, batch_size=1)
     embed(clips, tmp_path / name)
     assert sorted(read(tmp_path / name)) == list(map(str, clips))
 

@@ -22,7 +22,7 @@ from m2d_hub import AudioError, ConfigError, embed_files, find_sources
 from m2d_hub.audio.stored import FetchedFile
 from m2d_hub.cli import main as cli
 from m2d_hub.corpus import stores
-from m2d_hub.corpus.embed_files import _embed_here
+from m2d_hub.corpus.outputs import Output
 from m2d_hub.corpus.stored import read_embeddings
 from m2d_hub.corpus.stores import to_location
 
@@ -132,18 +132,20 @@ def test_objects_are_embedded_into_their_store(out, kind, bucket, recordings, em
 
 
 @pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
-def test_a_job_in_a_store_resumes(out, bucket, recordings, embed, tmp_path):
+def test_a_job_in_a_store_resumes(out, bucket, recordings, embed, monkeypatch):
     """Stopped after two of three batches; then with more files; then with nothing to do."""
 
-    def interrupt(output, job):
-        for number, result in enumerate(_embed_here(output, job)):
-            if number == 2:
-                raise KeyboardInterrupt
-            yield result
+    add, calls = Output.add, iter(range(3))
+
+    def interrupted(self, rows):
+        if next(calls) == 2:
+            raise KeyboardInterrupt
+        add(self, rows)
 
     url = f"{bucket.url}/deep/{out}"
-    with pytest.raises(KeyboardInterrupt):
-        embed(recordings, url, engine=interrupt)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Output, "add", interrupted)
+        embed(recordings, url)
     resumed = embed(recordings, url)
     assert (resumed.already_there, resumed.embedded) == (4, 2)
     bucket.put("in/6.wav", wav(6))
