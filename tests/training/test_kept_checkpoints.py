@@ -1,6 +1,5 @@
 """A checkpoint that a run keeps is a model like any other: wherever a model is named."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -72,13 +71,6 @@ def test_a_start_takes_predictor_and_target_encoder_too(run):
     assert all(torch.equal(kept[name], exported[name]) for name in kept)
 
 
-def test_a_run_starts_from_a_kept_checkpoint(run, tmp_path):
-    sizes = SIZES | {"epochs": 1}
-    options = {"data": run.parent / "list.csv", "start": checkpoint(run, 3), "progress": False}
-    result = pretrain("m2d-0.7", out=tmp_path, **options, **sizes)
-    assert m2d_hub.load_model(result.model, device="cpu").embed_dim == 64
-
-
 def test_commands_and_evaluations_take_it(run, tmp_path, monkeypatch):
     monkeypatch.chdir(run / "checkpoints")
     name = checkpoint(run, 3).name  # without a separator
@@ -110,7 +102,6 @@ def test_convert_makes_a_model_folder_of_it(run, tmp_path):
     ("config", "message"),
     [
         (None, "No such file.*Leave the file in its run's folder"),
-        ("{}", "'config' is missing"),
         ("[", "Expecting value.*Leave the file in its run's folder"),
     ],
 )
@@ -120,16 +111,6 @@ def test_without_the_sizes_of_its_run_it_is_refused_with_a_hint(run, tmp_path, c
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(m2d_hub.CheckpointError, match=message):
-        m2d_hub.load_model(moved, device="cpu")
-
-
-def test_sizes_of_another_model_are_refused(run, tmp_path):
-    (tmp_path / "checkpoints").mkdir()
-    moved = Path(shutil.copy(checkpoint(run, 3), tmp_path / "checkpoints"))
-    told = json.loads((run / "config.json").read_text())
-    told["config"]["head_width"] = 48
-    (tmp_path / "config.json").write_text(json.dumps(told))
-    with pytest.raises(m2d_hub.M2DError, match="embed_dim 64 is not a multiple of head_width 48"):
         m2d_hub.load_model(moved, device="cpu")
 
 

@@ -156,11 +156,3 @@ def test_parts_that_are_none_are_refused_with_the_row(tmp_path, read, start, end
     path = write_list(tmp_path / "list.csv", ["file", "label", "split", "start_s", "end_s"], rows)
     with pytest.raises(ConfigError, match=message):
         read(path)
-
-
-def test_parts_of_pictures_are_refused(tmp_path):
-    path = write_list(tmp_path / "list.csv", ["file", "start_s"], [["a.png", "1"]])
-    with pytest.raises(
-        ConfigError, match="has start_s or end_s for image files; only audio is read in parts"
-    ):
-        read_manifest(str(path))

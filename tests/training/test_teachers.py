@@ -91,16 +91,11 @@ def test_hubert_gets_clips_standardised_as_by_its_processor(hubert):
         torch.testing.assert_close(teacher.features(quiet), expected, atol=1e-4, rtol=0)
 
 
-def test_distillation_runs_with_hubert_on_the_fly(hubert, sounds, tmp_path):
-    result = pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(hubert))
-    assert result.exit_code == 0, result.output
-    offline = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["offline"]
-    assert (offline["dim"], offline["weight"]) == (32, 0.5)
-
-
 def test_a_run_is_not_resumed_with_a_teacher_of_other_weights(hubert, sounds, tmp_path):
     teacher = shutil.copytree(hubert, tmp_path / "teacher")
     assert pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(teacher)).exit_code == 0
+    offline = json.loads((tmp_path / "run" / "config.json").read_text())["config"]["offline"]
+    assert (offline["dim"], offline["weight"]) == (32, 0.5)
     moved = teacher.rename(tmp_path / "moved")
     assert pretrain("m2d-s-4s", sounds, tmp_path / "run", "--teacher", str(moved)).exit_code == 0
     model = transformers.HubertModel.from_pretrained(moved)
@@ -134,11 +129,6 @@ def test_stored_features_are_cut_where_the_crop_is(hubert, sounds, tmp_path):
     cut = frame_features(entry, 32, crop, num_tokens=config.grid[1], patch_frames=config.patch_size[1])
     assert features.shape[1] == 32 and cut.shape == (32, 32)
     np.testing.assert_allclose(cut[:20], features[5:25], atol=1e-6)
-
-
-def test_hubert_refuses_other_rates(hubert):
-    with pytest.raises(Exception, match="HuBERT expects 16,000 Hz, but this run has sample_rate 32000"):
-        load_teacher(str(hubert), PretrainConfig(sample_rate=32_000), torch.device("cpu"))
 
 
 def test_an_m2d_teacher_gives_the_frames_of_the_clean_crop(tmp_path, sounds):

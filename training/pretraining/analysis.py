@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ FIXED_EPOCH = 1 << 30  # its random numbers are those of no training epoch
 CHECKED_CLIPS = 1000  # whose tokens the label-free checks see
 EPSILON = 1e-12  # keeps log p finite in RankMe
 NORM_EPSILON = 1e-6
+ROUNDING = 1e-6  # of singular values of unit vectors, each
 
 
 def rank_me(features: Tensor) -> float:
@@ -30,7 +31,7 @@ def rank_me(features: Tensor) -> float:
     Returns:
         Effective rank, from 1 to min(N, D).
     """
-    return _effective_rank(torch.linalg.svdvals(features.double()))
+    return TokenSums.of(features).checks()["rank_me"]
 
 
 def explained_variance_auc(features: Tensor) -> float:
@@ -44,29 +45,31 @@ def explained_variance_auc(features: Tensor) -> float:
     Returns:
         Mean over k = 1 … n of the share that the first k of n singular values have in their sum.
     """
-    rows = features.double()
-    rows = rows / (rows.norm(dim=1, keepdim=True) + NORM_EPSILON)
-    return _explained_area(torch.linalg.svdvals(rows - rows.mean(dim=0)))
+    return TokenSums.of(features).checks()["explained_variance_auc"]
 
 
-@dataclass
 class TokenSums:
     """Sums over tokens that both checks need, added up batch by batch and over processes.
 
     Singular values of a matrix are the roots of the eigenvalues of its products, which can be summed.
     """
 
-    count: Tensor  # tokens
-    products: Tensor  # of their channels (D, D)
-    total: Tensor  # of the normalised tokens (D,)
-    normalised_products: Tensor  # of their channels (D, D)
+    def __init__(self, dim: int, device: torch.device):
+        """Start with no token, in double precision: on the CPU if the device has none."""
+        zeros = functools.partial(
+            torch.zeros, dtype=torch.float64, device="cpu" if device.type == "mps" else device
+        )
+        self.count = zeros(())  # tokens
+        self.products = zeros((dim, dim))  # of their channels
+        self.total = zeros(dim)  # of the normalised tokens
+        self.normalised_products = zeros((dim, dim))
 
     @classmethod
-    def empty(cls, dim: int, device: torch.device) -> TokenSums:
-        """Return sums over no token, in double precision: on the CPU if the device has none."""
-        held_on = torch.device("cpu") if device.type == "mps" else device
-        zeros = [torch.zeros(size, dtype=torch.float64, device=held_on) for size in ((), (dim, dim), (dim,))]
-        return cls(zeros[0], zeros[1], zeros[2], zeros[1].clone())
+    def of(cls, tokens: Tensor) -> TokenSums:
+        """Return the sums over tokens (N, D)."""
+        sums = cls(tokens.shape[1], tokens.device)
+        sums.add(tokens)
+        return sums
 
     def add(self, tokens: Tensor) -> None:
         """Add tokens (N, D)."""
@@ -83,26 +86,19 @@ class TokenSums:
         if not count:
             return {}
         centred = self.normalised_products - torch.outer(self.total, self.total) / count
+        values, spread = (_singular_values(products, count) for products in (self.products, centred))
+        share = values / values.sum() + EPSILON
+        is_point = spread.sum() < ROUNDING * count**0.5
+        area = torch.ones(1) if is_point else spread.cumsum(0) / spread.sum()  # a point is explained
         return {
-            f"{prefix}rank_me": _effective_rank(_singular_values(self.products, count)),
-            f"{prefix}explained_variance_auc": _explained_area(_singular_values(centred, count)),
+            f"{prefix}rank_me": float(torch.exp(-(share * share.log()).sum())),
+            f"{prefix}explained_variance_auc": float(area.mean()),
         }
 
 
 def _singular_values(products: Tensor, count: int) -> Tensor:
     """Singular values of a matrix (count, D) with these products of its columns (D, D), the largest first."""
     return torch.linalg.eigvalsh(products).clamp(min=0.0).sqrt().flip(0)[:count]
-
-
-def _effective_rank(singular_values: Tensor) -> float:
-    share = singular_values / singular_values.sum() + EPSILON
-    return float(torch.exp(-(share * share.log()).sum()))
-
-
-def _explained_area(singular_values: Tensor) -> float:
-    if not singular_values.any():
-        return 1.0  # a single point: everything is explained
-    return float((singular_values.cumsum(0) / singular_values.sum()).mean())
 
 
 class ValidationSet:
@@ -155,14 +151,15 @@ def check_tokens(clips: ValidationSet, prefix: str = "") -> dict[str, float]:
     All processes call it together.
     """
     device = clips.accelerator.device
-    sums = TokenSums.empty(clips.trainer.config.embed_dim, device)
+    sums = TokenSums(clips.trainer.config.embed_dim, device)
     found: dict[str, float] = {}
     with best_effort(f"{prefix}rank_me"):
         for batch, counted in clips.groups():
             tokens = clips.trainer.tokens(batch)
             if counted:
                 sums.add(tokens)
-    sums = TokenSums(*(clips.sum_over_processes(value) for value in vars(sums).values()))
+    for name, value in vars(sums).items():
+        setattr(sums, name, clips.sum_over_processes(value))
     with best_effort(f"{prefix}rank_me"):
         found = sums.checks(prefix)
     return found

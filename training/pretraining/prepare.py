@@ -73,15 +73,6 @@ class Part:
     moments: Moments  # of its log-mel values
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """The parts of one file, or why there are none."""
-
-    entry: Entry
-    parts: list[Part]
-    problem: str = ""
-
-
 @dataclass
 class Totals:
     """Sums over all parts, and the files that cannot be read."""
@@ -159,14 +150,14 @@ def _write_shards(
         webdataset.ShardWriter(pattern, **limits, verbose=0) as writer,
         Progress("preparing", 0, len(entries), "file", progress) as bar,
     ):
-        for prepared in _read_parts(entries, how):
-            if prepared.problem:
-                skipped = SkippedClip(prepared.entry.row, str(prepared.entry), prepared.problem)
-                totals.skipped.append(skipped)
-                logger.warning("skipped: %s", prepared.problem)
+        for entry, parts in zip(entries, _read_parts(entries, how), strict=True):
+            if isinstance(parts, SkippedClip):
+                totals.skipped.append(parts)
+                logger.warning("skipped: %s", parts.error)
                 refuse_too_many(manifest.name, len(totals.skipped), len(entries), totals.skipped[0])
-            for part in prepared.parts:
-                writer.write(_member(prepared.entry, part, totals.clips, teacher))
+                parts = []
+            for part in parts:
+                writer.write(_member(entry, part, totals.clips, teacher))
                 totals.clips += 1
                 totals.samples += len(part.waveform)
                 totals.moments += part.moments
@@ -200,12 +191,8 @@ def _member(entry: Entry, part: Part, index: int, teacher: HubertTeacher | None)
     return member
 
 
-def _read_parts(entries: Sequence[Entry], how: PartSettings) -> Iterator[Prepared]:
-    """Read files, in their order, by ``num_workers`` processes or by this one.
-
-    Raises:
-        M2DError: A process was killed.
-    """
+def _read_parts(entries: Sequence[Entry], how: PartSettings) -> Iterator[list[Part] | SkippedClip]:
+    """Read files, in their order, by ``num_workers`` processes or by this one."""
     work = functools.partial(_prepare_file, how=how)
     if not how.num_workers:
         yield from map(work, entries)
@@ -221,11 +208,11 @@ def _read_parts(entries: Sequence[Entry], how: PartSettings) -> Iterator[Prepare
         ) from error
 
 
-def _prepare_file(entry: Entry, how: PartSettings) -> Prepared:
+def _prepare_file(entry: Entry, how: PartSettings) -> list[Part] | SkippedClip:
     try:
-        return Prepared(entry, list(_parts(entry, how)))
+        return list(_parts(entry, how))
     except AudioError as error:
-        return Prepared(entry, [], str(error))
+        return SkippedClip(entry.row, str(entry), str(error))
 
 
 def _parts(entry: Entry, how: PartSettings) -> Iterator[Part]:

@@ -261,12 +261,7 @@ def build_pretrainer(config: PretrainConfig) -> Pretrainer:
 
 
 def build_started(config: PretrainConfig, weights: dict[str, Tensor] | None) -> Pretrainer:
-    """Build a model with the random weights of the seed, or those that a run starts from.
-
-    Args:
-        config: The resolved run.
-        weights: Tensors under their published names; None: random weights.
-    """
+    """Build a model with the random weights of the seed, or published tensors that it starts from."""
     with seeded(config.seed):
         pretrainer = build_pretrainer(config)
     if weights is not None:

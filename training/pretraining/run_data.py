@@ -69,11 +69,6 @@ class ResolvedRun:
 def resolve_run(config: PretrainConfig, options: RunOptions, accelerator: Accelerator) -> ResolvedRun:
     """Read lists, weights and teacher, and complete the configuration.
 
-    Args:
-        config: As the preset and the caller have it.
-        options: Where the data are.
-        accelerator: Device and processes of the run; the first process measures statistics.
-
     Raises:
         ConfigError: Data and configuration do not match.
     """

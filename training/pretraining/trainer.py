@@ -105,15 +105,7 @@ class Trainer:
         plan: EpochPlan,
         accelerator: Accelerator,
     ):
-        """Prepare model and optimizer for the devices.
-
-        Args:
-            config: The resolved run.
-            pretrainer: The model, on any device.
-            inputs: Builds spectrograms and offline targets of batches.
-            plan: Epochs.
-            accelerator: Devices and processes.
-        """
+        """Prepare model and optimizer of the resolved run for the devices."""
         self.config, self.inputs, self.plan, self.accelerator = config, inputs, plan, accelerator
         self.model: nn.Module
         self.model, prepared = accelerator.prepare(pretrainer, build_optimizer(pretrainer, config))
@@ -128,12 +120,7 @@ class Trainer:
         return self.accelerator.unwrap_model(self.model)
 
     def train_step(self, batches: list[Batch], step: int) -> Step:
-        """Take one optimizer step over ``accumulate_steps`` batches.
-
-        Args:
-            batches: Of this process.
-            step: From 0.
-        """
+        """Take one optimizer step, counted from 0, over ``accumulate_steps`` batches of this process."""
         lr = rate_of_step(self.config, step, self.plan.steps_per_epoch, self.plan.global_batch)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -184,14 +171,7 @@ def build_optimizer(module: nn.Module, config: PretrainConfig) -> torch.optim.Ad
 
 
 def rate_of_step(config: PretrainConfig, step: int, steps_per_epoch: int, global_batch: int) -> float:
-    """Return the learning rate of one optimizer step: the base rate · global batch / 256, on its schedule.
-
-    Args:
-        config: Gives base rate and epochs.
-        step: From 0.
-        steps_per_epoch: Optimizer steps.
-        global_batch: Clips of one optimizer step.
-    """
+    """Return the learning rate of a step, counted from 0: base rate · global batch / 256, on its schedule."""
     return learning_rate(
         step / steps_per_epoch,
         peak_lr=config.base_lr * global_batch / REFERENCE_BATCH,

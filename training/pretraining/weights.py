@@ -58,22 +58,15 @@ def _published_file(path: Path) -> Path:
 def model_config(config: PretrainConfig, name: str) -> ModelConfig:
     """Return the configuration of the exported model."""
     offline = config.offline
-    with_clap = offline is not None and offline.kind == "text"
-    return ModelConfig(
-        frontend=config.frontend,
-        encoder=config.encoder,
-        clap=clap_config(offline, config.embed_dim) if with_clap and offline is not None else None,
-        name=name,
-    )
+    has_text = offline is not None and offline.kind == "text"
+    clap = clap_config(offline, config.embed_dim) if offline is not None and has_text else None
+    return ModelConfig(frontend=config.frontend, encoder=config.encoder, clap=clap, name=name)
 
 
 def model_tensors(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a pre-training model that the exported model has, under its names."""
-    tensors = {name: tensor for name, tensor in state.items() if name.startswith("encoder.")}
-    clap = "offline.clap."
-    return tensors | {
-        name[len("offline.") :]: tensor for name, tensor in state.items() if name.startswith(clap)
-    }
+    kept = [name for name in state if name.startswith(("encoder.", "offline.clap."))]
+    return {name.removeprefix("offline."): state[name] for name in kept}
 
 
 def build_model(state: dict[str, Tensor], config: PretrainConfig) -> M2D:

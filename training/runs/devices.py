@@ -60,14 +60,9 @@ def build_accelerator() -> Accelerator:
 def resolve_precision(
     precision: Precision, device: torch.device, earlier: Precision | None = None
 ) -> Precision:
-    """Replace ``auto``: by the precision of the run that is resumed, else by the device's.
+    """Replace ``auto``: by the precision of the earlier run that is resumed, else by the device's.
 
     That is bfloat16 on CUDA (float16 where the GPU lacks it), and float32 elsewhere.
-
-    Args:
-        precision: As given.
-        device: Device of the run.
-        earlier: Precision of the run that is resumed, if any.
     """
     import torch
 

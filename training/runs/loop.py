@@ -24,7 +24,6 @@ from .state import (
     gather_state,
     list_checkpoints,
     restore_state,
-    set_aside,
     step_of,
     write_state,
 )
@@ -291,7 +290,8 @@ class Loop:
         hint = f"To resume, {self.plan.hint}."
         latest = checkpoint_path(self.folder, done - self._skipped_in_a_row)
         if self.is_first_process and latest.exists():
-            hint += f" No step after {latest.name} was finite: it is set aside as {set_aside(latest).name}."
+            aside = latest.rename(latest.with_name(f"{latest.name}.suspect"))
+            hint += f" No step after {latest.name} was finite: it is set aside as {aside.name}."
         return hint
 
     def _saves(self, done: int) -> bool:

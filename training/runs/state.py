@@ -28,7 +28,6 @@ from m2d_hub.io import reading, reading_file, replacing
 from .folder import RunFolder
 
 CHECKPOINT_NAME = re.compile(r"step-(\d{9})\.pt")
-SUSPECT_SUFFIX = ".suspect"  # of a checkpoint whose weights gave no finite step
 RECENT_CHECKPOINTS = 2  # kept beside the periodic ones
 WHOLE_ON_CPU = StateDictOptions(full_state_dict=True, cpu_offload=True)  # of plain, DDP and FSDP models
 HINT = "Delete it to resume from the checkpoint before it."
@@ -126,11 +125,6 @@ def list_checkpoints(folder: RunFolder) -> list[Path]:
 def step_of(path: Path) -> int:
     """Return the optimizer steps in a checkpoint's name."""
     return int(path.stem.removeprefix("step-"))
-
-
-def set_aside(path: Path) -> Path:
-    """Rename a checkpoint that must not be resumed from; return its new name."""
-    return path.rename(path.with_name(path.name + SUSPECT_SUFFIX))
 
 
 def write_tensors(path: Path, values: dict[str, Any]) -> None:
