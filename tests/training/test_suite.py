@@ -115,7 +115,6 @@ def test_a_resumed_suite_runs_only_unfinished_tasks(linear, data, model, monkeyp
     ("changes", "message"),
     [
         ({"seeds": 3}, "holds another run: seeds was 2, is 3"),
-        ({"model": "m2d-mini"}, "holds another run: model_sha256"),
         ({"suite": "icbhi"}, "suite was 'paper-linear', is 'icbhi'"),
         ({"tasks": ["esc51"]}, "tasks of paper-linear are esc50, us8k.*; got esc51"),
         ({"suite": "paper"}, "Unknown suite 'paper'. Available: paper-linear, paper-finetune, icbhi"),

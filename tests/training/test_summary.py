@@ -42,11 +42,6 @@ def test_the_mean_is_over_all_trainings_of_all_runs_with_students_interval(tmp_p
         assert next(iter(csv.DictReader(table)))["plus_minus"] == "4.11"
 
 
-def test_one_training_has_no_interval(tmp_path):
-    found = summarise([evaluated(tmp_path / "a", [0.5])], out=tmp_path / "out")
-    assert found.rows[0].plus_minus is None
-
-
 def test_scores_are_plotted_over_the_epochs_of_kept_checkpoints(tmp_path):
     run = pretrained(tmp_path / "run")
     runs = [
@@ -86,7 +81,6 @@ def test_the_command_sweeps_a_field_of_the_pretraining_and_of_the_evaluation(tmp
     [
         ({"metric": "mAP"}, None, "of one metric; got accuracy, mAP"),
         ({}, "mask_ratio", "has no value for mask_ratio: its model m2d-mini is not of a pre-training"),
-        ({}, "epoch", "has no value for epoch"),
     ],
 )
 def test_runs_that_cannot_be_compared_are_refused(tmp_path, options, by, message):

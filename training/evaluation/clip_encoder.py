@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from m2d_hub.audio import open_audio
-from m2d_hub.errors import AudioError, ConfigError
+from m2d_hub.errors import AudioError
 from m2d_hub.model import M2D
 
 from ..data.annotations import AudioFile
@@ -36,14 +36,7 @@ Result = TypeVar("Result")
 def read_in_threads(
     read: Callable[[AudioFile], Result], files: Sequence[AudioFile], num_workers: int, prefetch: int = 256
 ) -> Iterator[Result]:
-    """Yield ``read(file)`` of each file in order, with a limited number of results waiting.
-
-    Args:
-        read: What the threads do.
-        files: Paths, or parts of files.
-        num_workers: Threads.
-        prefetch: Files that are read before their result is consumed.
-    """
+    """Yield ``read(file)`` of each file in order, with at most ``prefetch`` results waiting."""
     pool, pending = ThreadPoolExecutor(num_workers), deque[Future[Result]]()
     try:
         for file in files:
@@ -57,12 +50,7 @@ def read_in_threads(
 
 
 def read_clip(file: AudioFile, sample_rate: int, max_samples: float = 0) -> Tensor | AudioFile:
-    """Return a clip's waveform (S,), or the file itself if it is too long to be held in memory.
-
-    Args:
-        file: A path, or a part of a file.
-        sample_rate: Hz wanted.
-        max_samples: Longest waveform; at least ``LONG_CLIP_S``.
+    """Return a clip's waveform (S,), or the file itself if it is longer than both limits.
 
     Raises:
         AudioError: The clip cannot be read.
@@ -107,12 +95,7 @@ class ClipEncoder:
             all_layers: Return every block's features instead of the last block's.
             num_samples: Crop or zero-pad each clip to this many, at the model's rate; None: whole clips.
             batch_size: Maximum number of windows encoded together; it does not change the features.
-
-        Raises:
-            ConfigError: The pooling is unknown.
         """
-        if pooling not in get_args(Pooling):
-            raise ConfigError(f"pooling must be one of {', '.join(get_args(Pooling))}, got {pooling!r}.")
         self.model, self.pooling, self.all_layers = model, pooling, all_layers
         self.num_samples, self.batch_size = num_samples, batch_size
 

@@ -103,13 +103,7 @@ def fit_linear(
     """Train one layer per seed.
 
     The better of two epochs has the higher score on the valid clips, or the same score and a lower loss.
-
-    Args:
-        train: Fits the layers.
-        valid: Chooses the epoch, and with the first seed the learning rate unless that is given.
-        seeds: Of the layers' first weights and the order of the batches.
-        settings: Loss, learning rate and stopping.
-        on_epoch: Called after each epoch.
+    The first seed chooses the learning rate unless that is given. ``on_epoch`` is called after each epoch.
     """
     fit = partial(_fit, train, valid, settings, on_epoch)
     rate = settings.learning_rate or _choose_rate(partial(fit, seeds[:1]))

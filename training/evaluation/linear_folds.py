@@ -75,15 +75,9 @@ def fit_folds(
     settings: FitSettings,
     on_epoch: Callable[[], object] = lambda: None,
 ) -> LinearResult:
-    """Train and test every fold.
+    """Train and test every fold, with one linear layer per seed.
 
-    Args:
-        layer: Name of the features, for the report.
-        features: (N, L, K) in the order of the list's clips, on the training device; L > 1 to mix layers.
-        labelled: The clips.
-        seeds: One linear layer each.
-        settings: How it is trained.
-        on_epoch: Called after each epoch.
+    Features (N, L, K) are in the order of the list's clips, on the training device; L > 1 mixes layers.
     """
     index_of = {clip.row: index for index, clip in enumerate(labelled.clips)}
 
@@ -107,9 +101,7 @@ def fit_folds(
 def evaluate_encoder(model: M2D, labelled: LabelledList) -> float:
     """Return the test score of a linear layer on frozen features, with one seed: a check during pre-training.
 
-    Args:
-        model: In eval mode, on the device that computes.
-        labelled: Clips with labels; unreadable ones are skipped.
+    The model is in eval mode; unreadable clips are skipped.
     """
     batches = list(encode_files(ClipEncoder(model), [clip.file for clip in labelled.clips], num_workers=2))
     errors = {index: reason for batch in batches for index, reason in batch.errors.items()}

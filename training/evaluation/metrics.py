@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.errors import ConfigError
-
 RESAMPLES = 1000
 CHUNK = 4_000_000  # counts of clips in resamples held at once
 ROUNDING = 1e-9  # difference of rates that are equal except for rounding
@@ -156,7 +154,8 @@ def bootstrap_interval(
     """Average a metric over seeds, with its 95 % bootstrap interval over clips and seeds.
 
     A resample draws as many clips and seeds as exist, with replacement. The interval extends from the 2.5th
-    to the 97.5th percentile; if all resamples agree, it is that of :func:`clopper_pearson`.
+    to the 97.5th percentile. If all resamples agree, as they do if all clips are correct, it is that of
+    Clopper and Pearson (1934), which always has a width.
 
     Args:
         scores: (N, C), or one such tensor per seed.
@@ -165,16 +164,8 @@ def bootstrap_interval(
         folds: Fold of each clip (N,) in cross-validation: the metric is computed within each and averaged.
         resamples: R.
         seed: Seed of the draws.
-
-    Raises:
-        ConfigError: The shapes differ.
     """
     by_seed = [scores] if isinstance(scores, Tensor) else list(scores)
-    for seed_scores in by_seed:
-        if seed_scores.shape != targets.shape:
-            raise ConfigError(
-                f"scores are {tuple(seed_scores.shape)} but targets are {tuple(targets.shape)}."
-            )
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(by_seed), np.full(len(by_seed), 1 / len(by_seed)), size=resamples)
     seed_weights = torch.from_numpy(drawn / len(by_seed))  # (R, S)
@@ -189,22 +180,11 @@ def bootstrap_interval(
     value = float(np.mean(points))
     low, high = np.nanpercentile(values.numpy(), [2.5, 97.5])
     if high - low < ROUNDING:
-        low, high = clopper_pearson(value, len(targets))
+        from scipy.stats import binomtest  # type: ignore[import-untyped]
+
+        hits = min(round(value * len(targets)), len(targets))
+        low, high = binomtest(hits, len(targets)).proportion_ci(method="exact")
     return Interval(value, float(low), float(high))
-
-
-def clopper_pearson(rate: float, count: int) -> tuple[float, float]:
-    """Return the 95 % interval of a rate of correct predictions (Clopper and Pearson, 1934).
-
-    Unlike a bootstrap interval, it has a width even if all clips are correct.
-    """
-    from scipy.stats import beta  # type: ignore[import-untyped]
-
-    hits = rate * count
-    hits = round(hits) if abs(hits - round(hits)) < ROUNDING * count else hits
-    low = 0.0 if hits <= 0 else float(beta.ppf(0.025, hits, count - hits + 1))
-    high = 1.0 if hits >= count else float(beta.ppf(0.975, hits + 1, count - hits))
-    return low, high
 
 
 def _resample(

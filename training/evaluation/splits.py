@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from m2d_hub.checks import require, require_choice
+from m2d_hub.checks import require
 from m2d_hub.corpus.tables import counted, listed
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import natural_key
@@ -55,11 +55,6 @@ class Split:
     trains: bool = True  # False: nothing is trained; only the test clips are used, or all folds
 
     def __post_init__(self) -> None:
-        require_choice("select", self.select, ("valid", "last", "test"))
-        require(
-            isinstance(self.valid_share, (int, float)) and 0 <= self.valid_share < 1,
-            f"valid_share must be from 0 to below 1, got {self.valid_share!r}.",
-        )
         require(
             self.select == "valid" or not self.valid_share,
             f"valid_share holds out clips to choose the epoch, but select={self.select!r} does not use them; "

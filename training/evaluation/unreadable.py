@@ -57,17 +57,9 @@ def find_unreadable(
     memory: Path | None = None,
     progress: bool = False,
 ) -> dict[int, str]:
-    """Read every clip to its end.
+    """Read every clip to its end; return the indices of those that cannot be read, with the reason.
 
-    Args:
-        labelled: The clips.
-        read: Reads one clip.
-        memory: Text file of the keys of readable files. They are added to it, and not read again unless they
-            change.
-        progress: Show a progress bar.
-
-    Returns:
-        Indices of the clips that cannot be read, with the reason.
+    ``memory`` is a text file of the keys of readable files, which are not read again unless they change.
     """
     from tqdm import tqdm
 

@@ -52,13 +52,6 @@ def draw_augmentation(
     the batch (arXiv:1710.09412). The box is that of BYOL-A's random resized crops (paper, section IV-B).
     Widths of masks are uniform from 0 to their maximum, as in SpecAugment; a time mask covers at most half of
     the clip.
-
-    Args:
-        config: Strengths of the augmentations.
-        num_mels: F.
-        num_frames: Frames of the clip.
-        rng: Random numbers of this clip.
-        batch: Random numbers that its batch shares.
     """
     shared = batch.rng()
     partner = int(shared.permutation(batch.size)[batch.index])

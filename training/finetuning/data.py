@@ -50,15 +50,7 @@ Sample = TypeVar("Sample")
 def read_or_replace(
     subset: Subset, index: int, read: Callable[[int], Sample]
 ) -> tuple[Sample, list[SkippedClip]]:
-    """Read a clip or, if it cannot be read any more, one of the clips after it.
-
-    Args:
-        subset: The clips.
-        index: Of the wanted clip.
-        read: Reads the clip of an index.
-
-    Returns:
-        The sample and the skipped clips.
+    """Read a clip or, if it cannot be read any more, one of the clips after it; return the skipped ones too.
 
     Raises:
         AudioError: Too many clips in a row cannot be read.
@@ -194,11 +186,6 @@ def augmented(
     batch: FinetuneBatch, frontend: LogMelFrontend, config: FinetuneConfig
 ) -> tuple[Tensor, Tensor]:
     """Apply mixup, normalisation, SpecAugment and resized crop to a batch, in this order.
-
-    Args:
-        batch: On the training device.
-        frontend: Frontend of the model.
-        config: Selects the augmentations.
 
     Returns:
         Log-mel (B, F, T), zero beyond each clip's end, and targets (B, C).

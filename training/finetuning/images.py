@@ -38,12 +38,7 @@ NORMALISED: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "inter
 
 @contextlib.contextmanager
 def seeded(*key: int, devices: Sequence[torch.device] = ()) -> Iterator[int]:
-    """Seed the global generators of Python, numpy and torch, which timm uses, and restore them at the end.
-
-    Args:
-        key: What the random numbers depend on.
-        devices: CUDA devices whose generators are seeded too.
-    """
+    """Seed the global generators of Python, numpy and torch, which timm uses, and restore them at the end."""
     seed = int(np.random.SeedSequence(key).generate_state(1)[0])
     with random_lock, torch.random.fork_rng(devices=devices):
         states = random.getstate(), np.random.get_state()
@@ -215,13 +210,8 @@ def build_image_classifier(
 ) -> ImageClassifier:
     """Load an image model into timm's vision transformer with a new head, as masked autoencoders do.
 
-    The final norm is replaced by a new one after the mean over patches, and positions are trained.
-
-    Args:
-        name: As for :func:`m2d_hub.load_model`.
-        config: The run.
-        labels: Names of the classes.
-        seed: Of the head's first weights.
+    The final norm is replaced by a new one after the mean over patches, and positions are trained. ``seed``
+    draws the head's first weights.
 
     Raises:
         ConfigError: The model is not an image model.

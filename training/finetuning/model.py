@@ -148,14 +148,7 @@ def build_audio_classifier(
     """Load a model, fit its window, and give it a new head.
 
     With structured patchout the head takes the mean over all tokens, otherwise the mean over time frames
-    (paper, section IV-B).
-
-    Args:
-        name: As for :func:`m2d_hub.load_model`.
-        config: The run.
-        labels: Names of the classes.
-        is_multi_label: Whether scores are sigmoids rather than a softmax.
-        seed: Of the head's first weights.
+    (paper, section IV-B). ``seed`` draws the head's first weights.
 
     Raises:
         ConfigError: The model does not suit the settings.
@@ -177,7 +170,11 @@ def build_audio_classifier(
         model.clap, model.config = None, replace(model.config, clap=None)
     if model.config.own_length_windows:  # clips of a batch share windows, as in evaluation
         model.set_window(encoder.input_size[1] * model.config.frontend.hop_s)
-    _check_crop(name, config, *model.config.encoder.input_size[1:], encoder.patch_size[1])
+    crop_frames = config.crop_frames or model.config.encoder.input_size[1]
+    require(
+        crop_frames >= encoder.patch_size[1],
+        f"crop_frames must be at least {encoder.patch_size[1]}, one token of {name}, got {crop_frames}.",
+    )
     if config.adjust_positions and config.crop_frames is not None:
         model.set_window(config.crop_frames * model.frame_hop_s / encoder.patch_size[1])
     with random_lock, torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced
@@ -191,22 +188,6 @@ def build_audio_classifier(
     nn.init.trunc_normal_(model.required_head().linear.weight, std=config.head_std, generator=generator)
     _freeze(model, config)
     return AudioClassifier(model, config)
-
-
-def _check_crop(name: str, config: FinetuneConfig, window_frames: int, patch_frames: int) -> None:
-    crop_frames = config.crop_frames or window_frames
-    require(
-        crop_frames >= patch_frames,
-        f"crop_frames must be at least {patch_frames}, one token of {name}, got {crop_frames}.",
-    )
-    if config.adjust_positions and crop_frames > 2 * window_frames:
-        logger.warning(
-            "Positions of %s are stretched from %d to %d frames. Interpolation is for lengths close to those "
-            "of pre-training; adjust_positions=false encodes long clips window by window.",
-            name,
-            window_frames,
-            crop_frames,
-        )
 
 
 def _freeze(model: M2D, config: FinetuneConfig) -> None:

@@ -30,16 +30,10 @@ class Task:
             ConfigError: The remaining list cannot be used.
         """
         labelled = self.labelled.without(rows)
-        task = replace(self, labelled=labelled, folds=labelled.folds())
-        task.check_normal()
-        return task
+        return replace(self, labelled=labelled, folds=labelled.folds())
 
-    def check_normal(self) -> None:
-        """Check that valid and test clips are both normal and abnormal, as sensitivity and specificity need.
-
-        Raises:
-            ConfigError: They are not.
-        """
+    def __post_init__(self) -> None:
+        """Check that valid and test clips are both normal and abnormal, as ICBHI's score needs."""
         if self.normal is None:
             return
         for fold in self.folds:
@@ -76,9 +70,7 @@ def read_task(config: FinetuneConfig, data: str | os.PathLike[str]) -> Task:
             f"{', '.join(labelled.labels)}; set normal_class."
         )
     normal = names.index(normal_class)
-    task = Task(labelled, labelled.folds(), icbhi_score(normal), normal)
-    task.check_normal()
-    return task
+    return Task(labelled, labelled.folds(), icbhi_score(normal), normal)
 
 
 def _check_media(config: FinetuneConfig, labelled: LabelledList) -> None:

@@ -135,10 +135,6 @@ def parameter_groups(backbone: nn.Module, config: FinetuneConfig) -> list[dict[s
     With ``layer_decay`` d, the head and the final norm have the scale 1, the last block d, the one before it
     d², and so on down to the patch embedding (BEiT, masked autoencoders). Biases, norms, embeddings and
     one-dimensional tensors do not decay unless ``decay_all`` is set.
-
-    Args:
-        backbone: An M2D model or timm's vision transformer, with its head.
-        config: Gives the decays.
     """
     names = [name for name, _ in backbone.named_parameters()]
     depth = max(_layer_of(name, 0) for name in names)
@@ -182,12 +178,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: FinetuneConfig) -> tor
 
 
 def finetune_rate(epoch: float, config: FinetuneConfig) -> float:
-    """Return the head's rate: linear warm-up, then a cosine that starts at the first step or after it.
-
-    Args:
-        epoch: Progress in epochs, fractional.
-        config: Gives peak, warm-up and epochs.
-    """
+    """Return the head's rate: linear warm-up, then a cosine that starts at the first step or after it."""
     if config.cosine_after_warmup:
         return learning_rate(
             epoch,

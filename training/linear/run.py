@@ -161,7 +161,11 @@ def _linear_eval(
     results = _fit_layers(options, labelled, features, layer, model.device)
     best = max(results, key=lambda result: (result.valid_score, -result.valid_loss))
     if not best.has_converged:
-        _warn_of_limit(options, best)
+        logger.warning(
+            "The linear layer was still improving on the valid clips after %d epochs, so the figure may be "
+            "too low; use more epochs or a higher learning rate.",
+            options.max_epochs,
+        )
     used = {**asdict(options), "model": str(name), "data": str(data), "out": str(out), "cache": str(cache)}
     details = {
         "model": str(name),
@@ -259,15 +263,3 @@ def _fit_layers(
                 fit_folds(name, values.to(device), labelled, options.seeds, fit_settings, bar.update)
             )
     return results
-
-
-def _warn_of_limit(options: LinearEvalOptions, result: LinearResult) -> None:
-    rates = sorted({fitted.fit.learning_rate for fitted in result.folds})
-    hint = "more epochs" if options.learning_rate is None else "a higher learning rate, or more epochs"
-    logger.warning(
-        "With the learning rate %s the linear layer was still improving on the valid clips after %d epochs, "
-        "so the figure may be too low; use %s.",
-        ", ".join(f"{rate:g}" for rate in rates),
-        options.max_epochs,
-        hint,
-    )
