@@ -391,6 +391,6 @@ def test_a_folder_without_training_classes_is_refused(tmp_path):
     (tmp_path / "train").mkdir()
     (tmp_path / "train" / "1.wav").touch()
     with pytest.raises(
-        ConfigError, match=r"no training clips in folders of their classes: it must hold train/CLASS"
+        ConfigError, match=r"no training clips in folders of their classes; it must hold train/CLASS"
     ):
         read_labelled(tmp_path)
