@@ -2,17 +2,15 @@
 
 Shapes: N files, D features, T frames, L layers. ``.npz`` and ``.safetensors`` contain, for clips,
 ``embedding`` (N, D) and ``file`` (N,); for frames and layers, whose lengths differ, ``file`` and for each
-file ``embedding/<file>`` (T, D) or (L, T, D) and ``timestamps_s/<file>`` (T,).
+file ``embedding/<file>`` (T, D) or (L, T, D) and ``timestamps_s/<file>`` (T,). They are written from memory.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import os
-import shutil
 import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import astuple
@@ -36,33 +34,23 @@ class Safetensors:
     """safetensors, with settings and file names in the metadata."""
 
     def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        # The library writes only what fits memory as a whole, so the (simple) layout is written here.
-        files = list(entries.fingerprints)
-        metadata = {SETTINGS_KEY: json.dumps(entries.settings), "file": json.dumps(files)}
-        header: dict[str, Any] = {"__metadata__": metadata}
-        body_path = path.with_name(path.name + ".body")
-        body_path.unlink(missing_ok=True)  # it might be a link
-        try:
-            with open(body_path, "w+b") as body:
-                for name, array in itertools.chain([("origin", entries.table)], _named_arrays(rows)):
-                    _add_to_header(header, name, array, body.tell())
-                    body.write(array.tobytes())
-                text = json.dumps(header).encode()
-                text += b" " * (-len(text) % 8)
-                _check_header(path.name.removesuffix(".partial"), len(text), len(files))
-                body.seek(0)
-                with open(path, "wb") as file:
-                    file.write(len(text).to_bytes(8, "little") + text)
-                    shutil.copyfileobj(body, file, 1 << 20)
-        finally:
-            body_path.unlink(missing_ok=True)
+        from safetensors.numpy import save_file
+
+        files = json.dumps(list(entries.fingerprints))
+        metadata = {SETTINGS_KEY: json.dumps(entries.settings), "file": files}
+        save_file(_arrays_of(entries, rows), path, metadata)
 
     def require(self, name: str, files: list[str], kind: str) -> None:
         """Check that the header can hold all files."""
         num_bytes = len(json.dumps(json.dumps(files)))
         if kind != "clip":
             num_bytes += sum(len(json.dumps(file)) for file in files) * 2 + len(files) * _ENTRY_BYTES
-        _check_header(name, num_bytes, len(files))
+        if num_bytes > MAX_HEADER_BYTES:
+            raise ConfigError(
+                f"{name} cannot hold {len(files):,} files: their names take {num_bytes / 1e6:.0f} MB, and "
+                f"safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} MB. Use an output that ends in .parquet or "
+                ".npz, or a folder."
+            )
 
     def entries(self, source: Any) -> Entries:
         from safetensors import safe_open
@@ -90,25 +78,15 @@ class Npz:
     """NumPy's archive, uncompressed; ``numpy.load`` reads it without pickle."""
 
     def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        files = list(entries.fingerprints)
-        with zipfile.ZipFile(path, "w") as archive:
-            _add_array(archive, "settings", np.array(json.dumps(entries.settings)))
-            _add_array(archive, "file", np.array(files, dtype=np.str_))
-            _add_array(archive, "origin", entries.table)
-            clips: Any = None
-            for name, array in _named_arrays(rows):
-                if name != "embedding":
-                    _add_array(archive, name, array)
-                    continue
-                if clips is None:
-                    clips = archive.open("embedding.npy", "w", force_zip64=True)
-                    header = {"descr": array.dtype.str, "fortran_order": False}
-                    np.lib.format.write_array_header_1_0(
-                        clips, header | {"shape": (len(files), *array.shape)}
-                    )
-                clips.write(array.tobytes())
-            if clips is not None:
-                clips.close()
+        arrays = {
+            "settings": np.array(json.dumps(entries.settings)),
+            "file": np.array(list(entries.fingerprints), dtype=np.str_),
+            **_arrays_of(entries, rows),
+        }
+        with zipfile.ZipFile(path, "w") as archive:  # numpy.savez takes no array that is called file
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    np.save(member, array, allow_pickle=False)
 
     def entries(self, source: Any) -> Entries:
         with zipfile.ZipFile(source) as archive:
@@ -125,11 +103,8 @@ class Npz:
                     times = _Member(archive, f"timestamps_s/{name}").read()
                     yield Row(name, _Member(archive, f"embedding/{name}").read(), times)
                 return
-            clips = _Member(archive, "embedding")
-            if clips.shape[:1] != (len(files),):
-                raise ValueError(f"{clips.shape[:1]} embeddings of {len(files)} files")
-            for name in files:
-                yield Row(name, clips.read_row())
+            clips = _Member(archive, "embedding").read()
+            yield from (Row(name, clip) for name, clip in zip(files, clips, strict=True))
 
 
 class _Member:
@@ -153,10 +128,6 @@ class _Member:
     def read(self) -> np.ndarray:
         """Return the whole array."""
         return np.frombuffer(self._file.read(), self._dtype).reshape(self.shape)
-
-    def read_row(self) -> np.ndarray:
-        """Return the next row of an array (N, D)."""
-        return np.frombuffer(self._file.read(self.shape[1] * self._dtype.itemsize), self._dtype)
 
 
 class NpyFolder:
@@ -223,41 +194,20 @@ Format = Parquet | Safetensors | Npz | NpyFolder
 FORMATS: dict[str, Format] = {".parquet": Parquet(), ".npz": Npz(), ".safetensors": Safetensors()}
 
 
-def _named_arrays(rows: Iterable[Row]) -> Iterator[tuple[str, np.ndarray]]:
+def _arrays_of(entries: Entries, rows: Iterable[Row]) -> dict[str, np.ndarray]:
+    """Return the fingerprints and embeddings of an ``.npz`` or ``.safetensors``, which fit into memory."""
+    arrays = {"origin": entries.table}
+    clips = []
     for row in rows:
         embedding = np.ascontiguousarray(row.embedding, dtype=np.float32)
         if row.timestamps_s is None:
-            yield "embedding", embedding
+            clips.append(embedding)
         else:
-            yield f"embedding/{row.file}", embedding
-            yield f"timestamps_s/{row.file}", np.asarray(row.timestamps_s, dtype=np.float64)
-
-
-def _add_to_header(header: dict[str, Any], name: str, array: np.ndarray, start: int) -> None:
-    """Enter an array of a safetensors file; those of clips are the rows of one."""
-    dtype = {"f4": "F32", "f8": "F64", "i8": "I64"}[array.dtype.str[1:]]
-    if name != "embedding":
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": [start, start + array.nbytes]}
-        return
-    empty = {"dtype": dtype, "shape": [0, *array.shape], "data_offsets": [start, start]}
-    clips = header.setdefault(name, empty)
-    clips["shape"][0] += 1
-    clips["data_offsets"][1] += array.nbytes
-
-
-def _check_header(name: str, num_bytes: int, num_files: int) -> None:
-    if num_bytes > MAX_HEADER_BYTES:
-        raise ConfigError(
-            f"{name} cannot hold {num_files:,} files: their names take {num_bytes / 1e6:.0f} MB, and "
-            f"safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} MB. Use an output that ends in .parquet or "
-            ".npz, or a folder."
-        )
-
-
-def _add_array(archive: zipfile.ZipFile, name: str, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    archive.writestr(f"{name}.npy", buffer.getbuffer())
+            arrays[f"embedding/{row.file}"] = embedding
+            arrays[f"timestamps_s/{row.file}"] = np.asarray(row.timestamps_s, dtype=np.float64)
+    if clips:
+        arrays["embedding"] = np.stack(clips)
+    return arrays
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 PART_ROWS, PART_BYTES = 1024, 32 << 20  # of a .dataset's parts
 _PART = re.compile(r"\d{8}\.(safetensors|parquet)")
 # Files that killed runs leave, and the index that an earlier release wrote.
-_LEFTOVERS = re.compile(rf"({_PART.pattern})\.partial(\.body)?|.+\.parquet\.partial|_index\.parquet")
+_LEFTOVERS = re.compile(rf"({_PART.pattern})\.partial|.+\.parquet\.partial|_index\.parquet")
 _LOCK = ".lock"
 _MAX_NAME_BYTES = 255 - len(".partial")
 
