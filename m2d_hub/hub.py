@@ -13,7 +13,7 @@ import torch
 from m2d_hub.errors import ConfigError, reason_of
 from m2d_hub.io import plain_tensors
 from m2d_hub.model import M2D
-from m2d_hub.nn.compiled import compile_blocks
+from m2d_hub.nn.encoder import compile_blocks
 from m2d_hub.nn.int8_linear import quantize_encoder
 from m2d_hub.pretrained.checkpoint import Checkpoint
 from m2d_hub.pretrained.published import read_weights

@@ -5,18 +5,18 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from nnAudio.librosa_functions import mel_frequencies
 
 from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.config import FrontendConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.inference import read_windows
-from m2d_hub.io import as_text, importing
+from m2d_hub.io import as_text, require_extra
 from m2d_hub.model import M2D
 from m2d_hub.results import Frames, Tag
 from m2d_hub.windows import Windows
@@ -85,14 +85,15 @@ def plot_clip(
         ConfigError: ``audio`` is more than one clip, matplotlib is not installed, or the suffix of ``path``
             is not supported.
     """
-    require_matplotlib()
+    require_extra("plots", "a plot")
     _check_suffix(path)
     clips = open_audio(audio, model.sample_rate, sample_rate)
     if len(clips) != 1:
         raise ConfigError(f"A plot shows one clip, got {len(clips)}; plot them one by one.")
     log_mel = _log_mel(model, clips[0])
     frames = model.encode_frames(clips, batch_size=batch_size)
-    figure = draw_clip(model, log_mel, frames, title or _title(audio, clips[0].name))
+    name = as_text(Path(clips[0].name).name) if isinstance(audio, (str, os.PathLike)) else clips[0].name
+    figure = draw_clip(model, log_mel, frames, title or name)
     if path is not None:
         save(figure, path)
     return figure
@@ -119,7 +120,7 @@ def draw_clip(model: M2D, log_mel: torch.Tensor, frames: Frames, title: str) -> 
     for axes in middle:
         _draw_tags(axes, *tags_over_time(model, features), span_s)
     label = f"cosine similarity of frames ({model.frame_hop_s * 1000:g} ms each)"
-    _draw_similarity(lower, similarity(features), (*span_s, *span_s), label)
+    _draw_similarity(lower, similarity(features, features), (*span_s, *span_s), label)
     lower.set(xlabel="time, s", ylabel="time, s", xlim=span_s)
     figure.suptitle(literal(title))
     return figure
@@ -137,33 +138,21 @@ def draw_cross_similarity(
 
 
 @torch.no_grad()
-def tags_over_time(model: M2D, features: torch.Tensor, top_k: int = MAX_TAGS) -> tuple[list[Tag], np.ndarray]:
+def tags_over_time(model: M2D, features: torch.Tensor) -> tuple[list[Tag], np.ndarray]:
     """Return the most likely tags of a clip and their scores (K, T) in each of its frames (T, N_F·D).
 
     Raises:
         ConfigError: The model has no head.
     """
     head = model.required_head()
-    [tags] = model.classify_embeddings(features.mean(dim=0, keepdim=True), top_k=top_k)
+    [tags] = model.classify_embeddings(features.mean(dim=0, keepdim=True), top_k=MAX_TAGS)
     scores = head.scores(head.infer(features))  # (T, classes)
     return tags, scores[:, [tag.index for tag in tags]].T.numpy()
 
 
-def mel_centres_hz(config: FrontendConfig) -> np.ndarray:
-    """Return the centre frequency of each mel band (F,) on Slaney's scale (logarithmic above 1 kHz)."""
-    edges = np.linspace(_hz_to_mel(config.f_min_hz), _hz_to_mel(config.f_max_hz), config.n_mels + 2)
-    linear = edges * 200 / 3
-    return np.where(edges < 15, linear, 1000 * 6.4 ** ((edges - 15) / 27))[1:-1]
-
-
-def similarity(features: torch.Tensor, others: torch.Tensor | None = None) -> np.ndarray:
-    """Return the cosine similarity (T, T') of frames (T, D) to ``others`` (T', D), by default themselves.
-
-    Neighbouring frames are averaged if there are more than MAX_FRAMES.
-    """
-    rows = _unit_frames(features)
-    columns = rows if others is None else _unit_frames(others)
-    return (rows @ columns.T).clamp(-1, 1).numpy()
+def similarity(one: torch.Tensor, other: torch.Tensor) -> np.ndarray:
+    """Return the cosine similarity (T, T') of frames (T, D) and (T', D), averaged beyond MAX_FRAMES."""
+    return (_unit_frames(one) @ _unit_frames(other).T).clamp(-1, 1).numpy()
 
 
 def spectrogram_db(log_mel: np.ndarray) -> np.ndarray:
@@ -177,13 +166,7 @@ def spectrogram_db(log_mel: np.ndarray) -> np.ndarray:
 
 
 def new_figure(
-    width: float,
-    height: float,
-    panels: int = 1,
-    *,
-    grid: Grid = "both",
-    extra: str = "plots",
-    **subplots: Any,
+    width: float, height: float, panels: int = 1, *, grid: Grid = "both", **subplots: Any
 ) -> tuple[Figure, Any]:
     """Create a figure in the shared style.
 
@@ -192,7 +175,6 @@ def new_figure(
         height: Height in inches.
         panels: Number of panels, one below the other.
         grid: Axis of the grid lines.
-        extra: Extra of this package that installs matplotlib, for the error message.
         **subplots: Further arguments of ``Figure.subplots``.
 
     Returns:
@@ -201,7 +183,7 @@ def new_figure(
     Raises:
         ConfigError: matplotlib is not installed.
     """
-    require_matplotlib(extra)
+    require_extra("plots", "a plot")
     from cycler import cycler
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -212,12 +194,6 @@ def new_figure(
     for one in np.atleast_1d(axes):
         one.grid(grid is not None, axis=grid or "both")
     return figure, axes
-
-
-def require_matplotlib(extra: str = "plots") -> None:
-    """Raise a ConfigError that names the extra to install if matplotlib is missing."""
-    with importing("matplotlib", "a plot", extra):
-        import matplotlib.figure  # noqa: F401
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -240,13 +216,6 @@ def literal(text: str) -> str:
     return "\n".join(map(as_text, text.split("\n"))).replace("$", r"\$")
 
 
-def literals(texts: Iterable[str], max_length: int | None = None) -> list[str]:
-    """Apply :func:`literal` to texts, shortened to ``max_length`` characters."""
-    if max_length is not None:
-        texts = (text if len(text) <= max_length else f"{text[: max_length - 1]}…" for text in texts)
-    return [literal(text) for text in texts]
-
-
 def _check_suffix(path: str | os.PathLike[str] | None) -> None:
     from matplotlib.backend_bases import FigureCanvasBase
 
@@ -262,10 +231,6 @@ def _log_mel(model: M2D, clip: AudioClip) -> torch.Tensor:
     return torch.cat([block.cpu() for block in blocks], dim=-1)
 
 
-def _hz_to_mel(hz: float) -> float:
-    return hz * 3 / 200 if hz < 1000 else 15 + 27 * math.log(hz / 1000, 6.4)
-
-
 def _unit_frames(features: torch.Tensor) -> torch.Tensor:
     if len(features) > MAX_FRAMES:
         features = torch.nn.functional.adaptive_avg_pool1d(features.T, MAX_FRAMES).T
@@ -278,7 +243,8 @@ def _draw_spectrogram(axes: Axes, level_db: np.ndarray, num_frames: int, config:
     extent = (begin_s, begin_s + num_frames * config.hop_s, -0.5, len(level_db) - 0.5)
     _draw_image(axes, level_db, extent, POWER_COLOURS, (-RANGE_DB, 0), "power, dB re maximum", extend="min")
     ticks = [hz for hz in _TICKS_HZ if config.f_min_hz <= hz <= config.f_max_hz]
-    bands = np.interp(ticks, mel_centres_hz(config), np.arange(config.n_mels), right=config.n_mels - 0.5)
+    centres = mel_frequencies(config.n_mels + 2, fmin=config.f_min_hz, fmax=config.f_max_hz)[1:-1]
+    bands = np.interp(ticks, centres, np.arange(config.n_mels), right=config.n_mels - 0.5)
     axes.set_yticks(bands.tolist(), [f"{hz / 1000:g}" for hz in ticks])
     axes.set_ylabel("frequency, kHz (mel scale)")
     axes.set_facecolor("0.85")  # the padding of the last frame
@@ -287,7 +253,12 @@ def _draw_spectrogram(axes: Axes, level_db: np.ndarray, num_frames: int, config:
 def _draw_tags(axes: Axes, tags: list[Tag], scores: np.ndarray, span_s: tuple[float, float]) -> None:
     extent = (*span_s, -0.5, len(tags) - 0.5)
     _draw_image(axes, scores[::-1], extent, SCORE_COLOURS, (0, 1), "score")  # the most likely tag on top
-    axes.set_yticks(range(len(tags)), literals((tag.label for tag in tags[::-1]), MAX_LABEL_LENGTH))
+    labels = [literal(_shortened(tag.label)) for tag in tags[::-1]]
+    axes.set_yticks(range(len(tags)), labels)
+
+
+def _shortened(label: str) -> str:
+    return label if len(label) <= MAX_LABEL_LENGTH else f"{label[: MAX_LABEL_LENGTH - 1]}…"
 
 
 def _draw_similarity(
@@ -319,7 +290,3 @@ def _draw_image(
         interpolation="nearest" if colours == SCORE_COLOURS else None,
     )
     axes.figure.colorbar(image, ax=axes, label=label, extend=extend, pad=0.02, aspect=30)
-
-
-def _title(audio: Any, name: str) -> str:
-    return as_text(Path(name).name) if isinstance(audio, (str, os.PathLike)) else name

@@ -9,13 +9,11 @@ import sys
 import click
 
 from m2d_hub.cli.embed import embed
-from m2d_hub.cli.export import export
-from m2d_hub.cli.models import convert, download, info, list_
+from m2d_hub.cli.models import convert, download, export, info, list_
 from m2d_hub.cli.options import EscapedFormatter, Group
-from m2d_hub.cli.plots import demo, map_, plot
-from m2d_hub.cli.search import search
+from m2d_hub.cli.search import demo, map_, search
 from m2d_hub.cli.stream import stream
-from m2d_hub.cli.tag import tag
+from m2d_hub.cli.tag import plot, tag
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 

@@ -1,9 +1,10 @@
-"""``m2d-hub tag``."""
+"""``m2d-hub tag`` and ``plot``."""
 
 from __future__ import annotations
 
 import dataclasses
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,11 +17,13 @@ from m2d_hub.cli.options import (
     echo_json,
     find_files,
     json_option,
+    model_option,
     paths_argument,
     top_option,
+    window_option,
 )
 from m2d_hub.errors import AudioError
-from m2d_hub.pretrained.registry import DEFAULT_TAGGER
+from m2d_hub.pretrained.registry import DEFAULT_MODEL, DEFAULT_TAGGER
 
 DEFAULT_TEXT_TAGGER = "m2d-clap-2024"
 
@@ -100,3 +103,24 @@ def tag(
         echo_json(results)
     if failed:
         sys.exit(SOME_FAILED)
+
+
+@click.command()
+@click.argument("path", metavar="PATH")
+@model_option(DEFAULT_MODEL)
+@click.option("--out", required=True, type=click.Path(path_type=Path), metavar="PNG", help="File to write.")
+@batch_size_option
+@device_option
+@window_option
+def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, window: float | None) -> None:
+    """Plot a clip's spectrogram, tag scores and frame similarity.
+
+    \b
+    Example:
+      m2d-hub plot dog.wav --out dog.png
+    """
+    from m2d_hub.hub import load_model
+    from m2d_hub.plots import plot_clip
+
+    plot_clip(load_model(model, device=device, window_s=window), path, out, batch_size=batch_size)
+    echo(f"Wrote {out}.")

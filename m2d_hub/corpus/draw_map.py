@@ -21,9 +21,9 @@ from m2d_hub.corpus.sound_map import Projection, SoundMap, map_sounds
 from m2d_hub.corpus.stored import is_embeddings, load_model_of, read_embeddings
 from m2d_hub.errors import AudioError, ConfigError, M2DError
 from m2d_hub.hub import load_model
-from m2d_hub.io import importing, replacing
+from m2d_hub.io import replacing, require_extra
 from m2d_hub.model import M2D
-from m2d_hub.plots import require_matplotlib, spectrogram_db, spectrogram_image
+from m2d_hub.plots import spectrogram_db, spectrogram_image
 from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 from m2d_hub.results import Tag
 
@@ -123,10 +123,7 @@ def _check_settings(out: Any, projection: str, *numbers: Any) -> None:
         require(value in allowed, f"{name} must be {allowed}, got {value!r}.")
     is_page = out is None or Path(out).suffix.lower() in (".html", ".htm")
     require(is_page, f"out must end in .html, got {out}.")
-    require_matplotlib("map")
-    with importing("plotly and scikit-learn", "a map", "map"):
-        import plotly  # noqa: F401
-        import sklearn  # noqa: F401
+    require_extra("map", "a map")
 
 
 def _open(

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit
 
 from m2d_hub.corpus.index import EmbeddingIndex
 from m2d_hub.errors import ConfigError
-from m2d_hub.io import importing
+from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
-from m2d_hub.plots import require_matplotlib
 
 MAX_STORED_BYTES = 1 << 30  # of all uploads
 _PORTS = range(7860, 7960)
@@ -77,9 +76,7 @@ def require_demo() -> None:
     """Raise a ConfigError that names the extra to install if gradio or matplotlib is missing."""
     # Before the import, so that gradio sends nothing and keeps no history.
     os.environ.update(GRADIO_ANALYTICS_ENABLED="False", GRADIO_RUN_HISTORY="False")
-    with importing("gradio", "the demo page", "demo"):
-        import gradio  # noqa: F401
-    require_matplotlib("demo")
+    require_extra("demo", "the demo page")
 
 
 def create_server(

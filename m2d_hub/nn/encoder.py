@@ -8,6 +8,9 @@ Shapes: B batch, C channels, F mels, T frames, N patch tokens, D width, H heads,
 
 from __future__ import annotations
 
+import os
+import shutil
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -250,3 +253,23 @@ def mask_of_tokens(time_mask: Tensor, num_freq: int) -> Tensor:
 def frames_to_tokens(frames: Tensor, num_freq: int) -> Tensor:
     """Invert :func:`tokens_to_frames`: frames (..., N_T, N_F·D) to tokens (..., N_F·N_T, D)."""
     return frames.unflatten(-1, (num_freq, -1)).transpose(-3, -2).flatten(-3, -2)
+
+
+def compile_blocks(blocks: Iterable[nn.Module], device: torch.device) -> None:
+    """Compile transformer blocks in place: the same weights under the same names, faster on GPUs.
+
+    Args:
+        blocks: Blocks; each is compiled when it first runs, and copies of it are not.
+        device: Device that they will run on.
+
+    Raises:
+        ConfigError: The device is a CPU, and no C++ compiler is installed.
+    """
+    compilers = [os.environ.get("CXX", ""), "g++", "c++", "clang++", "cl"]
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers if name):
+        raise ConfigError(
+            "compile=True needs a C++ compiler on a CPU: install g++, set the environment variable CXX, or "
+            "omit compile."
+        )
+    for block in blocks:
+        block.compile()

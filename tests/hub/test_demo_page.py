@@ -194,7 +194,7 @@ def test_address_that_cannot_be_bound_is_an_error(host):
 
 
 def test_missing_gradio_is_reported_before_any_work(monkeypatch):
-    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.setattr(m2d_hub.io, "_is_installed", lambda name: name != "gradio")
     result = CliRunner().invoke(main, ["demo", "--model", "no such model"])
     assert result.exit_code == 1 and "pip install 'm2d-hub[demo]'" in result.output
 

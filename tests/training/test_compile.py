@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import m2d_hub
 from m2d_hub import ConfigError
-from m2d_hub.nn.compiled import compile_blocks
+from m2d_hub.nn.encoder import compile_blocks
 
 from ..processes import TRAIN, finish, kill_when
 from ..signals import noise

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from m2d_hub.plots import SHARE_COLOURS, SMALL_SIZE, WIDTH_INCHES, Grid, literal, literals, new_figure, save
+from m2d_hub.plots import SHARE_COLOURS, SMALL_SIZE, WIDTH_INCHES, literal, new_figure, save
 
 from .metrics import Interval
 
@@ -21,15 +21,16 @@ INCHES_PER_CLASS = 0.22
 def draw_confusion(path: Path, confusion: Tensor, labels: Sequence[str], title: str) -> None:
     """Plot a confusion matrix (C, C) of test clips, with a row for each true class."""
     side = min(14.0, max(4.5, 2.5 + INCHES_PER_CLASS * 1.5 * len(labels)))
-    figure, axes = _figure(side + 1.0, side, grid=None)
+    figure, axes = new_figure(side + 1.0, side, grid=None)
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1e-9)
     image = axes.imshow(shares.numpy(), cmap=SHARE_COLOURS, vmin=0, vmax=1, interpolation="nearest")
     figure.colorbar(image, label="share of the class's test clips", fraction=0.04)
     axes.set(xlabel="predicted", ylabel="true", title=literal(title))
     if len(labels) <= MAX_NAMED:
+        names = [literal(label) for label in labels]
         size = SMALL_SIZE if len(labels) <= 40 else 6
-        axes.set_xticks(range(len(labels)), literals(labels), rotation=90, fontsize=size)
-        axes.set_yticks(range(len(labels)), literals(labels), fontsize=size)
+        axes.set_xticks(range(len(labels)), names, rotation=90, fontsize=size)
+        axes.set_yticks(range(len(labels)), names, fontsize=size)
     if len(labels) <= MAX_NUMBERED:
         for row, column in confusion.nonzero().tolist():
             colour = "white" if shares[row, column] > 0.5 else "black"
@@ -48,16 +49,16 @@ def draw_average_precision(path: Path, precisions: Tensor, labels: Sequence[str]
     if num_hidden:
         order = order[: MAX_NAMED // 2] + order[-MAX_NAMED // 2 :]
         title = f"{title}\n({num_hidden} classes between the best and the worst {MAX_NAMED // 2} not shown)"
-    figure, axes = _figure(WIDTH_INCHES, 1.5 + INCHES_PER_CLASS * len(order), grid="x")
+    figure, axes = new_figure(WIDTH_INCHES, 1.5 + INCHES_PER_CLASS * len(order), grid="x")
     axes.barh(range(len(order)), precisions[order].numpy(), height=0.7)
-    axes.set_yticks(range(len(order)), literals(labels[index] for index in order), fontsize=SMALL_SIZE)
+    axes.set_yticks(range(len(order)), [literal(labels[index]) for index in order], fontsize=SMALL_SIZE)
     axes.set(ylim=(len(order) - 0.5, -0.5), xlim=(0, 1), xlabel="average precision", title=literal(title))
     save(figure, path)
 
 
 def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
     """Plot values by epoch: for each panel, such as "loss", its lines by name. NaN leaves a gap."""
-    figure, panels = _figure(WIDTH_INCHES, 3.0 * len(curves), len(curves))
+    figure, panels = new_figure(WIDTH_INCHES, 3.0 * len(curves), len(curves))
     np.atleast_1d(panels)[0].set_title("Learning curves")
     for axes, (panel, lines) in zip(np.atleast_1d(panels), curves.items(), strict=True):
         for name, values in lines.items():
@@ -74,7 +75,7 @@ def draw_curves(path: Path, curves: Mapping[str, Mapping[str, Sequence[float]]])
 
 def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) -> None:
     """Plot values by optimizer step: for each panel, by name, its steps and values."""
-    figure, panels = _figure(WIDTH_INCHES, 2.4 * len(points), len(points))
+    figure, panels = new_figure(WIDTH_INCHES, 2.4 * len(points), len(points))
     np.atleast_1d(panels)[0].set_title(path.stem.capitalize())
     for axes, (name, values) in zip(np.atleast_1d(panels), points.items(), strict=True):
         axes.plot(*zip(*values, strict=True), marker="." if len(values) < 100 else "")
@@ -86,7 +87,7 @@ def draw_steps(path: Path, points: Mapping[str, Sequence[tuple[int, float]]]) ->
 
 def draw_layers(path: Path, valid: Sequence[float], test: Sequence[Interval], metric: str) -> None:
     """Plot the scores of each layer's features, with 95 % intervals for the test split."""
-    figure, axes = _figure(WIDTH_INCHES, 4.5)
+    figure, axes = new_figure(WIDTH_INCHES, 4.5)
     layers = range(1, len(test) + 1)
     points = np.array([interval.value for interval in test])
     spans = np.array([[interval.value - interval.low, interval.high - interval.value] for interval in test])
@@ -103,7 +104,7 @@ def draw_points(
     path: Path, values: Sequence[Any], points: Sequence[tuple[float, float]], field: str, metric: str
 ) -> None:
     """Plot means with their 95 % half intervals over the values of a field, which are numbers or names."""
-    figure, axes = _figure(WIDTH_INCHES, 4.5)
+    figure, axes = new_figure(WIDTH_INCHES, 4.5)
     means, halves = zip(*points, strict=True)
     names = [literal(value) if isinstance(value, str) else value for value in values]
     axes.errorbar(names, means, yerr=halves, marker="o", capsize=3)
@@ -113,7 +114,7 @@ def draw_points(
 
 def draw_mix(path: Path, weights: Tensor) -> None:
     """Plot the weights (S, L) of the layers in each seed's mix, and their mean."""
-    figure, axes = _figure(WIDTH_INCHES, 4.0, grid="y")
+    figure, axes = new_figure(WIDTH_INCHES, 4.0, grid="y")
     layers = range(1, weights.shape[1] + 1)
     axes.bar(layers, weights.mean(dim=0).numpy(), alpha=0.6)
     for mixture in weights:
@@ -126,7 +127,3 @@ def draw_mix(path: Path, weights: Tensor) -> None:
 def _end_at_one(axes: Any) -> None:
     """Limit an axis of accuracies or precisions to 1."""
     axes.set_ylim(top=min(axes.get_ylim()[1], 1.01))
-
-
-def _figure(width: float, height: float, panels: int = 1, grid: Grid = "both") -> tuple[Any, Any]:
-    return new_figure(width, height, panels, grid=grid, extra="training")

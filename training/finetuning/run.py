@@ -20,7 +20,7 @@ import torch
 
 from m2d_hub.errors import CheckpointError, ConfigError
 from m2d_hub.io import json_text, reading, replacing, replacing_folder, require_extra
-from m2d_hub.nn.compiled import compile_blocks
+from m2d_hub.nn.encoder import compile_blocks
 from m2d_hub.pretrained.checkpoint import sha256_of_model
 from m2d_hub.pretrained.source import resolve
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2d_hub.io import require_extra
-from m2d_hub.nn.compiled import compile_blocks
-from m2d_hub.nn.encoder import Block
+from m2d_hub.nn.encoder import Block, compile_blocks
 from m2d_hub.nn.frontend import LogMelFrontend
 
 from ..data.manifest import Manifest
