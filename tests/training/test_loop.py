@@ -14,7 +14,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -34,7 +33,7 @@ from torch.utils.data import Dataset
 import m2d_hub
 from m2d_hub.io import replacing, replacing_folder
 
-from ..processes import ONE_THREAD, TRAIN, TRAIN_ON_TWO, finish, wait_for_lines
+from ..processes import ONE_THREAD, TRAIN, TRAIN_ON_TWO, wait_for_lines
 from ..signals import write_tones
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
@@ -380,34 +379,6 @@ def test_a_failed_measurement_does_not_end_a_run(command, sounds, tmp_path, figu
     assert result.exit_code == 0, result.output
     assert figure not in metrics_of("pretrain", tmp_path / "run")[-1]
     assert f"{figure} could not be measured" in (tmp_path / "run" / "train.log").read_text()
-
-
-@pytest.mark.slow
-@pytest.mark.multi_process
-def test_two_processes_validate_lists_of_any_length_as_one_does(command, sounds, tmp_path):
-    """An uneven last group, a contrastive loss, and a linear evaluation, which is the first one's alone."""
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(16):
-        np.save(tmp_path / f"{index}.npy", rng.standard_normal(8).astype(np.float32))
-        rows.append(f"{sounds.parent / f'{index}.wav'},caption {index},{index}.npy")
-    for name, count in (("train", 16), ("valid", 7)):
-        text = "\n".join(["file,caption,features", *rows[:count]]) + "\n"
-        (tmp_path / f"{name}.csv").write_text(text)
-    options = ("--valid", str(tmp_path / "valid.csv"), "--labelled", str(sounds))
-    settings = ["batch_size=2", "linear_eval_every_epochs=1", "offline.kind=text", "offline.text_dim=8"]
-    losses = []
-    for processes in (1, 2):
-        out = tmp_path / str(processes)
-        arguments = command(
-            "pretrain", out, *settings, "epochs=1", "base_lr=0", f"accumulate_steps={2 // processes}",
-            options=options, data=tmp_path / "train.csv",
-        )  # fmt: skip
-        finish([*(TRAIN if processes == 1 else TRAIN_ON_TWO), *arguments])
-        last = metrics_of("pretrain", out)[-1]
-        assert 0 <= last["linear_eval"] <= 1
-        losses.append(last["validation_loss"])
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -149,7 +149,6 @@ class Stepper:
         return Step(means, norm, is_taken, is_overflow, time.perf_counter() - started)
 
     def _update(self, loss: float, buffers: list[Tensor]) -> tuple[float, bool, bool]:
-
         scale = self.scaler.get_scale()
         self.scaler.unscale_(self.optimizer)
         norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), self.clip_norm))
