@@ -1,7 +1,6 @@
 """Clients called as their programs call them, with a small model on disk."""
 
-import os
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,12 +38,6 @@ def test_hear_gives_plain_sizes_and_evenly_spaced_milliseconds(folder, tiny):
     assert times_ms[0, 0] == 75  # the centre of frames 0 to 15, 10 ms apart
     assert (times_ms.diff(dim=1) - 160).abs().max() < 1e-3
     close(hear.get_scene_embeddings(audio, model), tiny.encode_clip(audio))
-
-
-def test_hear_takes_options(folder):
-    from m2d_hub.clients import hear
-
-    assert hear.load_model(folder, window_s=1.0).model.window_s == 1.0
 
 
 # EVAR: https://github.com/nttcslab/eval-audio-repr, evar/ar_m2d.py
@@ -159,37 +152,6 @@ def test_evars_model_settings_apply(tiny, tmp_path):
     assert evar(tmp_path, encoder_only=False, num_classes=7)[0](noise(1, 16_000)).shape == (1, 7)
 
 
-@pytest.mark.parametrize("samples", [16_000, 70_000])  # one window, and three
-def test_evars_training_mask_drops_tokens_in_training_alone(folder, tiny, samples):
-    runtime, cfg = evar(folder, training_mask=0.5)
-    assert cfg.feature_d == 64  # the mean over tokens, as in the paper's section IV-B
-    log_mel = runtime.to_normalized_spec(noise(3, samples))
-    whole = runtime.eval().encode_lms(log_mel)
-    assert whole.shape[1] == 5 * tiny.encode_frames(noise(1, samples)).features.shape[1]
-    runtime.train()
-    torch.manual_seed(0)
-    counts = [runtime.encode_lms(log_mel).shape for _ in range(40)]
-    assert {(clips, width) for clips, _, width in counts} == {(3, 64)}
-    assert np.mean([tokens for _, tokens, _ in counts]) == pytest.approx(whole.shape[1] / 2, rel=0.15)
-    torch.manual_seed(0)
-    first = runtime.encode_lms(log_mel)
-    torch.manual_seed(0)
-    assert torch.equal(first, runtime.encode_lms(log_mel, return_layers=True)[-1])
-    first.sum().backward()
-    assert runtime.backbone.patch_embed.proj.weight.grad is not None
-
-
-def test_with_a_training_mask_a_new_head_takes_tokens(tiny, tmp_path):
-    tiny.set_head(3)
-    tiny.save_pretrained(tmp_path)
-    settings = {"training_mask": 0.5, "encoder_only": False}
-    runtime, _ = evar(tmp_path, num_classes=3, **settings)
-    for training in (True, False):
-        assert runtime.train(training)(noise(2, 16_000)).shape == (2, 3)
-    with pytest.raises(m2d_hub.ConfigError, match=r"the head of .* takes frames; give num_classes"):
-        evar(tmp_path, **settings)
-
-
 def test_an_argument_overrides_evars_settings(folder):
     from m2d_hub.clients.evar import RuntimeM2D
 
@@ -201,11 +163,8 @@ def test_an_argument_overrides_evars_settings(folder):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"training_mask": 1.0}, r"training_mask must be from 0 to below 1, got 1\.0"),
-        ({"training_mask": "half"}, "training_mask must be from 0 to below 1, got 'half'"),
+        ({"training_mask": 0.5}, r"cfg\.training_mask is not supported; set it to 0"),
         ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* was trained with 16000"),
-        ({"n_mels": 128}, r"cfg\.n_mels is 128, but .* was trained with 80"),
-        ({"hop_size": 320}, r"cfg\.hop_size is 320, but .* was trained with 160"),
         ({"f_max": 7_600}, r"cfg\.f_max is 7600, but .* was trained with 8000"),
         ({"std": float("nan")}, "std must be a finite number"),
     ],
@@ -258,12 +217,6 @@ def test_s3prl_uses_one_window_per_clip_if_the_model_does(tiny, tmp_path):
     wave = noise(1, 50_000)
     states = UpstreamExpert(ckpt=tmp_path)([wave[0]])["hidden_states"]
     close(torch.stack(states).detach(), tiny.encode_layers(wave).features)
-
-
-def test_evar_tokens_stay_flat_on_request(folder):
-    from m2d_hub.clients.evar import RuntimeM2D
-
-    assert RuntimeM2D(weight_file=folder, flat_features=True).encode(noise(1, 16_000)).shape == (1, 35, 64)
 
 
 # s3prl: s3prl/nn/upstream.py and s3prl/util/pseudo_data.py
@@ -366,12 +319,6 @@ def test_xares_finds_one_encoder_that_passes_its_checks(folder, tiny, monkeypatc
     assert (encoder.sampling_rate, encoder.output_dim, encoder.hop_size_in_ms) == (16_000, M2D_D, 160)
     audio = noise(2, 50_000)
     close(encoder(audio), tiny.encode_frames(audio).features)
-
-
-def test_xares_encodes_ten_minutes(folder):
-    from m2d_hub.clients.xares import M2DEncoder
-
-    assert M2DEncoder(folder)(noise(1, 9_600_000)).shape == (1, 3751, M2D_D)
 
 
 # Hugging Face datasets
@@ -503,19 +450,12 @@ def test_ray_actor_names_the_columns_that_it_needs(folder):
 
 
 @pytest.mark.parametrize(
-    ("code", "hidden", "extra"),
-    [
-        ("import m2d_hub.clients.mteb", "mteb", "mteb"),
-        ("import m2d_hub.clients.sklearn", "sklearn", "sklearn"),
-        ("from m2d_hub.clients.transformers import register; register()", "transformers", "transformers"),
-    ],
+    ("program", "name"),
+    [("mteb", "M2DWrapper"), ("sklearn", "M2DEmbedder"), ("transformers", "register")],
 )
-def test_a_missing_program_is_named_with_its_extra(code, hidden, extra):
-    answer = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.modules[{hidden!r}] = None; {code}"],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONWARNINGS": "ignore"},
-    )
-    assert answer.returncode == 1
-    assert f"pip install 'm2d-hub[{extra}]'" in answer.stderr
+def test_a_missing_program_is_named_with_its_extra(program, name, monkeypatch):
+    monkeypatch.delitem(sys.modules, f"m2d_hub.clients.{program}", raising=False)
+    for module in [program, *(module for module in sys.modules if module.startswith(f"{program}."))]:
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(m2d_hub.ConfigError, match=rf"pip install 'm2d-hub\[{program}\]'"):
+        getattr(importlib.import_module(f"m2d_hub.clients.{program}"), name)()

@@ -264,15 +264,14 @@ def run_evar(model: str, folder: Path) -> str:
     assert cfg.feature_d == len(features[0])
     probe = LogisticRegression(max_iter=1_000).fit(features[:24], labels[:24])
     accuracy = probe.score(features[24:], labels[24:])
-    finetuned = ", ".join(f"{share} {_evar_finetune(model, share):.3f}" for share in (0.0, 0.5))
-    return f"two tones: linear evaluation {accuracy:.3f}; fine-tuning with training_mask {finetuned}"
+    return f"two tones: linear evaluation {accuracy:.3f}; fine-tuning {_evar_finetune(model):.3f}"
 
 
-def _evar_finetune(model: str, training_mask: float) -> float:
+def _evar_finetune(model: str) -> float:
     """Return the accuracy after the loop of finetune.py: BatchNorm and a linear layer, trained with SGD."""
     from m2d_hub.clients.evar import RuntimeM2D
 
-    cfg = types.SimpleNamespace(**EVAR_SETTINGS | {"training_mask": training_mask}, weight_file=model)
+    cfg = types.SimpleNamespace(**EVAR_SETTINGS, weight_file=model)
     runtime = RuntimeM2D(cfg=cfg, weight_file=cfg.weight_file)
     head = torch.nn.Sequential(
         torch.nn.BatchNorm1d(cfg.feature_d, affine=False), torch.nn.Linear(cfg.feature_d, 2)

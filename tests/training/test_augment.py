@@ -15,8 +15,7 @@ from m2d_training.finetuning.augment import (
 )
 from m2d_training.finetuning.config import FinetuneConfig
 from m2d_training.finetuning.model import AudioClassifier
-
-from m2d_hub.nn.patchout import draw_patchout, stack_patchout
+from m2d_training.finetuning.patchout import draw_patchout, stack_patchout
 
 TABLE_II = FinetuneConfig(mixup_ratio=0.5, frequency_mask=30, time_mask=192, resized_crop=True)
 

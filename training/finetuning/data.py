@@ -19,7 +19,6 @@ from m2d_hub.config import EncoderConfig, FrontendConfig
 from m2d_hub.errors import AudioError
 from m2d_hub.model import M2D
 from m2d_hub.nn.frontend import LogMelFrontend
-from m2d_hub.nn.patchout import KeptColumns, KeptTokens, draw_patchout, draw_rows_dropped, stack_patchout
 from m2d_hub.windows import Windows
 
 from ..data.annotations import AudioFile
@@ -40,6 +39,7 @@ from .augment import (
     zero_beyond,
 )
 from .config import FinetuneConfig
+from .patchout import KeptColumns, KeptTokens, draw_patchout, draw_rows_dropped, stack_patchout
 
 CLIPS_AT_ONCE = 32  # whole clips in memory in evaluation; long ones are read when they are encoded
 MAX_UNREADABLE = 8  # clips in a row

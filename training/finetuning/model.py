@@ -20,7 +20,6 @@ from m2d_hub.checks import require
 from m2d_hub.hub import load_model
 from m2d_hub.model import M2D
 from m2d_hub.nn.encoder import take_tokens
-from m2d_hub.nn.patchout import KeptTokens
 from m2d_hub.windows import Windows
 
 from ..data.annotations import AudioFile
@@ -30,6 +29,7 @@ from ..evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_lin
 from ..runs.devices import autocast, random_lock
 from .config import FinetuneConfig
 from .data import FinetuneBatch, FinetuneDataset, augmented, clips_to_score
+from .patchout import KeptTokens
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from m2d_hub.nn.patchout import draw_patchout, draw_rows_dropped, stack_patchout
+from m2d_training.finetuning.patchout import draw_patchout, draw_rows_dropped, stack_patchout
 
 
 def patchouts(count, num_time=62, batch_size=4):
