@@ -65,8 +65,8 @@ class RuntimeM2D(nn.Module):
             flat_features: Return tokens (B, N_F·T, D) instead of frames (B, T, N_F·D).
 
         Raises:
-            ConfigError: ``cfg`` has no attributes, a ``training_mask``, or another spectrogram than the weights
-                were trained with.
+            ConfigError: ``cfg`` has no attributes, a ``training_mask``, or another spectrogram than that of
+                the weights.
         """
         super().__init__()
         self.cfg = SimpleNamespace() if cfg is None else cfg

@@ -184,11 +184,8 @@ def test_a_report(tmp_path, fuzz):
 
 PUBLISHED = {
     "esc50": (layouts.esc50, "meta/esc50.csv"),
-    "us8k": (layouts.us8k, "metadata/UrbanSound8K.csv"),
-    "vc1": (layouts.vc1, "iden_split.txt"),
     "nsynth": (layouts.nsynth, "nsynth-train/examples.json"),
     "audioset": (layouts.audioset, "eval_segments.csv"),
-    "fsd50k": (layouts.fsd50k, "FSD50K.ground_truth/dev.csv"),
     "icbhi2017": (layouts.icbhi2017, "101_1b1_Al_sc_Meditron.txt"),
     "sprsound": (layouts.sprsound, "train_json/65101170_0.4_1_p1_3246.json"),
 }

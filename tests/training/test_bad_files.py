@@ -49,23 +49,13 @@ BAD_ARRAYS = {
     "cut header": npy(GOOD)[:40],
     "cut values": npy(GOOD)[:-1000],
     "npz": npz(GOOD),
-    "cut npz": npz(GOOD)[:30],
-    "strings": npy(np.array(["a", "b"])),
     "objects": npy(np.array([{}, None], dtype=object)),
-    "complex": npy(GOOD.astype(np.complex64)),
     "records": npy(np.zeros(3, dtype=[("a", "f4"), ("é", "f4")])),
-    "booleans": npy(GOOD > 0),
-    "scalar": npy(np.float32(1)),
     "no elements": npy(np.zeros((80, 0), np.float32)),
     "other mels": npy(np.zeros((64, 50), np.float32)),
-    "three axes": npy(np.zeros((2, 80, 50), np.float32)),
     "NaN": npy(np.full((80, 50), np.nan)),
-    "beyond float32": npy(np.full((80, 50), 1e300)),
     "terabytes": npy(GOOD, shape=(80, 1 << 40)),
     "more than can be counted": npy(GOOD, shape=(1 << 62, 1 << 62)),
-    "negative": npy(GOOD, shape=(-80, -50)),
-    "words for a shape": npy(GOOD, shape="large"),
-    "unknown type": npy(GOOD, descr="<f3"),
     "deep header": np.lib.format.magic(1, 0) + struct.pack("<H", 9000) + b"(" * 9000,
 }
 
@@ -119,27 +109,17 @@ def png(width=40, height=30, broken=None):
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     rows = zlib.compress(bytes((1 + 3 * width) * min(height, 50)))
     chunks = [chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b"")]
-    if broken == "chunk":
-        chunks.insert(1, chunk(b"\x00\xff?!", b"abc"))
-    elif broken == "text":
+    if broken == "text":
         chunks.insert(1, chunk(b"zTXt", b"a\x00\x00" + zlib.compress(bytes(1 << 28))))
-    elif broken == "profile":
-        chunks.insert(1, chunk(b"iCCP", b"x"))
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 BAD_IMAGES = {
     "empty": b"",
-    "cut": png()[:60],
-    "chunk": png(broken="chunk"),
     "text bomb": png(broken="text"),
     "bomb": png(20_000, 20_000),
-    "large": png(10_000, 9_000),
-    "no pixels": png(0, 0),
     "postscript": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n",
     "cut jpeg": b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(20),
-    "cut webp": b"RIFF\x00\x10\x00\x00WEBPVP8 " + bytes(20),
-    "cut bmp": b"BM" + bytes(20),
 }
 
 
@@ -167,11 +147,8 @@ def test_images_of_all_formats_and_modes_are_read(tmp_path, suffix, mode, kind):
 
 SMALL = {"input_size": (80, 32), "embed_dim": 64, "depth": 1, "predictor_dim": 64, "predictor_depth": 1}
 BAD_FEATURES = {
-    **{
-        name: BAD_ARRAYS[name] for name in ("empty file", "text", "cut values", "npz", "strings", "terabytes")
-    },
+    **{name: BAD_ARRAYS[name] for name in ("empty file", "cut values", "terabytes")},
     "other width": npy(np.zeros((60, 23), np.float32)),
-    "three axes": npy(np.zeros((1, 60, 24), np.float32)),
     "NaN": npy(np.full((60, 24), np.nan)),
 }
 

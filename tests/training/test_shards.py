@@ -88,13 +88,6 @@ def test_annotations_of_a_key_belong_to_all_its_clips(tmp_path):
     }
 
 
-def test_features_belong_to_their_clip_and_no_other(tmp_path):
-    shard = write_shard(
-        tmp_path / "a.tar", *((f"a.{i}.flac", SOUND) for i in range(2)), ("a.1.features.npy", b"12345")
-    )
-    assert [entry.features_size for entry in read_manifest(shard).entries] == [0, 5]
-
-
 def test_images_beside_audio_are_skipped(tmp_path):
     shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), ("0.jpg", b"\xff\xd8"), ("cover.png", b""))
     assert list(read(shard)) == ["0.flac"]
