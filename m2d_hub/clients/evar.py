@@ -138,7 +138,8 @@ class RuntimeM2D(nn.Module):
 
     def encode(self, wave: Tensor) -> Tensor:
         """Map waveforms (B, S) to frames (B, T, N_F·D)."""
-        return self.encode_lms(self.to_normalized_spec(wave))
+        frames = self._layer_frames(self.to_normalized_spec(wave))[-1]
+        return self._flat(frames) if self.flat_features else frames
 
     def forward(self, wave: Tensor) -> Tensor:
         """Return logits of the head, or frames without a head."""
