@@ -106,14 +106,6 @@ def test_the_extractor_scales_integers(folder, dtype):
         np.testing.assert_allclose(values[0], wave, atol=2**-15)
 
 
-def test_the_model_scales_integers_too(folder, tagger):
-    model = transformers.AutoModel.from_pretrained(folder)
-    integers = torch.from_numpy((RAGGED[2].clip(-0.9, 0.9) * 32_768).astype(np.int16))
-    with torch.no_grad():
-        clip = model(integers[None]).pooler_output
-    torch.testing.assert_close(clip, tagger.encode_clip(integers), atol=1e-5, rtol=0)
-
-
 @pytest.mark.parametrize(
     ("raw", "message"),
     [
@@ -159,11 +151,6 @@ def test_unknown_outputs_are_refused_by_name(folder):
             model(wave, output_attentions=True)
         with pytest.raises(TypeError, match="speaker"):
             model(wave, speaker=1)
-
-
-def test_every_auto_class_accepts_a_token(folder):
-    for auto in ("AutoModel", "AutoModelForAudioClassification", "AutoFeatureExtractor", "AutoConfig"):
-        getattr(transformers, auto).from_pretrained(folder, token="hf_of_a_private_repository")
 
 
 @pytest.mark.slow
@@ -264,6 +251,7 @@ def test_saved_again_by_transformers_the_numbers_and_the_code_stay(folder, tmp_p
         assert torch.equal(again.last_hidden_state, model(values).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_the_folder_loads_where_m2d_hub_is_not_installed(folder, tagger, tmp_path):
     code = """
 import sys

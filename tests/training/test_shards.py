@@ -143,10 +143,9 @@ def test_lists_accept_the_same_names_of_columns(tmp_path, header, row, expected)
 
 
 BAD_ANNOTATIONS = {
-    "0.json": [b"", b"{", b"[]", b"null", b"7", b'"a"', b"[" * 200_000, b'{"label": {"a": 1}}', b"\xff"],
+    "0.json": [b"{", b"[]", b"[" * 200_000, b'{"label": {"a": 1}}', b"\xff", bytes(2 << 20)],
     "0.txt": [b"caf\xe9", bytes(2 << 20)],
 }
-BAD_ANNOTATIONS["0.json"] += [b'{"label": true}', b'{"caption": [["a"]]}', b"7" * 5000, bytes(2 << 20)]
 
 
 @pytest.mark.parametrize(
