@@ -163,6 +163,7 @@ def test_metrics(tmp_path, fuzz, monkeypatch):
     fuzz("".join(json.dumps(line) + "\n" for line in lines).encode(), read)
 
 
+@pytest.mark.slow
 def test_a_report(tmp_path, fuzz):
     report = {
         "metric": "accuracy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -99,21 +99,12 @@ def _joined(name: str, values: Mapping[str, Any], keys: tuple[str, ...], separat
     return ""
 
 
-def audio_files(path: Path, files: Sequence[str], rows: Sequence[Row]) -> list[AudioFile]:
-    """Return the file of each row of a list, or the part between ``start_s`` and ``end_s``.
-
-    Args:
-        path: The list, for messages.
-        files: Paths of the rows' files.
-        rows: Rows with the columns ``start_s`` and ``end_s``.
+def audio_file(path: Path, file: str, row: Row) -> AudioFile:
+    """Return the file of a row of the list ``path``, or its part between ``start_s`` and ``end_s``.
 
     Raises:
-        ConfigError: A cell is not a number of seconds, or a part ends before it starts.
+        ConfigError: A cell is not a number of seconds, or the part ends before it starts.
     """
-    return [_audio_file(path, file, row) for file, row in zip(files, rows, strict=True)]
-
-
-def _audio_file(path: Path, file: str, row: Row) -> AudioFile:
     if not any(row.cells[column] for column in PART_COLUMNS):
         return file
     start_s, end_s = (_seconds(path, row, column) for column in PART_COLUMNS)

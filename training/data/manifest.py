@@ -19,7 +19,7 @@ from m2d_hub.corpus.tables import PART_COLUMNS, Row, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import PARTIAL_SUFFIX, reading_file
 
-from .annotations import CAPTION_NAMES, LABEL_NAMES, annotation_of_row, audio_files, standard_split
+from .annotations import CAPTION_NAMES, LABEL_NAMES, annotation_of_row, audio_file, standard_split
 from .entries import Entry, PackedEntries
 from .images import IMAGE_SUFFIXES, is_image
 from .shards import expand_pattern, read_shards
@@ -97,17 +97,16 @@ def _read_csv(path: Path, split: str) -> list[Entry]:
     rows = read_table(path, ["file"], optional)
     refuse_empty(path, rows, "file")
     rows = _rows_of_split(path, rows, split)
-    files = audio_files(path, [str(path.parent / row.cells["file"]) for row in rows], rows)
     annotations = [annotation_of_row(row.cells) for row in rows]
     return [
         Entry(
-            path=file,
+            path=audio_file(path, str(path.parent / row.cells["file"]), row),
             label=annotation.label,
             caption=annotation.caption,
             features_path=str(path.parent / row.cells["features"]) if row.cells["features"] else "",
             row=row.number,
         )
-        for row, file, annotation in zip(rows, files, annotations, strict=True)
+        for row, annotation in zip(rows, annotations, strict=True)
     ]
 
 

@@ -20,7 +20,7 @@ from m2d_hub.corpus.tables import PART_COLUMNS, counted, listed, read_table, ref
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import natural_key
 
-from ..data.annotations import AudioFile, audio_files, split_labels
+from ..data.annotations import AudioFile, audio_file, split_labels
 from ..data.folders import FileLookup, class_folders
 from ..data.manifest import audioset_classes
 from .splits import BY_SPLITS, FoldPlan, LabelledClip, Split
@@ -199,8 +199,10 @@ def read_rows(path: Path) -> list[LabelledClip]:
     folder = os.path.abspath(path.parent)
     files = [os.path.normpath(os.path.join(folder, row.cells["file"])) for row in rows]
     clips = [
-        LabelledClip(file, split_labels(row.cells["label"]), row.cells["split"], row.number)
-        for row, file in zip(rows, audio_files(path, files, rows), strict=True)
+        LabelledClip(
+            audio_file(path, file, row), split_labels(row.cells["label"]), row.cells["split"], row.number
+        )
+        for row, file in zip(rows, files, strict=True)
     ]
     _check_files(path, clips)
     return clips
