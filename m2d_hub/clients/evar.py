@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,7 @@ class RuntimeM2D(nn.Module):
         self,
         cfg: Any = None,
         weight_file: str | os.PathLike[str] | None = None,
+        training_mask: float | None = None,
         encoder_only: bool | None = None,
         dur_frames: int | None = None,
         num_classes: int | None = None,
@@ -58,6 +60,8 @@ class RuntimeM2D(nn.Module):
             cfg: EVAR's settings, an object with attributes. They apply to each of the arguments below that
                 is None, and to ``mean`` and ``std``.
             weight_file: As for :func:`m2d_hub.load_model`; None for ``m2d-mini``.
+            training_mask: Share of the tokens, from 0 to below 1, that structured patchout drops in training
+                mode. Above 0, features are tokens (``flat_features``) and a head takes their mean.
             encoder_only: Drop the head.
             dur_frames: Number of frames of a window; None: as pre-trained.
             num_classes: Number of classes of a new head.
@@ -65,8 +69,8 @@ class RuntimeM2D(nn.Module):
             flat_features: Return tokens (B, N_F·T, D) instead of frames (B, T, N_F·D).
 
         Raises:
-            ConfigError: ``cfg`` has no attributes, a ``training_mask``, or another spectrogram than that of
-                the weights.
+            ConfigError: ``cfg`` has no attributes, or another spectrogram than the weights were trained with;
+                ``training_mask`` is not such a share; or the head of the weights takes frames.
         """
         super().__init__()
         self.cfg = SimpleNamespace() if cfg is None else cfg
@@ -78,20 +82,25 @@ class RuntimeM2D(nn.Module):
         def setting(value: Any, name: str) -> Any:
             return getattr(self.cfg, name, None) if value is None else value
 
-        if setting(None, "training_mask"):
-            raise ConfigError(
-                "cfg.training_mask is not supported; set it to 0, or fine-tune by m2d-train finetune --set "
-                "patchout_ratio."
-            )
+        self.training_mask = setting(training_mask, "training_mask") or 0.0
+        if not isinstance(self.training_mask, Real) or not 0 <= float(self.training_mask) < 1:
+            raise ConfigError(f"training_mask must be from 0 to below 1, got {self.training_mask!r}.")
         name = setting(weight_file, "weight_file") or DEFAULT_MODEL
         classes = setting(num_classes, "num_classes")
         statistics = {key: setting(None, key) for key in ("mean", "std")}
         model = load_model(name, device="cpu", num_classes=classes, **statistics)
         if frames := setting(dur_frames, "dur_frames"):
             model.set_window(frames * model.config.frontend.hop_s)
+        if self.training_mask and classes is not None:
+            model.set_head(classes, features="tokens")
         self.frontend, self.backbone, self.clap = model.frontend, model.encoder, model.clap
         self.head = None if setting(encoder_only, "encoder_only") else model.head
-        self.flat_features = bool(setting(flat_features, "flat_features"))
+        if self.training_mask and self.head is not None and self.head.config.features != "tokens":
+            raise ConfigError(
+                f"training_mask leaves tokens, but the head of {name} takes frames; give num_classes for a "
+                "new head, encoder_only, or a training_mask of 0."
+            )
+        self.flat_features = bool(setting(flat_features, "flat_features") or self.training_mask)
         if setting(freeze_embed, "freeze_embed"):
             self.backbone.patch_embed.requires_grad_(False)
         self._complete_settings(str(name))
@@ -130,22 +139,23 @@ class RuntimeM2D(nn.Module):
         """Encode normalised log-mel spectrograms (B, 1, F, T), window by window.
 
         Returns:
-            Frames (B, T, N_F·D), or a list of them, one per block.
+            Frames (B, T, N_F·D), or a list of them, one per block. In training mode with ``training_mask``,
+            the tokens that remain (B, n, D).
         """
-        frames = self._layer_frames(log_mel)
-        layers = [self._flat(layer) if self.flat_features else layer for layer in frames]
+        layers = self._layers(log_mel)
         return layers if return_layers else layers[-1]
 
     def encode(self, wave: Tensor) -> Tensor:
         """Map waveforms (B, S) to frames (B, T, N_F·D)."""
-        frames = self._layer_frames(self.to_normalized_spec(wave))[-1]
-        return self._flat(frames) if self.flat_features else frames
+        return self._layers(self.to_normalized_spec(wave))[-1]
 
     def forward(self, wave: Tensor) -> Tensor:
         """Return logits of the head, or frames without a head."""
         if self.head is None:
             return self.encode(wave)
-        frames = self._layer_frames(self.to_normalized_spec(wave))[-1]
+        if self._drops_tokens:
+            return self.head(self.encode(wave).mean(dim=1))
+        frames = torch.cat(self._encode_windows(self.to_normalized_spec(wave)), dim=2)[-1]
         return self.head(self.head.clip_input(frames.mean(dim=1)))
 
     def encode_clap_audio(self, wave: Tensor) -> Tensor:
@@ -158,7 +168,9 @@ class RuntimeM2D(nn.Module):
         Raises:
             ConfigError: The weights have no projections.
         """
-        tokens = features if self.flat_features else self._flat(features)
+        tokens = features
+        if not self.flat_features:
+            tokens = frames_to_tokens(features, self.backbone.config.grid[0])
         return self._required_clap().project_audio(tokens)
 
     def encode_clap_text(self, batch_text: Sequence[str]) -> Tensor:
@@ -176,10 +188,37 @@ class RuntimeM2D(nn.Module):
             )
         return self.clap
 
-    def _layer_frames(self, log_mel: Tensor) -> Tensor:
-        """Return the frames of all layers (L, B, T, N_F·D)."""
-        windows = Windows.of(self.backbone.config).cut(log_mel)
-        return torch.cat([self.backbone.layer_frames(window) for _, window in windows], dim=2)
+    @property
+    def _drops_tokens(self) -> bool:
+        return self.training and self.training_mask > 0
 
-    def _flat(self, frames: Tensor) -> Tensor:
-        return frames_to_tokens(frames, self.backbone.config.grid[0])
+    def _layers(self, log_mel: Tensor) -> list[Tensor]:
+        if self._drops_tokens:
+            return self._thinned_layers(log_mel)
+        encoded = self._encode_windows(log_mel)
+        if self.flat_features:
+            encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
+        return list(torch.cat(encoded, dim=2).unbind(0))
+
+    def _thinned_layers(self, log_mel: Tensor) -> list[Tensor]:
+        """Return the tokens of all layers (B, n, D) that remain after dropping rows and columns of patches.
+
+        As in PaSST's structured patchout, columns make up for what the rows leave of ``training_mask``.
+        """
+        num_freq, ratio = self.backbone.config.grid[0], self.training_mask
+        rows_dropped = min(int(torch.rand(()) * (ratio * num_freq + 1)), num_freq - 1)
+        rows = torch.randperm(num_freq)[rows_dropped:].sort().values
+        layers = []
+        for window, frames in Windows.of(self.backbone.config).cut(log_mel):
+            columns_dropped = max(0, round(window.num_tokens * (ratio - rows_dropped / num_freq)))
+            first = min(columns_dropped, window.num_tokens - 1)
+            columns = torch.randperm(window.num_tokens)[first:].sort().values
+            ids = (rows[:, None] * window.num_tokens + columns).flatten().to(log_mel.device)
+            tokens = self.backbone.embed(frames)[:, ids]
+            layers.append(self.backbone.encode_layers(tokens)[:, :, 1:])
+        return list(torch.cat(layers, dim=2).unbind(0))
+
+    def _encode_windows(self, log_mel: Tensor) -> list[Tensor]:
+        """Return the frames of all layers (L, B, N_T, N_F·D) of each window."""
+        windows = Windows.of(self.backbone.config).cut(log_mel)
+        return [self.backbone.layer_frames(window) for _, window in windows]

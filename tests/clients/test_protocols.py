@@ -160,10 +160,42 @@ def test_an_argument_overrides_evars_settings(folder):
     assert runtime.encode(noise(1, 16_000)).shape[-1] == cfg.feature_d == M2D_D
 
 
+@pytest.mark.parametrize("samples", [16_000, 70_000])  # one window, and three
+def test_evars_training_mask_drops_tokens_in_training_alone(folder, tiny, samples):
+    runtime, cfg = evar(folder, training_mask=0.5)
+    assert cfg.feature_d == 64  # the mean over tokens, as in the paper's section IV-B
+    log_mel = runtime.to_normalized_spec(noise(3, samples))
+    whole = runtime.eval().encode_lms(log_mel)
+    assert whole.shape[1] == 5 * tiny.encode_frames(noise(1, samples)).features.shape[1]
+    runtime.train()
+    torch.manual_seed(0)
+    counts = [runtime.encode_lms(log_mel).shape for _ in range(40)]
+    assert {(clips, width) for clips, _, width in counts} == {(3, 64)}
+    assert np.mean([tokens for _, tokens, _ in counts]) == pytest.approx(whole.shape[1] / 2, rel=0.15)
+    torch.manual_seed(0)
+    first = runtime.encode_lms(log_mel)
+    torch.manual_seed(0)
+    assert torch.equal(first, runtime.encode_lms(log_mel, return_layers=True)[-1])
+    first.sum().backward()
+    assert runtime.backbone.patch_embed.proj.weight.grad is not None
+
+
+def test_with_a_training_mask_a_new_head_takes_tokens(tiny, tmp_path):
+    tiny.set_head(3)
+    tiny.save_pretrained(tmp_path)
+    settings = {"training_mask": 0.5, "encoder_only": False}
+    runtime, _ = evar(tmp_path, num_classes=3, **settings)
+    for training in (True, False):
+        assert runtime.train(training)(noise(2, 16_000)).shape == (2, 3)
+    with pytest.raises(m2d_hub.ConfigError, match=r"the head of .* takes frames; give num_classes"):
+        evar(tmp_path, **settings)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"training_mask": 0.5}, r"cfg\.training_mask is not supported; set it to 0"),
+        ({"training_mask": 1.0}, r"training_mask must be from 0 to below 1, got 1\.0"),
+        ({"training_mask": "half"}, "training_mask must be from 0 to below 1, got 'half'"),
         ({"sample_rate": 32_000}, r"cfg\.sample_rate is 32000, but .* was trained with 16000"),
         ({"f_max": 7_600}, r"cfg\.f_max is 7600, but .* was trained with 8000"),
         ({"std": float("nan")}, "std must be a finite number"),
