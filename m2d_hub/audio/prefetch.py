@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from queue import Queue
+from threading import Condition
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from m2d_hub.audio.stored import StoredFile
 from m2d_hub.checks import POSITIVE_INTEGER, require
 
 CLIPS_AHEAD = 32  # maximum number of clips that are begun and not yet closed
-BLOCKS_AHEAD = 4  # maximum number of decoded blocks per clip that wait
+BYTES_AHEAD = 32 << 20  # maximum size of the waveforms that wait; each clip may always have one block more
 _MAX_WORKERS = 16  # by default: more files are seldom read at once without waiting for the disk
 
 
@@ -48,6 +48,8 @@ class Prefetcher:
         self._threads = ThreadPoolExecutor(num_workers or default_workers(), "m2d_hub prefetch")
         self._waiting: deque[PrefetchedClip] = deque()  # added, not begun
         self._begun: set[PrefetchedClip] = set()  # and not closed
+        self.changed = Condition()  # guards the number of bytes and the items of all clips
+        self.num_bytes = 0  # of the blocks that wait
 
     def add(self, clip: AudioClip) -> AudioClip:
         """Return the clip, to be prefetched if it is a file. File objects may share a read position."""
@@ -87,26 +89,24 @@ class PrefetchedClip(AudioClip):
     def __init__(self, clip: Clip, prefetcher: Prefetcher):
         self.expected_samples = clip.expected_samples
         self._clip, self._prefetcher, self._is_closed = clip, prefetcher, False
-        self._queue: Queue[Tensor | Exception | None] = Queue(BLOCKS_AHEAD)  # None: the end
+        self._items: deque[Tensor | Exception | None] = deque()  # None: the end
 
     def read(self) -> None:
         """Read the clip, in a thread, until it ends or is closed."""
         end = None
         try:
             for block in self._clip.blocks():
-                if self._is_closed:
+                if not self._put(block):
                     return
-                self._queue.put(block)
         except Exception as error:  # noqa: BLE001 - raised again where the clip is read
             end = error
-        if not self._is_closed:
-            self._queue.put(end)
+        self._put(end)
 
     def blocks(self) -> Iterator[Tensor]:
         if self._is_closed:
             raise RuntimeError(f"{self._clip.name} was already read or closed.")
         try:
-            while (item := self._queue.get()) is not None:
+            while (item := self._take()) is not None:
                 if isinstance(item, Exception):
                     raise item
                 yield item
@@ -115,8 +115,37 @@ class PrefetchedClip(AudioClip):
 
     def close(self) -> None:
         """Release the clip, discarding what was not read."""
-        if not self._is_closed:
+        if self._is_closed:
+            return
+        with self._prefetcher.changed:
             self._is_closed = True
-            while not self._queue.empty():  # lets a waiting thread continue and end
-                self._queue.get()
-            self._prefetcher.release(self)
+            self._prefetcher.num_bytes -= sum(map(_num_bytes, self._items))
+            self._items.clear()
+            self._prefetcher.changed.notify_all()
+        self._prefetcher.release(self)
+
+    def _put(self, item: Tensor | Exception | None) -> bool:
+        """Store an item when there is room; return False if the clip was closed."""
+        shared = self._prefetcher
+        with shared.changed:
+            shared.changed.wait_for(
+                lambda: self._is_closed or not self._items or shared.num_bytes < BYTES_AHEAD
+            )
+            if not self._is_closed:
+                self._items.append(item)
+                shared.num_bytes += _num_bytes(item)
+                shared.changed.notify_all()
+            return not self._is_closed
+
+    def _take(self) -> Tensor | Exception | None:
+        shared = self._prefetcher
+        with shared.changed:
+            shared.changed.wait_for(lambda: self._items)
+            item = self._items.popleft()
+            shared.num_bytes -= _num_bytes(item)
+            shared.changed.notify_all()
+            return item
+
+
+def _num_bytes(item: object) -> int:
+    return item.nbytes if isinstance(item, Tensor) else 0

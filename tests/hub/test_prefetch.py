@@ -63,9 +63,11 @@ def test_samples_are_those_of_files_read_one_by_one(num_workers, files):
     assert not readers()
 
 
-def test_memory_is_bounded_in_blocks_and_clips(tmp_path, monkeypatch):
+def test_memory_is_bounded_in_bytes_and_clips(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "BLOCK_S", 0.5)
     monkeypatch.setattr(prefetch, "CLIPS_AHEAD", 3)
+    block_bytes = 4 * RATE // 2
+    monkeypatch.setattr(prefetch, "BYTES_AHEAD", 8 * block_bytes)
     decoded, original = [], decode.decode
     monkeypatch.setattr("m2d_hub.audio.clips.decode", lambda *arguments: map(count, original(*arguments)))
 
@@ -78,8 +80,8 @@ def test_memory_is_bounded_in_blocks_and_clips(tmp_path, monkeypatch):
     with Prefetcher(6) as reader:
         clips = [reader.add(clip) for path in sorted(tmp_path.iterdir()) for clip in open_audio(path, RATE)]
         time.sleep(0.3)
-        # Of each clip that may be begun, the blocks that wait and one in hand.
-        assert sum(decoded) <= 3 * (prefetch.BLOCKS_AHEAD + 1) * 0.5 * RATE
+        # The blocks that wait together, and of each clip that is begun one that always may, and one in hand.
+        assert 8 <= len(decoded) <= 8 + 2 * 3
         assert [sum(map(len, clip.blocks())) for clip in clips] == 6 * [20 * RATE]
 
 
