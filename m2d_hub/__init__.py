@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # names are imported on first use, since huggingface_hub take
     from m2d_hub.corpus.search import Match, search
     from m2d_hub.corpus.sound_map import Duplicates, MapPoint, SoundMap
     from m2d_hub.corpus.sources import Source, find_sources
+    from m2d_hub.detect import Event
     from m2d_hub.errors import (
         AudioError,
         CheckpointError,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:  # names are imported on first use, since huggingface_hub take
     from m2d_hub.model import M2D
     from m2d_hub.pretrained.registry import ModelInfo, list_models
     from m2d_hub.pretrained.source import model_info
-    from m2d_hub.results import Frames, Tag
+    from m2d_hub.results import Frames, Segments, Tag
     from m2d_hub.stream import Stream, StreamWindow
     from m2d_hub.zero_shot import classify_by_text
 
@@ -39,12 +40,13 @@ _NAMES = {  # public names by module
     "corpus.search": "Match search",
     "corpus.sound_map": "Duplicates MapPoint SoundMap",
     "corpus.sources": "Source find_sources",
+    "detect": "Event",
     "errors": "AudioError CheckpointError ChecksumError ConfigError DownloadError M2DError UnknownModelError",
     "hub": "load_model",
     "model": "M2D",
     "pretrained.registry": "ModelInfo list_models",
     "pretrained.source": "model_info",
-    "results": "Frames Tag",
+    "results": "Frames Segments Tag",
     "stream": "Stream StreamWindow",
     "zero_shot": "classify_by_text",
 }

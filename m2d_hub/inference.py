@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from m2d_hub.audio.clips import AudioClip
 from m2d_hub.audio.inputs import scaled
+from m2d_hub.checks import Numbers, require
 from m2d_hub.errors import AudioError
 from m2d_hub.nn.encoder import Encoder, mask_of_tokens
 from m2d_hub.nn.frontend import LogMelFrontend
@@ -27,6 +29,13 @@ class ClipWindow:
     clip: int  # index of the clip in the call
     window: Window
     samples: Tensor  # (s,) from which the frames of its tokens are computed, zero-padded
+
+    def level_dbfs(self, frontend: LogMelFrontend) -> float:
+        """Return the RMS level in dB relative to full scale; minus infinity for digital silence."""
+        margin = frontend.config.window_samples // 2  # of the windows before and after
+        inner = self.samples[margin:-margin] if len(self.samples) > 2 * margin else self.samples
+        mean_square = float(inner.square().mean())
+        return 10 * math.log10(mean_square) if mean_square else -math.inf
 
 
 @dataclass(frozen=True)
@@ -202,6 +211,74 @@ class FrameStore:
         positions = torch.arange(longest, device=self._features.device)
         mask = positions < torch.tensor(self.num_tokens, device=self._features.device)[:, None]
         return self._features[..., :longest, :], mask
+
+
+def segment_samples(segment_s: float, hop_s: float | None, sample_rate: int) -> tuple[int, int]:
+    """Return the length and the hop of segments in samples.
+
+    Raises:
+        ConfigError: They are not positive, or the hop is longer than a segment.
+    """
+    hop_s = segment_s if hop_s is None else hop_s
+    for name, value in (("segment_s", segment_s), ("hop_s", hop_s)):
+        require(
+            value in Numbers(1 / sample_rate), f"{name} must be a positive number of seconds, got {value!r}."
+        )
+    require(
+        hop_s <= segment_s,
+        f"hop_s={hop_s} is longer than segment_s={segment_s}, so that audio would be skipped; use at most "
+        f"{segment_s}.",
+    )
+    return round(segment_s * sample_rate), round(hop_s * sample_rate)
+
+
+def cut_segments(
+    blocks: Iterable[Tensor], num_samples: int, hop_samples: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Cut a waveform that arrives in blocks into segments, in memory of one segment and one block.
+
+    The last segment is moved back to the end of the waveform, so that all have the same length. A waveform
+    shorter than a segment is one segment.
+
+    Args:
+        blocks: Consecutive parts of the waveform (s,).
+        num_samples: Length of a segment.
+        hop_samples: Samples from the start of a segment to that of the next, at most ``num_samples``.
+
+    Yields:
+        The position of the first sample of a segment, and its samples.
+    """
+    first, is_first = 0, True  # the position of the first waiting sample
+    waiting: list[Tensor] = []
+    for block in blocks:
+        waiting.append(block)
+        # The segment before stays until its successor is complete, since the last one may begin within it.
+        while sum(map(len, waiting)) >= (num_samples if is_first else hop_samples + num_samples):
+            joined = torch.cat(waiting)
+            if not is_first:
+                first, joined = first + hop_samples, joined[hop_samples:]
+            yield first, joined[:num_samples]
+            waiting, is_first = [joined], False
+    length = sum(map(len, waiting))
+    if is_first or length > num_samples:
+        start = 0 if is_first else length - num_samples
+        yield first + start, torch.cat(waiting)[start:]
+
+
+class ClipLevels:
+    """Level of the loudest window of each clip."""
+
+    def __init__(self, num_clips: int, frontend: LogMelFrontend):
+        self._levels_dbfs, self._frontend = [-math.inf] * num_clips, frontend
+
+    def put(self, batch: EncodedBatch) -> None:
+        """Add a batch."""
+        for item in batch.windows:
+            self._levels_dbfs[item.clip] = max(self._levels_dbfs[item.clip], item.level_dbfs(self._frontend))
+
+    def are_silent(self, silence_dbfs: float) -> list[bool]:
+        """Return for each clip whether no window reaches ``silence_dbfs``."""
+        return [level_dbfs < silence_dbfs for level_dbfs in self._levels_dbfs]
 
 
 class ClipMeans:

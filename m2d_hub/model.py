@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import torch
@@ -19,16 +20,20 @@ from m2d_hub.audio.inputs import Channels
 from m2d_hub.audio.prefetch import Prefetcher
 from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
+from m2d_hub.detect import SILENCE_DBFS, Detection, Event, EventFinder, Threshold
 from m2d_hub.errors import ConfigError
 from m2d_hub.export import export_onnx
 from m2d_hub.inference import (
+    ClipLevels,
     ClipMeans,
     EncodedBatch,
     FrameStore,
     check_lengths,
+    cut_segments,
     encode_batched,
     encode_together,
     read_windows,
+    segment_samples,
     split_windows,
 )
 from m2d_hub.nn.clap import Clap
@@ -36,7 +41,7 @@ from m2d_hub.nn.encoder import Encoder, frames_to_tokens
 from m2d_hub.nn.frontend import LogMelFrontend
 from m2d_hub.nn.head import Head
 from m2d_hub.pretrained.publish import Pretrained
-from m2d_hub.results import Frames, Tag, require_top_k, top_tags
+from m2d_hub.results import Frames, Segments, Tag, require_top_k, top_tags
 from m2d_hub.stream import Stream
 from m2d_hub.windows import Windows
 
@@ -234,6 +239,58 @@ class M2D(Pretrained):
             return means.means()
 
     @torch.no_grad()
+    def encode_segments(
+        self,
+        audio: Any,
+        *,
+        segment_s: float = 3.0,
+        hop_s: float | None = None,
+        text_space: bool = False,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> Segments:
+        """Embed segments of each clip as :meth:`encode_clip` embeds a clip.
+
+        The last segment of a clip is moved back to its end, so that all segments have the same length. A clip
+        shorter than ``segment_s`` is one segment. Recordings of hours are read in blocks.
+
+        Args:
+            audio: As for :meth:`encode_clip`.
+            segment_s: Length of a segment in seconds.
+            hop_s: Seconds from the start of a segment to that of the next, at most ``segment_s``; None for
+                ``segment_s``.
+            text_space: Embed in the space shared with text, as :meth:`encode_audio_text_space`.
+            sample_rate: As for :meth:`encode_clip`.
+            channels: As for :meth:`encode_clip`.
+            batch_size: As for :meth:`encode_clip`.
+            progress: As for :meth:`encode_clip`.
+
+        Returns:
+            Segments with features (N, N_F·D), or (N, dim) in the space shared with text, float32.
+
+        Raises:
+            AudioError: A clip is empty, non-finite or unreadable; the message names it.
+            ConfigError: ``segment_s`` or ``hop_s`` is out of range, or the weights have no projections.
+        """
+        rate = self.sample_rate
+        length, hop = segment_samples(segment_s, hop_s, rate)
+        encode = self.encode_audio_text_space if text_space else self.encode_clip
+        features, positions = [], []
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            segments = (
+                (index, first, samples)
+                for index, clip in enumerate(tqdm(clips, unit="clip", disable=not progress))
+                for first, samples in cut_segments(clip.blocks(), length, hop)
+            )
+            while batch := list(islice(segments, batch_size)):
+                features.append(encode([samples for _, _, samples in batch], batch_size=batch_size))
+                positions += [(index, first, first + len(samples)) for index, first, samples in batch]
+        clip_indices, starts, ends = torch.tensor(positions, device="cpu").unbind(1)
+        return Segments(torch.cat(features), clip_indices, starts.double() / rate, ends.double() / rate)
+
+    @torch.no_grad()
     def encode_frames(
         self,
         audio: Any,
@@ -311,18 +368,26 @@ class M2D(Pretrained):
         top_k: int = 5,
         batch_size: int = 16,
         progress: bool = False,
+        silence_dbfs: float = SILENCE_DBFS,
     ) -> list[list[Tag]]:
         """Return the ``top_k`` classes of each clip, best first; other arguments as for :meth:`encode_clip`.
+
+        A clip without a window of at least ``silence_dbfs`` (RMS, in dB relative to full scale) has no tags;
+        minus infinity disables this check.
 
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
         self.required_head()  # raise before any work is done
         require_top_k(top_k)
-        clip = self.encode_clip(
-            audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
-        )
-        return self.classify_embeddings(clip, top_k=top_k)
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            means, levels = ClipMeans(len(clips)), ClipLevels(len(clips), self.frontend)
+            for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
+                means.put(batch)
+                levels.put(batch)
+        tags = self.classify_embeddings(means.means(), top_k=top_k)
+        silent = levels.are_silent(silence_dbfs)
+        return [[] if is_silent else found for is_silent, found in zip(silent, tags, strict=True)]
 
     @torch.no_grad()
     def classify_embeddings(self, clips: Any, *, top_k: int = 5) -> list[list[Tag]]:
@@ -373,6 +438,77 @@ class M2D(Pretrained):
         logits = head.infer(frames.features.flatten(0, 1))
         scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
         return Frames(scores, frames.mask, frames.timestamps_s)
+
+    @torch.no_grad()
+    def detect(
+        self,
+        audio: Any,
+        *,
+        threshold: Threshold = 0.5,
+        offset_threshold: Threshold | None = None,
+        median_s: float = 0.0,
+        max_gap_s: float = 0.0,
+        min_duration_s: float = 0.0,
+        silence_dbfs: float = SILENCE_DBFS,
+        sample_rate: int | None = None,
+        channels: Channels | None = None,
+        batch_size: int = 16,
+        progress: bool = False,
+    ) -> list[list[Event]]:
+        """Find the events of each clip in the scores of its frames.
+
+        An event is a longest sequence of frames with at least ``offset_threshold``, one of which reaches
+        ``threshold``. Scores are not kept, so that memory does not grow with the length of a clip.
+
+        Args:
+            audio: As for :meth:`encode_clip`.
+            threshold: Score from 0 to 1 for all classes, or one per class by label; classes without a
+                threshold are then not detected.
+            offset_threshold: The same; None for half of ``threshold``.
+            median_s: Length of a median filter over the scores of each class, rounded to an odd number of
+                frames.
+            max_gap_s: Longest gap between two events of a class that are joined.
+            min_duration_s: Shortest duration of an event.
+            silence_dbfs: RMS level, in dB relative to full scale; windows below it have no events.
+            sample_rate: As for :meth:`encode_clip`.
+            channels: As for :meth:`encode_clip`.
+            batch_size: As for :meth:`encode_clip`.
+            progress: As for :meth:`encode_clip`.
+
+        Returns:
+            The events of each clip, sorted by start. Times are in seconds, rounded to frames.
+
+        Raises:
+            AudioError: A clip is empty, non-finite or unreadable; the message names it.
+            ConfigError: The model has no head, or a setting is out of range.
+        """
+        head = self.required_head()
+        labels = self.labels or [str(index) for index in range(head.config.num_classes)]
+        settings = Detection(threshold, offset_threshold, median_s, max_gap_s, min_duration_s, silence_dbfs)
+        with self._reading(audio, sample_rate, channels, batch_size) as clips:
+            finders = [EventFinder(labels, settings, self.frame_hop_s) for _ in clips]
+            num_frames = [0] * len(clips)  # of the spectrogram
+            last: list[tuple[EventFinder, Any]] = []  # scores of short last windows, encoded before others
+            for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
+                scores = head.scores(head.infer(batch.features.flatten(0, 1)))
+                scores = scores.unflatten(0, batch.features.shape[:2])
+                for item, window_scores in zip(batch.windows, scores.numpy(), strict=True):
+                    finder, window = finders[item.clip], item.window
+                    audible = window_scores * (item.level_dbfs(self.frontend) >= silence_dbfs)
+                    if window.first_token == finder.num_frames:
+                        finder.push(audible)
+                    else:
+                        last.append((finder, audible))
+                    num_frames[item.clip] = max(num_frames[item.clip], window.first_frame + window.num_frames)
+        for finder, audible in last:
+            finder.push(audible)
+        return [self._events(finder, frames) for finder, frames in zip(finders, num_frames, strict=True)]
+
+    def _events(self, finder: EventFinder, num_frames: int) -> list[Event]:
+        hop_s, token_frames = self.config.frontend.hop_s, self.config.encoder.patch_size[1]
+        centres = self.windows.timestamps_s(finder.num_frames, hop_s).numpy()
+        starts = (centres - (token_frames - 1) / 2 * hop_s).round(9)
+        return finder.finish(starts, max(1, num_frames - 1) * hop_s)  # frames are centred on samples
 
     @torch.no_grad()
     def encode_audio_text_space(

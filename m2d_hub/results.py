@@ -25,6 +25,16 @@ class Frames:
 
 
 @dataclass(frozen=True)
+class Segments:
+    """Features of segments of recordings, in order of clip and start."""
+
+    features: Tensor  # (N, D)
+    clip: Tensor  # (N,) index of the clip in the call
+    start_s: Tensor  # (N,) float64
+    end_s: Tensor  # (N,) float64
+
+
+@dataclass(frozen=True)
 class Tag:
     """A class with its score."""
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from m2d_hub.audio.decode import BLOCK_VALUES
 from m2d_hub.audio.inputs import check_rate, checked, to_waveform
 from m2d_hub.audio.resample import Resampler
+from m2d_hub.detect import SILENCE_DBFS
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.inference import ClipWindow, encode_batched
 from m2d_hub.nn.encoder import Encoder
@@ -38,6 +39,7 @@ class StreamWindow:
     start_s: float  # since the first sample of the stream
     end_s: float
     embedding: Tensor  # (N_F·D,), the mean of its frames, as encode_clip returns for a clip
+    level_dbfs: float  # RMS level in dB relative to full scale
 
 
 class Stream:
@@ -117,15 +119,21 @@ class Stream:
             raise AudioError(f"{_NAME} is empty; push samples before finish().")
         return self._encode(self._rest())
 
-    def classify(self, top_k: int = 5) -> list[list[Tag]]:
+    def classify(self, top_k: int = 5, silence_dbfs: float = SILENCE_DBFS) -> list[list[Tag]]:
         """Return the ``top_k`` classes of each of :attr:`windows`, best first.
+
+        Windows with a level below ``silence_dbfs`` have no tags.
 
         Raises:
             ConfigError: The model has no head, or ``top_k`` is less than 1.
         """
         clips = [window.embedding for window in self.windows]
         frame_dim = self._encoder.config.frame_dim
-        return self._classify(torch.stack(clips) if clips else torch.zeros(0, frame_dim), top_k=top_k)
+        found = self._classify(torch.stack(clips) if clips else torch.zeros(0, frame_dim), top_k=top_k)
+        return [
+            tags if window.level_dbfs >= silence_dbfs else []
+            for window, tags in zip(self.windows, found, strict=True)
+        ]
 
     def _require_open(self) -> None:
         if self._is_finished:
@@ -148,19 +156,22 @@ class Stream:
         device = self._encoder.cls_token.device
         batches = encode_batched(windows, self._frontend, self._encoder.frames, _MAX_BATCH, device)
         encoded = [
-            (item.window, features)
+            (item, features)
             for batch in batches
             for item, features in zip(batch.windows, batch.features.to("cpu", torch.float32), strict=True)
         ]
-        encoded.sort(key=lambda pair: pair[0].first_frame)
+        encoded.sort(key=lambda pair: pair[0].window.first_frame)
         self.windows = []
         new_features, new_times = (
             [torch.zeros(0, self._encoder.config.frame_dim)],
             [torch.zeros(0, dtype=torch.float64)],
         )
-        for window, features in encoded:
+        for item, features in encoded:
+            window = item.window
             start_s, length_s = window.first_frame * hop_s, window.num_frames * hop_s
-            self.windows.append(StreamWindow(start_s, start_s + length_s, features.mean(dim=0)))
+            end_s = start_s + length_s
+            level_dbfs = item.level_dbfs(self._frontend)
+            self.windows.append(StreamWindow(start_s, end_s, features.mean(dim=0), level_dbfs))
             covered = max(0, self._covered_frames - window.first_frame) // geometry.patch_frames
             new_features.append(features[covered:])
             new_times.append(geometry.window_timestamps_s(window, hop_s)[covered:])
