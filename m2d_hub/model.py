@@ -410,8 +410,7 @@ class M2D(Pretrained):
                 f"{tuple(clips.shape)}; use the result of encode_clip of this model."
             )
         logits = head.infer(clips)
-        labels = self.labels or [str(index) for index in range(logits.shape[1])]
-        return top_tags(logits, head.scores(logits), labels, top_k)
+        return top_tags(logits, head.scores(logits), self.required_labels(), top_k)
 
     @torch.no_grad()
     def classify_frames(
@@ -482,8 +481,7 @@ class M2D(Pretrained):
             AudioError: A clip is empty, non-finite or unreadable; the message names it.
             ConfigError: The model has no head, or a setting is out of range.
         """
-        head = self.required_head()
-        labels = self.labels or [str(index) for index in range(head.config.num_classes)]
+        head, labels = self.required_head(), self.required_labels()
         settings = Detection(threshold, offset_threshold, median_s, max_gap_s, min_duration_s, silence_dbfs)
         with self._reading(audio, sample_rate, channels, batch_size) as clips:
             finders = [EventFinder(labels, settings, self.frame_hop_s) for _ in clips]
@@ -654,6 +652,14 @@ class M2D(Pretrained):
                 "example 'm2d-mini-tags', or use load_model(..., num_classes=N) and train it."
             )
         return self.head
+
+    def required_labels(self) -> list[str]:
+        """Return the class names, or their indices if the weights have no names.
+
+        Raises:
+            ConfigError: The model has no head.
+        """
+        return self.labels or [str(index) for index in range(self.required_head().config.num_classes)]
 
     def required_clap(self) -> Clap:
         """Return the projections into the space shared with text.

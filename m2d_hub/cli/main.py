@@ -8,6 +8,7 @@ import sys
 
 import click
 
+from m2d_hub.cli.detect import detect
 from m2d_hub.cli.embed import embed
 from m2d_hub.cli.models import convert, download, export, info, list_
 from m2d_hub.cli.options import EscapedFormatter, Group
@@ -37,5 +38,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
-for command in (embed, search, map_, tag, stream, list_, info, download, convert, export, plot, demo):
+for command in (embed, search, map_, tag, detect, stream, list_, info, download, convert, export, plot, demo):
     main.add_command(command)
