@@ -22,7 +22,7 @@ from m2d_hub.checks import POSITIVE_INTEGER, require
 from m2d_hub.config import Activation, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.detect import SILENCE_DBFS, Detection, Event, EventFinder, Threshold
 from m2d_hub.errors import ConfigError
-from m2d_hub.export import export_onnx
+from m2d_hub.export import Output, Precision, export_onnx
 from m2d_hub.inference import (
     ClipLevels,
     ClipMeans,
@@ -587,13 +587,14 @@ class M2D(Pretrained):
             classify=self.classify_embeddings,
         )
 
-    def export_onnx(self, path: str | os.PathLike[str]) -> None:
-        """Write an ONNX file that maps waveforms to frames, for any batch size and length.
-
-        Raises:
-            ConfigError: onnx is not installed, or the model has no fixed window.
-        """
-        export_onnx(self, path)
+    def export_onnx(
+        self,
+        path: str | os.PathLike[str],
+        outputs: Sequence[Output] = ("frames",),
+        dtype: Precision = "float32",
+    ) -> None:
+        """Write an ONNX file that maps waveforms to embeddings; see :func:`m2d_hub.export.export_onnx`."""
+        export_onnx(self, path, outputs, dtype)
 
     @contextlib.contextmanager
     def _reading(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from m2d_hub.cli.options import echo, json_option, window_option
 from m2d_hub.errors import ConfigError
 from m2d_hub.pretrained.registry import find_model, list_models
+
+if TYPE_CHECKING:
+    from m2d_hub.export import Output, Precision
 
 
 @click.command("list")
@@ -116,25 +119,48 @@ def convert(path: str, out: Path, sample_rate: int | None) -> None:
 @click.option(
     "--onnx", required=True, type=click.Path(path_type=Path), metavar="FILE", help="ONNX file to write."
 )
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    type=click.Choice(["frames", "mask", "clip", "scores", "text_space"]),
+    default=["frames"],
+    help="Output of the graph; give the option once per output.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "float16", "int8"]), default="float32", help="Weights."
+)
 @window_option
-def export(name: str, onnx: Path, window: float | None) -> None:
+def export(
+    name: str, onnx: Path, outputs: tuple[Output, ...], dtype: Precision, window: float | None
+) -> None:
     """Export a model to ONNX.
 
-    The graph takes waveforms (batch, samples) and returns frames (batch, time, features), for any batch size
-    and length. The spectrogram is part of it. Waveforms are mono, from -1 to 1, at the model's sample rate.
-    NAME is a name from `m2d-hub list`, a folder or file on disk, or hf-hub:org/repo.
+    The graph takes waveforms (batch, samples), for any batch size and length; the spectrogram is part of it.
+    Waveforms are mono, from -1 to 1, at the model's sample rate. Unless frames are the only output, it also
+    takes the lengths of the clips in samples (batch). NAME is a name from `m2d-hub list`, a folder or file on
+    disk, or hf-hub:org/repo.
+
+    \b
+    Outputs:
+      frames      (batch, time, features), zero after the end of each clip
+      mask        (batch, time), true for audio
+      clip        (batch, features)
+      scores      (batch, classes), from 0 to 1; the labels are in the metadata
+      text_space  (batch, features) in the space shared with text
 
     \b
     Examples:
       m2d-hub export m2d-mini --onnx m2d-mini.onnx
+      m2d-hub export m2d-mini-tags --output clip --output scores --dtype int8 --onnx tagger.onnx
       m2d-hub export m2d-as-0.7 --window 10 --onnx m2d-as.onnx
     """
     from m2d_hub.export import export_onnx
     from m2d_hub.hub import load_model
 
     model = load_model(name, device="cpu", window_s=window)
-    export_onnx(model, onnx)
-    echo(f"Wrote {onnx}: waveform at {model.sample_rate} Hz to frames of {model.frame_dim} features.")
+    export_onnx(model, onnx, outputs, dtype)
+    echo(f"Wrote {onnx}: waveform at {model.sample_rate} Hz to {', '.join(outputs)}.")
 
 
 def _readable(value: Any) -> str:

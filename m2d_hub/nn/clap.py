@@ -33,11 +33,13 @@ class SemanticProjection(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-5)
         nn.init.trunc_normal_(self.sem_token, std=0.02)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map patch tokens (B, N, D) to (B, D)."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Map patch tokens (B, N, D) to (B, D); ``mask`` (B, N) is False for tokens to ignore."""
         tokens = torch.cat([self.sem_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        if mask is not None:
+            mask = nn.functional.pad(mask, (1, 0), value=True)[:, None, None]
         for block in self.sem_blocks:
-            tokens = block(tokens)
+            tokens = block(tokens, mask)
         return self.norm(tokens[:, 0])
 
 
@@ -68,17 +70,20 @@ class Clap(nn.Module):
         self._text_tensors: dict[str, Tensor] = {}
         self._text_encoder: TextEncoder | None = None
 
-    def project_audio(self, tokens: Tensor) -> Tensor:
+    def project_audio(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Project encoded audio into the shared space.
 
         Args:
             tokens: All patch tokens of each clip without the class token (B, N, D). The projection with two
                 linear layers uses their mean, the projection with blocks uses all tokens.
+            mask: For the projection with blocks: False for tokens to ignore (B, N).
 
         Returns:
             (B, E), not normalised.
         """
-        return self.audio_proj(tokens if self.config.audio_blocks else tokens.mean(dim=1))
+        if self.config.audio_blocks:
+            return self.audio_proj(tokens, mask)
+        return self.audio_proj(tokens.mean(dim=1))
 
     def encode_text(self, texts: list[str]) -> Tensor:
         """Encode and project texts. The text encoder is loaded at the first call and has no gradients.

@@ -74,7 +74,7 @@ def test_a_broken_package_is_reported_with_the_reason(broken, tiny_folder, tmp_p
     model = m2d_hub.load_model(tiny_folder, device="cpu")
     with pytest.raises(
         m2d_hub.ConfigError,
-        match=r"^ONNX export needs onnx and onnxscript, which cannot be imported "
+        match=r"^ONNX export needs onnx, onnxscript and onnxruntime, which cannot be imported "
         r"\(numpy\.core\.multiarray failed to import\): pip install 'm2d-hub\[onnx\]'\.$",
     ):
         model.export_onnx(tmp_path / "model.onnx")
