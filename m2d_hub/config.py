@@ -21,6 +21,7 @@ Transform = Literal["convolution", "fft"]
 HeadFeatures = Literal["frames", "tokens"]
 Activation = Literal["sigmoid", "softmax"]
 EPSILON = 2.0**-23  # added to the power before the logarithm: the machine epsilon of float32
+LEVEL_EPSILON = 1e-12  # the same where levels are normalised: below the quantisation noise of 16 bits
 
 MAX_INPUT = 1_024, 1_000_000  # mels and frames of a window
 _WIDTH = Numbers(1, 65_536, is_whole=True)
@@ -57,6 +58,8 @@ class FrontendConfig:
     mean: float = -7.1  # of the log-mel values of the pre-training set
     std: float = 4.2
     transform: Transform = "convolution"  # as in nnAudio, or "fft": the same up to rounding, in half the time
+    # Normalise the level of each window, and limit values to this many dB below its mean power; None: no.
+    range_db: float | None = None
 
     def __post_init__(self) -> None:
         require_numbers(self, _FRONTEND_LIMITS)
@@ -66,6 +69,13 @@ class FrontendConfig:
             f"(half of sample_rate={self.sample_rate}).",
         )
         require_choice("transform", self.transform, get_args(Transform))
+        if self.range_db is not None:
+            require_numbers(self, {"range_db": Numbers(1.0, 200.0)})
+
+    @property
+    def epsilon(self) -> float:
+        """Added to the mel power before the logarithm."""
+        return EPSILON if self.range_db is None else LEVEL_EPSILON
 
     @property
     def hop_s(self) -> float:
@@ -107,11 +117,16 @@ class EncoderConfig:
     head_width: int = 64  # channels of one attention head
     mlp_ratio: int = 4
     norm_eps: float = 1e-6
+    # Patches attend to those at most this many patches before or after them in time, with learned relative
+    # biases in place of positions in time. None: absolute positions, attention within the whole window.
+    time_reach: int | None = None
 
     def __post_init__(self) -> None:
         require_size(self, "input_size")
         require_size(self, "patch_size")
         require_numbers(self, _ENCODER_LIMITS)
+        if self.time_reach is not None:
+            require_numbers(self, {"time_reach": Numbers(0, 10_000, is_whole=True)})
         for name in ("input_size", "patch_size"):
             require(
                 all(number <= limit for number, limit in zip(getattr(self, name), MAX_INPUT, strict=True)),

@@ -165,11 +165,14 @@ def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.
     # On a CPU, batching the convolution gains nothing, and its rounding depends on the batch.
     is_split = device.type == "cpu" and frontend.config.transform == "convolution"
     parts = samples.split(1) if is_split else [samples]
-    log_mel = frontend.normalise(torch.cat([frontend.log_mel_block(part) for part in parts]))
-    num_frames = [item.window.num_frames for item in windows]
-    if min(num_frames) < log_mel.shape[-1]:
+    log_mel = torch.cat([frontend.log_mel_block(part) for part in parts])
+    num_frames = torch.tensor([item.window.num_frames for item in windows]).clamp(max=log_mel.shape[-1])
+    is_whole = bool((num_frames == log_mel.shape[-1]).all())
+    num_frames = num_frames.to(device)
+    log_mel = frontend.normalise(log_mel, None if is_whole else num_frames)
+    if not is_whole:
         frames = torch.arange(log_mel.shape[-1], device=device)
-        is_audio = frames < torch.tensor(num_frames, device=device)[:, None]
+        is_audio = frames < num_frames[:, None]
         log_mel = log_mel.where(is_audio[:, None], 0.0)
     return log_mel[:, None]
 

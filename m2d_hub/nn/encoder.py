@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 import torch
@@ -21,6 +21,8 @@ from m2d_hub.config import EncoderConfig
 from m2d_hub.errors import ConfigError
 from m2d_hub.nn.linear import Linear
 from m2d_hub.nn.positional import resample_positions, sincos_positions
+
+_IGNORED = -1e4  # added to scores of attention; finite, since padding may ignore everything
 
 
 class Attention(nn.Module):
@@ -33,7 +35,10 @@ class Attention(nn.Module):
         self.proj = Linear(embed_dim, embed_dim)
 
     def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to (B, N, D); ``mask`` (B, 1, 1, N) is False for tokens to ignore."""
+        """Map tokens (B, N, D) to (B, N, D).
+
+        ``mask`` is False for tokens to ignore (B, 1, 1, N), or is added to the scores (B, H, N, N).
+        """
         qkv = self.qkv(tokens).unflatten(-1, (3, self.num_heads, -1)).transpose(1, 3)  # (B, H, 3, N, D/H)
         query, key, value = qkv.unbind(2)
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)  # (B, H, N, D/H)
@@ -113,7 +118,12 @@ class Encoder(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, config.embed_dim))
-        self.pos_embed = nn.Parameter(sincos_positions(config.embed_dim, config.grid), requires_grad=False)
+        positions = sincos_positions(config.embed_dim, config.grid)
+        if config.time_reach is not None:
+            positions[..., : config.embed_dim // 2] = 0  # the half that encodes the position in time
+            num_biases = 2 * config.time_reach + 1
+            self.time_bias = nn.Parameter(torch.zeros(config.depth, config.num_heads, num_biases))
+        self.pos_embed = nn.Parameter(positions, requires_grad=False)
         self.blocks = nn.ModuleList(
             Block(config.embed_dim, config.num_heads, config.mlp_ratio, config.norm_eps)
             for _ in range(config.depth)
@@ -191,20 +201,21 @@ class Encoder(nn.Module):
         """The class token with its position (1, 1, D)."""
         return self.cls_token + self.pos_embed[:, :1]
 
-    def encode(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def encode(self, tokens: Tensor, mask: Tensor | None = None, ids: Tensor | None = None) -> Tensor:
         """Prepend the class token and run the blocks and the final norm.
 
         Args:
             tokens: Patch tokens with positions (B, N, D): all of a window, or a subset.
             mask: (B, N) bool, False for tokens to ignore; None to use all.
+            ids: Patches of a subset (B, N), as indices into the grid; None if the tokens are whole frames.
 
         Returns:
             Encoded tokens (B, 1 + N, D), the class token first.
         """
-        tokens, mask = self._with_class_token(tokens, mask)
-        for block in self.blocks:
-            tokens = block(tokens, mask)
-        return self.norm(tokens)
+        encoded = tokens
+        for after_block in self._run_blocks(tokens, mask, ids):
+            encoded = after_block
+        return self.norm(encoded)
 
     def encode_layers(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
         """Like :meth:`encode`, for the output of every block; the last one is normalised.
@@ -212,19 +223,44 @@ class Encoder(nn.Module):
         Returns:
             Tokens of all layers (L, B, 1 + N, D).
         """
-        tokens, mask = self._with_class_token(tokens, mask)
-        layers = []
-        for block in self.blocks:
-            tokens = block(tokens, mask)
-            layers.append(tokens)
-        layers[-1] = self.norm(tokens)
+        layers = list(self._run_blocks(tokens, mask, None))
+        layers[-1] = self.norm(layers[-1])
         return torch.stack(layers)
 
-    def _with_class_token(self, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Prepend the class token to the tokens and to the mask (B, 1, 1, 1 + N) for attention."""
+    def _run_blocks(self, tokens: Tensor, mask: Tensor | None, ids: Tensor | None) -> Iterator[Tensor]:
+        """Yield the class token and the tokens (B, 1 + N, D) after each block."""
         class_token = self.class_token.to(tokens.dtype)
         tokens = torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        return tokens, None if mask is None else F.pad(mask, (1, 0), value=True)[:, None, None]
+        if mask is not None:
+            mask = F.pad(mask, (1, 0), value=True)[:, None, None]  # (B, 1, 1, 1 + N)
+        for block, scores in zip(self.blocks, self._attention_scores(tokens, mask, ids), strict=True):
+            tokens = block(tokens, scores)
+            yield tokens
+
+    def _attention_scores(
+        self, tokens: Tensor, mask: Tensor | None, ids: Tensor | None
+    ) -> list[Tensor] | list[Tensor | None]:
+        """Return for each block the mask, or what to add to its scores if attention is limited in time."""
+        reach = self.config.time_reach
+        if reach is None:
+            return [mask] * self.config.depth
+        if ids is None:
+            num_time = (tokens.shape[1] - 1) // self.config.grid[0]
+            times = torch.arange(num_time, device=tokens.device).repeat(self.config.grid[0])[None]
+        else:
+            times = ids % self.config.grid[1]
+        offsets = times[:, None] - times[:, :, None]  # (B, N, N): of keys from queries
+        is_far = (offsets.abs() > reach)[:, None]
+        scores = []
+        for biases in self.time_bias:  # (H, 2·reach + 1)
+            near = biases[:, (offsets.clamp(-reach, reach) + reach)].transpose(0, 1)  # (B, H, N, N)
+            # Patches ignore the class token, which would carry the whole window to them.
+            padded = F.pad(near.masked_fill(is_far, _IGNORED), (1, 0), value=_IGNORED)
+            padded = F.pad(padded, (0, 0, 1, 0))
+            if mask is not None:
+                padded = padded.masked_fill(~mask, _IGNORED)
+            scores.append(padded.to(tokens.dtype))
+        return scores
 
 
 def take_tokens(tokens: Tensor, ids: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.audio.inputs import scaled
-from m2d_hub.config import EPSILON, FrontendConfig
+from m2d_hub.config import FrontendConfig
 from m2d_hub.io import plain_tensors
+from m2d_hub.nn.level import normalise_level
 
 
 class LogMelFrontend(nn.Module):
@@ -63,11 +64,21 @@ class LogMelFrontend(nn.Module):
                 mel = spectrogram.mel_basis @ self._fft_power(padded.float())
             else:
                 mel = spectrogram(padded.float())
-            return (mel + EPSILON).log()
+            return (mel + self.config.epsilon).log()
 
-    def normalise(self, log_mel: Tensor) -> Tensor:
-        """Standardise log-mel values with the statistics of the pre-training set."""
-        return (log_mel - self.config.mean) / self.config.std
+    def normalise(self, log_mel: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        """Standardise log-mel values with the statistics of the pre-training set.
+
+        Args:
+            log_mel: (B, F, T) of one window each, whose level is normalised first if ``config.range_db`` is
+                set.
+            num_frames: Frames that are audio (B,); None for all T. Others do not count for the level.
+        """
+        return (self.levelled(log_mel, num_frames) - self.config.mean) / self.config.std
+
+    def levelled(self, log_mel: Tensor, num_frames: Tensor | None = None) -> Tensor:
+        """Return log-mel values with a normalised level, see :func:`normalise_level`."""
+        return normalise_level(log_mel, num_frames, self.config.range_db)
 
     def filters(self) -> tuple[Tensor, Tensor]:
         """Return the constants of the spectrogram as plain tensors on the CPU.

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from m2d_hub.audio.inputs import scaled
-from m2d_hub.config import EPSILON, EncoderConfig, FrontendConfig
+from m2d_hub.config import EncoderConfig, FrontendConfig
 from m2d_hub.nn.encoder import Encoder, mask_of_tokens, tokens_to_frames
+from m2d_hub.nn.level import normalise_level
 from m2d_hub.windows import Windows, reflected
 
 
@@ -91,9 +92,10 @@ class WindowedEncoder(nn.Module):
         is_cast = torch.is_autocast_enabled(device_type)  # spectrograms are always float32
         with torch.autocast(device_type, enabled=False) if is_cast else contextlib.nullcontext():
             log_mel = self._log_mel(waveform, lengths, num_windows * window_frames)
-        frames = torch.arange(num_windows * window_frames, device=waveform.device)
-        log_mel = log_mel * (frames < num_frames[:, None])[:, None]
-        windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
+            windows = log_mel.unflatten(-1, (num_windows, window_frames)).transpose(1, 2)  # (B, K, F, W)
+            first_frames = torch.arange(num_windows, device=waveform.device) * window_frames
+            window_lengths = (num_frames[:, None] - first_frames).clamp(0, window_frames)  # (B, K)
+            windows = self._normalise(windows, window_lengths)
         time_mask = Windows.of(self.encoder.config).token_mask(num_frames, num_windows)
         return windows.flatten(0, 1)[:, None], time_mask
 
@@ -102,13 +104,20 @@ class WindowedEncoder(nn.Module):
         return mask_of_tokens(time_mask.flatten(0, 1), self.encoder.config.grid[0])
 
     def _log_mel(self, waveform: Tensor, lengths: Tensor, num_frames: int) -> Tensor:
-        """Return normalised log-mel frames (B, F, T); frames after the end of a clip are invalid."""
+        """Return log-mel frames (B, F, T); frames after the end of a clip are invalid."""
         config = self.frontend_config
         padded = reflected(scaled(waveform, "the waveform"), lengths, num_frames, config)
         projected = F.conv1d(padded[:, None], self.stft_filters.float(), stride=config.hop_samples)
         power = projected.square().unflatten(1, (2, -1)).sum(dim=1)  # (B, bins, T)
-        log_mel = (torch.matmul(self.mel_filters.float(), power) + EPSILON).log()
-        return (log_mel - config.mean) / config.std
+        return (torch.matmul(self.mel_filters.float(), power) + config.epsilon).log()
+
+    def _normalise(self, windows: Tensor, num_frames: Tensor) -> Tensor:
+        """Normalise log-mel windows (B, K, F, W), zero after their number of frames (B, K)."""
+        config = self.frontend_config
+        # The number of windows without audio is irrelevant; 1 avoids the logarithm of zero.
+        windows = normalise_level(windows, num_frames.clamp(min=1), config.range_db)
+        is_audio = torch.arange(windows.shape[-1], device=windows.device) < num_frames[..., None]
+        return (windows - config.mean) / config.std * is_audio[..., None, :]
 
 
 def _as_size(value: Tensor) -> int:

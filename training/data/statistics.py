@@ -98,6 +98,8 @@ def _log_mel_crop(
     manifest: Manifest, entry: Entry, plan: CropPlan, frontend: LogMelFrontend, rng: np.random.Generator
 ) -> Tensor:
     if manifest.kind == "spectrogram":
-        return torch.from_numpy(crop_spectrogram(entry, plan, rng).values)
-    waveform = torch.from_numpy(crop_waveform(entry, plan, rng).values)
-    return frontend.log_mel_block(waveform[None])
+        log_mel = torch.from_numpy(crop_spectrogram(entry, plan, rng).values)
+    else:
+        waveform = torch.from_numpy(crop_waveform(entry, plan, rng).values)
+        log_mel = frontend.log_mel_block(waveform[None])
+    return frontend.levelled(log_mel)

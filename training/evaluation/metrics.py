@@ -180,7 +180,7 @@ def bootstrap_interval(
     value = float(np.mean(points))
     low, high = np.nanpercentile(values.numpy(), [2.5, 97.5])
     if high - low < ROUNDING:
-        from scipy.stats import binomtest  # type: ignore[import-untyped]
+        from scipy.stats import binomtest
 
         hits = min(round(value * len(targets)), len(targets))
         low, high = binomtest(hits, len(targets)).proportion_ci(method="exact")

@@ -198,7 +198,7 @@ def augmented(
     log_mel = frontend.log_mel_block(waveform)
     if config.mixup_ratio and config.mixed == "log-mel":
         log_mel = mixed(log_mel, batch.partners, batch.mix_ratios)
-    log_mel = zero_beyond(frontend.normalise(log_mel), batch.num_frames)
+    log_mel = zero_beyond(frontend.normalise(log_mel, batch.num_frames), batch.num_frames)
     if config.frequency_mask or config.time_mask:
         log_mel = spec_augment(log_mel, batch.frequency_masks, batch.time_masks)
     if config.resized_crop:

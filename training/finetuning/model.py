@@ -77,7 +77,8 @@ class AudioClassifier(nn.Module):
             tokens, mask = take_tokens(tokens, kept.ids), kept.mask
         else:
             mask = valid.flatten(0, 1)[:, None].expand(-1, num_freq, -1).flatten(1)  # (B·K, N)
-        encoded = encoder.encode(tokens, None if bool(mask.all()) else mask)[:, 1:]
+        ids = None if kept is None else kept.ids
+        encoded = encoder.encode(tokens, None if bool(mask.all()) else mask, ids)[:, 1:]
         encoded = rearrange(encoded * mask[..., None], "(b k) n d -> b k n d", k=num_windows)
         if head.config.features == "frames":
             total = rearrange(encoded, "b k (f t) d -> b (k t) (f d)", f=num_freq).sum(dim=1)

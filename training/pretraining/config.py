@@ -34,6 +34,18 @@ class OfflineConfig:
     text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # of its tokens
 
 
+@settings
+class AugmentConfig:
+    """Augmentation of waveforms: shares of the clips that are changed, and the range of levels."""
+
+    overlap: Share = 0.3  # with another clip, whose labels are added
+    filter: Share = 0.4  # spectral tilt and band limits
+    reverberation: Share = 0.15
+    noise: Share = 0.4  # white to brown, 5 to 40 dB below the clip
+    silence: Share = 0.02  # replaced by silence, without labels
+    gain_db: NotNegative = 40.0  # largest attenuation
+
+
 @dataclasses.dataclass(frozen=True)
 class PredictorConfig:
     """Predictor g_θ, the decoder of masked autoencoders (paper, section IV-A)."""
@@ -60,6 +72,7 @@ class PretrainConfig:
     embed_dim: PositiveInt = 768  # D
     depth: PositiveInt = 12  # blocks of the encoder
     head_width: PositiveInt = 64  # channels of one attention head of the encoder
+    time_reach: Count | None = None  # patches that a patch attends to in time; None: all, with positions
     predictor_dim: PositiveInt | None = None  # None: 512; MSM-MAE 384
     predictor_depth: PositiveInt | None = None  # None: 8; MSM-MAE 4
     predictor_head_width: PositiveInt | None = None  # channels; None: 32; MSM-MAE 64
@@ -94,10 +107,12 @@ class PretrainConfig:
     mean: float | None = None  # of the log-mel values; None: of the prepared shards, else measured
     std: Positive | None = None
     transform: Transform = "convolution"  # of the log-mel frontend
+    range_db: Positive | None = None  # of the log-mel values of a window with normalised level; None: as is
     short_clips: Literal["pad", "repeat"] = "pad"  # with silence, or by repetition
     min_list_size: Count = 0  # a shorter list is repeated up to this many clips per epoch
     weighted_sampling: bool = False  # class-balancing draws without replacement instead of shuffling
     samples_per_epoch: PositiveInt | None = None  # of weighted sampling; None: the whole list
+    augment: AugmentConfig | None = None  # of waveforms
     noise_ratio: Share = 0.0  # η of equation 5
     noise_mean: float | None = None  # as mean, of the background noise
     num_workers: Count = 0
@@ -115,11 +130,23 @@ class PretrainConfig:
             raise ConfigError(
                 "msm-mae predicts pixels by mean squared error: leave loss unset or set 'mse', got 'cosine'."
             )
+        if self.time_reach is not None and self.method != "msm-mae":
+            raise ConfigError(
+                f"time_reach limits the encoder of msm-mae only, got method {self.method!r}: leave it unset."
+            )
         if predictor.dim % predictor.head_width or predictor.dim % 4:
             raise ConfigError(
                 f"predictor_dim {predictor.dim} is not a multiple of 4 and of predictor_head_width "
                 f"{predictor.head_width}: set another size."
             )
+        kind = None if self.offline is None else self.offline.kind
+        if self.augment is not None and kind not in (None, "labels"):
+            raise ConfigError(
+                f"augment changes what a clip contains, which offline.kind {kind!r} cannot follow: leave it "
+                "unset, or use labels."
+            )
+        if self.range_db is not None and self.noise_ratio:
+            raise ConfigError("range_db and noise_ratio exclude each other: set augment.noise instead.")
         if not 0 < visible < self.num_patches:
             raise ConfigError(
                 f"mask_ratio {self.mask_ratio} leaves {visible} of {self.num_patches} patches visible with "
@@ -136,6 +163,7 @@ class PretrainConfig:
             embed_dim=self.embed_dim,
             depth=self.depth,
             head_width=self.head_width,
+            time_reach=self.time_reach,
         )
 
     @property
@@ -157,6 +185,7 @@ class PretrainConfig:
             mean=AUDIOSET_MEAN if self.mean is None else self.mean,
             std=AUDIOSET_STD if self.std is None else self.std,
             transform=self.transform,
+            range_db=self.range_db,
         )
 
     @property

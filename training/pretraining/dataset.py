@@ -26,11 +26,12 @@ from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import NamedSkip, SkippedClip
 from ..data.stored_features import caption_features, frame_features
 from ..runs.stopping import read_by_workers
-from .config import PretrainConfig
+from .augment import augmented, overlapped
+from .config import AugmentConfig, PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
 Read = TypeVar("Read")
-NOISE_STREAM = 1  # separates the random numbers of the noise from those of the clip
+NOISE_STREAM, AUGMENT_STREAM = 1, 2  # separate their random numbers from those of the clip
 
 
 @dataclass
@@ -121,8 +122,11 @@ class PretrainDataset(Dataset):
             return entry, crop, self._target(entry, crop)
 
         entry, crop, target = _draw(self.manifest, key.index, read, rng, left_out)
+        values = crop.values
+        if config.augment is not None and self.manifest.kind == "audio":
+            values, target = self._augmented(key, values, target, left_out)
         return Sample(
-            crop.values,
+            values,
             mask.visible_ids,
             mask.masked_ids,
             noise=self._noise(key, left_out),
@@ -130,6 +134,26 @@ class PretrainDataset(Dataset):
             caption=entry.caption or ", ".join(entry.labels),
             left_out=left_out,
         )
+
+    def _augmented(
+        self, key: SampleKey, waveform: np.ndarray, target: np.ndarray | None, left_out: list[NamedSkip]
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return an augmented clip (S,) and its labels (K,), which are those of both clips of an overlap."""
+        augment = self.config.augment or AugmentConfig()
+        rng = np.random.default_rng([self.config.seed, key.epoch, key.position, AUGMENT_STREAM])
+        if rng.random() < augment.overlap:
+
+            def read(entry: Entry) -> tuple[np.ndarray, np.ndarray | None]:
+                crop = self._crop(self.manifest, entry, self.plan, rng)
+                return crop.values, self._target(entry, crop)
+
+            index = int(rng.integers(len(self.manifest.entries)))
+            second, second_target = _draw(self.manifest, index, read, rng, left_out)
+            waveform = overlapped(waveform, second, rng)
+            if target is not None and second_target is not None:
+                target = np.maximum(target, second_target)  # unknown (NaN) if one of them is
+        waveform, is_silent = augmented(waveform, augment, self.config.sample_rate, rng)
+        return waveform, np.zeros_like(target) if is_silent and target is not None else target
 
     def _noise(self, key: SampleKey, left_out: list[NamedSkip]) -> np.ndarray | None:
         noise = self.noise

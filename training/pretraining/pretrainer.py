@@ -151,7 +151,7 @@ class Pretrainer(nn.Module):
         """
         self._check_offline_target(offline_target)
         tokens = self.encoder.embed(log_mel)  # (B, N, D)
-        encoded = self.encoder.encode(take_tokens(tokens, visible_ids))  # (B, 1 + n_visible, D)
+        encoded = self.encoder.encode(take_tokens(tokens, visible_ids), ids=visible_ids)  # (B, 1 + n, D)
         prediction = self.predictor(encoded, visible_ids, masked_ids)
         with torch.no_grad():
             target = self._target(log_mel, tokens, masked_ids)
