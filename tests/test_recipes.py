@@ -1,7 +1,9 @@
 """Tables and scripts of recipes/m2d-mini."""
 
 import csv
+import io
 import json
+import struct
 import sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -242,3 +244,24 @@ def test_recipe_has_the_configuration_of_the_released_runs(recipe, name, run):
     assert {name for name in names if getattr(released, name) != getattr(preset, name)} == set()
     frontend = load_model("m2d-mini", device="cpu").config.frontend
     assert (frontend.mean, frontend.std) == (preset.mean, preset.std)
+
+
+def test_sound_files_of_openttd_are_unpacked_by_their_titles(recipe, tmp_path):
+    import packages
+
+    content = io.BytesIO()
+    soundfile.write(content, np.full(800, 0.5), 8_000, format="WAV")
+    title = b'"Circular saw (big)". License: CC0\0'
+    sound = struct.pack("<B", len(title)) + title + content.getvalue()
+    table = struct.pack("<II", (1 << 31) | 8, len(content.getvalue()))  # the flag of titles, and one entry
+    (tmp_path / "effects.cat").write_bytes(table + sound)
+    packages.unpack_cat(tmp_path / "effects.cat")
+    waveform, rate = soundfile.read(tmp_path / "effects.cat.d" / "00_Circular_saw_big.wav")
+    assert rate == 8_000
+    np.testing.assert_allclose(waveform, 0.5, atol=1e-4)
+
+
+def test_no_package_of_the_corpus_is_held_out(recipe):
+    import package_table
+
+    assert not set(package_table.PACKAGES) & set(package_table.HELD_OUT)

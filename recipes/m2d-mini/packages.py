@@ -31,7 +31,8 @@ SHORTEST_S = 0.05
 SOUNDS = (".ogg", ".oga", ".wav", ".flac", ".mp3", ".opus", ".aif", ".aiff", ".au", ".gsm", ".voc", ".wv")
 TRACKERS = (".mod", ".xm", ".s3m", ".it")
 OTHERS = (".sf2", ".mid", ".midi", ".pat", ".cfg")
-ARCHIVES = (".pk3", ".zip", ".jar", ".wad")
+ARCHIVES = (".pk3", ".zip", ".jar", ".wad", ".cat")
+NAMED_SOUNDS = 1 << 31  # flag of offsets in a sound file of OpenTTD
 DOOM_SOUND = 3  # first number of a sampled sound in a WAD file
 
 
@@ -84,6 +85,8 @@ def unpack(package: Path, folder: Path) -> None:
     for archive in files(folder, ARCHIVES):
         if archive.suffix.lower() == ".wad":
             unpack_wad(archive)
+        elif archive.suffix.lower() == ".cat":
+            unpack_cat(archive)
         else:
             wanted = [f"*{suffix}" for suffix in SOUNDS + TRACKERS]
             run("unzip", "-qqo", "-C", archive, *wanted, "-d", f"{archive}.d")
@@ -106,6 +109,23 @@ def unpack_wad(path: Path) -> None:
             kind, rate, samples = struct.unpack_from("<HHI", lump)
             if kind == DOOM_SOUND and 8 + samples <= size:
                 _write_eight_bit(folder / f"{stem}.wav", lump[8 : 8 + samples], rate)
+
+
+def unpack_cat(path: Path) -> None:
+    """Write the sounds of a sound file of OpenTTD to a folder next to it, with their titles as names."""
+    folder = Path(f"{path}.d")
+    content = path.read_bytes()
+    (first,) = struct.unpack_from("<I", content)
+    if not first & NAMED_SOUNDS:
+        return
+    folder.mkdir(exist_ok=True)
+    for index in range((first & ~NAMED_SOUNDS) // 8):
+        start, size = struct.unpack_from("<II", content, 8 * index)
+        start &= ~NAMED_SOUNDS
+        name_end = start + 1 + content[start]
+        title = content[start + 1 : name_end].decode("utf-8", "replace").split('"')[1]
+        stem = re.sub(r"[^\w-]+", "_", title).strip("_")
+        (folder / f"{index:02d}_{stem}.wav").write_bytes(content[name_end : name_end + size])
 
 
 def _write_eight_bit(path: Path, samples: bytes, rate: int) -> None:
