@@ -15,9 +15,12 @@ import unicodedata
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from m2d_hub.errors import ConfigError, DownloadError, M2DError, reason_of
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +28,8 @@ CHUNK_BYTES = 1 << 20
 PARTIAL_SUFFIX = ".partial"  # of unfinished files and folders
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+# Of flock, on network file systems without locks.
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 _MIN_FREE_BYTES = 1 << 16  # a disk with less counts as full
 _MAX_NAME_LENGTH = 200  # characters of a path in a message
 _LINE_BREAKING = {"Cc", "Zl", "Zp"}  # Unicode categories
@@ -135,6 +140,38 @@ def locked(path: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def lock_output(path: Path, output: object, wait_s: float = 0.0) -> BaseFileLock:
+    """Take the lock file ``path``, so that one run at a time writes ``output``.
+
+    File systems without locks are used with a warning. Missing parent folders are created.
+
+    Args:
+        path: The lock file.
+        output: What messages name.
+        wait_s: How long to wait for another run.
+
+    Returns:
+        The lock, to be released.
+
+    Raises:
+        ConfigError: Another run is writing the output.
+        OSError: The lock file cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=wait_s)
+    except Timeout as error:
+        raise ConfigError(f"another run is writing {output}; wait for it, or give another output.") from error
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise
+        logger.warning("the disk of %s has no locks (%s); let only one run write it.", output, error)
+    return lock
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ this package did not write are neither changed nor removed.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import unicodedata
@@ -17,8 +16,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import filelock
-
 from m2d_hub.corpus.formats import ARRAY, FORMATS, INDEX, SETTINGS, TIMES, Format, NpyFolder, Safetensors
 from m2d_hub.corpus.parquet import Parquet
 from m2d_hub.corpus.records import Entries, Fingerprint, Row
@@ -26,9 +23,7 @@ from m2d_hub.corpus.sources import Source, _inside, full_name
 from m2d_hub.corpus.stored import DATASET_PART, DATASET_SUFFIX, Piece, check_settings, check_suffix, pieces_of
 from m2d_hub.corpus.stores import Location, StoreUrl, names_in, remove, written
 from m2d_hub.errors import ConfigError, first_few
-from m2d_hub.io import as_text
-
-logger = logging.getLogger(__name__)
+from m2d_hub.io import as_text, lock_output
 
 PART_ROWS, PART_BYTES = 1024, 32 << 20  # of a .dataset's parts
 _PART = re.compile(r"\d{8}\.(safetensors|parquet)")
@@ -69,7 +64,9 @@ class Output:
         self._parts = out if self.is_dataset else self._lock_folder
         self._part_suffix = ".parquet" if self.is_dataset or isinstance(out, StoreUrl) else ".safetensors"
         self._refuse_foreign()
-        self._lock = _lock(self._lock_folder, out)
+        self._lock = None
+        if isinstance(self._lock_folder, Path):  # stores have no locks
+            self._lock = lock_output(self._lock_folder / _LOCK, out)
         try:
             for name in filter(_LEFTOVERS.fullmatch, names_in(self._parts)):
                 remove(self._parts / name)
@@ -305,21 +302,3 @@ def _refuse_collisions(out: Path, arrays: dict[str, str], existing: dict[str, st
 def _folded(name: str) -> str:
     """Return a name as case-insensitive file systems compare it."""
     return unicodedata.normalize("NFC", name).casefold()
-
-
-def _lock(folder: Location, out: Location) -> filelock.BaseFileLock | None:
-    """Lock an output on a disk; file systems without locks and stores have none."""
-    if isinstance(folder, StoreUrl):
-        return None
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(folder / _LOCK)
-    try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout as error:
-        raise ConfigError(f"another run is writing {out}; wait for it, or give another output.") from error
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, PermissionError) or not os.access(folder, os.W_OK):
-            raise
-        logger.warning("%s cannot be locked (%s); let only one run write it.", out, error)
-        return None
-    return lock

@@ -261,18 +261,6 @@ def test_a_second_run_at_the_same_time_is_refused(embed, clips, tmp_path):
         embed(clips, tmp_path / "out.npz")
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
-def test_a_disk_without_locks_is_used_with_a_warning(number, embed, clips, tmp_path, monkeypatch, caplog):
-    fcntl = pytest.importorskip("fcntl")
-
-    def flock(*_):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    assert embed(clips, tmp_path / "out.npz").embedded == 4
-    assert "cannot be locked" in caplog.text
-
-
 # Completeness
 
 

@@ -22,7 +22,7 @@ from m2d_training.cli.options import logging_to
 from m2d_training.finetuning.trainer import FinetuneTrainer
 from m2d_training.pretraining.trainer import Trainer
 from m2d_training.runs.devices import build_accelerator
-from m2d_training.runs.folder import RunFolder, one_run_in
+from m2d_training.runs.folder import RunFolder
 from m2d_training.runs.log import Progress
 from m2d_training.runs.loop import Stepper
 from m2d_training.runs.state import list_checkpoints, read_state, write_tensors
@@ -230,18 +230,8 @@ def test_a_folder_that_another_run_works_in_is_refused(command, tmp_path, monkey
         child.stdout.readline()
         result = run(command(kind, tmp_path))
         child.kill()
-    assert result.exit_code == 1 and f"another run works in {tmp_path}" in result.output
-    assert "ERROR Ended: another run works in" in (tmp_path / "train.log").read_text()
-
-
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
-def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog, number):
-    def flock(descriptor, operation):
-        raise OSError(number, os.strerror(number))
-
-    monkeypatch.setattr("fcntl.flock", flock)
-    with one_run_in(tmp_path):
-        assert "has no locks" in caplog.text or number == errno.ENOSYS  # filelock has a way without
+    assert result.exit_code == 1 and f"another run is writing {tmp_path}" in result.output
+    assert "ERROR Ended: another run is writing" in (tmp_path / "train.log").read_text()
 
 
 def test_an_out_that_is_a_file_is_refused(command, tmp_path):

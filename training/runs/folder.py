@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
-import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -14,18 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.io import reading_file, replacing
+from m2d_hub.io import lock_output, reading_file, replacing
 
 from .devices import is_first_process
 
 if TYPE_CHECKING:
     from m2d_hub.audio import AudioPart
 
-logger = logging.getLogger(__name__)
-
 LOCK_NAME = ".lock"
 LOCK_WAIT_S = 10.0  # workers of a run that was killed end some seconds after it
-NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
 class RunFolder:
@@ -60,23 +55,11 @@ def one_run_in(folder: Path) -> Iterator[None]:
     Raises:
         ConfigError: Another run works in it, or it is not a folder.
     """
-    from filelock import FileLock, Timeout
-
     if not is_first_process():
         yield
         return
     make_folder(folder)
-    lock = FileLock(folder / LOCK_NAME)
-    try:
-        lock.acquire(timeout=LOCK_WAIT_S)
-    except Timeout as error:
-        raise ConfigError(
-            f"another run works in {folder}: wait until it has ended, or give another out."
-        ) from error
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise
-        logger.warning("The file system of %s has no locks: start no other run in it.", folder)
+    lock = lock_output(folder / LOCK_NAME, folder, LOCK_WAIT_S)
     try:
         yield
     finally:
