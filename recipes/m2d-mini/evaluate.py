@@ -32,10 +32,9 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import torch
-from m2d_training.evaluation.labelled import LabelledList
+from m2d_training.evaluation.labelled import LabelledClip, LabelledList
 from m2d_training.evaluation.linear_fit import FitSettings
 from m2d_training.evaluation.linear_folds import fit_folds
-from m2d_training.evaluation.splits import LabelledClip
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedGroupKFold

@@ -9,7 +9,7 @@ import click
 
 from m2d_hub.cli.options import batch_size_option, device_option, json_option, model_option
 
-from .options import answer, exit_status, logging_to
+from .options import COUNT, answer, logging_to
 
 EXAMPLE = """\b
 Examples:
@@ -18,7 +18,6 @@ Examples:
   m2d-train linear-eval --model m2d-0.7 --data labelled.csv --out runs/layers --layer all
   m2d-hub tag dog.wav --model runs/eval/model
 """
-COUNT = click.IntRange(min=1)
 
 
 @click.command("linear-eval", epilog=EXAMPLE)
@@ -99,8 +98,7 @@ def linear_eval(out: Path, lr: str, as_json: bool, **options: Any) -> None:
     places = {"run": str(out), "model": None if result.model is None else str(result.model)}
     text = f"{result.metric} {result.interval} on the test clips, layer {result.report['layer']}. See {out}."
     text = "\n".join([*_layer_lines(result.report), text])
-    click.echo(answer({**places, **figures, "left_out": result.left_out}, as_json, text))
-    exit_status(result.left_out)
+    answer({**places, **figures, "left_out": result.left_out}, as_json, text, result.left_out)
 
 
 def _rate(text: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The console script ``m2d-train``."""
+"""The console script ``m2d-train``, with ``pretrain`` and ``finetune``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,12 @@ from typing import Any
 
 import click
 
-from m2d_hub.cli.options import Group, json_option
+from m2d_hub.cli.options import Group, json_option, model_option
 
-from ..runs.devices import is_first_process
-from .finetune import finetune
+from .data import list_, prepare, statistics
+from .evaluate import suite, summarise, zero_shot
 from .linear_eval import linear_eval
-from .list import list_
-from .options import answer, compile_option, exit_status, logging_to
-from .statistics import measure
-from .suite import suite
-from .summarise import summarise
-from .zero_shot import zero_shot
+from .options import COUNT, PATH, answer, compile_option, logging_to, out_option, set_option
 
 PRETRAIN_EXAMPLE = """\b
 Examples:
@@ -26,10 +21,13 @@ Examples:
   m2d-train pretrain m2d-x-icbhi2017 --data icbhi.csv --noise fsd50k/ --out runs/icbhi
   torchrun --nproc_per_node=4 -m m2d_training pretrain m2d-as --data 'shards/*.tar' --out runs/as
 """
-PREPARE_EXAMPLE = """\b
+FINETUNE_EXAMPLE = """\b
 Examples:
-  m2d-train prepare recordings/ --out shards/
-  m2d-train prepare list.csv --out shards/ --teacher hubert-base-l9
+  m2d-train finetune small --model m2d-mini --data labelled.csv --out runs/mine
+  m2d-train finetune esc50 --model m2d-0.7 --data esc50.csv --out runs/esc50 --seeds 6
+  m2d-train finetune imagenet --model RUN/export --data imagenet/ --out runs/imagenet
+  torchrun --nproc_per_node=4 -m m2d_training finetune as2m --model m2d-0.7 --data audioset.csv \\
+      --out runs/as2m --set batch_size=16
 """
 
 
@@ -42,24 +40,17 @@ def main() -> None:
 @main.command(epilog=PRETRAIN_EXAMPLE)
 @click.argument("preset")
 @click.option("--data", required=True, help="CSV with a 'file' column, tar shards, or a folder.")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the run; resumed if it exists."
-)
+@click.option("--out", required=True, type=PATH, help="Folder of the run; resumed if it exists.")
 @click.option("--noise", help="Background noise, as --data.")
 @click.option("--valid", help="Clips for the validation loss, as --data.")
 @click.option("--labelled", help="CSV with file, label and split: linear evaluation every few epochs.")
 @click.option("--start", help="Weights to start from: a name, folder or file; 'none' for random ones.")
 @click.option("--teacher", help="Frozen offline encoder: hubert-base-l9, a model's name, or a folder.")
-@click.option("--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset.")
+@set_option
 @compile_option
 @json_option
 def pretrain(
-    preset: str,
-    out: Path,
-    settings: tuple[str, ...],
-    compile: bool,
-    as_json: bool,
-    **sources: Any,
+    preset: str, out: Path, settings: tuple[str, ...], compile: bool, as_json: bool, **sources: Any
 ) -> None:
     """Pre-train PRESET on the clips of --data; run the same command again to resume.
 
@@ -67,57 +58,72 @@ def pretrain(
     """
     from ..pretraining.presets import load_preset
     from ..pretraining.run import pretrain as run_pretraining
-    from ..runs.settings import apply_settings, with_fields
+    from ..runs.settings import parse_settings
 
-    chosen = load_preset(preset)
-    config = with_fields(apply_settings(chosen.config, settings), {"compile": True} if compile else {})
+    fields = parse_settings(load_preset(preset).config, settings) | ({"compile": True} if compile else {})
     with logging_to(out / "train.log"):
-        result = run_pretraining(dataclasses.replace(chosen, config=config), out=out, **sources)
-    if is_first_process():
-        values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
-        click.echo(answer(values, as_json, f"The model is in {result.model}."))
-    exit_status(result.left_out)
+        result = run_pretraining(preset, out=out, **sources, **fields)
+    values = {"run": str(out), "export": str(result.model), "left_out": result.left_out}
+    answer(values, as_json, f"The model is in {result.model}.", result.left_out)
 
 
-@main.command(epilog=PREPARE_EXAMPLE)
-@click.argument("data")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder for the shards.")
-@click.option("--sample-rate", default=16_000, show_default=True, help="Hz.")
-@click.option("--split-s", type=float, help="Cut longer clips into parts of this many seconds.")
-@click.option("--teacher", help="HuBERT, whose features are stored: hubert-base-l9, or a folder.")
-@click.option("--num-workers", default=0, show_default=True, help="Processes that decode.")
+@main.command(epilog=FINETUNE_EXAMPLE)
+@click.argument("preset")
+@model_option()
+@click.option(
+    "--data",
+    required=True,
+    help="CSV with file, label and split (train, valid, test, or folds), or a folder train/CLASS/FILE ...",
+)
+@out_option
+@click.option("--seeds", type=COUNT, default=1, show_default=True, help="Averaged trainings.")
+@click.option(
+    "--select",
+    type=click.Choice(["valid", "last", "test"]),
+    help="Epoch to keep: best on valid (default), last, or best on test, as in the paper.",
+)
+@click.option(
+    "--valid-share",
+    type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the training clips held out to choose the epoch.",
+)
+@set_option
+@compile_option
 @json_option
-def prepare(
-    data: str,
+def finetune(
+    preset: str,
     out: Path,
-    sample_rate: int,
-    split_s: float | None,
-    teacher: str | None,
-    num_workers: int,
+    select: str | None,
+    valid_share: float | None,
+    settings: tuple[str, ...],
+    compile: bool,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Convert DATA, a folder or CSV of audio in any format, to tar shards of FLAC with statistics.
+    """Fine-tune NAME on the labelled clips of --data with the settings of PRESET.
 
-    OUT exists once it is complete. Files that cannot be read are listed in OUT/errors.csv and skipped (exit
-    status 3 then).
+    \b
+    Presets: small (any list, no tuning needed), and the paper's as2m, as20k,
+    esc50, spcv2, vc1, icbhi2017, sprsound, and imagenet for images.
+
+    OUT/export is the model, for `m2d-hub tag` and load_model (image models: for timm). OUT/report.json,
+    worst.csv and the plots show the result on the test clips. Run the same command to resume. Unreadable
+    clips are skipped and listed in OUT/errors.csv (exit status 3 then).
     """
-    from ..pretraining.prepare import prepare as prepare_shards
+    from ..finetuning.presets import load_finetune_preset
+    from ..finetuning.run import finetune as run_finetuning
+    from ..runs.settings import parse_settings
 
-    result = prepare_shards(
-        data, out, sample_rate=sample_rate, split_s=split_s, teacher=teacher, num_workers=num_workers
-    )
-    text = (
-        f"{result.clips} clips, {result.hours:.2f} h, {result.left_out} files skipped; log-mel mean "
-        f"{result.mean:.3f}, std {result.std:.3f}. The shards are in {out}."
-    )
-    click.echo(answer({**vars(result), "out": str(out)}, as_json, text))
-    exit_status(result.left_out)
+    given = {"select": select, "valid_share": valid_share, "compile": compile or None}
+    fields = parse_settings(load_finetune_preset(preset), settings)
+    fields |= {name: value for name, value in given.items() if value is not None}
+    with logging_to(out / "train.log"):
+        result = run_finetuning(preset, out=out, **options, **fields)
+    figures = {"metric": result.metric, **dataclasses.asdict(result.interval)}
+    text = f"{result.metric} {result.interval} on the test clips. The model is in {result.model}."
+    values = {"run": str(out), "export": str(result.model), **figures, "left_out": result.left_out}
+    answer(values, as_json, text, result.left_out)
 
 
-main.add_command(finetune)
-main.add_command(linear_eval)
-main.add_command(list_)
-main.add_command(measure)
-main.add_command(suite)
-main.add_command(summarise)
-main.add_command(zero_shot)
+for command in (linear_eval, list_, prepare, statistics, suite, summarise, zero_shot):
+    main.add_command(command)

@@ -17,6 +17,12 @@ from m2d_hub.io import json_text
 from ..runs.devices import is_first_process
 from ..runs.folder import make_folder
 
+COUNT = click.IntRange(min=1)
+PATH = click.Path(path_type=Path)
+out_option = click.option("--out", required=True, type=PATH, help="Output folder; resumed.")
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="FIELD=VALUE", help="Change a field of the preset."
+)
 compile_option = click.option(
     "--compile",
     is_flag=True,
@@ -24,31 +30,19 @@ compile_option = click.option(
 )
 
 
-class LogFile(logging.FileHandler):
-    """A log file whose disk may be full: that neither ends the run nor hides the error that does."""
-
-    def handleError(self, record: logging.LogRecord) -> None:
-        """Report an error, unless the disk is full."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        """Close the file, even if the rest cannot be written."""
-        with contextlib.suppress(OSError):
-            super().close()
-
-
 @contextlib.contextmanager
 def logging_to(path: Path) -> Iterator[None]:
     """Log to the terminal and, in the first process, to a file; other processes only log warnings.
 
-    An error that ends the command is logged to the file too.
+    An error that ends the command is logged to the file too. A full disk neither ends the command nor hides
+    that error.
     """
     is_first = is_first_process()
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stderr)]
     if is_first:
         make_folder(path.parent)
-        handlers.append(LogFile(path, encoding="utf-8"))
+        handlers.append(logging.FileHandler(path, encoding="utf-8"))
+        handlers[-1].handleError = lambda record: None  # type: ignore[method-assign]
     loggers = [logging.getLogger(package) for package in ("m2d_training", "m2d_hub")]
     try:
         for handler in handlers:
@@ -60,28 +54,22 @@ def logging_to(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         if is_first and not isinstance(error, SystemExit):
-            handlers[-1].handle(_end_of(error))
+            trace = None if isinstance(error, M2DError) else (type(error), error, error.__traceback__)
+            text = str(error) or type(error).__name__
+            last = logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Ended: %s", (text,), trace)
+            handlers[-1].handle(last)
         raise
     finally:
         for handler in handlers:
             for package in loggers:
                 package.removeHandler(handler)
-            handler.close()
+            with contextlib.suppress(OSError):
+                handler.close()
 
 
-def _end_of(error: BaseException) -> logging.LogRecord:
-    """The last line of the log, with the traceback unless it is an error of this package."""
-    trace = None if isinstance(error, M2DError) else (type(error), error, error.__traceback__)
-    text = str(error) or type(error).__name__
-    return logging.LogRecord(__name__, logging.ERROR, __file__, 0, "Ended: %s", (text,), trace)
-
-
-def exit_status(skipped: int) -> None:
-    """End a command with exit status 3 if clips were skipped."""
+def answer(values: dict[str, object], as_json: bool, text: str, skipped: int = 0) -> None:
+    """Print the result as text or JSON in the first process; end with exit status 3 if clips were skipped."""
+    if is_first_process():
+        click.echo(json_text(values) if as_json else text)
     if skipped:
         sys.exit(SOME_FAILED)
-
-
-def answer(values: dict[str, object], as_json: bool, text: str) -> str:
-    """Return what a command prints at its end: text or JSON."""
-    return json_text(values) if as_json else text

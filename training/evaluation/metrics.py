@@ -23,11 +23,10 @@ class Metric:
     """A metric from 0 to 1 of scores (N, C) and multi-hot targets (N, C)."""
 
     name: str
-    point: Callable[[Tensor, Tensor], float]
     resampled: Callable[[Tensor, Tensor, Tensor], Tensor]  # with counts of each clip (R, N): (R,)
 
     def __call__(self, scores: Tensor, targets: Tensor) -> float:
-        return self.point(scores, targets)
+        return float(self.resampled(scores, targets, _each_once(targets)))
 
 
 @dataclass(frozen=True)
@@ -42,26 +41,11 @@ class Interval:
         return f"{100 * self.value:.1f} % (95 %: {100 * self.low:.1f}-{100 * self.high:.1f})"
 
 
-@dataclass(frozen=True)
-class SensitivitySpecificity:
-    """Rates of correct predictions on abnormal and on normal clips."""
-
-    sensitivity: float
-    specificity: float
-
-    @property
-    def score(self) -> float:
-        """Their mean, the ICBHI 2017 score."""
-        return (self.sensitivity + self.specificity) / 2
+def _each_once(targets: Tensor) -> Tensor:
+    return torch.ones(1, len(targets), dtype=torch.float64)
 
 
-def _accuracy(scores: Tensor, targets: Tensor) -> float:
-    from sklearn.metrics import accuracy_score
-
-    return float(accuracy_score(targets.argmax(dim=1).numpy(), scores.argmax(dim=1).numpy()))
-
-
-def _resampled_accuracy(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+def _accuracy(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
     return _rate(counts, _hits(scores, targets))
 
 
@@ -77,69 +61,66 @@ def _rate(counts: Tensor, hits: Tensor, among: Tensor | None = None) -> Tensor:
 
 def average_precisions(scores: Tensor, targets: Tensor) -> Tensor:
     """Return the average precision of each class (C,); NaN for a class without clips."""
-    from sklearn.metrics import average_precision_score
-
-    present = targets.any(dim=0)
-    values = torch.full((targets.shape[1],), torch.nan, dtype=torch.float64)
-    if present.any():
-        found = average_precision_score(targets[:, present].numpy(), scores[:, present].numpy(), average=None)
-        values[present] = torch.from_numpy(np.atleast_1d(found))
-    return values
+    return _precisions(scores, targets, _each_once(targets))[0]
 
 
-def _mean_average_precision(scores: Tensor, targets: Tensor) -> float:
-    return float(average_precisions(scores, targets).nanmean())
-
-
-def _resampled_average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Return scikit-learn's value for ``sample_weight=counts``, sorting the clips once for all resamples."""
-    present = targets.any(dim=0)
-    sorted_scores, order = scores[:, present].T.contiguous().sort(dim=1, descending=True)  # (C, N)
-    positive = targets[:, present].T.gather(1, order).double()
+def _precisions(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Return scikit-learn's values for ``sample_weight=counts`` (R, C), sorting the clips only once."""
+    sorted_scores, order = scores.T.contiguous().sort(dim=1, descending=True)  # (C, N)
+    positive = targets.T.gather(1, order).double()
     positions = torch.arange(order.shape[1])
     tied = torch.nn.functional.pad(sorted_scores[:, 1:] == sorted_scores[:, :-1], (0, 1))
-    last = (
-        torch.where(tied, order.shape[1], positions).flip(1).cummin(dim=1).values.flip(1)
-    )  # of equal scores
+    ends = torch.where(tied, order.shape[1], positions)
+    last = ends.flip(1).cummin(dim=1).values.flip(1)  # of equal scores
     values = []
     for count in counts.double():
         weights = count[order]
         hits = weights * positive
         precision = hits.cumsum(dim=1) / weights.cumsum(dim=1).clamp(min=1.0)
-        values.append(((hits * precision.gather(1, last)).sum(dim=1) / hits.sum(dim=1)).nanmean())
+        values.append((hits * precision.gather(1, last)).sum(dim=1) / hits.sum(dim=1))
     return torch.stack(values)
 
 
-accuracy = Metric("accuracy", _accuracy, _resampled_accuracy)
-mean_average_precision = Metric("mAP", _mean_average_precision, _resampled_average_precision)
+def _mean_average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    present = targets.any(dim=0)
+    return _precisions(scores[:, present], targets[:, present], counts).nanmean(dim=1)
 
 
-def sensitivity_specificity(scores: Tensor, targets: Tensor, normal: int) -> SensitivitySpecificity:
+accuracy = Metric("accuracy", _accuracy)
+mean_average_precision = Metric("mAP", _mean_average_precision)
+
+
+def _sensitivity_specificity(
+    normal: int, scores: Tensor, targets: Tensor, counts: Tensor
+) -> tuple[Tensor, Tensor]:
+    is_normal, hits = targets.argmax(dim=1) == normal, _hits(scores, targets)
+    return _rate(counts, hits, ~is_normal), _rate(counts, hits, is_normal)
+
+
+def sensitivity_specificity(scores: Tensor, targets: Tensor, normal: int) -> tuple[float, float]:
     """Compute the rates of ICBHI 2017 and SPRSound.
 
     Args:
         scores: (N, C).
         targets: (N, C), one class per clip.
-        normal: Index of the normal class. Specificity is the share of correct predictions among its clips;
-            sensitivity the share among all other clips, where only the exact class is correct.
+        normal: Index of the normal class.
+
+    Returns:
+        Sensitivity, the share of correct predictions among abnormal clips, where only the exact class is
+        correct; and specificity, that share among normal clips.
     """
-    is_normal = targets.argmax(dim=1) == normal
-    every = torch.ones(1, len(targets), dtype=torch.float64)
-    hits = _hits(scores, targets)
-    return SensitivitySpecificity(float(_rate(every, hits, ~is_normal)), float(_rate(every, hits, is_normal)))
+    sensitivity, specificity = _sensitivity_specificity(normal, scores, targets, _each_once(targets))
+    return float(sensitivity), float(specificity)
 
 
 def icbhi_score(normal: int) -> Metric:
     """Return the mean of sensitivity and specificity, see :func:`sensitivity_specificity`."""
 
-    def point(scores: Tensor, targets: Tensor) -> float:
-        return sensitivity_specificity(scores, targets, normal).score
-
     def resampled(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-        is_normal, hits = targets.argmax(dim=1) == normal, _hits(scores, targets)
-        return (_rate(counts, hits, ~is_normal) + _rate(counts, hits, is_normal)) / 2
+        sensitivity, specificity = _sensitivity_specificity(normal, scores, targets, counts)
+        return (sensitivity + specificity) / 2
 
-    return Metric("ICBHI score", point, resampled)
+    return Metric("ICBHI score", resampled)
 
 
 def bootstrap_interval(

@@ -130,18 +130,13 @@ def require_own(folder: Path, method: str, names: Sequence[str] = ANSWER_FILES) 
         ConfigError: The folder contains one of the names, but no report of this method.
     """
     present = [name for name in names if os.path.lexists(folder / name)]
-    if present and _method_of(folder) != method:
-        raise ConfigError(
-            f"{folder} contains {present[0]}, which is not the result of {method} and would be overwritten; "
-            "choose another output folder."
-        )
-
-
-def _method_of(folder: Path) -> str | None:
-    try:
-        return str(read_report(folder).get("method"))
-    except CheckpointError:
-        return None
+    with contextlib.suppress(CheckpointError):
+        if not present or read_report(folder).get("method") == method:
+            return
+    raise ConfigError(
+        f"{folder} contains {present[0]}, which is not the result of {method} and would be overwritten; "
+        "choose another output folder."
+    )
 
 
 @contextlib.contextmanager

@@ -21,14 +21,13 @@ from .clip_encoder import read_in_threads
 from .labelled import LabelledList
 
 READERS = min(8, os.cpu_count() or 1)  # threads
-READ_AT_HZ = 16_000  # the rate does not matter
 
 logger = logging.getLogger(__name__)
 
 
-def read_sound(file: AudioFile, sample_rate: int = READ_AT_HZ) -> None:
+def read_sound(file: AudioFile) -> None:
     """Read a clip to its end."""
-    (clip,) = open_audio(file, sample_rate)
+    (clip,) = open_audio(file, 16_000)
     for _ in clip.blocks():
         pass
 
@@ -70,10 +69,9 @@ def find_unreadable(
             return str(error)
         return ""
 
-    files = dict.fromkeys(clip.file for clip in labelled.clips)
-    keys = {file: _key_or_empty(file) for file in files}
+    keys = {clip.file: file_key(clip.file) for clip in labelled.clips}
     known = set(memory.read_text().split()) if memory is not None and memory.is_file() else set()
-    unknown = [file for file in files if keys[file] not in known]
+    unknown = [file for file in keys if keys[file] not in known]
     reasons: dict[AudioFile, str] = {}
     with contextlib.ExitStack() as stack:
         lines = None if memory is None else stack.enter_context(memory.open("a"))
@@ -85,13 +83,6 @@ def find_unreadable(
             elif lines is not None:
                 lines.write(f"{keys[file]}\n")
     return {index: reasons[clip.file] for index, clip in enumerate(labelled.clips) if clip.file in reasons}
-
-
-def _key_or_empty(file: AudioFile) -> str:
-    try:
-        return file_key(file)
-    except OSError:
-        return ""
 
 
 def skip_unreadable(

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, Field
 from m2d_hub.checks import require
 from m2d_hub.errors import ConfigError
 
-from ..evaluation.splits import Select, Split
+from ..evaluation.labelled import Select, Split
 from ..runs.devices import Precision
 from ..runs.settings import Count, NotNegative, Positive, PositiveInt, Seed, Share, settings
 

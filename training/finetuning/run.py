@@ -312,8 +312,7 @@ def _sensitivity_specificity(folds: Sequence[ScoredFold], normal: int) -> dict[s
         for fold in folds
         for scores in fold.scores
     ]
-    names = ("sensitivity", "specificity")
-    return {name: float(np.mean([getattr(rate, name) for rate in rates])) for name in names}
+    return dict(zip(("sensitivity", "specificity"), np.mean(rates, axis=0).tolist(), strict=True))
 
 
 def _by_epoch(steps: list[dict[str, Any]], name: str) -> list[float]:

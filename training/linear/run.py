@@ -23,12 +23,11 @@ from m2d_hub.model import M2D
 
 from ..data.skipped import write_errors
 from ..evaluation.clip_encoder import ClipEncoder, Pooling, mean_samples
-from ..evaluation.labelled import LabelledList, read_labelled
+from ..evaluation.labelled import LabelledList, Split, read_labelled
 from ..evaluation.linear_fit import MAX_EPOCHS, PATIENCE, FitSettings
 from ..evaluation.linear_folds import LinearResult, fit_folds
 from ..evaluation.metrics import Interval
 from ..evaluation.report import replacing_answer, require_own
-from ..evaluation.splits import Split
 from ..evaluation.unreadable import skip_unreadable, warn_of_skipped
 from ..runs.folder import one_run_in
 from ..runs.settings import Positive, PositiveInt, settings

@@ -21,10 +21,9 @@ from m2d_hub.io import require_extra
 from m2d_hub.model import M2D
 
 from ..data.skipped import write_errors
-from ..evaluation.labelled import LabelledList, read_labelled
+from ..evaluation.labelled import LabelledList, Split, read_labelled
 from ..evaluation.metrics import Interval, accuracy, mean_average_precision
 from ..evaluation.report import Evaluation, ScoredFold, replacing_answer, require_own, write_report
-from ..evaluation.splits import TEST_ONLY
 from ..evaluation.unreadable import find_unreadable, skip_unreadable, warn_of_skipped
 from ..runs.folder import make_folder
 
@@ -78,7 +77,7 @@ def zero_shot(
     _check_prompts(prompts)
     folder = Path(out)
     require_own(folder, METHOD)
-    labelled = read_labelled(data, split=TEST_ONLY)
+    labelled = read_labelled(data, split=Split(trains=False))
     embedder = load_model(model, device=device)
     embedder.required_clap()
     labelled, skipped = skip_unreadable(labelled, find_unreadable(labelled, progress=progress))

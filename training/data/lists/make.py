@@ -85,6 +85,23 @@ def find_variant(name: str, variant: str | None) -> Variant:
     return variants[chosen]
 
 
+def describe(name: str) -> str:
+    """Return source, licence, folder layout and lists of a data set, for a reader."""
+    dataset = find_dataset(name)
+    lines = [f"{name}: {dataset.title}", f"from: {dataset.source}", f"licence: {dataset.licence}"]
+    lines.append(f"folder: {dataset.layout}")
+    if dataset.split:
+        lines.append(f"--split-file: {dataset.split}")
+    for variant, made in dataset.variants.items():
+        counts = ", ".join(
+            f"{clips:,}" if split == ALL else f"{split} {clips:,}"
+            for split, clips in made.clips.items()
+            if not split.isdecimal()  # folds
+        )
+        lines.append(f"--variant {variant}: {made.about}" + (f"; clips: {counts}" if counts else ""))
+    return "\n  ".join([*lines, f"reference: {dataset.reference}"])
+
+
 def make_list(
     dataset: str,
     folder: str | os.PathLike[str],
