@@ -170,7 +170,7 @@ def test_byte_order_marks_blank_rows_and_other_columns_are_ignored(save):
         (["a.wav,x,train", "b.wav,,valid", "c.wav,,test"], r"2 rows have no label \(rows 3, 4\)"),
         ([*SPLITS, ",ant,train"], r"1 row has no file \(row 6\)"),
         ([*SPLITS, "e.wav,ant"], r"1 row has another number of cells than the header \(row 6\)"),
-        ([*SPLITS, "e.wav,ant,dev"], r"1 row has a split that cannot be used \(row 6: 'dev'\); give train, valid"),
+        ([*SPLITS, "e.wav,ant,dev"], r"1 row has a split that cannot be used \(row 6: 'dev'\); give train"),
         ([*SPLITS, "e.wav,ant,1"], r"1 row has a split that cannot be used \(row 6: '1'\)"),
         (SPLITS[:3], "has no clip in the split test; needed: train, valid, test"),
         (SPLITS[:2], "has no clip in the split valid or test"),
