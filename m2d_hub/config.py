@@ -34,6 +34,7 @@ _FRONTEND_LIMITS = {
     "f_max_hz": Numbers(),
     "mean": Numbers(-1e6, 1e6),
     "std": Numbers(1e-6, 1e6),
+    "level_frames": Numbers(1, 1_000_000, is_whole=True),
 }
 _ENCODER_LIMITS = {
     "in_channels": _WIDTH,
@@ -58,8 +59,9 @@ class FrontendConfig:
     mean: float = -7.1  # of the log-mel values of the pre-training set
     std: float = 4.2
     transform: Transform = "convolution"  # as in nnAudio, or "fft": the same up to rounding, in half the time
-    # Normalise the level of each window, and limit values to this many dB below its mean power; None: no.
+    # Normalise the level of each block of frames, and limit values to this many dB below it; None: neither.
     range_db: float | None = None
+    level_frames: int = 16  # of a block
 
     def __post_init__(self) -> None:
         require_numbers(self, _FRONTEND_LIMITS)

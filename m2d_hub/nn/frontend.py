@@ -70,15 +70,14 @@ class LogMelFrontend(nn.Module):
         """Standardise log-mel values with the statistics of the pre-training set.
 
         Args:
-            log_mel: (B, F, T) of one window each, whose level is normalised first if ``config.range_db`` is
-                set.
+            log_mel: (B, F, T). The level of blocks is normalised first if ``config.range_db`` is set.
             num_frames: Frames that are audio (B,); None for all T. Others do not count for the level.
         """
         return (self.levelled(log_mel, num_frames) - self.config.mean) / self.config.std
 
     def levelled(self, log_mel: Tensor, num_frames: Tensor | None = None) -> Tensor:
         """Return log-mel values with a normalised level, see :func:`normalise_level`."""
-        return normalise_level(log_mel, num_frames, self.config.range_db)
+        return normalise_level(log_mel, num_frames, self.config.range_db, self.config.level_frames)
 
     def filters(self) -> tuple[Tensor, Tensor]:
         """Return the constants of the spectrogram as plain tensors on the CPU.

@@ -114,8 +114,7 @@ class WindowedEncoder(nn.Module):
     def _normalise(self, windows: Tensor, num_frames: Tensor) -> Tensor:
         """Normalise log-mel windows (B, K, F, W), zero after their number of frames (B, K)."""
         config = self.frontend_config
-        # The number of windows without audio is irrelevant; 1 avoids the logarithm of zero.
-        windows = normalise_level(windows, num_frames.clamp(min=1), config.range_db)
+        windows = normalise_level(windows, num_frames, config.range_db, config.level_frames)
         is_audio = torch.arange(windows.shape[-1], device=windows.device) < num_frames[..., None]
         return (windows - config.mean) / config.std * is_audio[..., None, :]
 

@@ -107,7 +107,8 @@ class PretrainConfig:
     mean: float | None = None  # of the log-mel values; None: of the prepared shards, else measured
     std: Positive | None = None
     transform: Transform = "convolution"  # of the log-mel frontend
-    range_db: Positive | None = None  # of the log-mel values of a window with normalised level; None: as is
+    range_db: Positive | None = None  # of log-mel values with normalised level; None: values as they are
+    level_frames: PositiveInt = 16  # over which the level is measured
     short_clips: Literal["pad", "repeat"] = "pad"  # with silence, or by repetition
     min_list_size: Count = 0  # a shorter list is repeated up to this many clips per epoch
     weighted_sampling: bool = False  # class-balancing draws without replacement instead of shuffling
@@ -186,6 +187,7 @@ class PretrainConfig:
             std=AUDIOSET_STD if self.std is None else self.std,
             transform=self.transform,
             range_db=self.range_db,
+            level_frames=self.level_frames,
         )
 
     @property
