@@ -177,9 +177,13 @@ class HeadConfig:
     num_classes: int
     features: HeadFeatures = "frames"  # input: mean over time frames (N_F·D), or over all tokens (D)
     activation: Activation = "sigmoid"  # logits to scores: multi-label, or one label per clip
+    # Index of the parent of each class, -1 for none: parents score at least as high as their children.
+    parents: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         require_numbers(self, {"num_classes": Numbers(1, 1_000_000, is_whole=True)})
+        if self.parents is not None:
+            self._check_parents(self.parents)
         require(
             self.features in ("frames", "tokens"),
             f"head features must be 'frames' or 'tokens', got {self.features!r}.",
@@ -188,6 +192,30 @@ class HeadConfig:
             self.activation in ("sigmoid", "softmax"),
             f"head activation must be 'sigmoid' or 'softmax', got {self.activation!r}.",
         )
+
+    def _check_parents(self, parents: tuple[int, ...]) -> None:
+        indices = Numbers(-1, self.num_classes - 1, is_whole=True)
+        require(
+            isinstance(parents, (tuple, list))
+            and len(parents) == self.num_classes
+            and all(parent in indices for parent in parents),
+            f"head parents must be {self.num_classes} numbers, each {indices}, got {brief(parents)}.",
+        )
+        object.__setattr__(self, "parents", tuple(parents))
+        for child in range(self.num_classes):
+            require(
+                len(self.ancestors(child)) < self.num_classes,
+                f"head parents contain a cycle at class {child}: remove one of its parents.",
+            )
+
+    def ancestors(self, child: int) -> list[int]:
+        """Return the parent of a class, the parent of that, and so on."""
+        found: list[int] = []
+        while self.parents is not None and (child := self.parents[child]) >= 0:
+            found.append(child)
+            if len(found) == self.num_classes:
+                break
+        return found
 
 
 @dataclass(frozen=True)
