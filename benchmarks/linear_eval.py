@@ -3,7 +3,7 @@
     python benchmarks/linear_eval.py DATA/dev --model m2d-mini --work FOLDER
 
 DATA/dev/manifest.csv lists tasks (task, split, file, label). Each task is evaluated by
-``m2d_training.linear_eval`` with its default learning rate and with only the rate of the paper, and by
+``m2d_training.linear_eval`` with the learning rate "auto" and with the paper's protocol, and by
 ``sklearn.linear_model.LogisticRegression`` on the same standardised features, with C chosen on the valid
 clips. benchmarks/results/linear_eval.md states for each task whether the accuracy of scikit-learn is within
 our interval. Features are cached in FOLDER.
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from m2d_training.evaluation.clip_encoder import ClipEncoder
 from m2d_training.evaluation.labelled import Subset, read_labelled
-from m2d_training.evaluation.linear_fit import LEARNING_RATE, Standardiser
+from m2d_training.evaluation.linear_fit import Standardiser
 from m2d_training.linear.features import stored_features
 from m2d_training.linear.run import LinearEvalResult, linear_eval
 from sklearn.exceptions import ConvergenceWarning
@@ -40,9 +40,9 @@ HEADER = """# Linear evaluation against scikit-learn
 Written by `python benchmarks/linear_eval.py DATA/dev --model {model}`. Accuracy in percent on the test
 clips of each task, with the 95 % interval over clips and six seeds. Clips are used {clips}.
 
-- ours: `m2d-train linear-eval` with its default learning rate: 3e-5 as in the paper, or, if that does not
+- ours: `m2d-train linear-eval --lr auto`: 3e-5 as in the paper, or, if that does not
   converge within 200 epochs, the rate that is best on the valid clips (in brackets);
-- 3e-5: the same with only the rate of the paper; * if it did not converge;
+- 3e-5: the paper's protocol, which is the default; * if it did not converge;
 - scikit-learn: `LogisticRegression` on the same standardised features, with C chosen on the valid clips.
 
 gcin_tone_xspk is tested on an unseen voice. Its valid clips are of the training voice, so the rate or C
@@ -179,8 +179,8 @@ def main() -> None:
             "device": arguments.device,
         }
         runs = arguments.work / "runs"
-        ours = {"out": runs / path.stem, **shared}
-        papers = {"out": runs / f"{path.stem}-3e-5", "learning_rate": LEARNING_RATE, **shared}
+        ours = {"out": runs / path.stem, "learning_rate": "auto", **shared}
+        papers = {"out": runs / f"{path.stem}-3e-5", **shared}
         comparisons.append(compare(path, ours, papers))
         print(f"{comparisons[-1].row()}  ({time.perf_counter() - started:.0f} s)", flush=True)
     write_results(arguments.out, arguments.model, arguments.duration, comparisons)

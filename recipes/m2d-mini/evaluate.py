@@ -3,9 +3,9 @@
     python recipes/m2d-mini/evaluate.py DATA/dev --cache CACHE --model RUN/export
     python recipes/m2d-mini/evaluate.py DATA/dev --cache CACHE --model RUN/export --quick
 
-Frozen features of whole clips, then linear evaluation like ``m2d-train linear-eval``, on the given splits
-with three seeds. Intervals of 95 % are bootstrapped over the groups of the test split (clips that share a
-recording, a prompt or an instrument). The systems are:
+Frozen features of whole clips, then linear evaluation like ``m2d-train linear-eval --lr auto``, on the given
+splits with three seeds. Intervals of 95 % are bootstrapped over the groups of the test split (clips that
+share a recording, a prompt or an instrument). The systems are:
 
 - log-mel: mean and standard deviation over time of the model's own 80-band log-mel spectrogram;
 - MFCC: mean and standard deviation over time of 20 cosine coefficients (orthonormal DCT of torchaudio, of the
@@ -176,7 +176,7 @@ def _test_hits(values: np.ndarray, task: Task) -> np.ndarray:
     ]
     labelled = LabelledList(task.name, clips, tuple(sorted(set(task.labels))), is_multi_label=False)
     features = torch.from_numpy(values).float()[:, None]  # (N, 1, K)
-    (own,) = fit_folds("last", features, labelled, SEEDS, FitSettings()).folds
+    (own,) = fit_folds("last", features, labelled, SEEDS, FitSettings(learning_rate="auto")).folds
     hits = own.scores.argmax(dim=2) == own.round.test.classes  # (S, N_test)
     return hits.double().mean(dim=0).numpy()
 

@@ -121,7 +121,7 @@ def waveform_of(folder, index):
     return torch.from_numpy(soundfile.read(folder / f"{index}.wav", dtype="float32")[0])
 
 
-@pytest.mark.parametrize("learning_rate", [None, 3e-3])
+@pytest.mark.parametrize("learning_rate", ["auto", 3e-3])
 def test_linear_layer_is_as_good_as_logistic_regression(learning_rate):
     train, valid, test = (blobs(count, seed=seed) for seed, count in enumerate((300, 100, 1000)))
     standardise = Standardiser.of(train.features)
@@ -135,13 +135,13 @@ def test_linear_layer_is_as_good_as_logistic_regression(learning_rate):
 
 
 def test_the_rate_is_raised_if_the_papers_does_not_converge():
-    fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings(max_epochs=20))
+    fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings(learning_rate="auto", max_epochs=20))
     assert fit.learning_rate > 3e-5 and (fit.score > 0.7).all()
 
 
 def test_the_rate_is_kept_if_it_converges(monkeypatch):
     monkeypatch.setattr(linear_fit, "RATES", (1e-1, 1e-2))
-    fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings())
+    fit = fit_linear(blobs(100), blobs(50, seed=1), (1, 2), FitSettings(learning_rate="auto"))
     assert fit.learning_rate == 1e-1 and fit.has_converged.all()
 
 
@@ -154,11 +154,44 @@ def test_seeds_are_trained_side_by_side_as_each_alone():
     assert together.best_epoch[1] == alone.best_epoch[0]
 
 
-def test_training_stops_after_twenty_epochs_without_a_better_one():
-    fit = fit_linear(blobs(60), blobs(30, seed=1), (1,), FitSettings(learning_rate=0.1))
-    epochs = fit.curves["valid_loss"].shape[1]
+def test_training_stops_after_twenty_epochs_without_a_score_that_is_at_least_the_best():
+    """The evaluation platform of the paper: a lower loss is not progress."""
+    fit = fit_linear(blobs(60), blobs(30, seed=1), (1,), FitSettings(learning_rate=0.03))
+    score, loss = fit.curves["valid_score"][0], fit.curves["valid_loss"][0]
+    last_best = int((score == score.max()).nonzero().max()) + 1
+    assert int(fit.best_epoch) == last_best and len(score) == last_best + 20 and bool(fit.has_converged)
+    assert loss.argmin() > last_best  # it is still falling
+
+
+def test_the_rate_auto_stops_twenty_epochs_after_the_last_better_score_or_loss(monkeypatch):
+    monkeypatch.setattr(linear_fit, "RATES", (0.03,))
+    fit = fit_linear(blobs(60), blobs(30, seed=1), (1,), FitSettings(learning_rate="auto"))
     last_progress = max(int(fit.best_epoch), 1 + int(fit.curves["valid_loss"][0].argmin()))
-    assert epochs == last_progress + 20 and bool(fit.has_converged)
+    assert fit.curves["valid_loss"].shape[1] == last_progress + 20 and bool(fit.has_converged)
+
+
+def test_first_weights_and_bias_are_those_of_a_linear_layer():
+    """``nn.Linear``: uniform within 1/√K; for 2,400 values, the largest is within 1 % of that."""
+    train = blobs(60, num_classes=100)
+    fit = fit_linear(train, train, (1, 2), FitSettings(learning_rate=1e-12, max_epochs=1))
+    bound = 24**-0.5
+    for values in (fit.weight, fit.bias):
+        assert 0.97 * bound < values.abs().max() <= bound
+    assert fit.weight.std() == pytest.approx(bound / 3**0.5, rel=0.02)
+    assert not torch.equal(fit.weight[0], fit.weight[1])  # each seed has its own
+
+
+@pytest.mark.parametrize(("clips", "steps"), [(443, 3), (200, 1), (60, 1)])
+def test_batches_have_200_clips_or_all(clips, steps, monkeypatch):
+    count = 0
+
+    def counted(optimizer, closure=None):
+        nonlocal count
+        count += 1
+
+    monkeypatch.setattr(torch.optim.Adam, "step", counted)
+    fit_linear(blobs(clips), blobs(20), (1,), FitSettings(max_epochs=1))
+    assert count == steps
 
 
 def test_the_mix_prefers_the_layer_with_the_classes():

@@ -17,7 +17,7 @@ from m2d_hub.model import M2D
 
 from .clip_encoder import ClipEncoder, encode_files
 from .labelled import Fold, LabelledList, Subset
-from .linear_fit import LEARNING_RATE, Examples, FitSettings, LinearFit, Standardiser, fit_linear
+from .linear_fit import Examples, FitSettings, LinearFit, Standardiser, fit_linear
 from .report import Evaluation, ScoredFold
 
 SEED = 42  # of evaluate_encoder
@@ -109,5 +109,5 @@ def evaluate_encoder(model: M2D, labelled: LabelledList) -> float:
         logger.warning("linear evaluation skips %d clips: %s", len(errors), next(iter(errors.values())))
         labelled = labelled.without({labelled.clips[index].row for index in errors})
     features = torch.cat([batch.features for batch in batches if batch.clips]).to(model.device)
-    settings = FitSettings(labelled.is_multi_label, LEARNING_RATE)
+    settings = FitSettings(labelled.is_multi_label)
     return float(fit_folds("last", features, labelled, [SEED], settings).evaluation.by_fold.mean())

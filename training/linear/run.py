@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BeforeValidator, Field, PlainValidator
@@ -24,7 +24,7 @@ from m2d_hub.model import M2D
 from ..data.skipped import write_errors
 from ..evaluation.clip_encoder import ClipEncoder, Pooling, mean_samples
 from ..evaluation.labelled import LabelledList, Split, read_labelled
-from ..evaluation.linear_fit import MAX_EPOCHS, PATIENCE, FitSettings
+from ..evaluation.linear_fit import LEARNING_RATE, MAX_EPOCHS, PATIENCE, FitSettings
 from ..evaluation.linear_folds import LinearResult, fit_folds
 from ..evaluation.metrics import Interval
 from ..evaluation.report import replacing_answer, require_own
@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE, MODEL_FOLDER = "config.json", "model"
 FIRST_SEED = 42
+# Of the linear layer, by whether the learning rate is "auto"; see evaluation/linear_fit.py.
+PROTOCOLS = ("classifier of the paper's evaluation platform", "settings that converge (--lr auto)")
 SEEDS = 6  # averaged in the paper's tables
 
 
@@ -81,7 +83,7 @@ class LinearEvalOptions:
     duration: Annotated[float | str, PlainValidator(_duration)] = "mean"  # of the cropped or padded clips, s
     window_s: Positive | None = None  # length that the encoder processes at once; None: as pre-trained
 
-    learning_rate: Positive | None = None  # of Adam; None: 3e-5, or higher if that does not converge
+    learning_rate: Positive | Literal["auto"] = LEARNING_RATE  # of Adam; "auto": with settings that converge
     seeds: Annotated[Sequence[int], PlainValidator(_seeds)] = _seeds(SEEDS)  # a number counts up from 42
     max_epochs: PositiveInt = MAX_EPOCHS
     patience: PositiveInt = PATIENCE  # epochs
@@ -162,12 +164,13 @@ def _linear_eval(
     if not best.has_converged:
         logger.warning(
             "The linear layer was still improving on the valid clips after %d epochs, so the figure may be "
-            "too low; use more epochs or a higher learning rate.",
+            "too low, as in the paper's protocol; use --lr auto, or more epochs.",
             options.max_epochs,
         )
     used = {**asdict(options), "model": str(name), "data": str(data), "out": str(out), "cache": str(cache)}
     details = {
         "model": str(name),
+        "protocol": PROTOCOLS[options.learning_rate == "auto"],
         "model_config": model.config.to_dict(),
         "features_key": encoder.key(),
         "clip_seconds": None if encoder.num_samples is None else encoder.num_samples / model.sample_rate,
