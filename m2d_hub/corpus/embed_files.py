@@ -19,10 +19,10 @@ from m2d_hub.audio.clips import AudioClip, open_audio
 from m2d_hub.audio.prefetch import CLIPS_AHEAD, Prefetcher
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.corpus.outputs import Output
-from m2d_hub.corpus.records import Row
+from m2d_hub.corpus.records import Row, batched
 from m2d_hub.corpus.sources import PathOrPaths, Source, find_sources
 from m2d_hub.corpus.stored import check_suffix
-from m2d_hub.corpus.stores import Location, exists, opened, remove, to_location, written
+from m2d_hub.corpus.stores import Location, open_location, to_location, written
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
 from m2d_hub.io import as_text
@@ -106,7 +106,8 @@ def embed_files(
         if output.left:
             loaded = load_model(model, device=device, window_s=window_s)
             with Prefetcher(num_workers) as reader, _progress_bar(output, len(sources), progress) as bar:
-                for batch in opened_ahead(_batches(output.left, batch_size), loaded.sample_rate, reader):
+                batches = batched(output.left, _size_of, BATCH_BYTES, batch_size)
+                for batch in opened_ahead(batches, loaded.sample_rate, reader):
                     rows, failed = _embed_batch(loaded, batch, kind, batch_size)
                     output.add(rows)
                     failures += failed
@@ -213,24 +214,10 @@ def _encode(
     ]
 
 
-def _batches(sources: Iterable[Source], batch_size: int) -> Iterator[list[Source]]:
-    batch: list[Source] = []
-    size = 0
-    for source in sources:
-        num_bytes = _size_of(source.path)
-        if batch and (len(batch) == batch_size or size + num_bytes > BATCH_BYTES):
-            yield batch
-            batch, size = [], 0
-        batch.append(source)
-        size += num_bytes
-    if batch:
-        yield batch
-
-
-def _size_of(path: Path | StoredFile) -> int:
-    if isinstance(path, StoredFile):
-        return path.size
-    return os.path.getsize(path) if os.path.isfile(path) else 0
+def _size_of(source: Source) -> int:
+    if isinstance(source.path, StoredFile):
+        return source.path.size
+    return os.path.getsize(source.path) if os.path.isfile(source.path) else 0
 
 
 def _progress_bar(output: Output, total: int, is_shown: bool) -> Any:
@@ -249,10 +236,10 @@ def _progress_bar(output: Output, total: int, is_shown: bool) -> Any:
 def _errors_file(out: Location) -> Location:
     """Return the list of files that cannot be read, ``OUT.errors.csv``, which must not be something else."""
     location = out.with_name(f"{out.name}.errors.csv")
-    if exists(location):
-        with opened(location) as source, source.open("rb") if isinstance(source, Path) else source as file:
+    if location.exists():
+        with open_location(location, "a CSV") as file:
             is_own = file.read(len(_HEADER)) == _HEADER
-        if not is_own or (isinstance(location, Path) and location.is_symlink()):
+        if not is_own:
             raise ConfigError(
                 f"{location}, the list of files that cannot be read, was not written by m2d-hub embed; "
                 "move it elsewhere, or give another output."
@@ -263,7 +250,7 @@ def _errors_file(out: Location) -> Location:
 def _write_errors(location: Location, failures: Failures) -> None:
     """Write the list, or remove that of an earlier run."""
     if not failures:
-        remove(location)
+        location.unlink(missing_ok=True)
         return
     table = io.StringIO(newline="")
     rows = [(source.file, as_text(reason)) for source, reason in failures]

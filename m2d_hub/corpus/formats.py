@@ -7,179 +7,170 @@ file ``embedding/<file>`` (T, D) or (L, T, D) and ``timestamps_s/<file>`` (T,). 
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import zipfile
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from m2d_hub.corpus.parquet import Parquet
-from m2d_hub.corpus.records import SETTINGS_KEY, Entries, Fingerprint, Row, parse_settings
+from m2d_hub.corpus.parquet import SETTINGS_KEY, Parquet
+from m2d_hub.corpus.records import Fingerprint, Row
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import open_file, replacing
 
 INDEX, SETTINGS = "index.csv", "settings.json"  # of a folder
 ARRAY, TIMES = ".npy", ".timestamps_s.npy"  # suffixes in a folder
-MAX_HEADER_BYTES = 100_000_000  # that the safetensors library reads
-_ENTRY_BYTES = 180  # at least, of a file's two arrays in the header, without its name
 
 
-class Safetensors:
-    """safetensors, with settings and file names in the metadata."""
+@dataclass(frozen=True)
+class _Contents:
+    """An opened ``.npz`` or ``.safetensors``."""
 
-    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        from safetensors.numpy import save_file
+    settings: str
+    files: list[str]
+    names: Collection[str]  # of arrays
+    get: Callable[[str], np.ndarray]
 
-        files = json.dumps(list(entries.fingerprints))
-        metadata = {SETTINGS_KEY: json.dumps(entries.settings), "file": files}
-        save_file(_arrays_of(entries, rows), path, metadata)
+    @property
+    def fingerprints(self) -> list[Fingerprint]:
+        table = self.get("origin")
+        if table.shape != (len(self.files), 3) or table.dtype != np.int64:
+            raise ValueError(f"fingerprints of shape {table.shape} for {len(self.files)} files")
+        return [Fingerprint(*row) for row in table.tolist()]
 
-    def require(self, name: str, files: list[str], kind: str) -> None:
-        """Check that the header can hold all files."""
-        num_bytes = len(json.dumps(json.dumps(files)))
-        if kind != "clip":
-            num_bytes += sum(len(json.dumps(file)) for file in files) * 2 + len(files) * _ENTRY_BYTES
-        if num_bytes > MAX_HEADER_BYTES:
-            raise ConfigError(
-                f"{name} cannot hold {len(files):,} files: their names take {num_bytes / 1e6:.0f} MB, and "
-                f"safetensors reads {MAX_HEADER_BYTES / 1e6:.0f} MB. Use an output that ends in .parquet or "
-                ".npz, or a folder."
-            )
 
-    def entries(self, source: Any) -> Entries:
-        from safetensors import safe_open
+@dataclass(frozen=True)
+class ArrayFile:
+    """A format of named arrays."""
 
-        with safe_open(source, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            return Entries.parse(
-                metadata[SETTINGS_KEY], json.loads(metadata["file"]), file.get_tensor("origin")
-            )
+    save: Callable[[Path, str, list[str], dict[str, np.ndarray]], None]
+    opened: Callable[[BinaryIO], AbstractContextManager[_Contents]]
 
-    def rows(self, source: Any) -> Iterator[Row]:
-        from safetensors import safe_open
+    def write(self, path: Path, settings: dict[str, Any], rows: Iterable[Row]) -> None:
+        """Write rows of one kind."""
+        files, origin, clips = list[str](), list[Fingerprint](), list[np.ndarray]()
+        arrays: dict[str, np.ndarray] = {}
+        for row in rows:
+            files.append(row.file)
+            origin.append(row.fingerprint)
+            if row.timestamps_s is None:
+                clips.append(row.embedding)
+            else:
+                arrays[f"embedding/{row.file}"] = np.ascontiguousarray(row.embedding)
+                arrays[f"timestamps_s/{row.file}"] = row.timestamps_s
+        if clips:
+            arrays["embedding"] = np.stack(clips)
+        arrays["origin"] = np.array(origin, np.int64).reshape(-1, 3)
+        self.save(path, json.dumps(settings), files, arrays)
 
-        with safe_open(source, framework="numpy") as file:
-            clips = file.get_slice("embedding") if "embedding" in file.keys() else None  # noqa: SIM118
-            for index, name in enumerate(json.loads(file.metadata()["file"])):
+    def entries(self, file: BinaryIO) -> tuple[str, list[str], list[Fingerprint]]:
+        """Return settings, names and fingerprints."""
+        with self.opened(file) as contents:
+            return contents.settings, contents.files, contents.fingerprints
+
+    def rows(self, file: BinaryIO) -> Iterator[Row]:
+        """Return the rows."""
+        with self.opened(file) as contents:
+            clips = contents.get("embedding") if "embedding" in contents.names else None
+            for index, (name, fingerprint) in enumerate(
+                zip(contents.files, contents.fingerprints, strict=True)
+            ):
                 if clips is not None:
-                    yield Row(name, clips[index : index + 1][0])
+                    yield Row(name, clips[index], None, fingerprint)
                 else:
-                    times = file.get_tensor(f"timestamps_s/{name}")
-                    yield Row(name, file.get_tensor(f"embedding/{name}"), times)
+                    times = contents.get(f"timestamps_s/{name}")
+                    yield Row(name, contents.get(f"embedding/{name}"), times, fingerprint)
 
 
-class Npz:
-    """NumPy's archive, uncompressed; ``numpy.load`` reads it without pickle."""
-
-    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        arrays = {
-            "settings": np.array(json.dumps(entries.settings)),
-            "file": np.array(list(entries.fingerprints), dtype=np.str_),
-            **_arrays_of(entries, rows),
-        }
-        with zipfile.ZipFile(path, "w") as archive:  # numpy.savez takes no array that is called file
-            for name, array in arrays.items():
-                with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                    np.save(member, array, allow_pickle=False)
-
-    def entries(self, source: Any) -> Entries:
-        with zipfile.ZipFile(source) as archive:
-            settings = str(_Member(archive, "settings").read())
-            return Entries.parse(
-                settings, _Member(archive, "file").read().tolist(), _Member(archive, "origin").read()
-            )
-
-    def rows(self, source: Any) -> Iterator[Row]:
-        with zipfile.ZipFile(source) as archive:
-            files = _Member(archive, "file").read().tolist()
-            if "embedding.npy" not in archive.namelist():
-                for name in files:
-                    times = _Member(archive, f"timestamps_s/{name}").read()
-                    yield Row(name, _Member(archive, f"embedding/{name}").read(), times)
-                return
-            clips = _Member(archive, "embedding").read()
-            yield from (Row(name, clip) for name, clip in zip(files, clips, strict=True))
+def _save_npz(path: Path, settings: str, files: list[str], arrays: dict[str, np.ndarray]) -> None:
+    arrays = {"settings": np.array(settings), "file": np.array(files, np.str_), **arrays}
+    with zipfile.ZipFile(path, "w") as archive:  # numpy.savez takes no array that is called file
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.save(member, array, allow_pickle=False)
 
 
-class _Member:
-    """An array in an uncompressed archive, whose size is checked before it is read."""
+@contextlib.contextmanager
+def _open_npz(file: BinaryIO) -> Iterator[_Contents]:
+    with zipfile.ZipFile(file) as archive:
+        if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+            raise ValueError("its arrays are compressed")  # to any size
+    file.seek(0)
+    with np.load(file) as arrays:
+        yield _Contents(
+            str(arrays["settings"]), arrays["file"].tolist(), arrays.files, lambda name: arrays[name]
+        )
 
-    def __init__(self, archive: zipfile.ZipFile, name: str):
-        info = archive.getinfo(f"{name}.npy")
-        self._file = archive.open(info)
-        version = np.lib.format.read_magic(self._file)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
-        self.shape, is_fortran, self._dtype = read_header(self._file)
-        num_bytes = int(np.prod(self.shape, dtype=object)) * self._dtype.itemsize
-        if info.compress_type != zipfile.ZIP_STORED or num_bytes > info.file_size:
-            raise ValueError(f"array {name} is compressed or incomplete")
-        if self._dtype.hasobject or is_fortran:
-            raise ValueError(f"array {name} contains objects, or has the order of Fortran")
 
-    def read(self) -> np.ndarray:
-        """Return the whole array."""
-        return np.frombuffer(self._file.read(), self._dtype).reshape(self.shape)
+def _save_safetensors(path: Path, settings: str, files: list[str], arrays: dict[str, np.ndarray]) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(arrays, path, {SETTINGS_KEY: settings, "file": json.dumps(files)})
+
+
+@contextlib.contextmanager
+def _open_safetensors(file: BinaryIO) -> Iterator[_Contents]:
+    from safetensors import safe_open
+
+    with safe_open(file.name, framework="numpy") as arrays:
+        metadata = arrays.metadata()
+        yield _Contents(
+            metadata[SETTINGS_KEY], json.loads(metadata["file"]), arrays.keys(), arrays.get_tensor
+        )
 
 
 class NpyFolder:
-    """A folder of ``.npy`` files; ``index.csv`` names the array of each audio file.
-
-    The index is written before new arrays, so that an interrupted run knows which arrays are its own; an
-    entry without its array is not finished.
-    """
+    """A folder of ``.npy`` files; ``index.csv``, written last, names the array of each audio file."""
 
     columns = ("file", "array", "size", "modified_ns", "place")
 
-    def __init__(self, arrays: dict[str, str] | None = None):
-        """Take the paths of arrays to write, relative and without suffix, by file."""
-        self._arrays = arrays or {}
-
-    def write(self, path: Path, entries: Entries, rows: Iterable[Row]) -> None:
-        table = io.StringIO(newline="")
-        lines = csv.writer(table, lineterminator="\n")
-        lines.writerow(self.columns)
-        for file, fingerprint in entries.fingerprints.items():
-            place, size, modified_ns = astuple(fingerprint)
-            lines.writerow([file, self._arrays[file] + ARRAY, size, modified_ns, place])
-        for name, text in (
-            (SETTINGS, json.dumps(entries.settings, indent=2) + "\n"),
-            (INDEX, table.getvalue()),
-        ):
-            with replacing(path / name) as partial:
-                partial.write_text(text, encoding="utf-8", newline="")
+    def write(
+        self, folder: Path, settings: dict[str, Any], rows: Iterable[Row], arrays: dict[str, str]
+    ) -> None:
+        """Add rows; ``arrays`` has the path of each array, relative and without suffix, by file."""
+        index = self.index(folder)
+        with replacing(folder / SETTINGS) as partial:
+            partial.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
         for row in rows:
+            array = arrays[row.file]
             if row.timestamps_s is not None:
-                _save_array(path / (self._arrays[row.file] + TIMES), row.timestamps_s)
-            _save_array(path / (self._arrays[row.file] + ARRAY), row.embedding)
+                _save_array(folder / (array + TIMES), row.timestamps_s)
+            _save_array(folder / (array + ARRAY), row.embedding)
+            index[row.file] = array, row.fingerprint
+        with (
+            replacing(folder / INDEX) as partial,
+            partial.open("w", newline="", encoding="utf-8") as file,
+        ):
+            table = csv.writer(file, lineterminator="\n")
+            table.writerow(self.columns)
+            for name, (array, (place, size, modified_ns)) in index.items():
+                table.writerow([name, array + ARRAY, size, modified_ns, place])
 
-    def entries(self, source: Any) -> Entries:
-        settings = parse_settings(_read_text(source / SETTINGS))
-        return Entries(
-            settings, {file: fingerprint for file, (_, fingerprint) in self._index(source).items()}
-        )
+    def entries(self, folder: Path) -> tuple[str, list[str], list[Fingerprint]]:
+        """Return settings, names and fingerprints."""
+        index = self.index(folder)
+        return _read_text(folder / SETTINGS), list(index), [fingerprint for _, fingerprint in index.values()]
 
-    def rows(self, source: Any) -> Iterator[Row]:
-        for file, array in self.arrays(source).items():
-            times = source / (array + TIMES)
-            yield Row(
-                file, _load_array(source / (array + ARRAY)), _load_array(times) if times.exists() else None
-            )
+    def rows(self, folder: Path) -> Iterator[Row]:
+        """Return the rows."""
+        for file, (array, fingerprint) in self.index(folder).items():
+            times = folder / (array + TIMES)
+            embedding = _load_array(folder / (array + ARRAY))
+            yield Row(file, embedding, _load_array(times) if times.exists() else None, fingerprint)
 
-    def arrays(self, source: Path) -> dict[str, str]:
-        """Return the paths of all arrays, relative and without suffix, by file."""
-        return {file: array for file, (array, _) in self._index(source).items()}
-
-    def _index(self, source: Path) -> dict[str, tuple[str, Fingerprint]]:
-        header, *lines = csv.reader(io.StringIO(_read_text(source / INDEX), newline=""), strict=True)
+    def index(self, folder: Path) -> dict[str, tuple[str, Fingerprint]]:
+        """Return the path of each array, relative and without suffix, and the fingerprint, by file."""
+        if not (folder / INDEX).exists():
+            return {}
+        header, *lines = csv.reader(io.StringIO(_read_text(folder / INDEX), newline=""), strict=True)
         if tuple(header) != self.columns:
             raise ValueError(f"columns {header}")
         if any(os.path.isabs(line[1]) or ".." in Path(line[1]).parts for line in lines):
@@ -190,24 +181,11 @@ class NpyFolder:
         }
 
 
-Format = Parquet | Safetensors | Npz | NpyFolder
-FORMATS: dict[str, Format] = {".parquet": Parquet(), ".npz": Npz(), ".safetensors": Safetensors()}
-
-
-def _arrays_of(entries: Entries, rows: Iterable[Row]) -> dict[str, np.ndarray]:
-    """Return the fingerprints and embeddings of an ``.npz`` or ``.safetensors``, which fit into memory."""
-    arrays = {"origin": entries.table}
-    clips = []
-    for row in rows:
-        embedding = np.ascontiguousarray(row.embedding, dtype=np.float32)
-        if row.timestamps_s is None:
-            clips.append(embedding)
-        else:
-            arrays[f"embedding/{row.file}"] = embedding
-            arrays[f"timestamps_s/{row.file}"] = np.asarray(row.timestamps_s, dtype=np.float64)
-    if clips:
-        arrays["embedding"] = np.stack(clips)
-    return arrays
+FORMATS: dict[str, Parquet | ArrayFile] = {
+    ".parquet": Parquet(),
+    ".npz": ArrayFile(_save_npz, _open_npz),
+    ".safetensors": ArrayFile(_save_safetensors, _open_safetensors),
+}
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:
@@ -217,9 +195,7 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 
 def _load_array(path: Path) -> np.ndarray:
     open_file(path, "an array", ConfigError).close()
-    return np.array(
-        np.load(path, mmap_mode="r")
-    )  # mapped, so that its header cannot claim more than there is
+    return np.array(np.load(path, mmap_mode="r"))  # mapped: its header cannot claim more than there is
 
 
 def _read_text(path: Path) -> str:

@@ -11,35 +11,26 @@ import contextlib
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from m2d_hub.corpus.formats import ARRAY, FORMATS, INDEX, SETTINGS, TIMES, Format, NpyFolder, Safetensors
-from m2d_hub.corpus.parquet import Parquet
-from m2d_hub.corpus.records import Entries, Fingerprint, Row
+from m2d_hub.corpus.formats import ARRAY, FORMATS, INDEX, SETTINGS, TIMES, NpyFolder
+from m2d_hub.corpus.parquet import require_pyarrow
+from m2d_hub.corpus.records import Fingerprint, Row
 from m2d_hub.corpus.sources import Source, _inside, full_name
 from m2d_hub.corpus.stored import DATASET_PART, DATASET_SUFFIX, Piece, check_settings, check_suffix, pieces_of
-from m2d_hub.corpus.stores import Location, StoreUrl, names_in, remove, written
+from m2d_hub.corpus.stores import Location, names_in, written
 from m2d_hub.errors import ConfigError, first_few
 from m2d_hub.io import as_text, lock_output
 
 PART_ROWS, PART_BYTES = 1024, 32 << 20  # of a .dataset's parts
-_PART = re.compile(r"\d{8}\.(safetensors|parquet)")
+_PART = re.compile(r"\d{8}\.(npz|parquet)")
 # Files that killed runs leave, and the index that an earlier release wrote.
-_LEFTOVERS = re.compile(rf"({_PART.pattern})\.partial|.+\.parquet\.partial|_index\.parquet")
+_LEFTOVERS = re.compile(r".+\.(npz|parquet)\.partial|_index\.parquet")
 _LOCK = ".lock"
 _MAX_NAME_BYTES = 255 - len(".partial")
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """Rows of a piece that stay in the output."""
-
-    piece: Piece
-    part: dict[str, Fingerprint]  # of these files
-    is_all: bool  # whether these are all rows of the piece
 
 
 class Output:
@@ -59,35 +50,39 @@ class Output:
         """
         check_suffix(out)
         self.location, self.settings, self._buffer = out, settings, list[Row]()
-        self.is_dataset = out.suffix.lower() == DATASET_SUFFIX
+        suffix = out.suffix.lower()
+        self.is_dataset = suffix == DATASET_SUFFIX
+        self._folder: Path | None = None
+        if isinstance(out, Path) and not self.is_dataset and (out.is_dir() or suffix not in FORMATS):
+            self._folder = out
         self._lock_folder = out.with_name(f"{out.name}.parts")
         self._parts = out if self.is_dataset else self._lock_folder
-        self._part_suffix = ".parquet" if self.is_dataset or isinstance(out, StoreUrl) else ".safetensors"
+        self._part_suffix = ".parquet" if self.is_dataset else ".npz"
+        if suffix in (".parquet", DATASET_SUFFIX):
+            require_pyarrow()
         self._refuse_foreign()
         self._lock = None
         if isinstance(self._lock_folder, Path):  # stores have no locks
             self._lock = lock_output(self._lock_folder / _LOCK, out)
         try:
             for name in filter(_LEFTOVERS.fullmatch, names_in(self._parts)):
-                remove(self._parts / name)
+                (self._parts / name).unlink()
             done: dict[str, Fingerprint] = {}
             for piece in self._pieces():
-                entries = _entries(piece)
-                check_settings(out, entries.settings, settings)
-                done |= entries.fingerprints
-            self.left, self.fingerprints = _plan(sources, done)
+                started, fingerprints = piece.entries()
+                check_settings(out, started, settings)
+                done |= fingerprints
+            named, self.left, self.fingerprints = _plan(sources, done)
             numbers = [int(name[:8]) for name in names_in(self._parts) if _PART.fullmatch(name)]
             self._next_part = 1 + max(numbers, default=0)
-            self._format = self._choose_format()
-            if isinstance(self._format, (Parquet, Safetensors)):
-                self._format.require(out.name, list(self.fingerprints), settings["kind"])
+            self._arrays = self._plan_arrays(self._folder, named, done) if self._folder else {}
         except BaseException:
             self._unlock()
             raise
 
     def add(self, rows: list[Row]) -> None:
         """Store rows; those of a dataset are collected until they fill a part."""
-        self._buffer += rows
+        self._buffer += [replace(row, fingerprint=self.fingerprints[row.file]) for row in rows]
         num_bytes = sum(row.embedding.nbytes for row in self._buffer)
         if not self.is_dataset or len(self._buffer) >= PART_ROWS or num_bytes >= PART_BYTES:
             self._flush()
@@ -99,21 +94,21 @@ class Output:
             ConfigError: Rows are missing; what was written is kept.
         """
         self._flush()
+        parts = [] if self.is_dataset else self._part_pieces()
         if self.is_dataset:
             self._drop_replaced_rows()
-        elif self._part_names():
+        elif parts:
             self._merge()
         expected = self.fingerprints.keys() - set(failed)
-        missing = expected.difference(*(_entries(piece).fingerprints for piece in pieces_of(self.location)))
+        missing = expected.difference(*(piece.entries()[1] for piece in pieces_of(self.location)))
         if missing:
             raise ConfigError(
                 f"{len(missing):,} of {len(expected):,} rows are missing from {self.location} "
                 f"({first_few(sorted(missing), 3)}): files were removed while it was written. Run the same "
                 "command again."
             )
-        if not self.is_dataset:
-            for name in self._part_names():
-                remove(self._parts / name)
+        for part in parts:
+            part.location.unlink()
         self._unlock()
 
     def release(self) -> None:
@@ -123,85 +118,67 @@ class Output:
         finally:
             self._unlock()
 
-    def _part_names(self) -> list[str]:
-        pattern = DATASET_PART if self.is_dataset else _PART
-        return [name for name in names_in(self._parts) if pattern.fullmatch(name)]
-
-    def _pieces(self) -> list[Piece]:
-        """Return the final output, as far as it exists, and then the parts."""
-        if self.is_dataset:
-            return pieces_of(self.location)
-        part_format = FORMATS[self._part_suffix]
-        parts = [Piece(part_format, self._parts / name) for name in self._part_names()]
-        return [*pieces_of(self.location), *parts]
-
-    def _choose_format(self) -> Format:
-        suffix = ".parquet" if self.is_dataset else self.location.suffix.lower()
-        if isinstance(self.location, StoreUrl) or self.is_dataset:
-            return FORMATS[suffix]
-        if suffix in FORMATS and not self.location.is_dir():
-            return FORMATS[suffix]
-        existing = NpyFolder().arrays(self.location) if (self.location / INDEX).exists() else {}
-        planned = {source.file: as_text(source.relative.as_posix()) for source in self.left}
-        from_parts = {file: _inside(file).as_posix() for file in self.fingerprints}
-        arrays = from_parts | planned | existing
-        _refuse_collisions(self.location, {file: arrays[file] for file in self.fingerprints}, existing)
-        return NpyFolder(arrays)
-
     def _flush(self) -> None:
         rows, self._buffer = self._buffer, []
         if not rows:
             return
-        part = f"{self._next_part:08d}"
+        part = self._parts / f"{self._next_part:08d}{self._part_suffix}"
         self._next_part += 1
-        entries = Entries(self.settings, {row.file: self.fingerprints[row.file] for row in rows})
-        with written(self._parts / (part + self._part_suffix)) as partial:
-            FORMATS[self._part_suffix].write(partial, entries, rows)
+        with written(part) as partial:
+            FORMATS[self._part_suffix].write(partial, self.settings, rows)
 
-    def _kept(self) -> list[_Kept]:
-        """Return what to take from each piece: each file once, and none that was embedded again since."""
+    def _part_pieces(self) -> list[Piece]:
+        names = [name for name in names_in(self._parts) if _PART.fullmatch(name)]
+        return [Piece(FORMATS[self._part_suffix], self._parts / name) for name in names]
+
+    def _pieces(self) -> list[Piece]:
+        """Return the final output, as far as it exists, and then the parts."""
+        return [*pieces_of(self.location), *([] if self.is_dataset else self._part_pieces())]
+
+    def _current(self, pieces: Iterable[Piece]) -> Iterator[tuple[Piece, set[str], bool]]:
+        """Yield, for each piece, the files whose rows stay, each once, and whether these are all."""
         seen: set[str] = set()
-        kept = []
-        for piece in self._pieces():
-            entries = _entries(piece).fingerprints
-            part = {
-                file: fingerprint
-                for file, fingerprint in entries.items()
-                if file not in seen and self.fingerprints.get(file, fingerprint) == fingerprint
-            }
-            seen |= part.keys()
-            kept.append(_Kept(piece, part, is_all=len(part) == len(entries)))
-        return kept
+        for piece in pieces:
+            _, stored = piece.entries()
+            files = {file for file in stored.keys() - seen if self.fingerprints[file] == stored[file]}
+            seen |= files
+            yield piece, files, len(files) == len(stored)
 
     def _merge(self) -> None:
         """Write the final file or folder from the parts and what it contains already."""
-        kept = self._kept()
-        merged = Entries(self.settings, {file: value for each in kept for file, value in each.part.items()})
-        if isinstance(self._format, NpyFolder) and isinstance(self.location, Path):
-            new = [each for each in kept if each.piece.location != self.location]
-            self._format.write(self.location, merged, _rows_of(new))
+        pieces = self._part_pieces() if self._folder else self._pieces()
+        rows = (row for piece, files, _ in self._current(pieces) for row in piece.rows() if row.file in files)
+        if self._folder is not None:
+            NpyFolder().write(self._folder, self.settings, rows, self._arrays)
             return
+        final = FORMATS[self.location.suffix.lower()]
         with written(self.location) as partial:
-            self._format.write(partial, merged, _rows_of(kept))
-            if Piece(self._format, partial).entries() != merged:
-                raise ConfigError(
-                    f"{self.location} cannot be read back as it was written; its parts are kept."
-                )
+            final.write(partial, self.settings, rows)
+            Piece(final, partial).entries()  # raises if it cannot be read back
 
     def _drop_replaced_rows(self) -> None:
         """Rewrite the parts of a dataset with rows that are in another part, or of a file that changed."""
-        for kept in self._kept():
-            if kept.is_all:
-                continue
-            if not kept.part:
-                remove(kept.piece.location)
-                continue
-            with written(kept.piece.location) as partial:
-                kept.piece.format.write(partial, Entries(self.settings, kept.part), _rows_of([kept]))
+        for piece, files, is_all in self._current(self._pieces()):
+            rows = [] if is_all else [row for row in piece.rows() if row.file in files]
+            if rows:
+                with written(piece.location) as partial:
+                    FORMATS[".parquet"].write(partial, self.settings, rows)
+            elif not is_all:
+                piece.location.unlink()
+
+    @staticmethod
+    def _plan_arrays(folder: Path, named: list[Source], done: Collection[str]) -> dict[str, str]:
+        """Return the path of each array in a folder, relative and without suffix, by file."""
+        existing = {file: array for file, (array, _) in NpyFolder().index(folder).items()}
+        given = {source.file: as_text(source.relative.as_posix()) for source in named}
+        from_parts = {file: _inside(file).as_posix() for file in done}
+        arrays = from_parts | given | existing
+        _refuse_collisions(folder, arrays, done)
+        return arrays
 
     def _refuse_foreign(self) -> None:
         """Refuse to write where something else has written."""
-        out, own = self.location, DATASET_PART if self.is_dataset else _PART
+        out, own = self._folder, DATASET_PART if self.is_dataset else _PART
         folders = {self._lock_folder: _PART, self._parts: own}
         for folder, pattern in folders.items():
             if isinstance(folder, Path) and (folder.is_symlink() or folder.is_file()):
@@ -212,73 +189,50 @@ class Output:
                         f"{folder} contains {name!r}, which m2d-hub embed did not write; move it elsewhere, "
                         "or give another output."
                     )
-        if isinstance(out, StoreUrl) or self.is_dataset:
+        if out is None:
             return
-        if out.is_file() and out.suffix.lower() not in FORMATS:
+        if out.is_file():
             raise ConfigError(f"{out} is a file; an output without a suffix is a folder.")
-        if out.is_dir():
-            is_own = all(
-                (out / name).is_file() and not (out / name).is_symlink() for name in (INDEX, SETTINGS)
-            )
-            if not is_own and names_in(out):
-                raise ConfigError(
-                    f"{out} contains files that m2d-hub embed did not write; give an empty folder."
-                )
+        own_files = [SETTINGS] if self._part_pieces() else [SETTINGS, INDEX]  # the index is written last
+        is_own = all((out / name).is_file() and not (out / name).is_symlink() for name in own_files)
+        if not is_own and names_in(out):
+            raise ConfigError(f"{out} contains files that m2d-hub embed did not write; give an empty folder.")
 
     def _unlock(self) -> None:
         """Release the lock, and remove folders that are empty."""
         if self._lock is not None:
             self._lock.release()
         if isinstance(self._lock_folder, Path):
-            remove(self._lock_folder / _LOCK)
+            (self._lock_folder / _LOCK).unlink(missing_ok=True)
             for folder in {self._lock_folder, self._parts}:
                 with contextlib.suppress(OSError):  # it is not empty, or does not exist
                     Path(str(folder)).rmdir()
 
 
-def _entries(piece: Piece) -> Entries:
-    """Return entries of a piece, without those whose array is missing in an unfinished folder."""
-    entries = piece.entries()
-    if not isinstance(piece.format, NpyFolder) or not isinstance(piece.location, Path):
-        return entries
-    arrays = piece.format.arrays(piece.location)
-    finished = {
-        file: value
-        for file, value in entries.fingerprints.items()
-        if os.path.exists(piece.location / (arrays[file] + ARRAY))
-    }
-    return Entries(entries.settings, finished)
-
-
-def _rows_of(kept: Iterable[_Kept]) -> Iterator[Row]:
-    for each in kept:
-        if each.part:
-            yield from (row for row in each.piece.rows() if row.file in each.part)
-
-
 def _plan(
     sources: Iterable[Source], done: dict[str, Fingerprint]
-) -> tuple[list[Source], dict[str, Fingerprint]]:
-    """Return the files to embed, under their names in the output, and the fingerprints of all rows to be."""
+) -> tuple[list[Source], list[Source], dict[str, Fingerprint]]:
+    """Return all files under their names in the output, those to embed, and the fingerprints of all rows."""
     names = {fingerprint.path_hash: file for file, fingerprint in done.items()}
     planned = dict(done)
+    named: list[Source] = []
     left: list[Source] = []
     for source in sources:
         fingerprint = Fingerprint.of(source.path)
         name = names.get(fingerprint.path_hash)
-        if name is not None and (fingerprint.is_missing or planned[name] == fingerprint):
-            continue
         if name is None:
             short = as_text(source.file)
             name = short if short not in planned else full_name(source)
             if name in planned:
                 raise ConfigError(f"two files are called {name} in the output; rename one of them.")
-        names[fingerprint.path_hash], planned[name] = name, fingerprint
-        left.append(replace(source, file=name))
-    return left, planned
+        named.append(replace(source, file=name))
+        if name not in planned or not (fingerprint.is_missing or planned[name] == fingerprint):
+            left.append(named[-1])
+            names[fingerprint.path_hash], planned[name] = name, fingerprint
+    return named, left, planned
 
 
-def _refuse_collisions(out: Path, arrays: dict[str, str], existing: dict[str, str]) -> None:
+def _refuse_collisions(out: Path, arrays: dict[str, str], done: Collection[str]) -> None:
     """Refuse arrays that would overwrite each other, on any file system, or something else in the folder."""
     hint = "use an output that ends in .parquet, .npz or .safetensors, or another folder"
     taken = {INDEX: "the index", SETTINGS: "the settings"}
@@ -293,7 +247,7 @@ def _refuse_collisions(out: Path, arrays: dict[str, str], existing: dict[str, st
         parents = [_folded(str(parent)) for parent in PurePosixPath(array).parents]
         if above := [taken[parent] for parent in parents if parent in taken]:
             raise ConfigError(f"{file} and {above[0]} have the same path in {out}, {array}; {hint}.")
-        if file not in existing and os.path.lexists(out / (array + ARRAY)):
+        if file not in done and os.path.lexists(out / (array + ARRAY)):
             raise ConfigError(f"{out / (array + ARRAY)} exists and is not in the index of {out}; {hint}.")
         if not (out / array).parent.resolve().is_relative_to(root):
             raise ConfigError(f"{(out / array).parent} is a link that leads out of {out}; {hint}.")

@@ -5,24 +5,15 @@ from __future__ import annotations
 import glob
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import BinaryIO
 
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
 from m2d_hub.audio.stored import StoredFile, identity_of
 from m2d_hub.corpus.shards import SHARD_SUFFIX, shard_files
-from m2d_hub.corpus.stores import (
-    Location,
-    ObjectFile,
-    StoreUrl,
-    UnusableFile,
-    find_object,
-    find_objects,
-    list_objects,
-    to_location,
-)
+from m2d_hub.corpus.stores import Location, StorePath, looked_up, open_location, to_location
 from m2d_hub.corpus.tables import PART_COLUMNS, read_table, refuse_empty
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import as_text
@@ -30,6 +21,7 @@ from m2d_hub.io import as_text
 logger = logging.getLogger(__name__)
 
 _SUFFIXES = AUDIO_SUFFIXES | {SHARD_SUFFIX}
+_LOOKUPS = 32  # concurrent requests
 _ALL_SUFFIXES = " ".join(sorted(AUDIO_SUFFIXES))  # for messages
 
 
@@ -83,65 +75,48 @@ def _expand(path: str) -> Iterator[Source]:
         raise ConfigError(
             "a path is empty, perhaps because a variable is not set; '.' is the current folder."
         )
-    location = to_location(path)
-    if isinstance(location, StoreUrl):
-        yield from _expand_url(location)
-    elif _is_folder(location):
-        yield from _walk(location)
+    location = looked_up(to_location(path))
+    files = _files_in(location)
+    if files is not None:
+        if not files:
+            raise ConfigError(f"folder {location} holds no audio files, at any depth ({_ALL_SUFFIXES}).")
+        for file in files:
+            yield from _unpacked(file, file.relative_to(location))  # type: ignore[arg-type]
     elif location.suffix.lower() == ".csv":
-        yield from _listed(location, location)
-    elif glob.has_magic(path) and not os.path.lexists(location):
+        yield from _listed(location)
+    elif isinstance(location, Path) and glob.has_magic(path) and not os.path.lexists(location):
         yield from _match(path)
     else:
-        source = Source(location, as_text(location.as_posix()), _inside(location))
-        yield from _unpacked(source, is_named=True)
+        relative = location.name if isinstance(location, StorePath) else location
+        yield from _unpacked(location, relative, is_named=True)
 
 
-def _expand_url(url: StoreUrl) -> Iterator[Source]:
-    file = find_object(url)
-    if file.size >= 0 and url.suffix.lower() == ".csv":
-        with file.open() as content:
-            yield from _listed(url, content)
+def _files_in(location: Location) -> Sequence[Location] | None:
+    """Return audio files and shards in a folder or below a prefix; None if there is no such folder."""
+    if isinstance(location, StorePath):
+        objects = location.objects() if location.size < 0 else []
+        visible = [file for file in objects if "/." not in file.path[len(location.path) :]]
+        return [file for file in visible if file.suffix.lower() in _SUFFIXES] if objects else None
+    if not _is_folder(location):
+        return None
+    closed: list[Path] = []
+    audio = [path for path in files_below(location, closed) if path.suffix.lower() in _SUFFIXES]
+    return sorted(audio + closed)
+
+
+def _unpacked(
+    path: Location, relative: str | PurePath, name: str = "", is_named: bool = False
+) -> Iterator[Source]:
+    """Return a file as a source, or the files in a shard."""
+    name = as_text(name or path.as_posix())
+    if path.suffix.lower() != SHARD_SUFFIX or not (isinstance(path, StorePath) or os.path.isfile(path)):
+        yield Source(path, name, _inside(relative))
         return
-    if file.size >= 0:
-        yield from _unpacked(Source(file, str(url), _inside(url.name)), is_named=True)
-        return
-    objects = list_objects(url)
-    if not objects and glob.has_magic(url.path):
-        raise ConfigError(f"{url}: patterns are not supported in stores; give a prefix or a CSV.")
-    if not objects:
-        yield Source(file, str(url), _inside(url.name))
-        return
-    names = {file: file.url.path[len(url.path) + 1 :] for file in objects}
-    audio = [file for file in objects if file.url.suffix.lower() in _SUFFIXES and not _is_hidden(names[file])]
-    if not audio:
-        raise ConfigError(f"{url} holds no audio files, at any depth ({_ALL_SUFFIXES}).")
-    for file in audio:
-        yield from _unpacked(Source(file, str(file), _inside(names[file])))
-
-
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") for part in name.split("/"))
-
-
-def _unpacked(source: Source, is_named: bool = False) -> Iterator[Source]:
-    """Return the source itself, or the files in a shard."""
-    shard = source.path
-    if not _is_shard(shard):
-        yield source
-        return
-    files = list(shard_files(shard))
+    files = list(shard_files(path))
     if is_named and not files:
-        raise ConfigError(f"shard {shard} holds no audio files ({_ALL_SUFFIXES}).")
+        raise ConfigError(f"shard {path} holds no audio files ({_ALL_SUFFIXES}).")
     for file in files:
-        relative = source.relative.with_suffix("") / _inside(file.name)
-        yield Source(file, as_text(file.name) or source.file, relative)
-
-
-def _is_shard(path: Path | StoredFile) -> bool:
-    if isinstance(path, Path):
-        return path.suffix.lower() == SHARD_SUFFIX and os.path.isfile(path) and os.access(path, os.R_OK)
-    return isinstance(path, ObjectFile) and path.url.suffix.lower() == SHARD_SUFFIX
+        yield Source(file, as_text(file.name) or name, _inside(relative).with_suffix("") / _inside(file.name))
 
 
 def _is_folder(path: Path) -> bool:
@@ -150,15 +125,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except (OSError, ValueError):
         return False
-
-
-def _walk(folder: Path) -> Iterator[Source]:
-    closed: list[Path] = []
-    audio = [path for path in files_below(folder, closed) if path.suffix.lower() in _SUFFIXES]
-    if not audio and not closed:
-        raise ConfigError(f"folder {folder} holds no audio files, at any depth ({_ALL_SUFFIXES}).")
-    for path in sorted(audio + closed):
-        yield from _unpacked(Source(path, as_text(path.as_posix()), path.relative_to(folder)))
 
 
 def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:
@@ -195,20 +161,21 @@ def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path
 
 
 def _match(pattern: str) -> Iterator[Source]:
-    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
     suffix = PurePath(pattern).suffix
     any_suffix = bool(suffix) and not glob.has_magic(suffix)
+    matches = sorted(Path(match) for match in glob.glob(pattern, recursive=True))
     audio = [
         match for match in matches if match.is_file() and (any_suffix or match.suffix.lower() in _SUFFIXES)
     ]
     if not audio:
         raise ConfigError(f"pattern {pattern!r} matches no audio files.")
     for path in audio:
-        yield from _unpacked(Source(path, as_text(path.as_posix()), _inside(path)))
+        yield from _unpacked(path, path)
 
 
-def _listed(table: Location, content: Path | BinaryIO) -> Iterator[Source]:
-    rows = read_table(content, ["file"], PART_COLUMNS, name=table)
+def _listed(table: Location) -> Iterator[Source]:
+    with open_location(table, "a CSV with the column file") as content:
+        rows = read_table(content, ["file"], PART_COLUMNS, name=table)
     refuse_empty(table, rows, "file")
     if parts := [row for row in rows if any(row.cells[column] for column in PART_COLUMNS)]:
         logger.warning(
@@ -217,23 +184,12 @@ def _listed(table: Location, content: Path | BinaryIO) -> Iterator[Source]:
             len(parts),
         )
     names = [row.cells["file"] for row in rows]
-    places = [_beside(table, name) for name in names]
-    objects = iter(find_objects([place for place in places if isinstance(place, StoreUrl)]))
-    for name, place in zip(names, places, strict=True):
-        path = next(objects) if isinstance(place, StoreUrl) else place
-        relative = _inside(path.url.name if isinstance(path, ObjectFile) else name)
-        yield from _unpacked(Source(path, as_text(name), relative), is_named=True)
-
-
-def _beside(table: Location, name: str) -> Location | StoredFile:
-    """Return what a row of a table names: a URL, or a path relative to the table."""
-    try:
-        place = to_location(name)
-    except ConfigError as error:  # one bad row does not end a job
-        return UnusableFile(name, str(error))
-    if isinstance(place, StoreUrl):
-        return place
-    return table.parent / name if isinstance(table, StoreUrl) else table.parent / place
+    places = [to_location(name) for name in names]
+    places = [place if isinstance(place, StorePath) else table.parent / place for place in places]
+    with ThreadPoolExecutor(_LOOKUPS) as pool:
+        for name, place in zip(names, pool.map(looked_up, places), strict=True):
+            relative = place.name if isinstance(place, StorePath) else name
+            yield from _unpacked(place, relative, name, is_named=True)
 
 
 def _inside(path: str | PurePath) -> PurePath:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 import os
 import re
@@ -12,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from m2d_hub.corpus.formats import FORMATS, INDEX, SETTINGS, Format, NpyFolder
-from m2d_hub.corpus.records import Entries, Fingerprint, Row
-from m2d_hub.corpus.stores import Location, StoreUrl, exists, names_in, opened, to_location
+from m2d_hub.corpus.formats import FORMATS, INDEX, SETTINGS, ArrayFile, NpyFolder
+from m2d_hub.corpus.parquet import Parquet
+from m2d_hub.corpus.records import Fingerprint, Row
+from m2d_hub.corpus.stores import Location, StorePath, names_in, open_location, to_location
 from m2d_hub.errors import ConfigError, M2DError
 from m2d_hub.hub import load_model
 from m2d_hub.io import as_text, reading
@@ -28,21 +31,42 @@ _IN_STORES = (".parquet", DATASET_SUFFIX)
 _HINT = "It was not written by m2d-hub embed, or is damaged, and is not changed; give another one."
 
 
+Settings = dict[str, Any]
+Fingerprints = dict[str, Fingerprint]  # by name
+
+
 @dataclass(frozen=True)
 class Piece:
     """A file or folder with rows of an output."""
 
-    format: Format
+    format: Parquet | ArrayFile | NpyFolder
     location: Location
 
-    def entries(self) -> Entries:
-        """Return settings and fingerprints.
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Any]:
+        """Yield the folder or the open file, and raise what is wrong with it as a ConfigError."""
+        with reading(self.location, "embeddings", _HINT, ConfigError):
+            if isinstance(self.format, NpyFolder):
+                yield self.location
+                return
+            with open_location(self.location) as file:
+                yield file
+
+    def entries(self) -> tuple[Settings, Fingerprints]:
+        """Return the settings, and the fingerprints in the order of the rows.
 
         Raises:
             ConfigError: It is damaged, or something else wrote it.
         """
-        with reading(self.location, "embeddings", _HINT, ConfigError), opened(self.location) as source:
-            return self.format.entries(source)
+        with self._opened() as source:
+            text, files, fingerprints = self.format.entries(source)
+            settings = json.loads(text)
+            if not isinstance(settings, dict) or not settings.keys() >= {"model", "kind", "window_s"}:
+                raise ValueError("settings of something else")
+            by_name = dict(zip(files, fingerprints, strict=True))
+            if len(by_name) < len(files):
+                raise ValueError("file names that are not unique")
+            return settings, by_name
 
     def rows(self) -> Iterator[Row]:
         """Return the rows, one at a time.
@@ -50,30 +74,20 @@ class Piece:
         Raises:
             ConfigError: One is damaged.
         """
-        with opened(self.location) as source:
-            rows = self.format.rows(source)
-            while True:
-                with reading(self.location, "embeddings", _HINT, ConfigError):
-                    row = next(rows, None)
-                    if row is not None:
-                        row.check()
-                if row is None:
-                    return
-                yield row
+        with self._opened() as source:
+            yield from self.format.rows(source)
 
 
 def pieces_of(out: Location) -> list[Piece]:
     """Return the pieces of a finished output, or none if it does not exist."""
-    if out.suffix.lower() == DATASET_SUFFIX:
+    suffix = out.suffix.lower()
+    if suffix == DATASET_SUFFIX:
         return [
             Piece(FORMATS[".parquet"], out / name) for name in names_in(out) if DATASET_PART.fullmatch(name)
         ]
-    if isinstance(out, Path) and (out / INDEX).exists():
-        return [Piece(NpyFolder(), out)]
-    is_folder = isinstance(out, Path) and out.is_dir()
-    if is_folder or not exists(out) or out.suffix.lower() not in FORMATS:
-        return []
-    return [Piece(FORMATS[out.suffix.lower()], out)]
+    if isinstance(out, Path) and out.is_dir():
+        return [Piece(NpyFolder(), out)] if (out / INDEX).exists() else []
+    return [Piece(FORMATS[suffix], out)] if suffix in FORMATS and out.exists() else []
 
 
 def check_suffix(out: Location) -> None:
@@ -83,7 +97,7 @@ def check_suffix(out: Location) -> None:
         ConfigError: The message lists the formats.
     """
     suffix = out.suffix.lower()
-    if isinstance(out, StoreUrl):
+    if isinstance(out, StorePath):
         if suffix not in _IN_STORES:
             raise ConfigError(f"{out}: in a store, the output must end in {' or '.join(_IN_STORES)}.")
     elif suffix[1:2].isalpha() and not out.is_dir() and suffix not in (*FORMATS, DATASET_SUFFIX):
@@ -111,18 +125,9 @@ class EmbeddingsFile:
     """An output of :func:`m2d_hub.embed_files`."""
 
     path: Location
-    pieces: tuple[Piece, ...]
-    entries: Entries
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Model, weights, kind and window of the embeddings."""
-        return self.entries.settings
-
-    @property
-    def fingerprints(self) -> dict[str, Fingerprint]:
-        """Fingerprints of the embedded files, by name."""
-        return self.entries.fingerprints
+    pieces: list[Piece]
+    settings: Settings  # model, weights, kind and window of the embeddings
+    fingerprints: Fingerprints  # of the embedded files
 
     def rows(self) -> Iterator[Row]:
         """Return the embeddings, one at a time.
@@ -144,24 +149,21 @@ def read_embeddings(path: str | os.PathLike[str]) -> EmbeddingsFile:
     check_suffix(out)
     pieces = pieces_of(out)
     if not pieces:
-        parts = out.with_name(f"{out.name}.parts")
-        if parts.is_dir() if isinstance(parts, Path) else names_in(parts):
+        if names_in(out.with_name(f"{out.name}.parts")):
             raise ConfigError(f"{out} is not finished: run the m2d-hub embed command that writes it again.")
-        if not exists(out):
+        if not out.exists():
             raise ConfigError(f"{out} does not exist; give an output of m2d-hub embed.")
         raise ConfigError(f"{out} contains no embeddings. {_HINT}")
-    settings: dict[str, Any] = {}
-    fingerprints: dict[str, Fingerprint] = {}
-    for piece in pieces:
-        entries = piece.entries()
-        settings = settings or entries.settings
-        check_settings(out, settings, entries.settings)
-        if twice := fingerprints.keys() & entries.fingerprints.keys():
+    settings, fingerprints = pieces[0].entries()
+    for piece in pieces[1:]:
+        started, others = piece.entries()
+        check_settings(out, settings, started)
+        if twice := fingerprints.keys() & others.keys():
             raise ConfigError(
                 f"{out} contains {min(twice)} twice; run the m2d-hub embed command that writes it again."
             )
-        fingerprints |= entries.fingerprints
-    return EmbeddingsFile(out, tuple(pieces), Entries(settings, fingerprints))
+        fingerprints |= others
+    return EmbeddingsFile(out, pieces, settings, fingerprints)
 
 
 def frames_of(row: Row) -> np.ndarray:

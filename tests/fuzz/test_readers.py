@@ -21,7 +21,7 @@ from m2d_hub.audio.clips import open_audio
 from m2d_hub.audio.live import Interrupt, open_pipe
 from m2d_hub.config import EncoderConfig, ModelConfig
 from m2d_hub.corpus.formats import FORMATS
-from m2d_hub.corpus.records import Entries, Fingerprint, Row
+from m2d_hub.corpus.records import Fingerprint, Row
 from m2d_hub.corpus.stored import read_embeddings
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.pretrained.checkpoint import load_checkpoint
@@ -125,11 +125,10 @@ def test_a_table(tmp_path, fuzz):
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".parquet"])
 def test_an_output(suffix, tmp_path, fuzz):
     pytest.importorskip("pyarrow")
-    rows = [Row(name, np.ones(8, np.float32)) for name in ("a.wav", "b.wav")]
+    rows = [Row(name, np.ones(8, np.float32), None, Fingerprint(1, 2, 3)) for name in ("a.wav", "b.wav")]
     settings = {"model": "m", "weights": "w", "kind": "clip", "window_s": None}
     path = tmp_path / f"out{suffix}"
-    entries = Entries(settings, {row.file: Fingerprint(1, 2, 3) for row in rows})
-    FORMATS[suffix].write(path, entries, rows)
+    FORMATS[suffix].write(path, settings, rows)
 
     def read(data):
         path.write_bytes(data)

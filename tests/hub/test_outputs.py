@@ -23,9 +23,9 @@ import soundfile
 import torch
 
 import m2d_hub
-from m2d_hub import ConfigError, Source, embed_files, find_sources
+from m2d_hub import ConfigError, embed_files
 from m2d_hub.config import EncoderConfig, ModelConfig
-from m2d_hub.corpus import formats, outputs
+from m2d_hub.corpus import outputs
 from m2d_hub.corpus.sources import _inside
 from m2d_hub.corpus.stored import load_model_of, read_embeddings
 
@@ -93,10 +93,6 @@ def read_elsewhere(out, kind):
     return {file: (get(f"embedding/{file}"), get(f"timestamps_s/{file}")) for file in files}
 
 
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.fixture
 def stop_after(monkeypatch):
     """Interrupt the next job when it has stored some batches."""
@@ -159,31 +155,33 @@ def test_a_dataset_is_one_table_for_other_programs(kind, embed, clips, tmp_path,
 @pytest.mark.parametrize("name", OUTS)
 def test_an_interrupted_job_resumes_with_each_row_once(name, embed, clips, tmp_path, monkeypatch, stop_after):
     monkeypatch.setattr(outputs, "PART_ROWS", 1)
+    clips.append(write_noise(tmp_path / "in" / "deep" / "0.wav", 5))
     with stop_after(2):
-        embed(clips, tmp_path / name, batch_size=1)
+        embed(clips[0].parent, tmp_path / name, batch_size=1)
     (tmp_path / f"{name}.parts").mkdir(exist_ok=True)
     unfinished = tmp_path / (name if name == "out.dataset" else f"{name}.parts") / "00000009.parquet.partial"
     unfinished.write_text("of a killed run")
-    resumed = embed(clips, tmp_path / name)
-    assert (resumed.already_there, resumed.embedded) == (2, 2)
-    assert sorted(read(tmp_path / name)) == list(map(str, clips))
+    with pytest.raises(ConfigError, match="was started with other settings"):
+        embed(clips, tmp_path / name, kind="frames")
+    resumed = embed(clips[0].parent, tmp_path / name)
+    assert (resumed.already_there, resumed.embedded) == (2, 3)
+    assert sorted(read(tmp_path / name)) == sorted(map(str, clips))
     assert not (tmp_path / f"{name}.parts").exists() and not unfinished.exists()
-    again = embed(clips, tmp_path / name)
-    assert (again.already_there, again.embedded) == (4, 0)
+    assert name != "out" or (tmp_path / "out" / "deep" / "0.wav.npy").exists()
+    assert embed(clips, tmp_path / name).already_there == 5
 
 
 @pytest.mark.parametrize("name", ["out.parquet", "out"])
 def test_a_kill_between_merging_and_removing_the_parts_duplicates_nothing(
     name, embed, clips, tmp_path, monkeypatch
 ):
-    def killed(_):
+    def killed(*_, **__):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(outputs, "remove", killed)
-        with pytest.raises(KeyboardInterrupt):
-            embed(clips[:2], tmp_path / name)
-    assert (tmp_path / f"{name}.parts" / "00000001.safetensors").exists()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "unlink", killed)
+        embed(clips[:2], tmp_path / name)
+    assert (tmp_path / f"{name}.parts" / "00000001.npz").exists()
     embed(clips, tmp_path / name)
     assert list(read(tmp_path / name)) == list(map(str, clips))
 
@@ -208,8 +206,8 @@ def test_a_full_disk_ends_the_job_and_loses_nothing(name, nth, embed, clips, tmp
 
 @pytest.mark.parametrize("name", OUTS)
 def test_a_file_that_changed_is_embedded_again_and_a_deleted_one_keeps_its_row(name, embed, clips, tmp_path):
-    for clip in clips:
-        os.utime(clip, (0, 0))  # 1970 is a time
+    for clip, seconds in zip(clips, (0, 0, -(10**9), 10_413_792_000), strict=True):  # 1970, 1938, 2300
+        os.utime(clip, (seconds, seconds))
     embed(clips, tmp_path / name)
     before = read(tmp_path / name)
     clips[0].unlink()
@@ -221,14 +219,6 @@ def test_a_file_that_changed_is_embedded_again_and_a_deleted_one_keeps_its_row(n
     assert sorted(after) == sorted(before)
     changed = [file for file in after if not np.array_equal(after[file], before[file])]
     assert changed == [str(clips[1])]
-
-
-@pytest.mark.parametrize("name", OUTS)
-@pytest.mark.parametrize("seconds", [0, -(10**9), 10_413_792_000])
-def test_any_time_of_change_is_stored(name, seconds, embed, clips, tmp_path):
-    os.utime(clips[0], (seconds, seconds))
-    embed(clips, tmp_path / name)
-    assert embed(clips, tmp_path / name).already_there == 4
 
 
 @pytest.mark.parametrize("name", OUTS)
@@ -245,13 +235,6 @@ def test_other_settings_are_refused(name, embed, clips, small, tmp_path):
         embed(clips, tmp_path / name, str(tmp_path / "mine"))
 
 
-def test_other_settings_are_refused_while_there_are_only_parts(embed, clips, tmp_path, stop_after):
-    with stop_after(1):
-        embed(clips, tmp_path / "out.npz", batch_size=1)
-    with pytest.raises(ConfigError, match="was started with other settings"):
-        embed(clips, tmp_path / "out.npz", kind="frames")
-
-
 def test_a_second_run_at_the_same_time_is_refused(embed, clips, tmp_path):
     (tmp_path / "out.npz.parts").mkdir()
     with (
@@ -265,18 +248,15 @@ def test_a_second_run_at_the_same_time_is_refused(embed, clips, tmp_path):
 
 
 @pytest.mark.parametrize("name", OUTS)
-@pytest.mark.parametrize("gone", ["parts", "out"])
-def test_rows_that_were_removed_meanwhile_are_an_error(name, gone, embed, clips, tmp_path, monkeypatch):
+def test_rows_that_were_removed_meanwhile_are_an_error(name, embed, clips, tmp_path, monkeypatch):
     monkeypatch.setattr(outputs, "PART_ROWS", 1)
-    removed = tmp_path / (f"{name}.parts" if gone == "parts" and name != "out.dataset" else name)
-    embed(clips[:1], tmp_path / name)
-
+    removed = tmp_path / (name if name == "out.dataset" else f"{name}.parts")
     add = outputs.Output.add
 
     def add_and_remove(self, rows):
         add(self, rows)
         if rows[0].file == str(clips[2]):
-            shutil.rmtree(removed) if removed.is_dir() else removed.unlink()
+            shutil.rmtree(removed)
 
     with (
         monkeypatch.context() as patch,
@@ -289,55 +269,41 @@ def test_rows_that_were_removed_meanwhile_are_an_error(name, gone, embed, clips,
 
 
 def test_a_final_file_that_cannot_be_read_back_replaces_nothing(embed, clips, tmp_path, monkeypatch):
-    embed(clips[:2], tmp_path / "out.npz")
-    before = (tmp_path / "out.npz").read_bytes()
-    write = formats.Npz.write
-
-    def damaged(self, path, entries, rows):
-        write(self, path, entries, rows)
-        path.write_bytes(path.read_bytes()[:-100])
-
-    with monkeypatch.context() as patch:
-        patch.setattr(formats.Npz, "write", damaged)
-        with pytest.raises(ConfigError, match="cannot be read as embeddings"):
-            embed(clips, tmp_path / "out.npz")
-    assert (tmp_path / "out.npz").read_bytes() == before
-    assert embed(clips, tmp_path / "out.npz").already_there == 4
+    embed(clips[:2], tmp_path / "out.safetensors")
+    before = (tmp_path / "out.safetensors").read_bytes()
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="cannot be read as embeddings"):
+        patch.setattr("safetensors.numpy.save_file", lambda _, path, __: path.write_bytes(before[:-100]))
+        embed(clips, tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == before
+    assert embed(clips, tmp_path / "out.safetensors").already_there == 4
 
 
-def test_files_that_cannot_be_read_are_listed_and_tried_again(embed, clips, tmp_path):
-    (tmp_path / "in" / "bad\n.wav").write_text("no audio")
-    summary = embed([tmp_path / "in", tmp_path / "gone.wav"], tmp_path / "out.npz")
-    assert (summary.embedded, summary.failed) == (4, 2)
+@pytest.mark.parametrize("name", OUTS)
+def test_files_that_cannot_be_read_are_listed_and_tried_again(name, embed, tmp_path):
+    write_noise(tmp_path / "in" / "bad\n.wav").write_text("no audio")
+    summary = embed([tmp_path / "in", tmp_path / "gone.wav"], tmp_path / name)
+    assert (summary.embedded, summary.failed) == (0, 2)
+    assert {path.name for path in tmp_path.iterdir()} == {"in", f"{name}.errors.csv"}
     with open(summary.errors_file, newline="", encoding="utf-8") as lines:
         reasons = {row["file"]: row["error"] for row in csv.DictReader(lines)}
     assert list(reasons) == [f"{tmp_path}/in/bad\\n.wav", f"{tmp_path}/gone.wav"]
     assert "gone.wav does not exist" in reasons[f"{tmp_path}/gone.wav"]
     assert "\n" not in reasons[f"{tmp_path}/in/bad\\n.wav"]
     write_noise(tmp_path / "in" / "bad\n.wav")
-    assert embed(tmp_path / "in", tmp_path / "out.npz").errors_file is None
-    assert not (tmp_path / "out.npz.errors.csv").exists()
-
-
-@pytest.mark.parametrize("name", OUTS)
-def test_a_job_that_can_read_nothing_leaves_nothing(name, embed, tmp_path):
-    embed(tmp_path / "gone.wav", tmp_path / name)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{name}.errors.csv"]
+    assert embed(tmp_path / "in", tmp_path / name).errors_file is None
+    assert not (tmp_path / f"{name}.errors.csv").exists()
 
 
 # Files of others
 
 FOREIGN = {
     "out.npz": r"cannot be read as embeddings",
-    "out.npz.parts/notes.txt": r"contains 'notes\.txt', which m2d-hub embed did not write",
     "out.npz.parts/notes.txt.partial": r"contains 'notes\.txt\.partial', which m2d-hub embed did not write",
     "out.npz.errors.csv": r"errors\.csv, the list of .* was not written by m2d-hub embed",
     "out.dataset": "is a link or a file",
     "out.dataset/notes.txt": r"contains 'notes\.txt', which m2d-hub embed did not write",
     "out.dataset/a.parquet": r"a\.parquet cannot be read as embeddings",
     "out/settings.json": "contains files that m2d-hub embed did not write",
-    "out/index.csv": "contains files that m2d-hub embed did not write",
-    "out/a.wav.npy": "contains files that m2d-hub embed did not write",
     "out": "is a file; an output without a suffix is a folder",
 }
 
@@ -346,10 +312,10 @@ FOREIGN = {
 def test_what_something_else_wrote_is_refused_and_kept(path, embed, clips, tmp_path):
     (tmp_path / path).parent.mkdir(exist_ok=True)
     (tmp_path / path).write_text("precious")
-    before = contents(tmp_path)
     with pytest.raises(ConfigError, match=FOREIGN[path]):
         embed(clips, tmp_path / path.split("/")[0].removesuffix(".parts").removesuffix(".errors.csv"))
-    assert contents(tmp_path) == before
+    assert (tmp_path / path).read_text() == "precious"
+    assert {file.name for file in tmp_path.iterdir()} == {"in", path.split("/")[0]}
 
 
 def test_links_are_not_written_through(embed, clips, tmp_path):
@@ -365,26 +331,23 @@ def test_links_are_not_written_through(embed, clips, tmp_path):
     assert not list((tmp_path / "elsewhere").iterdir())
 
 
+HEADER = "file,array,size,modified_ns,place\n"
 DAMAGED = {
-    "index.csv": ["file,array\n", "file,array,size,modified_ns,place\na.wav,a.wav.npy,many,1,1\n"],
-    "settings.json": ["[]", '{"mine": 1}', "[" * 100_000],
+    "columns": ("index.csv", "file,array\n"),
+    "a number": ("index.csv", f"{HEADER}a.wav,a.wav.npy,many,1,1\n"),
+    "an array elsewhere": ("index.csv", f"{HEADER}a.wav,../secret.npy,1,1,1\n"),
+    "settings": ("settings.json", '{"mine": 1}'),
+    "nesting": ("settings.json", "[" * 100_000),
 }
 
 
-@pytest.mark.parametrize(("file", "text"), [(file, text) for file in DAMAGED for text in DAMAGED[file]])
-def test_a_damaged_folder_is_refused(file, text, embed, clips, tmp_path):
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_folder_is_refused(damage, embed, clips, tmp_path):
+    file, text = DAMAGED[damage]
     embed(clips, tmp_path / "out")
     (tmp_path / "out" / file).write_text(text)
     with pytest.raises(ConfigError, match="was not written by"):
         embed(clips, tmp_path / "out")
-
-
-def test_arrays_outside_of_a_folder_are_not_read(embed, clips, tmp_path):
-    embed(clips, tmp_path / "out")
-    index = tmp_path / "out" / "index.csv"
-    index.write_text(index.read_text().replace("0.wav.npy", "../secret.npy"))
-    with pytest.raises(ConfigError, match="an array outside of the folder"):
-        read(tmp_path / "out")
 
 
 def bomb(path, kind):
@@ -443,22 +406,14 @@ def test_a_folder_mirrors_the_input_and_refuses_collisions(embed, clips, tmp_pat
         path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.npy")
     )
     assert arrays == ["0.wav.npy", "1.wav.npy", "2.wav.npy", "3.wav.npy", "deep/a.wav.npy"]
-    refused = [
-        (
-            [tmp_path / "in", write_noise(tmp_path / "b" / "DEEP" / "A.wav").parents[1]],
-            "have the same path in",
-        ),
-        ([write_noise(tmp_path / "d.wav"), write_noise(tmp_path / "e" / "d.wav")], "have the same path in"),
-        ([write_noise(tmp_path / "f" / "index.csv" / "a.wav").parents[1]], "have the same path in"),
-        ([write_noise(tmp_path / ("x" * 240 + ".wav"))], "is too long"),
-    ]
-    for paths, message in refused:
-        with pytest.raises(ConfigError, match=message):
+    other = write_noise(tmp_path / "b" / "DEEP" / "A.wav").parents[1]
+    for paths in ([tmp_path / "in", other], [write_noise(tmp_path / "f" / "index.csv" / "a.wav").parents[1]]):
+        with pytest.raises(ConfigError, match="have the same path in"):
             embed(paths, tmp_path / "new")
         assert not (tmp_path / "new").exists()
     (tmp_path / "out" / "d.wav.npy").write_text("precious")
     with pytest.raises(ConfigError, match=r"d\.wav\.npy exists and is not in the index"):
-        embed([tmp_path / "in", tmp_path / "d.wav"], tmp_path / "out")
+        embed([tmp_path / "in", write_noise(tmp_path / "d.wav")], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -494,12 +449,6 @@ def test_names_that_are_not_text_are_escaped(name, embed, tmp_path):
     assert {Path(file).name for file in read(tmp_path / name)} == escaped
 
 
-def test_a_source_that_is_given_twice_is_embedded_once(embed, clips, tmp_path):
-    sources = [Source(path, "same", Path("same")) for path in clips[:2]]
-    embed([*sources, sources[0]], tmp_path / "out.npz")
-    assert list(read(tmp_path / "out.npz")) == ["same", str(clips[1])]
-
-
 def test_the_current_folder_may_be_the_output(embed, clips, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
@@ -507,18 +456,6 @@ def test_the_current_folder_may_be_the_output(embed, clips, tmp_path, monkeypatc
     assert len(read(tmp_path / "here")) == 4 and (tmp_path / "here.errors.csv").is_file()
     with pytest.raises(ConfigError, match="/ cannot be an output"):
         embed(clips, "/")
-
-
-def test_a_header_that_safetensors_cannot_read_is_refused_before_any_work(
-    embed, clips, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(formats, "MAX_HEADER_BYTES", 600)
-    with pytest.raises(ConfigError, match=r"out\.safetensors cannot hold 4 files.*safetensors reads"):
-        embed(clips, tmp_path / "out.safetensors", kind="frames")
-    assert not (tmp_path / "out.safetensors.parts").exists()
-
-
-# Sources
 
 
 def test_folders_that_cannot_be_listed_are_reported_and_hidden_ones_skipped(
@@ -537,8 +474,3 @@ def test_folders_that_cannot_be_listed_are_reported_and_hidden_ones_skipped(
     summary = embed(tmp_path / "in", tmp_path / "out.npz")
     assert (summary.embedded, summary.failed) == (4, 1)
     assert "closed cannot be opened (Permission denied)" in Path(summary.errors_file).read_text()
-
-
-def test_an_empty_path_is_refused():
-    with pytest.raises(ConfigError, match="a path is empty"):
-        find_sources([""])

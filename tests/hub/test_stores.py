@@ -7,7 +7,6 @@ import errno
 import io
 import logging
 import os
-import socket
 import sys
 import tarfile
 import tempfile
@@ -62,6 +61,7 @@ def bucket(endpoint, credentials, monkeypatch):
     """A new bucket, through boto3: names and bytes can be put and got."""
     boto3 = pytest.importorskip("boto3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    stores._file_system.cache_clear()
     return Bucket(boto3.client("s3", endpoint_url=endpoint))
 
 
@@ -115,8 +115,7 @@ def by_seed(path):
     return {int(row.file.rsplit("/", 1)[1][0]): row.embedding for row in read_embeddings(path).rows()}
 
 
-@pytest.mark.parametrize("kind", ["clip", "frames"])
-@pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
+@pytest.mark.parametrize(("kind", "out"), [("clip", "out.parquet"), ("frames", "out.dataset")])
 def test_objects_are_embedded_into_their_store(out, kind, bucket, recordings, embed, tmp_path):
     summary = embed(recordings, f"{bucket.url}/{out}", kind=kind)
     assert (summary.embedded, summary.failed, summary.out) == (6, 0, f"{bucket.url}/{out}")
@@ -149,7 +148,8 @@ def test_a_job_in_a_store_resumes(out, bucket, recordings, embed, monkeypatch):
     resumed = embed(recordings, url)
     assert (resumed.already_there, resumed.embedded) == (4, 2)
     bucket.put("in/6.wav", wav(6))
-    assert embed(recordings, url).embedded == 1
+    bucket.put("in/a b/0#.wav", wav(50))
+    assert embed(recordings, url).embedded == 2
     last = embed(recordings, url)
     assert (last.already_there, last.embedded) == (7, 0)
     found = [row.file for row in read_embeddings(url).rows()]
@@ -211,12 +211,6 @@ def test_shards_in_a_store_are_read(bucket, embed, tmp_path):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_an_object_that_changed_is_embedded_again(bucket, recordings, embed):
-    embed(recordings, f"{bucket.url}/out.parquet")
-    bucket.put("in/a b/0#.wav", wav(50))
-    assert embed(recordings, f"{bucket.url}/out.parquet").embedded == 1
-
-
 def test_what_something_else_wrote_into_a_store_is_refused_and_kept(bucket, recordings, embed):
     bucket.put("out.parquet", b"precious")
     bucket.put("out.dataset/notes.txt", b"precious")
@@ -249,14 +243,6 @@ def test_an_interrupted_upload_replaces_nothing(bucket, recordings, embed, monke
     assert (resumed.already_there, resumed.embedded) == (6, 0)
 
 
-@pytest.mark.parametrize("out", ["out.parquet", "out.dataset"])
-def test_a_store_that_keeps_nothing_is_an_error(out, bucket, recordings, embed, monkeypatch):
-    fs = to_location(f"{bucket.url}/{out}").fs
-    monkeypatch.setattr(fs, "put_file", lambda *_: None)
-    with pytest.raises(ConfigError, match=r"6 of 6 rows are missing from s3://"):
-        embed(recordings, f"{bucket.url}/{out}")
-
-
 def test_a_full_disk_of_temporary_files_ends_the_job(recordings, embed, tmp_path, monkeypatch):
     copies = []
 
@@ -273,83 +259,65 @@ def test_a_full_disk_of_temporary_files_ends_the_job(recordings, embed, tmp_path
     assert not (tmp_path / "out.npz.errors.csv").exists()
 
 
-def test_an_object_that_is_shorter_than_announced_is_an_error():
-    copy = FetchedFile("s3://bucket/a.wav", 100, 0)
-    with pytest.raises(AudioError, match=r"s3://bucket/a\.wav is incomplete: 7 of 100 bytes"):
-        copy.fill(io.BytesIO(b"7 bytes"))
-
-
-def test_temporary_copies_have_no_name(tmp_path, monkeypatch):
+def test_temporary_copies_have_no_name_and_must_be_complete(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     copy = FetchedFile("s3://bucket/a.wav", 7, 0)
     copy.fill(io.BytesIO(b"7 bytes"))
     first, second = copy.open(), copy.open()
     assert first.read(2) == second.read(2) == b"7 " and first.read() == b"bytes"
     assert os.name == "nt" or not list(tmp_path.iterdir())
+    with pytest.raises(AudioError, match=r"s3://bucket/a\.wav is incomplete: 7 of 100 bytes"):
+        FetchedFile("s3://bucket/a.wav", 100, 0).fill(io.BytesIO(b"7 bytes"))
 
 
-def test_one_odd_row_of_a_list_is_reported_and_the_rest_embedded(bucket, embed, tmp_path):
-    odd = ["s3://no-such-bucket-of-ours/a.wav", "https://host/a.wav", "s3:///a.wav"]
-    odd += [f"{bucket.url}/0.wav?endpoint_override=localhost:1&scheme=http", f"{bucket.url}/gone.wav"]
+def test_missing_objects_of_a_list_are_reported_and_the_rest_embedded(bucket, embed, tmp_path):
+    missing = ["s3://no-such-bucket-of-ours/a.wav", f"{bucket.url}/gone.wav"]
+    missing += [f"{bucket.url}/0.wav?endpoint_override=localhost:1&scheme=http"]
     for name in ("0.wav", "a//b.wav", "1.wav?take=2"):
         bucket.put(name, wav(0))
     good = [f"{bucket.url}/0.wav", f"{bucket.url}/a//b.wav", f"{bucket.url}/1.wav?take=2"]
-    (tmp_path / "list.csv").write_text("\n".join(["file", *odd, *good]))
+    (tmp_path / "list.csv").write_text("\n".join(["file", *missing, *good]))
     embed(tmp_path / "list.csv", tmp_path / "out.npz")
     assert [row.file for row in read_embeddings(tmp_path / "out.npz").rows()] == good
-    assert [row["file"] for row in rows((tmp_path / "out.npz.errors.csv").read_bytes())] == odd
+    assert [row["file"] for row in rows((tmp_path / "out.npz.errors.csv").read_bytes())] == missing
 
 
 WRONG = {
-    "ftp://host/a.wav": r"ftp:// is not supported; give a path, or a URL with s3://, gs://, abfs://, file://",
+    "ftp://host/a.wav": r"ftp:// is not supported; give a path, or a URL with s3://, gs://, abfs://",
     "s3://": r"s3:// has no bucket; give s3://BUCKET/PREFIX",
-    "s3://no-such-bucket-of-ours/in": r"cannot be used: the bucket does not exist",
-    "s3://no-such-bucket-of-ours/in.csv": r"cannot be used: the bucket does not exist",
+    "s3://no-such-bucket-of-ours/in.csv": r"in\.csv does not exist",
 }
 
 
 @pytest.mark.parametrize("url", WRONG)
-def test_a_url_that_cannot_be_used_is_refused(url, bucket, embed, tmp_path):
+def test_a_url_that_cannot_be_used_is_refused(url, bucket):
     with pytest.raises(ConfigError, match=WRONG[url]):
         find_sources(url)
-    (tmp_path / "a.wav").write_bytes(wav(0))
-    for out in (f"{url}/out.parquet", f"{url}/out.dataset"):
-        with pytest.raises(ConfigError, match=WRONG[url].replace("s3:// has", "has")):
-            embed(tmp_path / "a.wav", out)
 
 
-def test_patterns_and_empty_prefixes_are_refused(bucket, recordings):
-    with pytest.raises(ConfigError, match="patterns are not supported in stores"):
-        find_sources(f"{recordings}/*.wav")
+def test_outputs_and_inputs_that_a_store_cannot_have_are_refused(bucket, recordings, embed):
+    with pytest.raises(ConfigError, match=r"in a store, the output must end in \.parquet or \.dataset"):
+        embed(recordings, f"{bucket.url}/out.npz")
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket-of-ours/.* does not exist"):
+        embed(recordings, "s3://no-such-bucket-of-ours/out.parquet")
     bucket.put("texts/notes.txt", b"")
     with pytest.raises(ConfigError, match=r"texts holds no audio files"):
         find_sources(f"{bucket.url}/texts/")
 
 
-@pytest.mark.parametrize("out", ["out.npz", "out", "out.safetensors"])
-def test_only_parquet_is_written_into_a_store(out, bucket, recordings, tiny_folder):
-    arguments = ["embed", recordings, "--out", f"{bucket.url}/{out}", "--model", str(tiny_folder)]
-    result = CliRunner().invoke(cli.main, arguments)
-    assert result.exit_code == 2
-    assert "in a store, the output must end in .parquet or .dataset" in result.output
-
-
-def test_a_store_that_cannot_be_reached_is_an_error(credentials, monkeypatch):
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    with pytest.raises(ConfigError, match=r"s3://unreached.* cannot be reached .* Check the network"):
-        find_sources("s3://unreached/in")
-
-
-def test_credentials_that_a_store_refuses_are_an_error(endpoint, bucket):
+def test_a_store_that_cannot_be_reached_or_refuses_is_an_error(endpoint, bucket, monkeypatch):
+    refused = r"cannot be used .* Check the network, the endpoint and the credentials .*AWS_ACCESS_KEY_ID"
     checked_after(endpoint, 0)
     try:
-        with pytest.raises(
-            ConfigError, match=r"cannot be used with these credentials .* set AWS_ACCESS_KEY_ID"
-        ):
+        with pytest.raises(ConfigError, match=refused):
             find_sources(f"{bucket.url}/in")
     finally:
         checked_after(endpoint, 1_000_000)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    stores._file_system.cache_clear()
+    with pytest.raises(ConfigError, match=refused):
+        find_sources("s3://unreached/in")
 
 
 def checked_after(endpoint, requests):
@@ -359,27 +327,12 @@ def checked_after(endpoint, requests):
 
 
 @pytest.mark.parametrize(
-    ("url", "package"),
-    [("s3://other/in", r"'m2d-hub\[s3\]'"), ("gs://other/in", "gcsfs"), ("abfs://other/in", "adlfs")],
+    ("scheme", "package"), [("s3", r"s3fs.* pip install 'm2d-hub\[s3\]'"), ("gs", "gcsfs")]
 )
-def test_the_package_of_a_store_is_named_if_it_is_missing(url, package, monkeypatch):
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, url.split(":")[0], raising=False)
-    for module in ("s3fs", "gcsfs", "adlfs"):
+def test_the_package_of_a_store_is_named_if_it_is_missing(scheme, package, monkeypatch):
+    stores._file_system.cache_clear()
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
+    for module in ("s3fs", "gcsfs"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ConfigError, match=rf"needs \w+: pip install {package}"):
-        find_sources(url)
-
-
-def test_a_store_that_does_not_answer_is_given_up(credentials, monkeypatch):
-    monkeypatch.setattr(stores, "_TIMEOUT_S", 1.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
-        with pytest.raises(ConfigError, match="s3://silent cannot be reached"):
-            find_sources("s3://silent/in")
-
-
-def test_a_url_of_a_file_is_its_path(tmp_path):
-    (tmp_path / "a b.wav").write_bytes(wav(0))
-    [source] = find_sources(f"file://{tmp_path}/a%20b.wav")
-    assert source.path == tmp_path / "a b.wav"
-    assert to_location("s3://bucket/key/") == to_location("S3://bucket/key")
+    with pytest.raises(ConfigError, match=package):
+        find_sources(f"{scheme}://other/in")

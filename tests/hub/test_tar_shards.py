@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from click.testing import CliRunner
 
 from m2d_hub import ConfigError, embed_files, find_sources
-from m2d_hub.cli import main as cli
 from m2d_hub.corpus.stored import read_embeddings
 
 from ..signals import noise
@@ -90,44 +89,27 @@ def test_shards_are_found_beside_files(how, tmp_path):
     assert names[2].endswith("b.tar:x.wav") and names[3].endswith("z.wav") and len(names) == 4
 
 
-@pytest.mark.parametrize("out", ["out.npz", "out.parquet", "out.dataset", "out"])
-def test_a_job_on_shards_resumes(out, embed, tmp_path):
+def test_a_job_on_shards_resumes_and_embeds_changed_ones(embed, tmp_path):
     shards = [pack(tmp_path / f"{name}.tar", [("x.wav", wav(0)), (f"{name}.wav", wav(1))]) for name in "ab"]
-    assert embed(shards[:1], out).embedded == 2
-    again = embed(shards, out)
+    assert embed(shards[:1]).embedded == 2
+    again = embed(shards)
     assert (again.embedded, again.already_there, again.failed) == (2, 2, 0)
-    assert embed(shards, out).already_there == 4
+    pack(shards[0], [("x.wav", wav(3_000)), ("a.wav", wav(1))])
+    assert embed(shards).already_there == 2
 
 
-def test_members_that_cannot_be_read_are_reported_and_tried_again(embed, tmp_path, tiny_folder):
+def test_members_that_are_not_audio_are_reported_and_tried_again(embed, tmp_path):
     pack(tmp_path / "a.tar", [("good.wav", wav(0)), ("bad.wav", b"no audio"), ("empty.wav", b"")])
-    arguments = ["embed", tmp_path / "a.tar", "--model", tiny_folder, "--out", tmp_path / "out.npz"]
-    result = CliRunner().invoke(cli.main, [str(argument) for argument in arguments])
-    assert result.exit_code == 3, result.output
+    for embedded in (1, 0):
+        summary = embed(tmp_path / "a.tar")
+        assert (summary.embedded, summary.failed) == (embedded, 2)
     reasons = errors(tmp_path)
     assert sorted(reasons) == ["bad.wav", "empty.wav"]
     assert reasons["bad.wav"].startswith(f"{tmp_path / 'a.tar'}:bad.wav cannot be read as audio")
     assert "is empty" in reasons["empty.wav"]
-    assert embed(tmp_path / "a.tar").failed == 2
 
 
-HOSTILE = {
-    "a symbolic link": link("evil.wav", tarfile.SYMTYPE, "/etc/passwd"),
-    "a hard link": link("evil.wav", tarfile.LNKTYPE, "good.wav"),
-    "a device": link("evil.wav", tarfile.CHRTYPE, ""),
-    "a pipe": link("evil.wav", tarfile.FIFOTYPE, ""),
-}
-
-
-@pytest.mark.parametrize("member", HOSTILE.values(), ids=HOSTILE)
-def test_members_that_are_not_files_are_reported(member, embed, tmp_path):
-    pack(tmp_path / "a.tar", [("good.wav", wav(0)), member])
-    summary = embed(tmp_path / "a.tar")
-    assert (summary.embedded, summary.failed) == (1, 1)
-    assert "as a link or a sparse file; store it as a regular file" in errors(tmp_path)["evil.wav"]
-
-
-@pytest.mark.parametrize("name", ["../../evil.wav", "/evil.wav", "a/../../evil.wav"])
+@pytest.mark.parametrize("name", ["../../evil.wav", "/evil.wav"])
 @pytest.mark.parametrize("out", ["here/out", "here/out.npz"])
 def test_names_that_lead_out_of_a_shard_are_only_names(name, out, embed, tmp_path):
     pack(tmp_path / "a.tar", [(name, wav(0))])
@@ -137,68 +119,36 @@ def test_names_that_lead_out_of_a_shard_are_only_names(name, out, embed, tmp_pat
     assert list(read_embeddings(tmp_path / out).fingerprints) == [name]
 
 
-def test_a_repeated_name_is_read_once(embed, tmp_path):
-    pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("./x.wav", wav(1))])
-    summary = embed(tmp_path / "a.tar")
-    assert (summary.embedded, summary.failed) == (1, 1)
-    assert all("contains x.wav twice" in reason for reason in errors(tmp_path).values())
+def second_header_damaged(content):
+    return content[:1_536] + b"\xff" * 76 + content[1_612:]
 
 
-def test_complete_members_of_a_truncated_shard_are_read(embed, tmp_path):
-    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("y.wav", wav(1, 40_000))])
-    shard.write_bytes(shard.read_bytes()[:20_000])
+UNREADABLE = {
+    "a symbolic link": (link("evil.wav", tarfile.SYMTYPE, "/etc/passwd"), bytes, "evil.wav is a link"),
+    "a hard link": (link("evil.wav", tarfile.LNKTYPE, "x.wav"), bytes, "evil.wav is a link"),
+    "a device": (link("evil.wav", tarfile.CHRTYPE, ""), bytes, "evil.wav is a link"),
+    "a repeated name": (("./x.wav", wav(1)), bytes, "it contains x.wav twice"),
+    "a cut member": (("y.wav", wav(1, 40_000)), lambda content: content[:20_000], "before its member y.wav"),
+    "a cut between members": (("y.wav", wav(1)), lambda content: content[:1_536], "cut off at byte 1,536"),
+    "a damaged header": (("y.wav", wav(1)), second_header_damaged, "damaged or cut off at byte 1,536"),
+}
+
+
+@pytest.mark.parametrize("case", UNREADABLE)
+def test_members_before_what_cannot_be_read_are_embedded(case, embed, tmp_path):
+    member, damage, reason = UNREADABLE[case]
+    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0, 300)), member])
+    shard.write_bytes(damage(shard.read_bytes()))
     summary = embed(shard)
     assert (summary.embedded, summary.failed) == (1, 1)
-    assert "is cut off" in errors(tmp_path)["y.wav"]
-
-
-def test_members_before_damage_are_read(embed, tmp_path):
-    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0, 100)), ("y.wav", wav(1))])
-    content = bytearray(shard.read_bytes())
-    content[1_024:1_100] = b"\xff" * 76  # in the second header
-    shard.write_bytes(content)
-    summary = embed(shard)
-    assert (summary.embedded, summary.failed) == (1, 1)
-    assert errors(tmp_path) == {
-        shard.as_posix(): f"{shard} is damaged or cut off at byte 1,024; create it again."
-    }
-
-
-def test_a_file_that_is_not_a_shard_is_reported(embed, tmp_path):
-    (tmp_path / "a.tar").write_bytes(b"no archive" * 100)
-    assert embed(tmp_path / "a.tar").failed == 1
-    assert "cannot be read as an uncompressed tar shard" in errors(tmp_path)[(tmp_path / "a.tar").as_posix()]
+    [message] = errors(tmp_path).values()
+    assert message.startswith(f"{shard} cannot be read as a tar shard (") and reason in message
 
 
 def test_a_shard_without_audio_is_refused(tmp_path):
     pack(tmp_path / "a.tar", [("notes.txt", b"")])
     with pytest.raises(ConfigError, match=r"a\.tar holds no audio files"):
         find_sources(tmp_path / "a.tar")
-
-
-def test_members_of_a_shard_that_changed_are_embedded_again(embed, tmp_path):
-    pack(tmp_path / "a.tar", [("x.wav", wav(0))])
-    embed(tmp_path / "a.tar")
-    pack(tmp_path / "a.tar", [("x.wav", wav(3_000))])
-    assert embed(tmp_path / "a.tar").embedded == 1
-
-
-@pytest.mark.parametrize("between", [b"", bytes(20_480)])
-def test_joined_shards_are_read_to_their_end(between, embed, tmp_path):
-    parts = [pack(tmp_path / f"{name}.tar", [(f"{name}.wav", wav(0))]).read_bytes() for name in "ab"]
-    (tmp_path / "joined.tar").write_bytes(between.join(parts))
-    assert embed(tmp_path / "joined.tar").embedded == 2
-    (tmp_path / "noise.tar").write_bytes(parts[0] + b"noise" * 200)
-    summary = embed(tmp_path / "noise.tar", "noise.npz")
-    assert (summary.embedded, summary.failed) == (1, 1)
-
-
-def test_a_shard_that_is_cut_off_between_members_is_reported(embed, tmp_path):
-    shard = pack(tmp_path / "a.tar", [("x.wav", wav(0)), ("y.wav", wav(1))])
-    second = shard.read_bytes().index(b"y.wav")
-    shard.write_bytes(shard.read_bytes()[:second])
-    summary = embed(shard)
-    assert (summary.embedded, summary.failed) == (1, 1)
 
 
 def negative_size(path):
@@ -214,10 +164,15 @@ def nested_headers(path):
     path.write_bytes((header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(512, b"\0")) * 20_000)
 
 
-@pytest.mark.parametrize("damage", [negative_size, nested_headers, lambda path: path.write_bytes(b"")])
+def not_a_shard(path):
+    path.write_bytes(b"no archive" * 100)
+
+
+@pytest.mark.parametrize("damage", [negative_size, nested_headers, not_a_shard, Path.touch])
 def test_a_malformed_shard_does_not_stop_the_rest(damage, embed, tmp_path):
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "good.wav").write_bytes(wav(0))
     damage(tmp_path / "in" / "z.tar")
-    assert embed(tmp_path / "in").embedded == 1
-    assert all("z.tar" in reason for reason in errors(tmp_path).values())
+    summary = embed(tmp_path / "in")
+    assert (summary.embedded, summary.failed) == (1, 1)
+    assert "z.tar cannot be read as a tar shard" in "".join(errors(tmp_path).values())

@@ -128,9 +128,7 @@ def _index_shard(shard: str) -> Iterator[Entry]:
 
 def _read_contents(shard: str, file: BinaryIO) -> _Contents:
     contents = _Contents()
-    for member in members_of(file, shard, (*CLIP_SUFFIXES, *ANNOTATION_SUFFIXES)):
-        if member.problem:
-            raise ConfigError(member.problem)
+    for member in members_of(file, shard, (*CLIP_SUFFIXES, *ANNOTATION_SUFFIXES), ConfigError):
         name = posixpath.normpath(member.name)
         if name.lower().endswith(FEATURES_SUFFIX):
             contents.features[name[: -len(FEATURES_SUFFIX)]] = member
