@@ -223,14 +223,8 @@ def _size_of(source: Source) -> int:
 def _progress_bar(output: Output, total: int, is_shown: bool) -> Any:
     from tqdm import tqdm
 
-    is_terminal = sys.stderr is not None and sys.stderr.isatty()  # None in programs without a console
-    return tqdm(
-        total=total,
-        initial=total - len(output.left),
-        unit="file",
-        disable=not is_shown or sys.stderr is None,
-        mininterval=0.1 if is_terminal else 30.0,
-    )
+    is_disabled = None if is_shown and sys.stderr else True  # None: unless standard error is a terminal
+    return tqdm(total=total, initial=total - len(output.left), unit="file", disable=is_disabled)
 
 
 def _errors_file(out: Location) -> Location:

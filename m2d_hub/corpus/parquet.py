@@ -71,11 +71,7 @@ class Parquet:
 
 
 def require_pyarrow() -> tuple[Any, Any]:
-    """Return pyarrow and pyarrow.parquet.
-
-    Raises:
-        ConfigError: They are not installed.
-    """
+    """Return pyarrow and pyarrow.parquet."""
     hint = "Outputs that end in .npz or .safetensors, and folders, work without it."
     with importing("pyarrow", ".parquet", "parquet", hint):
         import pyarrow

@@ -97,7 +97,7 @@ def _files_in(location: Location) -> Sequence[Location] | None:
         objects = location.objects() if location.size < 0 else []
         visible = [file for file in objects if "/." not in file.path[len(location.path) :]]
         return [file for file in visible if file.suffix.lower() in _SUFFIXES] if objects else None
-    if not _is_folder(location):
+    if not os.path.isdir(location):
         return None
     closed: list[Path] = []
     audio = [path for path in files_below(location, closed) if path.suffix.lower() in _SUFFIXES]
@@ -117,14 +117,6 @@ def _unpacked(
         raise ConfigError(f"shard {path} holds no audio files ({_ALL_SUFFIXES}).")
     for file in files:
         yield Source(file, as_text(file.name) or name, _inside(relative).with_suffix("") / _inside(file.name))
-
-
-def _is_folder(path: Path) -> bool:
-    """Return whether a path is a folder; False if that cannot be found out, and reading it will fail."""
-    try:
-        return path.is_dir()
-    except (OSError, ValueError):
-        return False
 
 
 def files_below(folder: Path, closed: list[Path] | None = None) -> Iterator[Path]:

@@ -53,11 +53,7 @@ class Piece:
                 yield file
 
     def entries(self) -> tuple[Settings, Fingerprints]:
-        """Return the settings, and the fingerprints in the order of the rows.
-
-        Raises:
-            ConfigError: It is damaged, or something else wrote it.
-        """
+        """Return the settings, and the fingerprints in the order of the rows."""
         with self._opened() as source:
             text, files, fingerprints = self.format.entries(source)
             settings = json.loads(text)
@@ -69,11 +65,7 @@ class Piece:
             return settings, by_name
 
     def rows(self) -> Iterator[Row]:
-        """Return the rows, one at a time.
-
-        Raises:
-            ConfigError: One is damaged.
-        """
+        """Return the rows, one at a time."""
         with self._opened() as source:
             yield from self.format.rows(source)
 
@@ -106,11 +98,7 @@ def check_suffix(out: Location) -> None:
 
 
 def check_settings(out: object, started: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Refuse to mix rows of different settings.
-
-    Raises:
-        ConfigError: The message lists the differences.
-    """
+    """Refuse to mix rows of different settings."""
     if started != wanted:
         differing = [key for key in wanted if started.get(key) != wanted[key]]
         changes = "; ".join(f"{key} {started.get(key)!r}, now {wanted[key]!r}" for key in differing)

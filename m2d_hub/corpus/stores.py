@@ -85,11 +85,7 @@ class StorePath(StoredFile):
             self.fs.rm_file(self.path)
 
     def looked_up(self) -> StorePath:
-        """Return the path with the size and time of its object, if there is one.
-
-        Raises:
-            ConfigError: The store cannot be used.
-        """
+        """Return the path with the size and time of its object, if there is one."""
         with store_errors(self):
             try:
                 return self._with(self.path, self.fs.info(self.path))
@@ -97,11 +93,7 @@ class StorePath(StoredFile):
                 return replace(self, size=-1)
 
     def objects(self) -> list[StorePath]:
-        """Return the objects below a prefix at any depth, sorted.
-
-        Raises:
-            ConfigError: The store cannot be used.
-        """
+        """Return the objects below a prefix at any depth, sorted."""
         with store_errors(self):
             try:
                 found = self.fs.find(self.path, detail=True)
@@ -157,11 +149,7 @@ def names_in(folder: Location) -> list[str]:
 
 
 def open_location(location: Location, kind: str = "embeddings") -> BinaryIO:
-    """Open a regular file or an object for reading.
-
-    Raises:
-        ConfigError: It cannot be opened.
-    """
+    """Open a regular file or an object for reading."""
     if isinstance(location, Path):
         return open_file(location, kind, ConfigError)
     with store_errors(location):

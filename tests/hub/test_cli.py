@@ -112,18 +112,15 @@ def test_a_file_that_is_given_twice_is_embedded_once(tiny, tmp_path, monkeypatch
     assert list(read_clips(tmp_path / "out.npz")) == ["a.wav", "b.wav"]
 
 
-@pytest.mark.parametrize("name", ["out.npz", "out"])
-def test_unreadable_files_are_reported_and_do_not_stop_the_rest(name, tiny, tmp_path):
-    good = [write_noise(tmp_path / "in" / f"{index}.wav", index) for index in (1, 3)]
-    (tmp_path / "in" / "2.wav").write_text("not audio")
-    (tmp_path / "in" / "4.m4a").write_text("of a kind that is not read")
-    out = tmp_path / name
+def test_unreadable_files_are_reported_and_do_not_stop_the_rest(tiny, tmp_path):
+    write_noise(tmp_path / "in" / "1.wav")
+    (tmp_path / "in" / "2.m4a").write_text("not audio")
+    out = tmp_path / "out.npz"
     result = embed(tmp_path / "in", tmp_path / "gone.wav", "--out", out, model=tiny, status=3)
-    errors = read_csv(tmp_path / f"{name}.errors.csv")
-    assert [Path(row["file"]).name for row in errors] == ["2.wav", "4.m4a", "gone.wav"]
-    assert "gone.wav does not exist" in errors[2]["error"]
-    assert f"Files that could not be read: 3; see {out}.errors.csv." in result.output
-    assert list(read_clips(out)) == [path.as_posix() for path in good]
+    assert f"Files that could not be read: 2; see {out}.errors.csv." in result.output
+    errors = read_csv(tmp_path / "out.npz.errors.csv")
+    assert [Path(row["file"]).name for row in errors] == ["2.m4a", "gone.wav"]
+    assert len(read_clips(out)) == 1
 
 
 def test_finished_job_does_nothing_when_run_again(tiny, tmp_path, monkeypatch):
@@ -164,13 +161,10 @@ def test_a_killed_job_resumes_with_each_file_once(name, tiny, tmp_path):
     assert not parts.exists()
 
 
-@pytest.mark.parametrize("name", ["out.npz", "out"])
-def test_mistyped_model_leaves_nothing_behind(name, tiny, tmp_path):
-    out = tmp_path / name
-    result = embed(CLIPS[1], "--out", out, model=str(tmp_path / "no-such-model"), status=1)
+def test_mistyped_model_leaves_nothing_behind(tmp_path):
+    result = embed(CLIPS[1], "--out", tmp_path / "out", model=str(tmp_path / "no-such-model"), status=1)
     assert result.output.startswith("Error: ") and "no-such-model" in result.output
     assert not list(tmp_path.iterdir())
-    embed(CLIPS[1], "--out", out, model=tiny)
 
 
 def test_missing_pyarrow_is_reported_before_any_work(tiny, tmp_path, monkeypatch):
@@ -188,11 +182,6 @@ def test_long_recordings_make_smaller_batches(tmp_path):
         sources.append(embedding.Source(path, path.name, Path(path.name)))
     batches = embedding.batched(sources, embedding._size_of, embedding.BATCH_BYTES, 16)
     assert [len(batch) for batch in batches] == [2, 2]
-
-
-def test_number_in_a_folders_name_is_no_suffix(tiny, tmp_path):
-    embed(CLIPS[1], "--out", tmp_path / "m2d-as-0.7", model=tiny)
-    assert list(read_clips(tmp_path / "m2d-as-0.7")) == [CLIPS[1].as_posix()]
 
 
 def test_device_out_of_memory_says_what_to_do_and_keeps_what_is_done(tiny, tmp_path, monkeypatch):
@@ -213,10 +202,10 @@ def test_device_out_of_memory_says_what_to_do_and_keeps_what_is_done(tiny, tmp_p
 
 
 def test_window_option_is_that_of_load_model(tiny, tmp_path):
-    embed(CLIPS[0], "--out", tmp_path / "out.npz", "--window", "inf", model=tiny)
+    out = tmp_path / "m2d-as-0.7"  # a number is part of a folder's name
+    embed(CLIPS[0], "--out", out, "--window", "inf", model=tiny)
     expected = m2d_hub.load_model(tiny, device="cpu", window_s=math.inf).encode_clip(CLIPS[0])[0]
-    clip = read_clips(tmp_path / "out.npz")[CLIPS[0].as_posix()]
-    np.testing.assert_allclose(clip, expected.numpy(), atol=TOLERANCE)
+    np.testing.assert_allclose(read_clips(out)[CLIPS[0].as_posix()], expected.numpy(), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize(

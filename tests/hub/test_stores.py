@@ -197,18 +197,13 @@ def test_a_list_names_objects(where, bucket, recordings, embed, tmp_path):
 def test_shards_in_a_store_are_read(bucket, embed, tmp_path):
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
-        for seed in range(3):
-            info = tarfile.TarInfo(f"{seed}.wav")
-            info.size = len(wav(seed))
-            tar.addfile(info, io.BytesIO(wav(seed)))
+        info = tarfile.TarInfo("0.wav")
+        info.size = len(wav(0))
+        tar.addfile(info, io.BytesIO(wav(0)))
     bucket.put("shards/000.tar", content.getvalue())
-    assert embed(f"{bucket.url}/shards", tmp_path / "out.npz").embedded == 3
-    for seed in range(3):
-        (tmp_path / f"{seed}.wav").write_bytes(wav(seed))
-    embed(sorted(tmp_path.glob("*.wav")), tmp_path / "local.npz")
-    found = [row.embedding for row in read_embeddings(tmp_path / "out.npz").rows()]
-    expected = [row.embedding for row in read_embeddings(tmp_path / "local.npz").rows()]
-    np.testing.assert_array_equal(found, expected)
+    (tmp_path / "0.wav").write_bytes(wav(0))
+    embed([f"{bucket.url}/shards", tmp_path / "0.wav"], tmp_path / "out.npz")
+    np.testing.assert_array_equal(*[row.embedding for row in read_embeddings(tmp_path / "out.npz").rows()])
 
 
 def test_what_something_else_wrote_into_a_store_is_refused_and_kept(bucket, recordings, embed):
