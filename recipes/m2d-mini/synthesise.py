@@ -71,17 +71,25 @@ def write_clip(out: Path, name: str, waveform: np.ndarray) -> float:
         return 0.0
     target = out / name
     target.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(target, waveform.clip(-1, 32767 / 32768), SAMPLE_RATE, subtype="PCM_16")
+    partial = target.with_suffix(".partial.flac")
+    soundfile.write(partial, waveform.clip(-1, 32767 / 32768), SAMPLE_RATE, subtype="PCM_16")
+    partial.replace(target)
     return seconds
+
+
+def made_before(out: Path, names: list[str]) -> dict[str, float]:
+    """Return the seconds of each clip if an interrupted call has made all of them."""
+    if not all((out / name).exists() for name in names):
+        return {}
+    return {name: soundfile.info(out / name).duration for name in names}
 
 
 def make_speech(line: Line, out: Path) -> list[Made]:
     """Generate one spoken text."""
     key = hashlib.md5(repr(line).encode()).hexdigest()[:12]
     name = f"audio/{line.engine}/{line.language}/{line.variant or line.voice}_{key}.flac".replace(" ", "-")
-    if (out / name).exists():  # from an interrupted call
-        seconds = soundfile.info(out / name).duration
-    else:
+    seconds = made_before(out, [name]).get(name)
+    if seconds is None:
         with tempfile.TemporaryDirectory() as folder:
             spoken = Path(folder, "spoken.wav")
             waveform = cut(spoken) if speak(line, spoken) else np.empty(0, np.float32)
@@ -94,30 +102,35 @@ def make_part(part: Part, fonts: dict[str, Path], out: Path) -> list[Made]:
     """Generate the clips of one rendered part."""
     key = hashlib.md5(repr(part).encode()).hexdigest()[:8]
     program = "drums" if part.program is None else f"{part.program:03d}"
-    made = []
-    with tempfile.TemporaryDirectory() as folder:
-        score, sound = Path(folder, "part.mid"), Path(folder, "part.wav")
-        write_midi(score, part.program, part.notes)
-        if not render(score, fonts[part.soundfont], sound, dry=len(part.clips) > 1):
-            return []
-        for index, (start, length, label) in enumerate(part.clips):
-            name = f"audio/{part.soundfont}/{program}_{key}_{index:02d}.flac"
-            seconds = write_clip(out, name, cut(sound, start, length))
-            if seconds:
-                package = SOUNDFONTS[part.soundfont][0]
-                made.append(Made(name, label, f"{part.soundfont}/{program}", seconds, package))
-    return made
+    names = [f"audio/{part.soundfont}/{program}_{key}_{index:02d}.flac" for index in range(len(part.clips))]
+    seconds = made_before(out, names)
+    if not seconds:
+        with tempfile.TemporaryDirectory() as folder:
+            score, sound = Path(folder, "part.mid"), Path(folder, "part.wav")
+            write_midi(score, part.program, part.notes)
+            if not render(score, fonts[part.soundfont], sound, dry=len(part.clips) > 1):
+                return []
+            for name, (start, length, _) in zip(names, part.clips, strict=True):
+                seconds[name] = write_clip(out, name, cut(sound, start, length))
+    package, group = SOUNDFONTS[part.soundfont][0], f"{part.soundfont}/{program}"
+    return [
+        Made(name, label, group, seconds[name], package)
+        for name, (_, _, label) in zip(names, part.clips, strict=True)
+        if seconds[name]
+    ]
 
 
 def make_score(score: Path, soundfont: str, fonts: dict[str, Path], package: str, out: Path) -> list[Made]:
     """Render one score with one soundfont."""
     key = hashlib.md5(score.read_bytes()).hexdigest()[:8]
     name = f"audio/{package}/{score.stem}_{key}_{soundfont}.flac".replace(" ", "_")
-    with tempfile.TemporaryDirectory() as folder:
-        sound = Path(folder, "score.wav")
-        played = render(score, fonts[soundfont], sound, dry=False)
-        waveform = cut(sound, 0.0, LONGEST_SCORE_S) if played else np.empty(0, np.float32)
-    seconds = write_clip(out, name, waveform)
+    seconds = made_before(out, [name]).get(name)
+    if seconds is None:
+        with tempfile.TemporaryDirectory() as folder:
+            sound = Path(folder, "score.wav")
+            played = render(score, fonts[soundfont], sound, dry=False)
+            waveform = cut(sound, 0.0, LONGEST_SCORE_S) if played else np.empty(0, np.float32)
+        seconds = write_clip(out, name, waveform)
     label = f"kind:music;soundfont:{soundfont};{package}"
     return [Made(name, label, f"{package}/{score.stem}", seconds, package)] if seconds else []
 

@@ -131,10 +131,19 @@ def calibrate(model: M2D, factor: Tensor, offset: Tensor) -> None:
     linear.bias.mul_(factor).add_(offset)
 
 
+def parent_indices(labels: list[str]) -> tuple[int, ...]:
+    """Return for each class the index of the nearest class above it in the list; -1 for none."""
+    nearest = [
+        next((name for name in with_parents((label,))[1:] if name in labels), None) for label in labels
+    ]
+    return tuple(-1 if name is None else labels.index(name) for name in nearest)
+
+
 def save(model: M2D, folder: Path) -> None:
-    """Write the model folder in float16."""
+    """Write the model folder in float16; parents score at least as high as their children."""
     source = "m2d-mini, pre-trained further, with a head fitted to clips of free packages, see MODEL_CARD.md"
-    config = replace(model.config, name=NAME, license="Apache-2.0", source=source)
+    head = replace(model.required_head().config, parents=parent_indices(model.labels))
+    config = replace(model.config, name=NAME, license="Apache-2.0", source=source, head=head)
     save_halves(folder, model.state_dict(), config)
 
 

@@ -6,7 +6,8 @@
 ``tags.csv`` has rows of ``package,path,labels``: two regular expressions, for the whole name of a package and
 for a part of the path of a file in it (without suffix, ignoring case), and class names of AudioSet separated
 by ';'. The first matching row decides. ``-`` means that the file has none of the classes (``NONE`` in the
-list). Files without a label or a row are uncertain and skipped. Parents of a class (``PARENTS``) are added.
+list). Files without a label or a row are uncertain and skipped. Parents of a class (``tag_parents.csv``) are
+added.
 ``tag_packages.csv`` states the split of each package, so no package is in two splits. A recording that also
 occurs in a package of a later split, under any name, is skipped (``alike.py``). Few clips per package and
 labels are used, and few parts of a long file.
@@ -32,21 +33,8 @@ from m2d_hub.pretrained.published_names import AUDIOSET_LABELS
 HERE = Path(__file__).parent
 NONE = "none of these"
 SPLITS = ("train", "valid", "test")
-INSTRUMENTS = (
-    *("Bass guitar", "Bowed string instrument", "Brass instrument", "Drum", "Guitar", "Harp"),
-    *("Mallet percussion", "Organ", "Piano", "Synthesizer", "Wind instrument, woodwind instrument"),
-)
-ANIMALS = ("Bird", "Cattle, bovinae", "Dog", "Frog", "Horse", "Insect", "Sheep")
-PARENTS: dict[str, str] = {
-    **dict.fromkeys(INSTRUMENTS, "Musical instrument"),
-    **dict.fromkeys(ANIMALS, "Animal"),
-    **dict.fromkeys(("Car", "Aircraft", "Train", "Vehicle horn, car horn, honking"), "Vehicle"),
-    **dict.fromkeys(("Male speech, man speaking", "Female speech, woman speaking"), "Speech"),
-    "Flute": "Wind instrument, woodwind instrument",
-    "Musical instrument": "Music",
-    "Helicopter": "Aircraft",
-    "Speech synthesizer": "Speech",
-}
+with (HERE / "tag_parents.csv").open(newline="", encoding="utf-8") as _lines:
+    PARENTS = {row["class"]: row["parent"] for row in csv.DictReader(_lines)}
 SHORTEST_S = 0.1
 PART_S = 10.0
 SILENT = 1e-3  # maximum amplitude of a silent clip
