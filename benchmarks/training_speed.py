@@ -92,9 +92,7 @@ def time_stages(preset: str, shards: Path, steps: int) -> dict[str, object]:
     pretrainer = build_pretrainer(config)
     trainer = Trainer(config, pretrainer, inputs, plan, accelerator)
     total = steps + WARM_UP_STEPS
-    loader = iter(
-        build_loader(PretrainDataset(config, manifest), StepSampler(plan, config.batch_size, 1, 0, total), 0)
-    )
+    loader = iter(build_loader(PretrainDataset(config, manifest), StepSampler(plan, 1, 0, total), 0))
     watch = Stopwatch()
     started = 0.0
     for step in range(total):

@@ -362,28 +362,56 @@ def test_tempered_draws_have_the_shares_of_the_papers_audioset_runs():
 def test_global_batches_do_not_depend_on_processes_and_accumulation():
     plan = EpochPlan(list_size=32, global_batch=8, seed=0)
 
-    def batches(batch_size, accumulate, processes):
+    def batches(accumulate, processes):
         positions = [set() for _ in range(4)]
         for rank in range(processes):
-            for index, keys in enumerate(StepSampler(plan, batch_size, accumulate, 0, 4, rank, processes)):
+            for index, keys in enumerate(StepSampler(plan, accumulate, 0, 4, rank, processes)):
                 positions[index // accumulate].update(key.position for key in keys)
         return positions
 
-    assert batches(8, 1, 1) == batches(2, 2, 2) == batches(4, 1, 2) == batches(2, 4, 1)
-    assert batches(8, 1, 1)[1] == set(range(8, 16))
+    assert batches(1, 1) == batches(2, 2) == batches(1, 2) == batches(4, 1)
+    assert batches(1, 1)[1] == set(range(8, 16))
+
+
+@pytest.mark.parametrize(
+    ("clips", "batch_size", "accumulate", "steps", "last"),
+    [
+        (1600, 128, 1, 13, [64]),  # ESC-50, on the evaluation platform of the paper
+        (4142, 16, 4, 65, [12, 12, 11, 11]),  # ICBHI 2017
+        (129, 128, 1, 1, [128]),  # a single clip is dropped: a head cannot normalise over it
+    ],
+)
+def test_a_last_smaller_step_is_kept(clips, batch_size, accumulate, steps, last):
+    plan = EpochPlan(clips, batch_size * accumulate, seed=0, parts=accumulate)
+    batches = list(StepSampler(plan, accumulate, 0, plan.steps_per_epoch))
+    assert plan.steps_per_epoch == steps and [len(keys) for keys in batches[-accumulate:]] == last
+    positions = [key.position for keys in batches for key in keys]
+    assert positions == list(range(len(positions)))  # each clip once
+    assert all((key.first, key.count) == (keys[0].position, len(keys)) for keys in batches for key in keys)
 
 
 def test_a_resumed_sampler_goes_on_where_it_stopped():
     plan = EpochPlan(list_size=20, global_batch=4, seed=0)
-    whole = list(StepSampler(plan, 2, 2, 0, 15))
-    assert list(StepSampler(plan, 2, 2, 7, 15)) == whole[14:]
+    whole = list(StepSampler(plan, 2, 0, 15))
+    assert list(StepSampler(plan, 2, 7, 15)) == whole[14:]
+
+
+def test_one_caption_is_drawn_each_time_by_seed_epoch_and_clip(tmp_path):
+    write_tone(tmp_path / "0.wav")
+    listed = write_list(tmp_path, ["0.wav"], caption=["a dog\nit barks\nin a yard"])
+    dataset = PretrainDataset(PretrainConfig(**SMALL), read_manifest(listed))
+    drawn = [dataset[SampleKey(epoch, 0, 0)].caption for epoch in range(30)]
+    assert set(drawn) == {"a dog", "it barks", "in a yard"}
+    assert drawn == [dataset[SampleKey(epoch, 0, 0)].caption for epoch in range(30)]
+    other = PretrainDataset(PretrainConfig(**SMALL, seed=1), read_manifest(listed))
+    assert drawn != [other[SampleKey(epoch, 0, 0)].caption for epoch in range(30)]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_worker_processes_do_not_change_batches(tones, num_workers):
     config = PretrainConfig(**SMALL)
     dataset = PretrainDataset(config, read_manifest(tones))
-    sampler = StepSampler(EpochPlan(4, 2, seed=0), 2, 1, 0, 3)
+    sampler = StepSampler(EpochPlan(4, 2, seed=0), 1, 0, 3)
     batches = list(build_loader(dataset, sampler, num_workers))
     expected = [stack_samples([dataset[key] for key in keys]) for keys in sampler]
     assert len(batches) == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ import torch
 from click.testing import CliRunner
 from m2d_training import finetune
 from m2d_training.cli.main import main
+from m2d_training.data.crops import CropPlan, crop_waveform
+from m2d_training.data.entries import Entry
 from m2d_training.evaluation import unreadable
 from m2d_training.finetuning import run as finetuning
 from m2d_training.finetuning.config import FinetuneConfig
@@ -34,6 +37,7 @@ from m2d_training.finetuning.trainer import (
 
 import m2d_hub
 from m2d_hub.cli.main import main as hub
+from m2d_hub.config import FrontendConfig
 
 RATE = 16_000
 QUICK = ["epochs=1", "min_steps=0", "batch_size=4", "accumulate_steps=1", "try_linear=false"]
@@ -293,7 +297,7 @@ def test_presets_are_the_papers_table_ii():
     columns = {
         "as2m": (2.0, 64, "lars", 0.5, False, 30, 192, 70, 15, 0.5, True, False),
         "as20k": (0.5, 64, "sgd", 0.3, True, 30, 192, 200, 5, 0.5, True, False),
-        "esc50": (0.5, 128, "sgd", 0.0, True, 15, 48, 200, 5, 0.5, False, True),
+        "esc50": (0.5, 128, "sgd", 0.0, True, 15, 48, 200, 5, 0.5, True, True),
         "spcv2": (0.5, 128, "sgd", 0.3, True, 30, 48, 200, 5, 0.5, False, False),
         "vc1": (0.0005, 64, "adamw", 0.0, False, 30, 48, 50, 5, 0.0, True, False),
     }
@@ -424,10 +428,84 @@ def test_clips_of_another_length_are_evaluated_by_their_beginnings(model, tmp_pa
     assert torch.equal(padded[1][:5_000], whole[1]) and not padded[1][5_000:].any()
     assert [len(clip) for clip in scored(crop_test=True)] == [16_000, 5_000]
     repeated = scored(crop_test=True, short_clips="repeat")[1]
-    assert torch.equal(repeated[5_000:10_000], whole[1])  # between its fades of 1/16 s
-    assert repeated[0] == repeated[-1] == 0
-    ramp = torch.linspace(0, 1, 1000)
-    torch.testing.assert_close(repeated[:1000], whole[1][:1000] * ramp)
+    torch.testing.assert_close(repeated, whole[1].repeat(4)[:16_000])
+
+
+@pytest.mark.parametrize("length", [5_000, 40_000])
+def test_a_cycle_fades_in_and_out_before_it_is_repeated_and_the_crop_fades_out(tmp_path, length):
+    """Over 1/16 s each: the paper's reference [73], in training as in the test."""
+    cycle = np.random.default_rng(0).normal(0, 0.1, length).astype(np.float32)
+    soundfile.write(tmp_path / "cycle.wav", cycle, 16_000, subtype="FLOAT")
+    ramp = np.linspace(0, 1, 1000, dtype=np.float32)
+    expected = cycle.copy()
+    expected[:1000] *= ramp
+    expected[-1000:] *= ramp[::-1]
+    expected = np.tile(expected, 4)[:16_000]
+    expected[-1000:] *= ramp[::-1]
+    plan = CropPlan(FrontendConfig(), 101, short_clips="repeat", fades=True)
+    np.testing.assert_allclose(plan.beginning(cycle), expected, atol=1e-7)
+    crop = crop_waveform(Entry(str(tmp_path / "cycle.wav")), plan, np.random.default_rng(0))
+    np.testing.assert_allclose(crop.values[200:-200], expected, atol=1e-7)
+    assert len(crop.values) == plan.num_samples
+
+
+def test_weight_decay_beside_the_mean_of_four_batches_equals_four_times_it_beside_their_sum(tiny):
+    """The reference code of the respiratory recipe adds the gradients of four batches; its L2 is 1e-4."""
+    config = FINETUNE_PRESETS["icbhi2017"]
+    assert config.accumulate_steps * config.weight_decay == 1e-4
+    ours, theirs = (torch.nn.Linear(8, 4, dtype=torch.float64) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    groups = [{"params": ours.parameters(), "weight_decay": config.weight_decay, "lr_scale": 1.0}]
+    optimizer = build_optimizer(groups, dataclasses.replace(config, lr=1e-2))
+    reference = torch.optim.Adam(theirs.parameters(), lr=1e-2, weight_decay=1e-4, eps=4e-8)
+    inputs, classes = torch.randn(12, 16, 8, dtype=torch.float64), torch.randint(4, (12, 16))
+    losses = []
+    for step in range(3):
+        for model, used, share in ((ours, optimizer, 0.25), (theirs, reference, 1.0)):
+            used.zero_grad()
+            for batch in range(4 * step, 4 * step + 4):
+                loss = torch.nn.functional.cross_entropy(model(inputs[batch]), classes[batch])
+                (share * loss).backward()
+                losses.append(loss.item())
+            used.step()
+    ours_losses, their_losses = (np.array(losses).reshape(3, 2, 4)[:, index] for index in (0, 1))
+    np.testing.assert_allclose(ours_losses, their_losses, rtol=1e-10)
+
+
+def test_without_weight_decay_lars_takes_the_steps_of_sgd():
+    """timm's Lars adapts no tensor that does not decay: the "LARS" of the paper's AudioSet runs."""
+    config, weights = FINETUNE_PRESETS["as2m"], []
+    for name in ("lars", "sgd"):
+        model = torch.nn.Linear(8, 4)
+        torch.nn.init.ones_(model.weight)
+        torch.nn.init.zeros_(model.bias)
+        groups = [{"params": model.parameters(), "weight_decay": config.weight_decay, "lr_scale": 1.0}]
+        optimizer = build_optimizer(groups, dataclasses.replace(config, optimizer=name))
+        for step in range(3):
+            optimizer.zero_grad()
+            model(torch.full((2, 8), step + 1.0)).square().mean().backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+            optimizer.step()
+        weights.append(model.weight.detach())
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-6, atol=0)
+
+
+def test_first_weights_of_the_respiratory_head_are_those_of_a_linear_layer(model):
+    config = FINETUNE_PRESETS["icbhi2017"]
+    head = build_audio_classifier(str(model), config, ("a", "b", "c"), False, seed=42).backbone.head.linear
+    bound = head.in_features**-0.5
+    assert 0.97 * bound < head.weight.abs().max() <= bound and head.bias.abs().max() <= bound
+    assert head.bias.any()
+
+
+def test_esc50_is_trained_at_its_rate_with_31_columns(model, sounds, labelled, tmp_path):
+    """Preset esc50: SGD at 0.5, and positions of 31 columns for 501 frames, in training and evaluation."""
+    finished("esc50", model, labelled, tmp_path / "run", ["epochs=1", "warmup_epochs=0", "batch_size=6"])
+    steps = metrics_of(tmp_path / "run")
+    assert [step["lr"] for step in steps] == pytest.approx([0.5, 0.375, 0.125], abs=1e-6)  # 16 clips: 6, 6, 4
+    assert all(0 < step["loss"] < 2 for step in steps)
+    export = m2d_hub.load_model(tmp_path / "run" / "export", device="cpu")
+    assert export.config.encoder.input_size[1] == 501 and export.encoder.pos_embed.shape[1] == 1 + 5 * 31
 
 
 def test_select_chooses_the_last_epoch_or_the_best_on_test(model, sounds, tmp_path):

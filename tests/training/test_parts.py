@@ -81,7 +81,7 @@ def test_pretraining_crops_parts_as_files(lists):
     config = PretrainConfig(input_size=(80, 32), embed_dim=64, depth=1)
     parts, cut = (PretrainDataset(config, read_manifest(str(path))) for path in lists)
     for index in range(len(parts)):
-        key = SampleKey(epoch=1, position=index, index=index)
+        key = SampleKey(epoch=1, position=index, index=index, first=index)
         np.testing.assert_array_equal(parts[key].values, cut[key].values)
 
 
@@ -97,7 +97,7 @@ def test_fine_tuning_crops_parts_as_files(lists, tiny):
         for path in lists
     ]
     for index in range(6):
-        key = SampleKey(epoch=1, position=index, index=index)
+        key = SampleKey(epoch=1, position=index, index=index, first=index)
         parts, cut = (dataset[key] for dataset in datasets)
         np.testing.assert_array_equal(parts.waveform, cut.waveform)
 
@@ -115,7 +115,7 @@ def test_linear_evaluation_tells_parts_of_one_recording_apart(lists, tiny, tmp_p
     tiny.save_pretrained(tmp_path / "model")
     arguments = ["linear-eval", "--model", str(tmp_path / "model"), "--data", str(lists[0]), "--seeds", "1"]
     result = CliRunner().invoke(
-        main, [*arguments, "--out", str(tmp_path / "run"), "--epochs", "50", "--json"]
+        main, [*arguments, "--out", str(tmp_path / "run"), "--epochs", "50", "--lr", "auto", "--json"]
     )
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout.splitlines()[-1])["value"] == 1.0

@@ -115,7 +115,7 @@ def test_suffixes_in_capitals_and_hidden_files(tmp_path):
     ("note", "expected"),
     [
         ({"label": None, "caption": None}, ("", "")),
-        ({"labels": ["a", None, "b"], "captions": ["a dog", "barks"]}, ("a;b", "a dog, barks")),
+        ({"labels": ["a", None, "b"], "captions": ["a dog", "barks"]}, ("a;b", "a dog\nbarks")),
         ({"label": "", "labels": ["a"]}, ("a", "")),
         ({"text": ["a dog barks"], "tag": ["dog"]}, ("", "a dog barks")),
         ({"text": "a dog", "caption": None}, ("", "a dog")),

@@ -17,6 +17,7 @@ from m2d_hub.errors import ConfigError
 from m2d_hub.io import reading
 
 LABEL_SEPARATOR = ";"
+CAPTION_SEPARATOR = "\n"
 LABEL_NAMES = ("label", "labels")  # of columns, and of values in a .json; the first that is filled counts
 CAPTION_NAMES = ("caption", "captions", "text")
 SPLIT_NAMES = {
@@ -33,7 +34,7 @@ class Annotation:
     """Labels and caption of a clip, as far as they are known."""
 
     label: str = ""  # several are joined by ';'
-    caption: str = ""
+    caption: str = ""  # several are separate lines
 
     def __or__(self, other: Annotation) -> Annotation:
         """Fill in what this annotation lacks from another."""
@@ -77,14 +78,14 @@ def read_annotation(name: str, content: bytes) -> Annotation:
     """
     if name.lower().endswith(".txt"):
         with reading(name, "text", "Save it in UTF-8.", ConfigError):
-            return Annotation(caption=content.decode("utf-8-sig").strip())
+            return Annotation(caption=" ".join(content.decode("utf-8-sig").split()))
     with reading(name, "labels and a caption", "Write a JSON object {…}.", ConfigError):
         values = json.loads(content)
         if not isinstance(values, dict):
             raise TypeError(f"it holds a {type(values).__name__}")
     return Annotation(
         label=_joined(name, values, LABEL_NAMES, LABEL_SEPARATOR),
-        caption=_joined(name, values, CAPTION_NAMES, ", "),
+        caption=_joined(name, values, CAPTION_NAMES, CAPTION_SEPARATOR),
     )
 
 
@@ -94,7 +95,7 @@ def _joined(name: str, values: Mapping[str, Any], keys: tuple[str, ...], separat
         parts = [part for part in (value if isinstance(value, list) else [value]) if part is not None]
         if wrong := [part for part in parts if isinstance(part, (bool, dict, list))]:
             raise ConfigError(f"{name} has the {key} {wrong[0]!r}; give a text, or a list of texts.")
-        if text := separator.join(filter(None, (str(part).strip() for part in parts))):
+        if text := separator.join(filter(None, (" ".join(str(part).split()) for part in parts))):
             return text
     return ""
 

@@ -40,7 +40,7 @@ class CropPlan:
     num_frames: int  # T
     # How a shorter clip is lengthened: by silence, by repetition, or not at all.
     short_clips: Literal["pad", "repeat", "own"]
-    fades: bool = False  # fade a repeated clip in and out
+    fades: bool = False  # repeat and cut a clip from its start with fades, see beginning()
     from_start: bool = False  # start at the clip's first frame rather than anywhere
 
     @property
@@ -53,26 +53,31 @@ class CropPlan:
         return 0 if self.from_start else int(rng.integers(spare + 1))
 
     def beginning(self, waveform: np.ndarray) -> np.ndarray:
-        """Return the samples of the first T frames of a waveform (S,), lengthened like crops."""
+        """Return the samples of the first T frames of a waveform (S,), lengthened like crops.
+
+        With fades, the waveform is faded in and out over 1/16 s, repeated or cut, and its end is faded out,
+        as in the paper's reference [73].
+        """
         num_samples = (self.num_frames - 1) * self.frontend.hop_samples
-        if len(waveform) >= num_samples or self.short_clips == "own":
-            return waveform[:num_samples]
-        return self.lengthened(waveform, num_samples)
+        if not self.fades:
+            is_complete = len(waveform) >= num_samples or self.short_clips == "own"
+            return waveform[:num_samples] if is_complete else self.lengthened(waveform, num_samples)
+        fade_samples = self.frontend.sample_rate // FADES_PER_SECOND
+        waveform = _faded_out(_faded_out(waveform, fade_samples)[::-1], fade_samples)[::-1]
+        return _faded_out(np.resize(waveform, num_samples), fade_samples)
 
     def lengthened(self, waveform: np.ndarray, num_samples: int) -> np.ndarray:
-        """Lengthen a shorter waveform (S,) to ``num_samples`` with silence or by repetition.
+        """Lengthen a shorter waveform (S,) to ``num_samples`` with silence or by repetition."""
+        if self.short_clips == "repeat":
+            return np.resize(waveform, num_samples)
+        return np.pad(waveform, (0, num_samples - len(waveform)))
 
-        A repeated one is faded in and out over 1/16 s, as in the paper's reference [73].
-        """
-        if self.short_clips != "repeat":
-            return np.pad(waveform, (0, num_samples - len(waveform)))
-        waveform = np.resize(waveform, num_samples)
-        if self.fades:
-            fade = min(self.frontend.sample_rate // FADES_PER_SECOND, num_samples)
-            ramp = np.linspace(0.0, 1.0, fade, dtype=np.float32)
-            waveform[:fade] *= ramp
-            waveform[num_samples - fade :] *= ramp[::-1]
-        return waveform
+
+def _faded_out(waveform: np.ndarray, fade_samples: int) -> np.ndarray:
+    """Return a copy of a waveform (S,) whose last samples fall linearly to zero."""
+    ramp = np.linspace(1.0, 0.0, fade_samples, dtype=np.float32)[-len(waveform) :]
+    start = len(waveform) - len(ramp)
+    return np.concatenate([waveform[:start], waveform[start:] * ramp])
 
 
 def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Crop:
@@ -83,6 +88,9 @@ def crop_waveform(entry: Entry, plan: CropPlan, rng: np.random.Generator) -> Cro
     """
     frontend = plan.frontend
     (clip,) = open_audio(entry.source(), frontend.sample_rate)
+    if plan.fades:
+        waveform = plan.beginning(torch.cat(list(clip.blocks())).numpy())
+        return Crop(_reflect(waveform, frontend.window_samples // 2, plan.num_samples), 0)
     spare = frontend.num_frames(clip.expected_samples) - plan.num_frames
     if spare >= 0:
         first_frame = plan.draw_start(spare, rng)

@@ -16,7 +16,7 @@ from m2d_hub.audio import AudioPart
 from m2d_hub.errors import AudioError
 from m2d_hub.io import open_file, reading
 
-from .annotations import AudioFile, split_labels
+from .annotations import CAPTION_SEPARATOR, AudioFile, split_labels
 
 NUMBER_KINDS = "fiu"  # kinds of dtype: floats, signed and unsigned integers
 TEXT_FIELDS = ("name", "label", "caption", "features_path")
@@ -32,7 +32,7 @@ class Entry:
     size: int = 0  # bytes of a member
     name: str = ""  # of a member; empty for a file
     label: str = ""  # several are joined by ';'; empty if unknown
-    caption: str = ""
+    caption: str = ""  # several are separate lines
     features_path: str = ""  # .npy file, or shard, of precomputed features
     features_offset: int = 0
     features_size: int = 0
@@ -42,6 +42,11 @@ class Entry:
     def labels(self) -> tuple[str, ...]:
         """The single labels."""
         return split_labels(self.label)
+
+    def drawn_caption(self, share: float) -> str:
+        """Return one of the captions by a number from 0 to below 1; without captions, the labels."""
+        captions = [line.strip() for line in self.caption.split(CAPTION_SEPARATOR) if line.strip()]
+        return captions[int(share * len(captions))] if captions else ", ".join(self.labels)
 
     @property
     def features(self) -> Entry:

@@ -20,6 +20,8 @@ class SampleKey:
     epoch: int
     position: int  # in the epoch's order
     index: int  # in the list
+    first: int = 0  # position of the first clip of its batch
+    count: int = 1  # clips of its batch
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class EpochPlan:
     list_size: int
     global_batch: int  # clips of one optimizer step, all processes and accumulation together
     seed: int
+    parts: int | None = None  # batches of a step, to keep a last step of two or more clips per batch
     min_list_size: int = 0  # shorter lists are repeated up to this size
     weights: np.ndarray | None = None  # (list_size,), for weighted draws
     samples_per_epoch: int | None = None  # of weighted draws
@@ -43,8 +46,9 @@ class EpochPlan:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps of one epoch; the last, incomplete batch is dropped."""
-        return self.epoch_size // self.global_batch
+        """Optimizer steps of one epoch; a last, smaller step is dropped unless ``parts`` is set."""
+        steps, rest = divmod(self.epoch_size, self.global_batch)
+        return steps + int(self.parts is not None and rest >= 2 * self.parts)
 
     def order(self, epoch: int) -> np.ndarray:
         """Return indices of the list in the order of this epoch (epoch_size,).
@@ -69,7 +73,6 @@ class StepSampler:
     """Batch sampler of one process for a map-style data set, starting at any step."""
 
     plan: EpochPlan
-    batch_size: int  # of one process and one forward pass
     accumulate_steps: int
     first_step: int
     total_steps: int
@@ -85,11 +88,14 @@ class StepSampler:
             epoch, step_in_epoch = divmod(step, self.plan.steps_per_epoch)
             if epoch != order_epoch:
                 order, order_epoch = self.plan.order(epoch), epoch
-            for micro in range(self.accumulate_steps):
-                start = step_in_epoch * self.plan.global_batch
-                start += (micro * self.num_processes + self.rank) * self.batch_size
-                positions = range(start, start + self.batch_size)
-                yield [SampleKey(epoch, position, int(order[position])) for position in positions]
+            start = step_in_epoch * self.plan.global_batch
+            positions = np.arange(start, min(start + self.plan.global_batch, self.plan.epoch_size))
+            batches = np.array_split(positions, self.accumulate_steps * self.num_processes)
+            for batch in batches[self.rank :: self.num_processes]:
+                yield [
+                    SampleKey(epoch, int(position), int(order[position]), int(batch[0]), len(batch))
+                    for position in batch
+                ]
 
 
 def balancing_weights(labels: Sequence[tuple[Hashable, ...]], exponent: float = 1.0) -> np.ndarray:

@@ -46,20 +46,23 @@ def features_width(entry: Entry) -> int:
     return (1, *read_array(entry.features).shape)[-1]
 
 
-def caption_features(entry: Entry, width: int | None) -> np.ndarray:
-    """Return the precomputed features of a clip's caption (K,).
+def caption_features(entry: Entry, width: int | None, share: float) -> np.ndarray:
+    """Return the precomputed features of one of a clip's captions (K,).
 
     Args:
-        entry: The clip.
+        entry: The clip; its features are (K,), or (captions, K).
         width: Required K; None for any.
+        share: From 0 to below 1, see :meth:`Entry.drawn_caption`.
 
     Raises:
         AudioError: They cannot be read, or have another shape.
     """
     stored = read_array(entry.features)
-    if width not in (None, stored.size):
-        raise AudioError(f"the features {entry.features} have the shape {stored.shape}, expected ({width},).")
-    return read_finite(entry.features, stored.reshape(-1))
+    rows = stored.reshape(-1, (1, *stored.shape)[-1])
+    if stored.ndim > 2 or width not in (None, rows.shape[1]):
+        expected = f"({width},) or (captions, {width})"
+        raise AudioError(f"the features {entry.features} have the shape {stored.shape}, expected {expected}.")
+    return read_finite(entry.features, rows[int(share * len(rows))])
 
 
 def frame_features(

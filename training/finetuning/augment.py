@@ -92,6 +92,8 @@ def mixed(values: Tensor, partner: Tensor, ratio: Tensor) -> Tensor:
 def resized_crops(log_mel: Tensor, num_frames: Tensor, boxes: Tensor) -> Tensor:
     """Crop a box of each clip and resize it, bicubically, to the clip's size (BYOL-A).
 
+    The corners of box and clip are aligned, and nothing beyond the box is read.
+
     Args:
         log_mel: Normalised (B, F, T), zero beyond each clip's end, and regarded as zero around it.
         num_frames: Frames of each clip (B,).
@@ -101,15 +103,14 @@ def resized_crops(log_mel: Tensor, num_frames: Tensor, boxes: Tensor) -> Tensor:
         (B, F, T), zero beyond each clip's end.
     """
     _, num_mels, max_frames = log_mel.shape
-    first_mel, first_frame, mels, frames = boxes.unbind(1)
-    row = (torch.arange(num_mels, device=log_mel.device) + 0.5) / num_mels  # (F,)
-    column = (torch.arange(max_frames, device=log_mel.device) + 0.5) / num_frames[:, None]  # (B, T)
-    source_row = (first_mel[:, None] + row * mels[:, None]) * 2 / num_mels - 1  # (B, F), -1 … 1
-    source_column = (first_frame[:, None] + column * frames[:, None]) * 2 / max_frames - 1
-    size = (-1, num_mels, max_frames)
-    grid = torch.stack([source_column[:, None].expand(size), source_row[:, :, None].expand(size)], dim=-1)
-    crops = F.grid_sample(log_mel[:, None], grid, mode="bicubic", padding_mode="zeros", align_corners=False)
-    return zero_beyond(crops[:, 0], num_frames)
+    surrounded, crops = F.pad(log_mel, (max_frames, max_frames)), torch.zeros_like(log_mel)
+    for clip, (box, length) in enumerate(zip(boxes.long().tolist(), num_frames.tolist(), strict=True)):
+        mel, frame, mels, frames = box[0], box[1] + max_frames, box[2], box[3]
+        part = surrounded[clip, mel : mel + mels, frame : frame + frames]
+        crops[clip, :, :length] = F.interpolate(
+            part[None, None], (num_mels, length), mode="bicubic", align_corners=True
+        )[0, 0]
+    return crops
 
 
 def spec_augment(log_mel: Tensor, frequency_masks: Tensor, time_masks: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ AUDIO_ONLY = (
     *("crop_frames", "crop_from_start", "short_clips", "crop_test", "adjust_positions"),
     *("freeze_patch_embed", "frozen_blocks", "head_norm", "try_linear"),
     *("loss", "metric", "loss_over_classes", "class_weights"),
-    *("mixed", "frequency_mask", "time_mask", "resized_crop", "patchout_ratio"),
+    *("mixed", "frequency_mask", "time_mask", "resized_crop", "patchout_ratio", "patchout_drops_marked"),
 )
 
 
@@ -64,7 +64,7 @@ class FinetuneConfig:
     freeze_patch_embed: bool = False
     frozen_blocks: Count = 0  # from the first; they freeze the patch embedding too
 
-    head_std: NotNegative = 2e-5  # of the head's first weights (paper, section IV-B)
+    head_std: NotNegative | None = 2e-5  # of the head's first weights (paper, IV-B); None: as nn.Linear
     head_norm: bool = True  # the head normalises its input over the batch
     try_linear: bool = False  # epoch 0 competes: the frozen model with the layer of linear evaluation
 
@@ -88,6 +88,7 @@ class FinetuneConfig:
     shared_masks: bool = False  # the same masks for all clips of a batch
     resized_crop: bool = False
     patchout_ratio: BelowOne = 0.0  # share of the patches that structured patchout drops
+    patchout_drops_marked: bool = False  # only whole rows and columns, as the paper describes
 
     # Optimisation
     optimizer: Literal["sgd", "lars", "adam", "adamw"] = "adamw"

@@ -39,7 +39,7 @@ from .augment import (
     zero_beyond,
 )
 from .config import FinetuneConfig
-from .patchout import KeptColumns, KeptTokens, draw_patchout, draw_rows_dropped, stack_patchout
+from .patchout import KeptTokens, draw_marked_rows, draw_patchout, stack_patchout
 
 CLIPS_AT_ONCE = 32  # whole clips in memory in evaluation; long ones are read when they are encoded
 MAX_UNREADABLE = 8  # clips in a row
@@ -74,7 +74,7 @@ class FinetuneSample:
     num_frames: int  # T
     target: Tensor  # (C,)
     draw: AugmentDraw
-    kept: KeptColumns | None
+    kept: np.ndarray | None  # (N_F, N_T) bool, tokens that structured patchout keeps
     skipped: list[SkippedClip] = field(default_factory=list)
 
 
@@ -109,7 +109,7 @@ def crop_plan(config: FinetuneConfig, frontend: FrontendConfig, encoder: Encoder
         frontend,
         config.crop_frames or encoder.input_size[1],
         short_clips=config.short_clips,
-        fades=True,
+        fades=config.crop_from_start and config.short_clips == "repeat",
         from_start=config.crop_from_start,
     )
 
@@ -142,16 +142,16 @@ class FinetuneDataset(Dataset):
         crop = crop_waveform(Entry(self.subset.files[index]), self.plan, rng)
         frontend = self.plan.frontend
         num_frames = frontend.num_complete_frames(len(crop.values))
-        number, position = divmod(key.position, self.config.batch_size)
-        batch = BatchRandomness((self.seed, key.epoch, number, 1), self.config.batch_size, position)
+        batch = BatchRandomness((self.seed, key.epoch, key.first, 1), key.count, key.position - key.first)
         draw = draw_augmentation(self.config, frontend.n_mels, num_frames, rng, batch)
         kept = self._draw_kept(num_frames, rng, batch) if self.config.patchout_ratio else None
         return FinetuneSample(crop.values, num_frames, self.subset.target(index), draw, kept)
 
-    def _draw_kept(self, num_frames: int, rng: np.random.Generator, batch: BatchRandomness) -> KeptColumns:
+    def _draw_kept(self, num_frames: int, rng: np.random.Generator, batch: BatchRandomness) -> np.ndarray:
         num_freq, ratio = self.encoder.grid[0], self.config.patchout_ratio
-        rows_dropped = draw_rows_dropped(num_freq, ratio, batch.rng())
-        return draw_patchout(num_freq, self.windows.count(num_frames), ratio, rows_dropped, rng)
+        rows, drops_marked = draw_marked_rows(num_freq, ratio, batch.rng()), self.config.patchout_drops_marked
+        num_time = self.windows.count(num_frames)
+        return draw_patchout(num_freq, num_time, ratio, rows, rng, drops_marked=drops_marked)
 
     def stack(self, samples: list[FinetuneSample]) -> FinetuneBatch:
         """Stack samples to a batch as long as the longest of them."""

@@ -190,7 +190,6 @@ class FoldRun:
         """Return the training batches of this process, from a step on."""
         sampler = StepSampler(
             plan=self.plan,
-            batch_size=self.config.batch_size,
             accumulate_steps=self.config.accumulate_steps,
             first_step=first_step,
             total_steps=self.total_steps,

@@ -241,7 +241,8 @@ def build_image_classifier(
         backbone = timm.create_model(
             ARCHITECTURE, drop_path_rate=images.drop_path, pretrained_cfg_overlay=preprocessing, **arguments
         )
-        nn.init.trunc_normal_(backbone.head.weight, std=config.head_std)
+        if config.head_std is not None:
+            nn.init.trunc_normal_(backbone.head.weight, std=config.head_std)
     weights = source.encoder.state_dict()
     weights = {key: value for key, value in weights.items() if not key.startswith("norm.")}
     backbone.load_state_dict(weights, strict=False)

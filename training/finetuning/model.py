@@ -186,7 +186,13 @@ def build_audio_classifier(
             labels=labels,
         )
     generator = torch.Generator().manual_seed(seed)
-    nn.init.trunc_normal_(model.required_head().linear.weight, std=config.head_std, generator=generator)
+    linear = model.required_head().linear
+    if config.head_std is None:
+        bound = linear.in_features**-0.5
+        for tensor in (linear.weight, linear.bias):
+            nn.init.uniform_(tensor, -bound, bound, generator=generator)
+    else:
+        nn.init.trunc_normal_(linear.weight, std=config.head_std, generator=generator)
     _freeze(model, config)
     return AudioClassifier(model, config)
 

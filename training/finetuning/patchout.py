@@ -1,4 +1,4 @@
-"""Structured patchout (PaSST): drop whole rows and columns of a clip's tokens in training.
+"""Structured patchout (PaSST): encode about half of a clip's tokens in training.
 
 Random values are drawn on the CPU, clip by clip. Shapes: B clips, K windows, N_F and N_T tokens along
 frequency and time.
@@ -15,14 +15,6 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class KeptColumns:
-    """Token rows and columns of one clip that are kept."""
-
-    rows: np.ndarray  # along frequency
-    columns: np.ndarray  # along time, over all windows of the clip
-
-
-@dataclass(frozen=True)
 class KeptTokens:
     """Tokens of a batch of windows that are encoded."""
 
@@ -34,49 +26,62 @@ class KeptTokens:
         return KeptTokens(self.ids.to(device), self.mask.to(device))
 
 
-def draw_rows_dropped(num_freq: int, ratio: float, rng: np.random.Generator) -> int:
-    """Draw the number of dropped rows, equal in a batch: from none to just over ``ratio`` of N_F."""
+def draw_marked_rows(num_freq: int, ratio: float, rng: np.random.Generator) -> int:
+    """Draw the number of marked rows, equal in a batch: from none to just over ``ratio`` of N_F."""
     return min(int(rng.uniform(0, ratio * num_freq + 1)), num_freq - 1)
 
 
 def draw_patchout(
-    num_freq: int, num_time: int, ratio: float, rows_dropped: int, rng: np.random.Generator
-) -> KeptColumns:
-    """Draw the rows and columns of one clip's tokens to keep.
+    num_freq: int,
+    num_time: int,
+    ratio: float,
+    marked_rows: int,
+    rng: np.random.Generator,
+    *,
+    drops_marked: bool = False,
+) -> np.ndarray:
+    """Draw which of one clip's tokens are kept.
 
-    Columns are dropped until ``ratio`` is reached. Of 5 × 62 tokens with 0.5, (5, 31), (4, 43) and (3, 56)
-    are kept in two batches of seven each, (2, 62) in one: about half of them.
+    Rows, and columns up to ``ratio`` of the tokens, are marked. The paper describes that they are dropped.
+    Its evaluation platform drops as many tokens, but keeps the marked ones and others at random. Of 5 × 62
+    tokens with 0.5, it keeps 31 columns; 1 row, 19 columns and 34 others; 2 rows, 6 columns and 26 others (in
+    two batches of seven each); or 124 tokens of 3 rows (in one).
 
     Args:
         num_freq: N_F.
         num_time: Tokens of the clip along time.
         ratio: Share of the tokens to drop.
-        rows_dropped: Result of :func:`draw_rows_dropped`.
+        marked_rows: Result of :func:`draw_marked_rows`.
         rng: Random numbers of this clip.
+        drops_marked: Drop the marked rows and columns, as the paper describes.
+
+    Returns:
+        (N_F, num_time) bool, True where a token is kept.
     """
-    columns_dropped = max(0, round(num_time * (ratio - rows_dropped / num_freq)))
-    columns_kept = max(1, num_time - columns_dropped)
-    rows = rng.permutation(num_freq)[: num_freq - rows_dropped]
-    return KeptColumns(np.sort(rows), np.sort(rng.permutation(num_time)[:columns_kept]))
+    marked_columns = min(max(0, round(num_time * (ratio - marked_rows / num_freq))), num_time - 1)
+    marked = np.zeros((num_freq, num_time), dtype=bool)
+    marked[rng.permutation(num_freq)[:marked_rows]] = True
+    marked[:, rng.permutation(num_time)[:marked_columns]] = True
+    if drops_marked:
+        return ~marked
+    count = (num_freq - marked_rows) * (num_time - marked_columns)
+    first = np.argsort(rng.random(marked.size) - marked.flatten())[:count]
+    return np.isin(np.arange(marked.size), first).reshape(marked.shape)
 
 
-def stack_patchout(kept: Sequence[KeptColumns], num_windows: int, window_tokens: int) -> KeptTokens:
-    """Convert rows and columns of clips to ids of their windows' tokens.
+def stack_patchout(kept: Sequence[np.ndarray], num_windows: int, window_tokens: int) -> KeptTokens:
+    """Convert the kept tokens of clips to ids of their windows' tokens.
 
     Args:
-        kept: Rows and columns of each clip (B).
+        kept: Results of :func:`draw_patchout` (B).
         num_windows: K, of the longest clip.
         window_tokens: N_T of each window.
     """
-    windows = [
-        (clip.rows, clip.columns[clip.columns // window_tokens == window] % window_tokens)
-        for clip in kept
-        for window in range(num_windows)
-    ]
-    width = max(len(columns) for _, columns in windows)
-    ids = np.zeros((len(windows), len(kept[0].rows), width), dtype=np.int64)
-    mask = np.zeros(ids.shape, dtype=bool)
-    for index, (rows, columns) in enumerate(windows):
-        ids[index, :, : len(columns)] = rows[:, None] * window_tokens + columns
-        mask[index, :, : len(columns)] = True
-    return KeptTokens(torch.from_numpy(ids).flatten(1), torch.from_numpy(mask).flatten(1))
+    total = num_windows * window_tokens
+    padded = [np.pad(clip, ((0, 0), (0, max(0, total - clip.shape[1]))))[:, :total] for clip in kept]
+    starts = range(0, total, window_tokens)
+    windows = [clip[:, start : start + window_tokens] for clip in padded for start in starts]
+    found = [torch.from_numpy(np.flatnonzero(window)) for window in windows]
+    ids = torch.nn.utils.rnn.pad_sequence(found, batch_first=True)  # (B·K, n)
+    counts = torch.tensor([len(own) for own in found])
+    return KeptTokens(ids, torch.arange(ids.shape[1]) < counts[:, None])

@@ -242,9 +242,11 @@ class FinetuneRun:
     def _plan(self, fold: Fold, seed: int) -> EpochPlan:
         config = self.config
         weights = balancing_weights(fold.train.labels, config.balance) if config.weighted_sampling else None
+        parts = config.accumulate_steps * self.accelerator.num_processes
         return EpochPlan(
             list_size=len(fold.train),
-            global_batch=config.batch_size * config.accumulate_steps * self.accelerator.num_processes,
+            global_batch=config.batch_size * parts,
+            parts=None if config.images else parts,
             seed=seed,
             weights=weights,
             samples_per_epoch=config.samples_per_epoch,

@@ -31,7 +31,7 @@ from .config import AugmentConfig, PretrainConfig
 
 MAX_BROKEN_IN_A_ROW = 100  # draws for one clip: where half of the list can be read, one of them can
 Read = TypeVar("Read")
-NOISE_STREAM, AUGMENT_STREAM = 1, 2  # separate their random numbers from those of the clip
+NOISE_STREAM, AUGMENT_STREAM, CAPTION_STREAM = 1, 2, 3  # separate their random numbers from those of the clip
 
 
 @dataclass
@@ -116,10 +116,11 @@ class PretrainDataset(Dataset):
         config = self.config
         mask = draw_mask(config.mask_kind, config.grid, config.mask_ratio, rng, config.mask_run_frames)
         left_out: list[NamedSkip] = []
+        caption_share = np.random.default_rng([config.seed, key.epoch, key.position, CAPTION_STREAM]).random()
 
         def read(entry: Entry) -> tuple[Entry, Crop, np.ndarray | None]:
             crop = self._crop(self.manifest, entry, self.plan, rng)
-            return entry, crop, self._target(entry, crop)
+            return entry, crop, self._target(entry, crop, caption_share)
 
         entry, crop, target = _draw(self.manifest, key.index, read, rng, left_out)
         values = crop.values
@@ -131,7 +132,7 @@ class PretrainDataset(Dataset):
             mask.masked_ids,
             noise=self._noise(key, left_out),
             target=target,
-            caption=entry.caption or ", ".join(entry.labels),
+            caption=entry.drawn_caption(caption_share),
             left_out=left_out,
         )
 
@@ -172,7 +173,7 @@ class PretrainDataset(Dataset):
             return crop_spectrogram(entry, plan, rng)
         return crop_waveform(entry, plan, rng)
 
-    def _target(self, entry: Entry, crop: Crop) -> np.ndarray | None:
+    def _target(self, entry: Entry, crop: Crop, caption_share: float = 0.0) -> np.ndarray | None:
         offline = self.config.offline
         if offline is None:
             return None
@@ -184,7 +185,7 @@ class PretrainDataset(Dataset):
         if not entry.features_path:
             return None
         if offline.kind == "text":
-            return caption_features(entry, offline.text_dim)
+            return caption_features(entry, offline.text_dim, caption_share)
         tokens, patch_frames = self.config.grid[1], self.config.patch_size[1]
         return frame_features(entry, offline.dim, crop, tokens, patch_frames)
 

@@ -253,7 +253,6 @@ class Run:
         dataset = PretrainDataset(self.config, self.data.manifest, self.data.noise, self.data.classes)
         sampler = StepSampler(
             plan=self.trainer.plan,
-            batch_size=self.config.batch_size,
             accumulate_steps=self.config.accumulate_steps,
             first_step=first_step,
             total_steps=self.trainer.total_steps,
