@@ -6,10 +6,9 @@ decoded block by block when its turn comes.
 
 from __future__ import annotations
 
+import contextlib
 import io
-import mmap
 import os
-import tempfile
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,7 +19,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.decode import BLOCK_S, BLOCK_VALUES, decode, read_header
+from m2d_hub.audio.decode import BLOCK_S, BLOCK_VALUES, decode, read_header, reading_audio
 from m2d_hub.audio.inputs import AudioInput, Channels, check_rate, checked, to_clips, to_mono, unpack
 from m2d_hub.audio.resample import resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
@@ -92,8 +91,10 @@ class Clip(AudioClip):
         if isinstance(self.source, (Path, StoredFile)) or hasattr(self.source, "read"):
             yield from decode(self.source, self.name, first, stop)
         else:
-            is_waveform = isinstance(self.source, Tensor)
-            waveform = self.source if is_waveform else _decoded(self.source, self.name)
+            waveform = self.source
+            if not isinstance(waveform, Tensor):
+                with reading_audio(self.name):
+                    waveform = to_mono(self.source.get_all_samples().data, self.name)
             block_samples = min(BLOCK_VALUES, int(BLOCK_S * self.source_rate))
             yield from waveform[first:stop].split(block_samples)
 
@@ -151,13 +152,11 @@ def open_audio(
 def _open_one(audio: AudioInput, sample_rate: int, array_rate: int) -> list[Clip]:
     item, name = audio.source, audio.name
     if isinstance(item, (str, os.PathLike)):
+        open_file(item, "an audio file", AudioError).close()
         part = item if isinstance(item, AudioPart) else None
-        return [_open_file(_check_path(Path(item)), str(item), sample_rate, part)]
+        return [_open_file(Path(item), str(item), sample_rate, part)]
     if isinstance(item, StoredFile):
-        fetched = item.fetched()
-        if not item.size:
-            raise AudioError(f"{item} is empty: it holds no samples.")
-        return [_open_file(fetched, str(item), sample_rate)]
+        return [_open_file(item.fetched(), str(item), sample_rate)]
     if hasattr(item, "read"):
         name = str(getattr(item, "name", name))
         return [_open_file(_seekable(item, name), name, sample_rate)]
@@ -195,27 +194,14 @@ def _rows(audio: AudioInput) -> list[tuple[str, Tensor]]:
 def _open_file(
     source: Path | StoredFile | BinaryIO, name: str, sample_rate: int, part: AudioPart | None = None
 ) -> Clip:
-    header = read_header(source, name)
-    rate, samples = header.sample_rate, header.num_samples
+    rate, samples, is_exact = read_header(source, name)
     if part is None:
         return Clip(name, source, rate, sample_rate, resampled_length(samples, rate, sample_rate))
     first, stop = round(part.start_s * rate), None if part.end_s is None else round(part.end_s * rate)
-    if header.is_exact and first >= samples:
+    if is_exact and first >= samples:
         raise AudioError(f"{name} is empty: the file ends at {samples / rate:g} s.")
     length = max(0, (samples if stop is None else min(stop, samples)) - first)
     return Clip(name, source, rate, sample_rate, resampled_length(length, rate, sample_rate), (first, stop))
-
-
-def _check_path(path: Path) -> Path:
-    """Return the path of a regular file that is not empty.
-
-    Raises:
-        AudioError: It is something else; the message says what.
-    """
-    with open_file(path, "an audio file", AudioError) as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise AudioError(f"{path} is empty: it holds no samples.")
-    return path
 
 
 def _seekable(file: Any, name: str) -> BinaryIO:
@@ -227,25 +213,9 @@ def _seekable(file: Any, name: str) -> BinaryIO:
     if isinstance(file, io.TextIOBase):
         raise AudioError(f"{name} is a text file; open it in binary mode: open(path, 'rb').")
     try:
-        try:
+        with contextlib.suppress(AttributeError):  # of members of streamed tar files, and older mmap
             if file.seekable():
                 return file
-        except AttributeError:  # older mmap and SpooledTemporaryFile; members of streamed tar files
-            if isinstance(file, (mmap.mmap, tempfile.SpooledTemporaryFile)):
-                file.seek(0)
         return io.BytesIO(file.read())
     except (ValueError, TypeError, OSError) as error:
         raise AudioError(f"{name} is not a readable binary file ({error}).") from error
-
-
-def _decoded(decoder: Any, name: str) -> Tensor:
-    """Return all samples of torchcodec's decoder, mono.
-
-    Raises:
-        AudioError: It cannot decode them, or there are none.
-    """
-    try:
-        samples = decoder.get_all_samples().data
-    except (RuntimeError, ValueError) as error:
-        raise AudioError(f"{name} cannot be decoded by its decoder ({error}).") from error
-    return to_mono(samples, name)

@@ -10,10 +10,10 @@ import contextlib
 import io
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,33 +29,30 @@ _MAX_SAMPLES_PER_BYTE = 64  # of the densest speech codecs: a header that states
 _PYAV_MAGIC = (b"OggS", b"ID3", b"\xff")  # Ogg and MP3, of which soundfile does not reach every real end
 
 
-@dataclass(frozen=True)
-class Header:
-    """Sample rate and length that a file states."""
-
-    sample_rate: int  # Hz
-    num_samples: int  # per channel, at most what its bytes can hold; 0: unknown
-    is_exact: bool  # whether the length is known to the sample
-
-
-def read_header(source: Path | StoredFile | BinaryIO, name: str) -> Header:
+def read_header(source: Path | StoredFile | BinaryIO, name: str) -> tuple[int, int, bool]:
     """Check that a file can be decoded and return what it states.
 
     Args:
         source: A path, a stored file, or a seekable file object.
         name: The file's name in messages.
 
+    Returns:
+        The sample rate in Hz; the samples per channel, at most what the bytes can hold, 0 if unknown; and
+        whether that number is exact.
+
     Raises:
-        AudioError: It cannot be decoded.
+        AudioError: It is empty, or cannot be decoded.
     """
     with reading_audio(name), _open_bytes(source) as (file, size):
+        if not size:
+            raise AudioError(f"{name} is empty: it holds no samples.")
         if (sound := _open_sound(source, file, size)) is not None:
             with sound:
                 rate, num_samples = sound.samplerate, sound.frames
         else:
             rate, num_samples = av_header(file, name)
         rate = check_rate(rate, f"the sample rate of {name}")
-        return Header(rate, min(num_samples, _MAX_SAMPLES_PER_BYTE * size), is_exact=sound is not None)
+        return rate, min(num_samples, _MAX_SAMPLES_PER_BYTE * size), sound is not None
 
 
 def decode(
@@ -82,9 +79,12 @@ def decode(
                     position += len(block)
                     yield block
                 if position >= (sound.frames if stop is None else min(stop, sound.frames)):
-                    _warn_if_cut(name, sound, file, size, stop)
+                    stated = stated_bytes(read_head(file, 28))
+                    if stated > size and (stop is None or stop > sound.frames):
+                        seconds = sound.frames / sound.samplerate
+                        warn_of_cut(name, seconds, seconds * stated / size)
                     return
-        yield from av_blocks(file, size, name, position, stop)
+        yield from av_blocks(file, name, position, stop)
 
 
 def reading_audio(name: str) -> contextlib.AbstractContextManager[None]:
@@ -130,7 +130,7 @@ def _open_sound(source: Path | StoredFile | BinaryIO, file: BinaryIO, size: int)
 
 
 def _sound_blocks(sound: Any, first: int, stop: int | None) -> Iterator[Tensor]:
-    """Yield blocks; fewer samples than stated where a FLAC file is damaged."""
+    """Yield blocks; fewer samples than stated where a file is damaged, which PyAV then decodes."""
     import soundfile
 
     left = (sound.frames if stop is None else min(stop, sound.frames)) - first
@@ -138,20 +138,10 @@ def _sound_blocks(sound: Any, first: int, stop: int | None) -> Iterator[Tensor]:
         sound.seek(first)
     max_samples = max(1, min(int(BLOCK_S * sound.samplerate), BLOCK_VALUES // sound.channels))
     while left > 0:
-        try:
+        block = np.zeros((0, 1), np.float32)
+        with contextlib.suppress(soundfile.LibsndfileError):
             block = sound.read(min(max_samples, left), dtype="float32", always_2d=True)
-        except soundfile.LibsndfileError:
-            if sound.format == "FLAC":  # PyAV decodes it to where it is damaged
-                return
-            raise
         if not len(block):
             return
         left -= len(block)
         yield torch.from_numpy(mix(block.T))
-
-
-def _warn_if_cut(name: str, sound: Any, file: BinaryIO, size: int, stop: int | None) -> None:
-    stated = stated_bytes(read_head(file, 28))
-    if stated > size and (stop is None or stop > sound.frames):
-        seconds = sound.frames / sound.samplerate
-        warn_of_cut(name, seconds, seconds * stated / size)

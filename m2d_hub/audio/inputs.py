@@ -63,18 +63,18 @@ def _as_list(audio: Any) -> Any:
     if not hasattr(audio, "__array__"):
         return audio
     objects = np.asarray(audio)
-    if objects.dtype.kind not in "OUT":  # objects or strings
-        return audio
-    if objects.ndim != 1:
-        raise AudioError(f"an array or table of shape {objects.shape} was given; give one column of it.")
-    return list(objects)
+    return list(objects) if objects.dtype.kind in "OUT" else audio  # objects or strings
 
 
 def _unpack_one(item: Any, name: str, channels: Channels | None) -> AudioInput:
     if isinstance(item, Mapping):
         return _unpack_mapping(item, name)
     if _is_pair(item):
-        return _unpack_pair(item, name)
+        waveform, rate = item
+        if is_number(waveform) or isinstance(waveform, (str, os.PathLike)) or hasattr(waveform, "read"):
+            kinds = f"({type(waveform).__name__}, {type(rate).__name__})"
+            raise AudioError(f"{name} is a pair {kinds}; give (waveform, rate), or a file alone.")
+        return AudioInput(waveform, name, check_rate(rate, f"the rate of {name}"), "mix")
     if hasattr(item, "get_all_samples"):  # torchcodec's decoder, which may resample
         rate = item.get_samples_played_in_range(0, 0).sample_rate
         return AudioInput(item, name, check_rate(rate, f"the sample rate of {name}"))
@@ -103,17 +103,6 @@ def _is_pair(audio: Any) -> bool:
     return isinstance(audio, tuple) and len(audio) == 2 and is_number(audio[0]) != is_number(audio[1])
 
 
-def _unpack_pair(pair: tuple[Any, Any], name: str) -> AudioInput:
-    waveform, rate = pair
-    if is_number(waveform) or isinstance(waveform, (str, os.PathLike)) or hasattr(waveform, "read"):
-        kinds = f"({type(waveform).__name__}, {type(rate).__name__})"
-        raise AudioError(
-            f"{name} is a pair {kinds}; a pair is (waveform, rate): swap (rate, waveform), and give a file, "
-            "which carries its rate, alone."
-        )
-    return AudioInput(waveform, name, check_rate(rate, f"the rate of {name}"), "mix")
-
-
 def check_rate(rate: Any, what: str) -> int:
     """Return a sample rate as an int.
 
@@ -124,8 +113,7 @@ def check_rate(rate: Any, what: str) -> int:
     Raises:
         AudioError: It is not a whole number, or out of bounds.
     """
-    is_number = isinstance(rate, (int, float, np.number)) and not isinstance(rate, bool)
-    if is_number and MIN_RATE_HZ <= rate <= MAX_RATE_HZ and rate == int(rate):
+    if is_number(rate) and MIN_RATE_HZ <= rate <= MAX_RATE_HZ and rate == int(rate):
         return int(rate)
     raise AudioError(
         f"{what} must be a positive number of Hz, got {rate!r}; give a whole number from {MIN_RATE_HZ:,} to "
@@ -235,39 +223,22 @@ def _is_samples_first(waveform: Tensor) -> bool:
 
 
 def _to_tensor(item: Any, name: str) -> Tensor:
+    if isinstance(item, Tensor) and item.layout is torch.strided and not item.is_meta:
+        return item.detach().cpu()
     try:
-        if isinstance(item, Tensor):
-            return _plain_tensor(item, name)
         array = np.asarray(item)
-        if isinstance(item, (list, tuple)) and array.dtype == np.int64:
-            array = _as_int16(array, name)
-        is_plain = array.dtype.isnative and array.flags.writeable and min(array.strides, default=1) > 0
-        if not is_plain:  # a copy that torch can wrap: native byte order, positive strides, writable
-            array = np.array(array, dtype=array.dtype.newbyteorder("="))
-        return torch.from_numpy(array)
+        # torch wraps native byte order, positive strides and writable memory without a copy.
+        plain = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+        if isinstance(item, (list, tuple)) and array.dtype == np.int64:  # Python's, which state no width
+            plain = array.astype(np.int16)
+            if not np.array_equal(plain, array):
+                raise AudioError(
+                    f"{name} holds whole numbers beyond 16 bits, which do not state their scale; give an "
+                    "array of int32, or floats in [-1, 1]."
+                )
+        return torch.from_numpy(plain)
     except (TypeError, ValueError, OverflowError) as error:
         raise AudioError(
             f"{name} is of type {type(item).__name__}, which is not supported as audio; give a path, a file "
-            "object, a 1-D or 2-D array or tensor, or a list of these."
+            "object, a 1-D or 2-D array or dense tensor, or a list of these."
         ) from error
-
-
-def _plain_tensor(tensor: Tensor, name: str) -> Tensor:
-    is_plain = tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
-    if tensor.is_meta or not is_plain:
-        raise AudioError(
-            f"{name} is a sparse, nested, quantised or meta tensor; give a dense one, with its samples in "
-            "memory."
-        )
-    return tensor.detach().cpu()
-
-
-def _as_int16(array: np.ndarray, name: str) -> np.ndarray:
-    """Return Python's whole numbers, which state no width, as 16-bit samples."""
-    bounds = np.iinfo(np.int16)
-    if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-        raise AudioError(
-            f"{name} holds whole numbers beyond 16 bits, which do not state their scale; give an array of "
-            "int32, or floats in [-1, 1]."
-        )
-    return array.astype(np.int16)

@@ -15,8 +15,8 @@ from m2d_hub.audio.clips import AudioClip, Clip
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.checks import POSITIVE_INTEGER, require
 
-CLIPS_AHEAD = 32  # maximum number of clips that are begun and not yet closed
-BYTES_AHEAD = 32 << 20  # maximum size of the waveforms that wait; each clip may always have one block more
+CLIPS_AHEAD = 32  # clips that a job of many calls opens before it reads the first of them
+BYTES_AHEAD = 32 << 20  # maximum size of the waveforms that wait; the next clip may always have one block
 _MAX_WORKERS = 16  # by default: more files are seldom read at once without waiting for the disk
 
 
@@ -46,8 +46,7 @@ class Prefetcher:
             f"num_workers must be {POSITIVE_INTEGER} or None, got {num_workers!r}.",
         )
         self._threads = ThreadPoolExecutor(num_workers or default_workers(), "m2d_hub prefetch")
-        self._waiting: deque[PrefetchedClip] = deque()  # added, not begun
-        self._begun: set[PrefetchedClip] = set()  # and not closed
+        self.clips: deque[PrefetchedClip] = deque()  # added and not closed, in order
         self.changed = Condition()  # guards the number of bytes and the items of all clips
         self.num_bytes = 0  # of the blocks that wait
 
@@ -56,29 +55,15 @@ class Prefetcher:
         if not isinstance(clip, Clip) or not isinstance(clip.source, (Path, StoredFile)):
             return clip
         prefetched = PrefetchedClip(clip, self)
-        self._waiting.append(prefetched)
-        self._begin()
+        self.clips.append(prefetched)
+        self._threads.submit(prefetched.read)
         return prefetched
-
-    def _begin(self) -> None:
-        while self._waiting and len(self._begun) < CLIPS_AHEAD:
-            clip = self._waiting.popleft()
-            self._begun.add(clip)
-            self._threads.submit(clip.read)
-
-    def release(self, clip: PrefetchedClip) -> None:
-        """Make room for another clip."""
-        if clip in self._begun:
-            self._begun.remove(clip)
-            self._begin()
-        else:
-            self._waiting.remove(clip)
 
     def __enter__(self) -> Prefetcher:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for clip in [*self._waiting, *self._begun]:
+        for clip in list(self.clips):
             clip.close()
         self._threads.shutdown(cancel_futures=True)
 
@@ -115,21 +100,25 @@ class PrefetchedClip(AudioClip):
 
     def close(self) -> None:
         """Release the clip, discarding what was not read."""
-        if self._is_closed:
-            return
-        with self._prefetcher.changed:
-            self._is_closed = True
-            self._prefetcher.num_bytes -= sum(map(_num_bytes, self._items))
-            self._items.clear()
-            self._prefetcher.changed.notify_all()
-        self._prefetcher.release(self)
+        shared = self._prefetcher
+        with shared.changed:
+            if not self._is_closed:
+                self._is_closed = True
+                shared.num_bytes -= sum(map(_num_bytes, self._items))
+                self._items.clear()
+                shared.clips.remove(self)
+                shared.changed.notify_all()
 
     def _put(self, item: Tensor | Exception | None) -> bool:
         """Store an item when there is room; return False if the clip was closed."""
         shared = self._prefetcher
         with shared.changed:
             shared.changed.wait_for(
-                lambda: self._is_closed or not self._items or shared.num_bytes < BYTES_AHEAD
+                lambda: (
+                    self._is_closed
+                    or shared.num_bytes < BYTES_AHEAD
+                    or (not self._items and shared.clips[0] is self)
+                )
             )
             if not self._is_closed:
                 self._items.append(item)

@@ -8,7 +8,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, BinaryIO
 
 import torch
@@ -30,7 +30,7 @@ _MP3_FRAME_COUNT = re.compile(rb"(?:Xing|Info)\0\0\0[\1\3\5\7\x09\x0b\x0d\x0f](.
 _SEEKABLE = {"mp3"}  # demuxers that seek to the sample; others are decoded from their start
 _SEEK_LEAD_S = 1.0  # decoded before a position: MP3 frames refer to earlier ones
 _SLACK_S = 0.5  # by which containers state more than they hold, since encoders fill their last frame
-_UNKNOWN_SIZE = 0x7FFF_0000  # a 32-bit size from here on was not known when it was written, as 0
+UNKNOWN_SIZE = 0x7FFF_0000  # a 32-bit size from here on was not known when it was written, as 0
 
 
 class FileBytes:
@@ -50,13 +50,15 @@ class FileBytes:
 
 
 @contextlib.contextmanager
-def open_container(file: Any, name: str, head: bytes = b"", **options: str) -> Iterator[tuple[Any, Any]]:
+def open_container(
+    file: Any, name: str, raw_format: str | None = None, **options: str
+) -> Iterator[tuple[Any, Any]]:
     """Open a file object with PyAV.
 
     Args:
         file: Has ``read``, and ``seek`` and ``tell`` if it is seekable. FFmpeg does not see its name.
         name: The file's name in messages.
-        head: The first 28 bytes, to recognise WAV without a length.
+        raw_format: The format of raw samples.
         options: Options of FFmpeg's demuxer.
 
     Yields:
@@ -67,11 +69,11 @@ def open_container(file: Any, name: str, head: bytes = b"", **options: str) -> I
     """
     import av
 
-    options |= {"protocol_whitelist": "none", "format_whitelist": DEMUXERS}
-    if head[:4] in (b"RIFF", b"RF64") and not stated_bytes(head):
-        options["ignore_length"] = "1"
+    options |= {"protocol_whitelist": "none", "format_whitelist": raw_format or DEMUXERS}
     try:
-        with av.open(file, container_options=options, metadata_errors="ignore") as container:
+        with av.open(
+            file, format=raw_format, container_options=options, metadata_errors="ignore"
+        ) as container:
             if not container.streams.audio:
                 raise AudioError(f"{name} holds no audio.")
             stream = container.streams.audio[0]
@@ -84,16 +86,8 @@ def open_container(file: Any, name: str, head: bytes = b"", **options: str) -> I
         raise ValueError(error.strerror) from error  # without the name of a function of FFmpeg
 
 
-def decoded_frames(
-    container: Any, stream: Any, name: str, is_at_end: Callable[[], bool] = lambda: True
-) -> Generator[Any, None, None]:
+def decoded_frames(container: Any, stream: Any, name: str) -> Generator[Any, None, None]:
     """Yield PyAV's frames of a stream, up to its end or to where it is truncated.
-
-    Args:
-        container: The opened container.
-        stream: Its audio stream.
-        name: The file's name in messages.
-        is_at_end: Whether the file has been read to its end, where an error means that it is truncated.
 
     Raises:
         AudioError: The sample rate changes, or samples are missing.
@@ -106,15 +100,9 @@ def decoded_frames(
     packets = container.demux(stream)
     while True:
         try:
-            if (packet := next(packets, None)) is None:
-                break
-        except av.FFmpegError as error:
-            if not rate or not is_at_end():
-                raise
-            damage = error
+            frames = next(packets).decode()
+        except StopIteration:  # also after an error of the demuxer
             break
-        try:
-            frames = packet.decode()
         except av.FFmpegError as error:
             damage = error
             continue
@@ -139,19 +127,15 @@ def mono_blocks(frames: Iterator[Any], name: str, min_samples: int = 1 << 16) ->
     """Yield blocks (s,), float32, channels averaged, of frames that are gathered to ``min_samples``."""
     import av
 
-    fifo, gathered = av.AudioFifo(), None
-    for frame in frames:
-        kind = frame.format.name, frame.layout.nb_channels
-        if kind != gathered:
-            if fifo.samples:
+    for _, alike in itertools.groupby(frames, lambda frame: (frame.format.name, frame.layout.nb_channels)):
+        fifo = av.AudioFifo()
+        for frame in alike:
+            frame.pts = None  # AudioFifo refuses gaps in time
+            fifo.write(frame)
+            if fifo.samples >= min_samples:
                 yield _mono(fifo.read(), name)
-            fifo, gathered = av.AudioFifo(), kind
-        frame.pts = None  # AudioFifo refuses gaps in time
-        fifo.write(frame)
-        if fifo.samples >= min_samples:
+        if fifo.samples:
             yield _mono(fifo.read(), name)
-    if fifo.samples:
-        yield _mono(fifo.read(), name)
 
 
 def _mono(frame: Any, name: str) -> Tensor:
@@ -165,20 +149,26 @@ def _mono(frame: Any, name: str) -> Tensor:
     return torch.from_numpy(mix(samples))
 
 
+def _open_file(file: BinaryIO, name: str) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
+    head = read_head(file, 28)
+    is_endless = head[:4] in (b"RIFF", b"RF64") and not stated_bytes(head)
+    return open_container(FileBytes(file), name, **({"ignore_length": "1"} if is_endless else {}))
+
+
 def av_header(file: BinaryIO, name: str) -> tuple[int, int]:
     """Return the sample rate and the number of samples that a file states, perhaps estimated or 0."""
-    with open_container(FileBytes(file), name, read_head(file, 28)) as (container, stream):
+    with _open_file(file, name) as (container, stream):
         frame = next(decoded_frames(container, stream, name), None)
         rate = stream.rate if frame is None else frame.sample_rate  # a codec may double it
         seconds = _stated_s(container, stream, file) or (container.duration or 0) / 1e6
         return rate, round(seconds * rate)
 
 
-def av_blocks(file: BinaryIO, size: int, name: str, first: int, stop: int | None) -> Iterator[Tensor]:
+def av_blocks(file: BinaryIO, name: str, first: int, stop: int | None) -> Iterator[Tensor]:
     """Yield samples ``first`` to ``stop`` of what PyAV decodes; warn if the file ends early."""
     end = math.inf if stop is None else stop
-    with open_container(FileBytes(file), name, read_head(file, 28)) as (container, stream):
-        rate, position, frames = _seek(container, stream, name, first, lambda: file.tell() >= size)
+    with _open_file(file, name) as (container, stream):
+        rate, position, frames = _seek(container, stream, name, first)
         for block in mono_blocks(frames, name):
             begin, position = position, position + len(block)
             if position > first:
@@ -190,11 +180,9 @@ def av_blocks(file: BinaryIO, size: int, name: str, first: int, stop: int | None
             warn_of_cut(name, position / rate, seconds)
 
 
-def _seek(
-    container: Any, stream: Any, name: str, first: int, is_at_end: Callable[[], bool]
-) -> tuple[int, int, Iterator[Any]]:
+def _seek(container: Any, stream: Any, name: str, first: int) -> tuple[int, int, Iterator[Any]]:
     """Return the sample rate, a position at or before ``first``, and the frames from there on."""
-    frames = decoded_frames(container, stream, name, is_at_end)
+    frames = decoded_frames(container, stream, name)
     frame = next(frames, None)
     if frame is None:
         return stream.rate, 0, frames
@@ -203,7 +191,7 @@ def _seek(
         frames.close()
         target_s = start_s + first / rate - _SEEK_LEAD_S
         container.seek(int(target_s / stream.time_base), stream=stream)
-        frames = decoded_frames(container, stream, name, is_at_end)
+        frames = decoded_frames(container, stream, name)
         frame = next(frames, None)
         if frame is None:
             return rate, first, frames
@@ -243,16 +231,12 @@ def stated_bytes(head: bytes) -> int:
         size = int.from_bytes(head[20:28], "little")
         return size + 8 if size else 0
     size = {b"RIFF": little, b"FORM": big, b".snd": int.from_bytes(head[8:12], "big")}.get(magic, 0)
-    if not 0 < size < _UNKNOWN_SIZE:
+    if not 0 < size < UNKNOWN_SIZE:
         return 0
     return size + (big if magic == b".snd" else 8)
 
 
 def warn_of_cut(name: str, seconds: float, stated_s: float) -> None:
     """Warn that a file ends early."""
-    logger.warning(
-        "%s ends at %.2f s, before the %.2f s that its header states; it may be truncated.",
-        name,
-        seconds,
-        stated_s,
-    )
+    text = "%s ends at %.2f s, before the %.2f s that its header states; it may be truncated."
+    logger.warning(text, name, seconds, stated_s)

@@ -69,15 +69,11 @@ class RuntimeM2D(nn.Module):
             flat_features: Return tokens (B, N_F·T, D) instead of frames (B, T, N_F·D).
 
         Raises:
-            ConfigError: ``cfg`` has no attributes, or another spectrogram than the weights were trained with;
-                ``training_mask`` is not such a share; or the head of the weights takes frames.
+            ConfigError: ``cfg`` states another spectrogram than the weights were trained with, or
+                ``training_mask`` is not such a share.
         """
         super().__init__()
         self.cfg = SimpleNamespace() if cfg is None else cfg
-        if not hasattr(self.cfg, "__dict__"):
-            raise ConfigError(
-                f"cfg must have its settings as attributes, like EVAR's EasyDict, got a {type(cfg).__name__}."
-            )
 
         def setting(value: Any, name: str) -> Any:
             return getattr(self.cfg, name, None) if value is None else value
@@ -95,11 +91,6 @@ class RuntimeM2D(nn.Module):
             model.set_head(classes, features="tokens")
         self.frontend, self.backbone, self.clap = model.frontend, model.encoder, model.clap
         self.head = None if setting(encoder_only, "encoder_only") else model.head
-        if self.training_mask and self.head is not None and self.head.config.features != "tokens":
-            raise ConfigError(
-                f"training_mask leaves tokens, but the head of {name} takes frames; give num_classes for a "
-                "new head, encoder_only, or a training_mask of 0."
-            )
         self.flat_features = bool(setting(flat_features, "flat_features") or self.training_mask)
         if setting(freeze_embed, "freeze_embed"):
             self.backbone.patch_embed.requires_grad_(False)

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
+from transformers.utils.generic import can_return_tuple
 
 from m2d_hub.audio.inputs import is_numbers, to_clips, to_mono
 from m2d_hub.config import EncoderConfig, FrontendConfig, HeadConfig
@@ -67,8 +68,6 @@ class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
         super().__init__(
             feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **options
         )
-        if self.padding_side != "right":
-            raise ValueError(f"padding_side is {self.padding_side!r}; M2D needs padding_side='right'.")
         self.return_attention_mask = True
 
     def __call__(
@@ -137,10 +136,6 @@ class M2DPreTrainedModel(PreTrainedModel):
         else:
             initialise_weights(module)
 
-    def _option(self, value: bool | None, name: str) -> bool:
-        """Return an option of a call, or the configuration's."""
-        return bool(getattr(self.config, name) if value is None else value)
-
 
 class M2DModel(M2DPreTrainedModel):
     """Map waveforms to frames."""
@@ -150,14 +145,13 @@ class M2DModel(M2DPreTrainedModel):
         self.windowed = WindowedEncoder(FrontendConfig(**config.frontend), EncoderConfig(**config.encoder))
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
+    ) -> BaseModelOutputWithPooling:
         """Encode waveforms.
 
         Args:
@@ -165,8 +159,6 @@ class M2DModel(M2DPreTrainedModel):
             attention_mask: 1 for the samples of each clip and 0 for the padding after them (B, S); None if
                 nothing is padded.
             output_hidden_states: Return the frames of every layer; None: as configured.
-            output_attentions: Must be False or None; the model does not return attentions.
-            return_dict: Whether to return a dictionary or a tuple; None: as configured.
 
         Returns:
             ``last_hidden_state`` (B, T, N_F·D), zero after the end of a clip; ``pooler_output`` (B, N_F·D),
@@ -174,23 +166,20 @@ class M2DModel(M2DPreTrainedModel):
             (B, T, N_F·D) of the embedded patches and of each block, the last equal to ``last_hidden_state``.
 
         Raises:
-            ValueError: Attentions are requested, or the mask does not have the shape of the waveforms, has no
-                samples for a clip, or has padding before or inside a clip.
+            ValueError: The mask does not have the shape of the waveforms, has no samples for a clip, or has
+                padding before or inside a clip.
         """
-        if self._option(output_attentions, "output_attentions"):
-            raise ValueError("M2D does not return attentions; omit output_attentions.")
         lengths = None if attention_mask is None else _lengths(input_values, attention_mask)
         hidden_states = None
-        if self._option(output_hidden_states, "output_hidden_states"):
+        if self.config.output_hidden_states if output_hidden_states is None else output_hidden_states:
             layers, mask = self.windowed.layers(input_values, lengths)
             hidden_states, frames = tuple(layers.unbind(0)), layers[-1]
         else:
             frames, mask = self.windowed(input_values, lengths)
         clip = frames.sum(dim=1) / mask.sum(dim=1, keepdim=True)
-        output = BaseModelOutputWithPooling(
+        return BaseModelOutputWithPooling(
             last_hidden_state=frames, pooler_output=clip, hidden_states=hidden_states
         )
-        return output if self._option(return_dict, "return_dict") else output.to_tuple()
 
 
 class M2DForAudioClassification(M2DPreTrainedModel):
@@ -204,15 +193,14 @@ class M2DForAudioClassification(M2DPreTrainedModel):
         self.head = Head(HeadConfig(config.num_labels, features=config.head_features), width)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
         input_values: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> Any:
+    ) -> SequenceClassifierOutput:
         """Classify waveforms.
 
         Args:
@@ -220,8 +208,6 @@ class M2DForAudioClassification(M2DPreTrainedModel):
             attention_mask: As for :class:`M2DModel`.
             labels: Class numbers (B,), or scores (B, num_labels) with ``problem_type`` multi-label.
             output_hidden_states: As for :class:`M2DModel`.
-            output_attentions: Must be False or None; the model does not return attentions.
-            return_dict: Whether to return a dictionary or a tuple; None: as configured.
 
         Returns:
             ``logits`` (B, num_labels), ``loss`` if labels are given, ``hidden_states`` if requested.
@@ -229,29 +215,26 @@ class M2DForAudioClassification(M2DPreTrainedModel):
         Raises:
             ValueError: As for :class:`M2DModel`.
         """
-        encoded = self.m2d(input_values, attention_mask, output_hidden_states, output_attentions, True)
+        encoded = self.m2d(input_values, attention_mask, output_hidden_states, return_dict=True)
         logits = self.head(self.head.clip_input(encoded.pooler_output))
         loss = None
         if labels is not None and self.config.problem_type == "multi_label_classification":
             loss = F.binary_cross_entropy_with_logits(logits, labels.to(logits))
         elif labels is not None:
             loss = F.cross_entropy(logits, labels)
-        output = SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
-        return output if self._option(return_dict, "return_dict") else output.to_tuple()
+        return SequenceClassifierOutput(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
 
 
 def _lengths(input_values: Tensor, attention_mask: Tensor) -> Tensor:
     """Return the number of samples of each clip (B,), given that padding only follows a clip."""
-    if attention_mask.shape != input_values.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, but input_values has shape "
-            f"{tuple(input_values.shape)}; give one value per sample."
-        )
     is_audio = attention_mask != 0
     lengths = is_audio.sum(dim=1)
-    samples = torch.arange(is_audio.shape[1], device=is_audio.device)
-    if not torch.equal(is_audio, samples < lengths[:, None]):
-        raise ValueError("attention_mask has zeros before or inside a clip; pad clips on the right.")
-    if not lengths.all():
-        raise ValueError("attention_mask is 0 for all samples of a clip; leave that clip out.")
+    expected = torch.arange(is_audio.shape[1], device=is_audio.device) < lengths[:, None]
+    is_padded_right = torch.equal(is_audio, expected) and bool(lengths.all())
+    if not is_padded_right or is_audio.shape != input_values.shape:
+        raise ValueError(
+            f"attention_mask of shape {tuple(attention_mask.shape)} does not mark the samples of each clip, "
+            f"followed by padding, in input_values of shape {tuple(input_values.shape)}; pad clips on the "
+            "right, and leave out empty ones."
+        )
     return lengths

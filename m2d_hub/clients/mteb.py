@@ -76,34 +76,22 @@ def _audio_of(rows: list[dict[str, Any]]) -> list[Any]:
 ORGANISATION = "m2d-hub/"
 
 
-def model_meta(
-    name: str = DEFAULT_MODEL,
-    *,
-    num_parameters: int | None = None,
-    embed_dim: int | None = None,
-    license: str | None = None,
-) -> ModelMeta:
-    """Return MTEB's record of a model; fields that are not known before loading are None."""
-    return ModelMeta(
-        loader=M2DWrapper,
-        name=ORGANISATION + os.path.basename(name),
-        revision="1",
-        release_date=None,
-        languages=None,
-        n_parameters=num_parameters,
-        memory_usage_mb=None,
-        max_tokens=float("inf"),
-        embed_dim=embed_dim,
-        license=license,
-        open_weights=True,
-        public_training_code=None,
-        public_training_data=None,
-        framework=["PyTorch"],
-        similarity_fn_name="cosine",
-        use_instructions=False,
-        training_datasets=None,
-        modalities=["audio"],
+def model_meta(name: str = DEFAULT_MODEL, **known: Any) -> ModelMeta:
+    """Return MTEB's record of a model; fields that are not known before loading are empty."""
+    return ModelMeta.create_empty(
+        {
+            "loader": M2DWrapper,
+            "name": ORGANISATION + os.path.basename(name),
+            "revision": "1",
+            "max_tokens": float("inf"),
+            "open_weights": True,
+            "framework": ["PyTorch"],
+            "similarity_fn_name": "cosine",
+            "use_instructions": False,
+            "modalities": ["audio"],
+            **known,
+        }
     )
 
 
-META = model_meta(num_parameters=1_386_240, embed_dim=1536, license="apache-2.0")
+META = model_meta(n_parameters=1_386_240, embed_dim=1536, license="apache-2.0")

@@ -6,17 +6,14 @@
 >>> register("m2d_ks", "m2d-s-6s", mean=-11.51, std=4.31)  # of a task's own data, as in the paper
 
 Call :func:`register` before you import s3prl: it imports functions that torchaudio has removed, and
-:func:`register` provides them during the import. Scripts that call them, such as run_downstream.py, do not
+:func:`register` puts stand-ins into torchaudio. Scripts that call them, such as run_downstream.py, do not
 work with current versions of torchaudio.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
-from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -35,10 +32,9 @@ class UpstreamExpert(nn.Module):
         self,
         ckpt: str | os.PathLike[str] | None = None,
         refresh: bool = False,
-        *,
         mean: float | None = None,
         std: float | None = None,
-        **options: Any,
+        **_: Any,
     ):
         """Load a model on the CPU; s3prl moves it.
 
@@ -47,7 +43,6 @@ class UpstreamExpert(nn.Module):
             refresh: Ignored; for s3prl's own downloads.
             mean: Mean of the task's log-mel values, as ``m2d-train statistics`` measures; None: the model's.
             std: Their standard deviation; None: the model's.
-            **options: Ignored; for other upstreams of s3prl.
         """
         super().__init__()
         self.model = load_model(ckpt or DEFAULT_MODEL, device="cpu", mean=mean, std=std)
@@ -75,60 +70,38 @@ class UpstreamExpert(nn.Module):
 
 
 def register(
-    name: str = "m2d_hub",
-    model: str | os.PathLike[str] = DEFAULT_MODEL,
-    *,
-    mean: float | None = None,
-    std: float | None = None,
+    name: str = "m2d_hub", model: str | os.PathLike[str] = DEFAULT_MODEL, **options: float | None
 ) -> None:
     """Add an upstream to s3prl's hub.
 
     Args:
         name: Name of the upstream.
         model: Model to load when no ``ckpt`` is given.
-        mean: As for :class:`UpstreamExpert`.
-        std: As for :class:`UpstreamExpert`.
+        **options: ``mean`` and ``std``, as for :class:`UpstreamExpert`.
 
     Raises:
         ConfigError: s3prl is not installed, or cannot be imported.
     """
-    try:
-        with _removed_torchaudio_names():
-            import s3prl.hub
-            import s3prl.nn
-    except (ImportError, AttributeError, OSError) as error:
-        is_installed = find_spec("s3prl") is not None
-        hint = "register() is tested with version 0.4.18" if is_installed else "pip install s3prl"
-        state = "s3prl is installed but cannot be imported" if is_installed else "s3prl is not installed"
-        raise ConfigError(f"{state} ({error}); {hint}.") from error
-
-    def entry(ckpt: str | os.PathLike[str] | None = None, **options: Any) -> UpstreamExpert:
-        return UpstreamExpert(ckpt or model, **({"mean": mean, "std": std} | options))
-
-    setattr(s3prl.hub, name, entry)
-
-
-@contextlib.contextmanager
-def _removed_torchaudio_names() -> Iterator[None]:
-    """Provide the functions that s3prl imports from torchaudio, where torchaudio lacks them."""
     import torchaudio
 
-    effects: Any = ModuleType("torchaudio.sox_effects")
-    effects.apply_effects_file = effects.apply_effects_tensor = _refuse
-    lacks_effects, lacks_backend = (
-        not hasattr(torchaudio, name) for name in ("sox_effects", "set_audio_backend")
-    )
-    if lacks_effects:
-        sys.modules[effects.__name__] = effects
-    if lacks_backend:
+    if not hasattr(torchaudio, "sox_effects"):
+        effects: Any = ModuleType("torchaudio.sox_effects")
+        effects.apply_effects_file = effects.apply_effects_tensor = _refuse
+        sys.modules.setdefault(effects.__name__, effects)
+    if not hasattr(torchaudio, "set_audio_backend"):
         torchaudio.set_audio_backend = lambda backend: None
     try:
-        yield
-    finally:
-        if lacks_effects:
-            del sys.modules[effects.__name__]
-        if lacks_backend:
-            del torchaudio.set_audio_backend
+        import s3prl.hub
+        import s3prl.nn
+    except (ImportError, AttributeError, OSError) as error:
+        raise ConfigError(
+            f"s3prl cannot be imported ({error}): pip install s3prl. It is tested with version 0.4.18."
+        ) from error
+
+    def entry(ckpt: str | os.PathLike[str] | None = None, **given: Any) -> UpstreamExpert:
+        return UpstreamExpert(ckpt or model, **(options | given))
+
+    setattr(s3prl.hub, name, entry)
 
 
 def _refuse(*_: Any) -> None:

@@ -33,7 +33,9 @@ def register() -> None:
     Raises:
         ConfigError: transformers is not installed.
     """
-    modeling, auto = _modeling(), _transformers()
+    modeling = _modeling()
+    import transformers as auto
+
     config, extractor = modeling.M2DConfig, modeling.M2DFeatureExtractor
     auto.AutoConfig.register(config.model_type, config, exist_ok=True)
     auto.AutoModel.register(config, modeling.M2DModel, exist_ok=True)
@@ -119,14 +121,7 @@ def _collect(module: str, parts: dict[str, str]) -> None:
     parts[module] = "\n".join(lines).strip() + "\n"
 
 
-def _transformers() -> Any:
-    with importing("transformers", "a model for transformers", "transformers"):
-        import transformers
-    return transformers
-
-
 def _modeling() -> Any:
-    _transformers()
-    from m2d_hub.clients import modeling_m2d
-
+    with importing("transformers", "a model for transformers", "transformers"):
+        from m2d_hub.clients import modeling_m2d
     return modeling_m2d

@@ -38,14 +38,6 @@ def folder(tagger, tmp_path_factory) -> str:
     return str(path)
 
 
-def test_the_folder_has_the_files_that_transformers_loads(folder):
-    assert {"model.safetensors", "config.json", "preprocessor_config.json"} <= set(os.listdir(folder))
-    with open(os.path.join(folder, "config.json")) as file:
-        config = json.load(file)
-    assert config["model_type"] == "m2d"
-    assert config["auto_map"]["AutoModel"] == "modeling_m2d.M2DModel"
-
-
 def test_ragged_batches_return_the_embedding_of_each_clip(folder, tagger):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder)
@@ -58,19 +50,13 @@ def test_ragged_batches_return_the_embedding_of_each_clip(folder, tagger):
 
 
 def test_masks_other_than_of_padding_after_the_clip_are_refused(folder):
-    with pytest.raises(ValueError, match="M2D needs padding_side='right'"):
-        transformers.AutoFeatureExtractor.from_pretrained(folder, padding_side="left")
     model = transformers.AutoModel.from_pretrained(folder)
     left, hole, empty = (torch.ones(2, 4_000) for _ in range(3))
     left[0, :500] = hole[1, 1_000:2_000] = empty[1] = 0
-    for mask, message in (
-        (left, "zeros before or inside a clip; pad clips on the right"),
-        (hole, "zeros before or inside a clip"),
-        (empty, "is 0 for all samples of a clip"),
-        (torch.ones(2, 3_000), r"shape \(2, 3000\), but input_values has shape \(2, 4000\)"),
-        (torch.ones(3, 4_000), r"shape \(3, 4000\), but"),
-    ):
-        with pytest.raises(ValueError, match=message):
+    for mask in (left, hole, empty, torch.ones(2, 3_000), torch.ones(3, 4_000)):
+        with pytest.raises(
+            ValueError, match=r"does not mark the samples of each clip.*; pad clips on the right"
+        ):
             model(torch.zeros(2, 4_000), attention_mask=mask)
 
 
@@ -110,11 +96,9 @@ def test_the_extractor_scales_integers(folder, dtype):
     ("raw", "message"),
     [
         ([RAGGED[1], np.zeros(0)], "clip 1 is empty"),
-        (np.zeros(0, np.float32), "raw_speech is empty"),
         ([], "raw_speech is empty"),
         (np.zeros((2, 3, 4)), r"raw_speech has shape \(2, 3, 4\)"),
         ([RAGGED[1], "a.wav"], "clip 1 is of type str"),
-        (np.array([True, False]), "raw_speech has type torch.bool"),
     ],
 )
 def test_the_extractor_refuses_invalid_audio_by_name(folder, raw, message):
@@ -123,34 +107,19 @@ def test_the_extractor_refuses_invalid_audio_by_name(folder, raw, message):
         extractor(raw, return_tensors="pt")
 
 
-@pytest.mark.parametrize(
-    ("asked", "auto"), [("call", "AutoModel"), ("configuration", "AutoModelForAudioClassification")]
-)
-def test_hidden_states_are_the_frames_of_the_patches_and_of_every_block(folder, tagger, asked, auto):
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForAudioClassification"])
+def test_hidden_states_are_the_frames_of_the_patches_and_of_every_block(folder, tagger, auto):
     extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    settings = {"output_hidden_states": True}
-    model = getattr(transformers, auto).from_pretrained(folder, **(settings if asked != "call" else {}))
+    model = getattr(transformers, auto).from_pretrained(folder, output_hidden_states=True)
     batch = extractor(RAGGED, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
-        output = model(**batch, **(settings if asked == "call" else {}))
-        without = model(**batch, output_hidden_states=False)
-    assert without.hidden_states is None
+        output, without = model(**batch), model(**batch, output_hidden_states=False, return_dict=False)
     assert len(output.hidden_states) == 1 + len(tagger.encoder.blocks)
     expected = tagger.encode_layers(RAGGED).features
     torch.testing.assert_close(torch.stack(output.hidden_states[1:]), expected, atol=1e-5, rtol=0)
-    if auto == "AutoModel":
-        torch.testing.assert_close(output.hidden_states[-1], output.last_hidden_state)
+    assert torch.equal(without[0], output[0])
+    assert len(without) == (2 if auto == "AutoModel" else 1)
     assert (output.hidden_states[0][1, 1:] == 0).all()  # beyond the end of the clip of 300 samples
-
-
-def test_unknown_outputs_are_refused_by_name(folder):
-    wave = torch.from_numpy(RAGGED[1])[None]
-    for auto in (transformers.AutoModel, transformers.AutoModelForAudioClassification):
-        model = auto.from_pretrained(folder)
-        with pytest.raises(ValueError, match="does not return attentions"):
-            model(wave, output_attentions=True)
-        with pytest.raises(TypeError, match="speaker"):
-            model(wave, speaker=1)
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_real_clips_of_each_format_are_read_at_the_models_rate(clips, suffix):
         assert waveform.abs().max() > 0.01
 
 
-@pytest.mark.parametrize("source_rate", [8_000, 11_025, 44_100, 44_101, 96_000])
+@pytest.mark.parametrize("source_rate", [8_000, 44_100, 44_101])
 @pytest.mark.parametrize("num_samples", [1, 70_001])
 def test_resampled_blocks_equal_librosa_on_the_whole(monkeypatch, source_rate, num_samples):
     librosa = pytest.importorskip("librosa")
@@ -65,21 +65,20 @@ def test_a_file_is_embedded_without_torchaudio(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("samples", "scale"),
+    "samples",
     [
-        (np.array([-32768, 0, 16384], dtype=np.int16), 1),
-        (np.array([-(2**31), 0, 2**30], dtype=np.int32), 1),
-        (np.array([0, 128, 192], dtype=np.uint8), 1),
-        (torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64), 1),
-        ([-1, 0, 0.5], 1),
-        (np.array([-1.0, 0.0, 0.5], dtype=">f4"), 1),
-        (np.array([0.5, 0.0, -1.0], dtype=np.float32)[::-1], 1),
+        np.array([-32768, 0, 16384], dtype=np.int16),
+        np.array([-(2**31), 0, 2**30], dtype=np.int32),
+        np.array([0, 128, 192], dtype=np.uint8),
+        torch.tensor([-1.0, 0.0, 0.5], dtype=torch.float64),
+        [-1, 0, 0.5],
+        np.array([-1.0, 0.0, 0.5], dtype=">f4"),
+        np.array([0.5, 0.0, -1.0], dtype=np.float32)[::-1],
     ],
     ids=["int16", "int32", "uint8", "float64", "list", "big-endian", "reversed"],
 )
-def test_samples_of_every_type_are_scaled_to_one(samples, scale):
-    [waveform] = read(samples)
-    assert waveform.tolist() == [-1.0, 0.0, 0.5]
+def test_samples_of_every_type_are_scaled_to_one(samples):
+    assert read(samples)[0].tolist() == [-1.0, 0.0, 0.5]
 
 
 def test_a_batch_and_a_ragged_list_keep_their_order(clips):
@@ -95,25 +94,17 @@ def test_a_batch_and_a_ragged_list_keep_their_order(clips):
     [
         ([], "empty list"),
         ("missing.wav", "missing.wav does not exist"),
-        (np.zeros(0, np.float32), "the audio is empty"),
         ([noise(10), np.zeros(0, np.float32)], "input 1 is empty"),
-        (np.zeros((2, 0), np.float32), "the audio is empty"),
         (np.zeros((1, 2, 3), np.float32), r"shape \(1, 2, 3\)"),
-        (
-            np.zeros((2_000, 2), np.float32),
-            r"\(2000, 2\), which looks like \(samples, channels\).*channels='mix'",
-        ),
+        (np.zeros((2_000, 2), np.float32), r"\(2000, 2\), which looks like \(samples, .*channels='mix'"),
         (np.zeros(5, np.int64), "torch.int64; give floats"),
         ([True, False], "torch.bool; give floats"),
-        ("x" * 300, "cannot be opened"),
         ("data:audio/wav;base64," + "A" * 5_000, "cannot be opened"),
         ("a\0b.wav", "cannot be opened"),
         (io.StringIO("text"), "is a text file; open it in binary mode"),
-        (torch.zeros(5, device="meta"), "meta tensor"),
-        (torch.zeros(5).to_sparse(), "sparse"),
-        (np.zeros(5, np.complex64), "torch.complex64; give floats"),
+        (torch.zeros(5, device="meta"), "dense tensor"),
+        (torch.zeros(5).to_sparse(), "dense tensor"),
         (b"RIFF", "io.BytesIO"),
-        (object(), "type object, which is not supported as audio"),
         (None, "type NoneType, which is not supported as audio"),
     ],
 )
@@ -123,9 +114,10 @@ def test_unsupported_inputs_are_refused_with_a_hint(audio, message):
 
 
 @pytest.mark.parametrize("rate", [0, -1, 16, True, 16_000.5, float("nan"), float("inf"), "16k"])
-def test_an_invalid_rate_is_refused(rate):
+def test_a_rate_must_be_a_whole_number_of_any_type(rate):
     with pytest.raises(AudioError, match="sample_rate must be a positive number of Hz, got"):
         open_audio(noise(10), 16_000, rate)
+    assert len(read(noise(100), array_rate=np.float32(8_000))[0]) == 200
 
 
 def test_a_file_name_that_is_not_utf8_is_read(tmp_path, clips):
@@ -135,11 +127,6 @@ def test_a_file_name_that_is_not_utf8_is_read(tmp_path, clips):
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     assert len(read(path)[0]) > 0
-
-
-def test_a_rate_may_be_a_whole_number_of_any_type():
-    for rate in (8_000, 8_000.0, np.int64(8_000), np.float32(8_000)):
-        assert len(read(noise(100), array_rate=rate)[0]) == 200
 
 
 def test_file_objects_that_are_not_seekable_are_read(clips, tmp_path):
@@ -185,13 +172,9 @@ def test_samples_whose_power_is_not_finite_are_refused_by_name(sample, tmp_path)
             read(audio)
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint8])
-def test_a_list_of_integers_is_scaled_like_the_array(dtype):
-    samples = (noise(100) * 100).astype(dtype)
-    [expected] = read(samples)
-    assert torch.equal(read(list(samples))[0], expected)
-    if dtype is np.int16:
-        assert torch.equal(read([samples.tolist(), noise(5)])[0], expected)
+def test_a_list_of_integers_is_scaled_as_16_bits():
+    samples = (noise(100) * 100).astype(np.int16)
+    assert torch.equal(read([samples.tolist(), noise(5)])[0], read(samples)[0])
     with pytest.raises(AudioError, match="beyond 16 bits, which do not state their scale"):
         read([0, 40_000])
 

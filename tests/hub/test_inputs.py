@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,13 +78,6 @@ def test_a_decoder_is_decoded_when_its_turn_comes():
     assert [decoder.calls for decoder in decoders] == [0, 1]
 
 
-def test_a_decoder_that_fails_is_named():
-    decoder = Decoder()
-    decoder.get_all_samples = lambda: (_ for _ in ()).throw(RuntimeError("damaged"))
-    with pytest.raises(AudioError, match=r"input 1 cannot be decoded by its decoder \(damaged\)"):
-        read([MONO, decoder])
-
-
 @pytest.mark.parametrize("key", ["bytes", "path"])
 def test_rows_of_datasets_that_are_not_decoded_are_read(clips, key):
     path = clips / "tabla_stroke.flac"
@@ -115,15 +107,11 @@ def test_columns_and_arrays_of_paths_are_lists_of_clips(clips):
         assert all(map(torch.equal, given, expected))
 
 
-def test_columns_of_numbers_are_one_waveform():
+def test_columns_of_numbers_are_one_waveform_and_of_arrays_a_list():
     pandas = pytest.importorskip("pandas", reason="needs pandas")
     for column in (pandas.Series(MONO), pandas.Series(list(MONO), dtype=object), deque(MONO.tolist())):
         [waveform] = read(column)
         assert waveform.tolist() == MONO.tolist()
-
-
-def test_a_column_of_arrays_of_different_lengths_is_a_list_of_clips():
-    pandas = pytest.importorskip("pandas", reason="needs pandas")
     assert [len(w) for w in read(pandas.Series([MONO, MONO[:50], MONO[:1]]))] == [8_000, 50, 1]
 
 
@@ -142,13 +130,10 @@ def test_two_rows_are_two_clips_with_a_warning_about_channels():
     [
         (STEREO, "clips", [LEFT, RIGHT]),
         (STEREO, "mix", [MONO]),
-        (STEREO.T, "mix", [MONO]),
-        (torch.from_numpy(STEREO), "mix", [MONO]),
+        (torch.from_numpy(STEREO.T), "mix", [MONO]),
         ([STEREO, LEFT], "mix", [MONO, LEFT]),
-        (MONO, "mix", [MONO]),
         (STEREO[:1], None, [LEFT]),
         (np.stack([LEFT, RIGHT, LEFT]), None, [LEFT, RIGHT, LEFT]),
-        ([LEFT, RIGHT], None, [LEFT, RIGHT]),
     ],
 )
 def test_channels_decides_what_the_rows_of_an_array_are(audio, channels, expected):
@@ -169,30 +154,17 @@ def test_channels_of_integers_are_scaled_before_they_are_mixed(dtype, full):
 @pytest.mark.parametrize(
     ("audio", "message"),
     [
-        ((16_000, MONO), r"is a pair \(int, ndarray\).*swap \(rate, waveform\)"),
-        (("a.wav", 16_000), r"is a pair \(str, int\).*a file, which carries its rate, alone"),
-        ((io.BytesIO(), 16_000), r"is a pair \(BytesIO, int\)"),
+        ((16_000, MONO), r"is a pair \(int, ndarray\); give \(waveform, rate\)"),
+        (("a.wav", 16_000), r"is a pair \(str, int\).*or a file alone"),
         ((MONO, -1), "the rate of the audio must be a positive number of Hz, got -1"),
-        ((MONO, True), "the rate of the audio must be .* got True"),
         ((np.zeros((2, 3, 4)), 8_000), r"shape \(2, 3, 4\)"),
-        ((np.zeros((2, 0)), 8_000), "the audio is empty"),
         ([MONO, (MONO.astype(complex), 8_000)], "input 1 has type torch.complex128"),
-        ({}, r"the audio is a mapping of nothing; give \{'array': waveform, 'sampling_rate': Hz\}"),
         ({"array": MONO}, "is a mapping of 'array'; give"),
-        ({"audio": {"array": MONO, "sampling_rate": 8_000}}, "is a mapping of 'audio'; give"),
         ({"array": MONO, "sampling_rate": "8k"}, "sampling_rate of the audio must be .*, got '8k'"),
-        ({"path": "gone.wav"}, r"gone\.wav does not exist"),
         ({"bytes": b"no audio", "path": "a.wav"}, r"a\.wav cannot be read as audio"),
-        (Samples(data=torch.zeros(1, 8), sample_rate=None), "sample rate of the audio must be .* got None"),
-        (np.array([["a.wav"], ["b.wav"]], dtype=object), r"shape \(2, 1\) was given; give one column"),
         (np.array(["a.wav", None, 0.5], dtype=object), r"a\.wav does not exist"),
-        (
-            np.array([MONO, None], dtype=object),
-            "input 1 is of type NoneType, which is not supported as audio",
-        ),
         (np.array([], dtype=object), "an empty list was given"),
         ((path for path in ["a.wav"]), "type generator, which is not supported as audio"),
-        ({"a.wav"}, "type set, which is not supported as audio"),
     ],
 )
 def test_objects_without_audio_are_refused_with_a_hint(audio, message):
@@ -200,31 +172,15 @@ def test_objects_without_audio_are_refused_with_a_hint(audio, message):
         read(audio)
 
 
-@pytest.mark.parametrize("channels", ["stereo", "MIX", 2, True])
-def test_an_unknown_value_of_channels_is_refused(channels):
-    with pytest.raises(ConfigError, match=f"channels must be 'mix' .* or None, got {channels!r}"):
-        read(STEREO, channels=channels)
+def test_an_unknown_value_of_channels_is_refused():
+    with pytest.raises(ConfigError, match=r"channels must be 'mix' .* or None, got 'stereo'"):
+        read(STEREO, channels="stereo")
 
 
-METHODS = ["encode_clip", "encode_layers", "classify"]
-
-
-def features(answer):
-    """Numbers of any answer."""
-    if isinstance(answer, list):
-        return torch.tensor([[tag.score for tag in sorted(tags, key=lambda t: t.index)] for tags in answer])
-    return getattr(answer, "features", answer)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_recordings_and_channels(tiny, method, tmp_path):
-    tiny.set_head(3)
-    tiny.eval()
-    encode = getattr(tiny, method)
-    expected = features(encode(MONO, sample_rate=8_000))
-    mixed = features(encode(STEREO, sample_rate=8_000, channels="mix"))
+def test_a_model_takes_recordings_and_channels(tiny, tmp_path):
+    expected = tiny.encode_clip(MONO, sample_rate=8_000)
+    mixed = tiny.encode_clip(STEREO, sample_rate=8_000, channels="mix")
     torch.testing.assert_close(mixed, expected, atol=1e-5, rtol=0)
-    torch.testing.assert_close(features(encode((STEREO, 8_000))), expected, atol=1e-5, rtol=0)
     soundfile.write(tmp_path / "a.wav", STEREO.T, 8_000, subtype="FLOAT")
     by_library = soundfile.read(tmp_path / "a.wav", dtype="float32")
-    torch.testing.assert_close(features(encode(by_library)), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(tiny.encode_clip(by_library), expected, atol=1e-5, rtol=0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import shutil
@@ -63,11 +62,9 @@ def test_samples_are_those_of_files_read_one_by_one(num_workers, files):
     assert not readers()
 
 
-def test_memory_is_bounded_in_bytes_and_clips(tmp_path, monkeypatch):
+def test_memory_is_bounded_in_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(decode, "BLOCK_S", 0.5)
-    monkeypatch.setattr(prefetch, "CLIPS_AHEAD", 3)
-    block_bytes = 4 * RATE // 2
-    monkeypatch.setattr(prefetch, "BYTES_AHEAD", 8 * block_bytes)
+    monkeypatch.setattr(prefetch, "BYTES_AHEAD", 8 * 4 * RATE // 2)
     decoded, original = [], decode.decode
     monkeypatch.setattr("m2d_hub.audio.clips.decode", lambda *arguments: map(count, original(*arguments)))
 
@@ -80,8 +77,8 @@ def test_memory_is_bounded_in_bytes_and_clips(tmp_path, monkeypatch):
     with Prefetcher(6) as reader:
         clips = [reader.add(clip) for path in sorted(tmp_path.iterdir()) for clip in open_audio(path, RATE)]
         time.sleep(0.3)
-        # The blocks that wait together, and of each clip that is begun one that always may, and one in hand.
-        assert 8 <= len(decoded) <= 8 + 2 * 3
+        # The blocks that wait together, one more of the first clip, and one in hand of each thread.
+        assert 8 <= len(decoded) <= 8 + 1 + 6
         assert [sum(map(len, clip.blocks())) for clip in clips] == 6 * [20 * RATE]
 
 
@@ -104,31 +101,6 @@ def test_a_bad_file_raises_what_it_raises_alone(bad, tiny, files, tmp_path):
     with pytest.raises(m2d_hub.AudioError) as among:
         tiny.encode_clip(files)
     assert str(among.value) == str(alone.value) and not readers()
-
-
-@pytest.mark.parametrize("batch_size", [4, 64])
-def test_a_job_loses_nothing_beside_bad_files(batch_size, tiny, files, tmp_path):
-    tiny.save_pretrained(tmp_path / "model")
-    soundfile.write(tmp_path / "a.wav", np.full(RATE, np.inf, np.float32), RATE, subtype="FLOAT")
-    (tmp_path / "b.wav").write_text("no audio")
-    given = [*files[:9], tmp_path / "a.wav", tmp_path / "none.wav", *files[9:], tmp_path / "b.wav"]
-    summary = m2d_hub.embed_files(
-        given, tmp_path / "out.npz", model=tmp_path / "model", batch_size=batch_size, num_workers=3
-    )
-    assert (summary.embedded, summary.failed) == (len(files), 3)
-    with np.load(tmp_path / "out.npz") as found:
-        embeddings = dict(zip(found["file"].tolist(), found["embedding"], strict=True))
-    expected = {file.as_posix(): clip for file, clip in zip(files, tiny.encode_clip(files), strict=True)}
-    assert embeddings.keys() == expected.keys()
-    for file, clip in expected.items():
-        np.testing.assert_allclose(embeddings[file], clip.numpy(), atol=1e-5)
-    with open(tmp_path / "out.npz.errors.csv", newline="") as table:
-        told = {row["file"]: row["error"] for row in csv.DictReader(table)}
-    for name in ("a.wav", "none.wav", "b.wav"):
-        with pytest.raises(m2d_hub.AudioError) as alone:
-            tiny.encode_clip(tmp_path / name)
-        assert told[(tmp_path / name).as_posix()] == str(alone.value)
-    assert not readers()
 
 
 def test_threads_end_where_encoding_fails(tiny, files, tmp_path, monkeypatch):
