@@ -22,7 +22,7 @@ from m2d_hub.io import PARTIAL_SUFFIX, reading_file
 from .annotations import CAPTION_NAMES, LABEL_NAMES, annotation_of_row, audio_file, standard_split
 from .entries import Entry, PackedEntries
 from .images import IMAGE_SUFFIXES, is_image
-from .shards import expand_pattern, read_shards
+from .shards import INDEX_NAME, expand_pattern, index_shards, read_index
 
 STATISTICS_NAME = "statistics.json"
 
@@ -153,7 +153,8 @@ def _read_shards(shards: list[str]) -> list[Entry]:
             raise ConfigError(
                 f"{folder} is the rest of an interrupted preparation; run m2d-train prepare again."
             )
-        entries += read_shards(folder, inside)
+        index = folder / INDEX_NAME
+        entries += read_index(index, inside) if index.is_file() else index_shards(inside)
     return [replace(entry, row=row) for row, entry in enumerate(entries, start=1)]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -24,32 +24,25 @@ MIN_STD = 1e-3  # of log-mel values; digital silence has the same value everywhe
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Sums over log-mel values, and their mean and standard deviation."""
+def moments(log_mel: Tensor) -> np.ndarray:
+    """Return count, sum and sum of squares of values of any shape (3,), float64; those of parts add up."""
+    values = log_mel.double()
+    return np.array([values.numel(), float(values.sum()), float(values.square().sum())])
 
-    count: int = 0
-    total: float = 0.0
-    squares: float = 0.0
 
-    @classmethod
-    def of(cls, log_mel: Tensor) -> Moments:
-        """Sum values of any shape in float64."""
-        values = log_mel.double()
-        return cls(values.numel(), float(values.sum()), float(values.square().sum()))
+def mean_and_std(moments: np.ndarray, name: str) -> tuple[float, float]:
+    """Return mean and standard deviation of all values of a list.
 
-    def __add__(self, other: Moments) -> Moments:
-        return Moments(self.count + other.count, self.total + other.total, self.squares + other.squares)
-
-    @property
-    def mean(self) -> float:
-        """Mean of all values."""
-        return self.total / self.count
-
-    @property
-    def std(self) -> float:
-        """Standard deviation of all values."""
-        return math.sqrt(max(self.squares / self.count - self.mean**2, 0.0))
+    Raises:
+        ConfigError: All values are the same, as of silence.
+    """
+    mean, mean_square = (moments[1:] / moments[0]).tolist()
+    std = math.sqrt(max(mean_square - mean**2, 0.0))
+    if std < MIN_STD:
+        raise ConfigError(
+            f"{name}: all clips hold one value, such as silence: nothing can be learned."
+        )
+    return mean, std
 
 
 def measure_statistics(
@@ -72,23 +65,18 @@ def measure_statistics(
     rng = np.random.default_rng(seed)
     plan = replace(plan, short_clips="own")
     drawn = rng.permutation(len(manifest.entries))[:crops]
-    moments = Moments()
+    total = np.zeros(3)
     frontend = LogMelFrontend(plan.frontend)
     unread: list[SkippedClip] = []
     for index in drawn:
         entry = manifest.entries[index]
         try:
-            moments += Moments.of(_log_mel_crop(manifest, entry, plan, frontend, rng))
+            total += moments(_log_mel_crop(manifest, entry, plan, frontend, rng))
         except AudioError as error:
             unread.append(SkippedClip(entry.row, str(entry), str(error)))
     if unread:
         refuse_too_many(manifest.name, len(unread), len(drawn), unread[0])
-    mean, std = moments.mean, moments.std
-    if std < MIN_STD:
-        raise ConfigError(
-            f"{manifest.name}: all of {len(drawn):,} clips hold one value, such as silence; there is nothing "
-            "to learn from."
-        )
+    mean, std = mean_and_std(total, manifest.name)
     logger.info("%s: log-mel mean %.3f, std %.3f, of %d crops", manifest.name, mean, std, len(drawn))
     return Statistics(mean, std, plan.frontend.sample_rate)
 

@@ -29,7 +29,7 @@ from ..data.entries import Entry
 from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
 from ..data.shards import INDEX_NAME, index_shards, write_index
 from ..data.skipped import SkippedClip, refuse_too_many, warn_of_missing, write_errors
-from ..data.statistics import MIN_STD, Moments
+from ..data.statistics import mean_and_std, moments
 from ..runs.log import Progress
 from ..runs.settings import Count, PositiveInt, require_given, settings
 from .config import PretrainConfig
@@ -70,7 +70,7 @@ class Part:
 
     flac: bytes
     waveform: np.ndarray  # (S,) float32
-    moments: Moments  # of its log-mel values
+    moments: np.ndarray  # (3,) of its log-mel values
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Totals:
 
     clips: int = 0
     samples: int = 0
-    moments: Moments = field(default_factory=Moments)  # of the log-mel values
+    moments: np.ndarray = field(default_factory=lambda: np.zeros(3))  # of the log-mel values
     skipped: list[SkippedClip] = field(default_factory=list)
 
 
@@ -167,10 +167,8 @@ def _write_shards(
 
 def _describe(folder: Path, out: Path, how: PartSettings, totals: Totals) -> PrepareResult:
     """Write the index and the statistics of the shards in ``folder``."""
-    if totals.moments.std < MIN_STD:
-        raise ConfigError("the clips are all silent: their log-mel values have no spread to train on.")
     hours = totals.samples / how.sample_rate / 3600
-    mean, std = totals.moments.mean, totals.moments.std
+    mean, std = mean_and_std(totals.moments, str(out))
     result = PrepareResult(out, totals.clips, hours, len(totals.skipped), mean, std, how.sample_rate)
     write_index(folder / INDEX_NAME, index_shards(sorted(map(str, folder.glob("*.tar")))))
     statistics = {name: value for name, value in vars(result).items() if name != "out"}
@@ -222,7 +220,7 @@ def _parts(entry: Entry, how: PartSettings) -> Iterator[Part]:
     for waveform in _split(entry, how):
         file = io.BytesIO()
         soundfile.write(file, waveform.numpy(), how.sample_rate, format="FLAC", subtype="PCM_16")
-        yield Part(file.getvalue(), waveform.numpy(), Moments.of(frontend.log_mel(waveform[None])))
+        yield Part(file.getvalue(), waveform.numpy(), moments(frontend.log_mel(waveform[None])))
 
 
 @functools.cache
