@@ -21,8 +21,7 @@ from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE, read_report
 from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
 from m2d_training.linear.features import StoredFeatures
-from m2d_training.runs.folder import RunFolder, read_config
-from m2d_training.runs.log import read_metrics
+from m2d_training.runs.folder import RunFolder, read_config, read_metrics
 from m2d_training.runs.state import read_state
 
 from m2d_hub import AudioError, CheckpointError, ChecksumError, ConfigError, M2DError

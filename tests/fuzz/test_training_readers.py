@@ -18,8 +18,7 @@ from m2d_training.data.manifest import read_manifest
 from m2d_training.evaluation.labelled import read_labelled
 from m2d_training.evaluation.report import REPORT_FILE
 from m2d_training.finetuning.fold import BEST_FILE, RESULT_FILE, BestCheckpoint, FoldResult
-from m2d_training.runs.folder import RunFolder, read_config
-from m2d_training.runs.log import plot_metrics
+from m2d_training.runs.folder import RunFolder, plot_metrics, read_config
 from m2d_training.runs.state import read_state, write_tensors
 from m2d_training.suites.summary import summarise
 
@@ -153,7 +152,7 @@ def test_a_runs_configuration(tmp_path, fuzz):
 
 
 def test_metrics(tmp_path, fuzz, monkeypatch):
-    monkeypatch.setattr("m2d_training.runs.log.draw_steps", lambda path, points: None)
+    monkeypatch.setattr("m2d_training.evaluation.charts.draw_steps", lambda path, points: None)
     lines = [{"step": step, "loss": 1.0 / step, "lr": 0.1, "rank_me": None} for step in (1, 2, 3)]
 
     def read(data):

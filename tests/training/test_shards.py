@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import os
-import random
 import tarfile
 from pathlib import Path
 
@@ -111,40 +110,26 @@ def test_suffixes_in_capitals_and_hidden_files(tmp_path):
     assert read(shard) == {"./A.FLAC": ("", "loud")}
 
 
-@pytest.mark.parametrize(
-    ("note", "expected"),
-    [
-        ({"label": None, "caption": None}, ("", "")),
-        ({"labels": ["a", None, "b"], "captions": ["a dog", "barks"]}, ("a;b", "a dog\nbarks")),
-        ({"label": "", "labels": ["a"]}, ("a", "")),
-        ({"text": ["a dog barks"], "tag": ["dog"]}, ("", "a dog barks")),
-        ({"text": "a dog", "caption": None}, ("", "a dog")),
-        ({"label": 7, "caption": "first", "text": "second"}, ("7", "first")),
-        ({}, ("", "")),
-    ],
-)
-def test_labels_and_captions_are_read_under_all_their_names(tmp_path, note, expected):
-    shard = write_shard(tmp_path / "a.tar", ("0.flac", SOUND), ("0.json", json.dumps(note).encode()))
-    assert read(shard) == {"0.flac": expected}
+NOTES = [
+    ({"label": None, "caption": None}, ("", "")),
+    ({"labels": ["a", None, "b"], "captions": ["a dog", "barks"]}, ("a;b", "a dog\nbarks")),
+    ({"text": ["a dog barks"], "tag": ["dog"], "label": ""}, ("", "a dog barks")),
+    ({"label": 7, "caption": "first", "text": "second"}, ("7", "first")),
+]
 
 
-@pytest.mark.parametrize(
-    ("header", "row", "expected"),
-    [
-        ("file,captions", "0.flac,a dog", ("", "a dog")),
-        ("file,text,labels", "0.flac,a dog,x;y", ("x;y", "a dog")),
-        ("file,caption,text", "0.flac,,a dog", ("", "a dog")),
-    ],
-)
-def test_lists_accept_the_same_names_of_columns(tmp_path, header, row, expected):
-    (tmp_path / "list.csv").write_text(f"{header}\n{row}\n")
+def test_labels_and_captions_are_read_under_all_their_names(tmp_path):
+    notes = [(f"{index}.json", json.dumps(note).encode()) for index, (note, _) in enumerate(NOTES)]
+    sounds = [(f"{index}.flac", SOUND) for index in range(len(NOTES))]
+    assert list(read(write_shard(tmp_path / "a.tar", *sounds, *notes)).values()) == [b for _, b in NOTES]
+    (tmp_path / "list.csv").write_text("file,text,labels,caption\n0.flac,a dog,x;y,\n")
     (entry,) = read_manifest(str(tmp_path / "list.csv")).entries
-    assert (entry.label, entry.caption) == expected
+    assert (entry.label, entry.caption) == ("x;y", "a dog")
 
 
 BAD_ANNOTATIONS = {
-    "0.json": [b"{", b"[]", b"[" * 200_000, b'{"label": {"a": 1}}', b"\xff", bytes(2 << 20)],
-    "0.txt": [b"caf\xe9", bytes(2 << 20)],
+    "0.json": [b"[]", b"[" * 200_000, b'{"label": {"a": 1}}', bytes(2 << 20)],
+    "0.txt": [b"caf\xe9"],
 }
 
 
@@ -222,61 +207,40 @@ def test_shards_that_the_index_lacks_are_read_by_their_headers(shards, caplog):
 
 def test_shards_that_the_index_names_must_exist(shards):
     os.rename(shards / "shard-000000.tar", shards / "other.tar")
-    with pytest.raises(ConfigError, match=r"index\.csv names shard-000000\.tar, which is missing.*delete"):
+    with pytest.raises(
+        ConfigError, match=r"index\.csv cannot be used: it names shard-000000\.tar, which is missing.*delete"
+    ):
         read(shards)
     os.unlink(shards / "index.csv")
     assert len(read(shards)) == 6
 
 
-@pytest.mark.parametrize("change", ["other clips", "one more", "one fewer", "cut", "longer name"])
+@pytest.mark.parametrize("change", ["one more", "cut"])
 def test_a_rewritten_shard_does_not_match_an_old_index(shards, change):
     path = shards / "shard-000000.tar"
-    with tarfile.open(path) as tar:
-        members = [(info.name, tar.extractfile(info).read()) for info in tar]
-    if change == "other clips":
-        random.Random(0).shuffle(members)
-    elif change == "one more":
-        members.append(("zzz.flac", SOUND))
-    elif change == "one fewer":
-        members = members[:-2]
-    elif change == "longer name":
-        members = [("x" + name, content) for name, content in members]
-    write_shard(path, *members)
     if change == "cut":
         path.write_bytes(path.read_bytes()[:5000])
-    with pytest.raises(
-        ConfigError, match=r"shard-000000\.tar does not match the index .*index\.csv\. .* delete"
-    ):
+    else:
+        with tarfile.open(path, "a") as tar:
+            info = tarfile.TarInfo("zzz.flac")
+            info.size = 20_000
+            tar.addfile(info, io.BytesIO(bytes(20_000)))
+    with pytest.raises(ConfigError, match=r"index\.csv cannot be used: .*shard-000000\.tar.* delete it"):
         read(shards)
 
 
 @pytest.mark.parametrize(
-    ("column", "value"),
-    [
-        ("offset", "-512"),
-        ("offset", "9" * 18),
-        ("size", "9" * 30),
-        ("size", "many"),
-        ("features_size", "1e3"),
-    ],
+    ("column", "value"), [("offset", "-512"), ("size", "9" * 30), ("features_size", "1e3")]
 )
 def test_an_index_with_invalid_numbers_is_refused(shards, column, value):
-    import csv
-
-    with (shards / "index.csv").open(newline="") as lines:
-        rows = list(csv.DictReader(lines))
-    rows[2][column] = value
-    with (shards / "index.csv").open("w", newline="") as lines:
-        writer = csv.DictWriter(lines, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    header, first, *rows = (shards / "index.csv").read_text().splitlines()
+    cells = dict(zip(header.split(","), first.split(","), strict=True)) | {column: value}
+    (shards / "index.csv").write_text("\n".join([header, ",".join(cells.values()), *rows]))
     with pytest.raises(ConfigError, match=r"index\.csv.*delete"):
         read(shards)
 
 
-@pytest.mark.parametrize(
-    "content", ["", "file,label\na,b\n", "no index", "\x00" * 50, "shard\n" + "x" * 200_000]
-)
+@pytest.mark.parametrize("content", ["", "file,label\na,b\n", "\x00" * 50])
 def test_a_foreign_index_is_refused(shards, content):
     (shards / "index.csv").write_text(content)
     with pytest.raises(ConfigError, match=r"index\.csv.*delete"):
@@ -285,10 +249,12 @@ def test_a_foreign_index_is_refused(shards, content):
 
 @pytest.mark.parametrize(
     "content",
-    ["", "{}", "[]", "null", '{"mean": "a", "std": 1, "sample_rate": 1}', "[" * 100_000]
-    + [
-        f'{{"mean": {mean}, "std": {std}, "sample_rate": 16000}}'
-        for mean, std in (("NaN", 1), (1, 0), (1, "Infinity"))
+    [
+        "",
+        "{}",
+        "[" * 100_000,
+        '{"mean": NaN, "std": 1, "sample_rate": 1}',
+        '{"mean": 1, "std": 0, "sample_rate": 1}',
     ],
 )
 def test_invalid_statistics_are_refused(shards, content):

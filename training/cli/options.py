@@ -14,8 +14,7 @@ from m2d_hub.cli.options import SOME_FAILED, EscapedFormatter
 from m2d_hub.errors import M2DError
 from m2d_hub.io import json_text
 
-from ..runs.devices import is_first_process
-from ..runs.folder import make_folder
+from ..runs.folder import is_first_process, make_folder
 
 COUNT = click.IntRange(min=1)
 PATH = click.Path(path_type=Path)

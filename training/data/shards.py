@@ -177,10 +177,10 @@ def read_index(path: Path, shards: Sequence[str]) -> list[Entry]:
             if name in others:
                 entries += _indexed_entries(others.pop(name), cells)
             elif not (path.parent / name).is_file():
-                raise ConfigError(f"{path} names {name}, which is missing.")
+                raise ConfigError(f"it names {name}, which is missing.")
     except (ConfigError, ValueError, OSError) as error:
         raise ConfigError(
-            f"{error} If the shards are correct, delete {path}; their headers are read then."
+            f"{path} cannot be used: {error} If the shards are correct, delete it; their headers are read then."
         ) from error
     if others:
         logger.warning("%s lacks %d shards, whose headers are read: %s …", path, len(others), min(others))
@@ -195,5 +195,5 @@ def _indexed_entries(shard: str, rows: list[dict[str, str]]) -> Iterator[Entry]:
         numbers = {column: int(cells[column]) for column in INDEX_NUMBERS}
         last = max(numbers["offset"] + numbers["size"], numbers["features_offset"] + numbers["features_size"])
         if int(cells[SHARD_BYTES]) != end or min(numbers.values()) < 0 or last > end:
-            raise ConfigError(f"{shard} does not match its index.")
+            raise ConfigError(f"it does not match {shard}.")
         yield Entry(shard, **(texts | numbers), features_path=shard if numbers["features_size"] else "")

@@ -39,9 +39,7 @@ def mean_and_std(moments: np.ndarray, name: str) -> tuple[float, float]:
     mean, mean_square = (moments[1:] / moments[0]).tolist()
     std = math.sqrt(max(mean_square - mean**2, 0.0))
     if std < MIN_STD:
-        raise ConfigError(
-            f"{name}: all clips hold one value, such as silence: nothing can be learned."
-        )
+        raise ConfigError(f"{name}: all clips hold one value, such as silence: nothing can be learned.")
     return mean, std
 
 

@@ -18,8 +18,7 @@ from ..data.sampling import EpochPlan, StepSampler
 from ..data.skipped import SkippedLog
 from ..evaluation.labelled import Fold
 from ..evaluation.metrics import Metric
-from ..runs.folder import RunFolder
-from ..runs.log import RunLog, read_metrics
+from ..runs.folder import RunFolder, RunLog, read_metrics
 from ..runs.loop import Loop, LoopPlan
 from ..runs.state import read_tensors, require_finite, write_tensors
 from ..runs.stopping import StopRequests

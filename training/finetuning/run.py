@@ -47,8 +47,14 @@ from ..evaluation.unreadable import (
     warn_of_skipped,
 )
 from ..runs.devices import broadcast_from_main, build_accelerator, resolve_precision
-from ..runs.folder import RunFolder, clips_digest, one_run_in, read_config, same_or_refuse
-from ..runs.log import read_metrics
+from ..runs.folder import (
+    RunFolder,
+    clips_digest,
+    one_run_in,
+    read_config,
+    read_metrics,
+    same_or_refuse,
+)
 from ..runs.loop import warn_of_warmup
 from ..runs.settings import require_given, with_fields
 from ..runs.stopping import StopRequests, stop_requests

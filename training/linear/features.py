@@ -26,7 +26,7 @@ from m2d_hub.io import reading_file, replacing
 from ..data.annotations import AudioFile
 from ..evaluation.clip_encoder import ClipEncoder, encode_files
 from ..evaluation.unreadable import file_key
-from ..runs.log import Progress
+from ..runs.folder import progress_bar
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def stored_features(
     missing = {key: index for index, key in keys.items() if key not in found}  # each file once
     # Files of one size probably have one length, and are encoded together.
     order = sorted(missing.values(), key=lambda index: (os.path.getsize(files[index]), index))
-    with Progress("features", 0, len(order), "clip", progress) as bar:
+    with progress_bar("features", 0, len(order), "clip", progress) as bar:
         for batch in encode_files(encoder, [files[index] for index in order], num_workers):
             batch_keys = [keys[order[clip]] for clip in batch.clips]
             if batch_keys:

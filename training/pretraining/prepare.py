@@ -30,7 +30,7 @@ from ..data.manifest import STATISTICS_NAME, Manifest, read_manifest
 from ..data.shards import INDEX_NAME, index_shards, write_index
 from ..data.skipped import SkippedClip, refuse_too_many, warn_of_missing, write_errors
 from ..data.statistics import mean_and_std, moments
-from ..runs.log import Progress
+from ..runs.folder import progress_bar
 from ..runs.settings import Count, PositiveInt, require_given, settings
 from .config import PretrainConfig
 from .teachers import HubertTeacher, load_hubert_teacher
@@ -148,7 +148,7 @@ def _write_shards(
     limits = {"maxcount": SHARD_CLIPS, "maxsize": SHARD_BYTES, "mtime": 0}  # the same bytes each time
     with (
         webdataset.ShardWriter(pattern, **limits, verbose=0) as writer,
-        Progress("preparing", 0, len(entries), "file", progress) as bar,
+        progress_bar("preparing", 0, len(entries), "file", progress) as bar,
     ):
         for entry, parts in zip(entries, _read_parts(entries, how), strict=True):
             if isinstance(parts, SkippedClip):

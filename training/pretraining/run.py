@@ -19,8 +19,15 @@ from ..data.skipped import SkippedLog
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_folds import evaluate_encoder
 from ..runs.devices import best_effort, build_accelerator, wait_for_main
-from ..runs.folder import RunFolder, clips_digest, one_run_in, read_config, same_or_refuse
-from ..runs.log import RunLog, plot_metrics
+from ..runs.folder import (
+    RunFolder,
+    RunLog,
+    clips_digest,
+    one_run_in,
+    plot_metrics,
+    read_config,
+    same_or_refuse,
+)
 from ..runs.loop import Loop, LoopPlan
 from ..runs.settings import require_given, with_fields
 from ..runs.state import gather_weights, list_checkpoints, require_finite, step_of

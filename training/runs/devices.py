@@ -29,11 +29,6 @@ FAILURES = (
 random_lock = threading.RLock()  # held while the process's random state is changed
 
 
-def is_first_process() -> bool:
-    """Return whether this is the first of the processes that a launcher started, the one that logs."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def build_accelerator() -> Accelerator:
     """Return an accelerator for the available devices and processes.
 

@@ -1,26 +1,43 @@
-"""The folder of a run: its files, its lock, and whether it holds the same run."""
+"""The folder of a run: its files, lock, configuration and metrics; and its progress."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import logging
 import os
+import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.io import lock_output, reading_file, replacing
-
-from .devices import is_first_process
+from m2d_hub.io import json_text, lock_output, reading_file, replacing
 
 if TYPE_CHECKING:
+    from tqdm import tqdm
+
     from m2d_hub.audio import AudioPart
+
+logger = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
 LOCK_WAIT_S = 10.0  # workers of a run that was killed end some seconds after it
+PLOT_INTERVAL_S = LINE_INTERVAL_S = 300.0
+CURVES = {
+    "loss": ("loss", "m2d", "offline", "validation_loss"),
+    "schedule": ("lr", "tau"),
+    "analysis": (
+        "rank_me",
+        "explained_variance_auc",
+        "validation_rank_me",
+        "validation_explained_variance_auc",
+    ),
+    "evaluation": ("linear_eval",),
+}
 
 
 class RunFolder:
@@ -34,6 +51,11 @@ class RunFolder:
         self.tensorboard = root / "tensorboard"
         self.plots = root / "plots"  # curves as PNG
         self.export = root / "export"  # for m2d_hub.load_model
+
+
+def is_first_process() -> bool:
+    """Return whether this is the first of the processes that a launcher started, the one that logs."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def make_folder(folder: Path) -> None:
@@ -133,3 +155,109 @@ def clips_digest(files: Sequence[str | AudioPart], *columns: Sequence[str]) -> s
         row = json.dumps([name, part.start_s or 0, part.end_s, *values])
         digest.update(row.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()[:16]
+
+
+class RunLog:
+    """Metrics of one run; only the first process has one."""
+
+    def __init__(self, folder: RunFolder, first_step: int):
+        """Open the files, without the lines after the step that the run resumes from."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder = folder
+        path = folder.metrics_file
+        kept = [line for line in read_metrics(path) if line["step"] <= first_step]
+        with replacing(path) as partial:
+            partial.write_text("".join(json_text(line) + "\n" for line in kept), encoding="utf-8")
+        self._skipped = int(kept[-1].get("steps_left_out") or 0) if kept else 0
+        self._metrics = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder.tensorboard), purge_step=first_step + 1)
+        self._plotted_at = time.monotonic()
+
+    def write(self, step: int, values: dict[str, Any], is_skipped: bool = False) -> None:
+        """Add one step, counted from 1, and how many steps were skipped so far."""
+        self._skipped += is_skipped
+        values = {**values, "steps_left_out": self._skipped}
+        self._metrics.write(json_text({"step": step, **values}) + "\n")
+        self._metrics.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def plot(self) -> None:
+        """Draw the curves, at most every few minutes."""
+        if time.monotonic() - self._plotted_at > PLOT_INTERVAL_S:
+            plot_metrics(self.folder.metrics_file, self.folder.plots)
+            self._plotted_at = time.monotonic()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._metrics.close()
+        self._board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Return one dictionary per step; lines that are cut off or hold something else are skipped."""
+    if not path.exists():
+        return []
+    lines = []
+    with reading_file(path, "metrics of a run", "Delete it: metrics then start over.", CheckpointError):
+        written = path.read_text(encoding="utf-8", errors="replace")
+    for text in written.splitlines():
+        with contextlib.suppress(ValueError, RecursionError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                lines.append({name: value for name, value in line.items() if _is_figure(value)})
+    return lines
+
+
+def _is_figure(value: object) -> bool:
+    return value is None or isinstance(value, (int, float, bool))
+
+
+def plot_metrics(metrics_file: Path, plots: Path) -> None:
+    """Draw each group of curves that the metrics hold into ``plots``; values that are not finite are gaps."""
+    from ..evaluation.charts import draw_steps
+
+    lines = read_metrics(metrics_file)
+    for title, names in CURVES.items():
+        points = {
+            name: [(line["step"], line[name]) for line in lines if line.get(name) is not None]
+            for name in names
+        }
+        points = {name: values for name, values in points.items() if values}
+        if points:
+            draw_steps(plots / f"{title}.png", points)
+
+
+def progress_bar(name: str, done: int, total: int, unit: str, is_shown: bool) -> tqdm:
+    """Return a progress bar; without a terminal it becomes a line every few minutes and at the end."""
+    from tqdm import tqdm
+
+    if getattr(sys.stderr, "isatty", bool)():
+        return tqdm(desc=name, total=total, initial=done, unit=unit, disable=not is_shown)
+    lines = "{desc}: {unit} {n_fmt} of {total_fmt}{postfix}, {rate_fmt}, {remaining} left"
+    return tqdm(
+        desc=name,
+        total=total,
+        initial=done,
+        unit=unit,
+        disable=not is_shown,
+        file=_Lines(),
+        bar_format=lines,
+        mininterval=LINE_INTERVAL_S,
+    )
+
+
+class _Lines:
+    """A stream of lines that are logged, or printed if nothing is logged."""
+
+    def write(self, text: str) -> None:
+        if not (line := text.strip()):
+            return
+        if logger.isEnabledFor(logging.INFO) and logger.hasHandlers():
+            logger.info("%s", line)
+        else:
+            print(line, file=sys.stderr)
+
+    def flush(self) -> None:
+        """Lines are written at once."""

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import CheckpointError, M2DError
 
-from .folder import RunFolder
-from .log import Progress, RunLog
+from .folder import RunFolder, RunLog, progress_bar
 from .state import (
     NotFiniteError,
     checkpoint_path,
@@ -220,13 +219,17 @@ class Loop:
         step = self._resume()
         log = RunLog(self.folder, step) if self.is_first_process else None
         batches: Any = iter(self.training.batches(step))
-        progress = Progress(self.plan.name or "training", step, self.plan.total_steps, "step", self.is_shown)
+        name = self.plan.name or "training"
         try:
-            with progress, self.stop.held():
+            with (
+                progress_bar(name, step, self.plan.total_steps, "step", self.is_shown) as bar,
+                self.stop.held(),
+            ):
                 while not self.training.is_done(step):
                     loss = self._step(step, batches, log)
                     step += 1
-                    progress.update(note=f", loss {loss:.4g}")
+                    bar.set_postfix_str(f"loss {loss:.4g}", refresh=False)
+                    bar.update()
         finally:
             batches.close()  # ends the workers
             if log is not None:
