@@ -180,7 +180,7 @@ def read_index(path: Path, shards: Sequence[str]) -> list[Entry]:
                 raise ConfigError(f"it names {name}, which is missing.")
     except (ConfigError, ValueError, OSError) as error:
         raise ConfigError(
-            f"{path} cannot be used: {error} If the shards are correct, delete it; their headers are read then."
+            f"{path} cannot be used: {error} If the shards are correct, delete it to read their headers."
         ) from error
     if others:
         logger.warning("%s lacks %d shards, whose headers are read: %s …", path, len(others), min(others))
