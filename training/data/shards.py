@@ -88,7 +88,7 @@ def _index_shard(shard: str) -> Iterator[Entry]:
     stems = [_stem(clip.name) for clip in clips]
     annotations, features = _belonging(stems, annotations), _belonging(stems, features)
     for clip, stem in zip(clips, stems, strict=True):
-        annotation, feature = annotations.get(stem, Annotation()), features.get(stem, Member(""))
+        annotation, feature = annotations.get(stem, Annotation()), features.get(stem, Member("", 0, 0))
         yield Entry(
             path=shard,
             offset=clip.offset,
