@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 1 << 20
 PARTIAL_SUFFIX = ".partial"  # of unfinished files and folders
 FULL = {errno.ENOSPC, errno.EDQUOT}
+MACHINE = FULL | {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS}
 FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 # Of flock, on network file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
@@ -246,16 +247,23 @@ def reading(name: object, kind: str, hint: str, failure: type[M2DError]) -> Iter
 
     Raises:
         M2DError: A ``failure`` for any exception raised inside. Errors of this package pass unchanged.
-        OSError: The disk is full, which is not the fault of the data.
+        OSError: As for :func:`is_machine_fault`, or a MemoryError.
     """
     try:
         yield
     except M2DError:
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if is_machine_fault(error):
             raise
         raise failure(f"{name} cannot be read as {kind} ({reason_of(error)}). {hint}") from error
+
+
+def is_machine_fault(error: BaseException) -> bool:
+    """Return whether an error is a fault of the machine, such as a full disk, and not of what was read."""
+    if isinstance(error, MemoryError):
+        return not hasattr(error, "errno")  # FFmpeg's ENOMEM means a size that the file states
+    return isinstance(error, OSError) and error.errno in MACHINE
 
 
 @contextlib.contextmanager
@@ -282,6 +290,7 @@ def open_file(path: str | os.PathLike[str], kind: str, failure: type[M2DError]) 
 
     Raises:
         M2DError: A ``failure`` if the path is missing, forbidden, or not a regular file.
+        OSError: As for :func:`is_machine_fault`.
     """
     problem = None
     try:
@@ -295,6 +304,8 @@ def open_file(path: str | os.PathLike[str], kind: str, failure: type[M2DError]) 
     except (FileNotFoundError, NotADirectoryError):
         problem = f"does not exist; give {kind}"
     except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        if is_machine_fault(error):
+            raise
         problem = f"cannot be opened ({getattr(error, 'strerror', error)}); check its name and permissions"
     raise failure(f"{str(path)[:_MAX_NAME_LENGTH]} {problem}.")
 

@@ -24,7 +24,7 @@ from m2d_hub.audio.inputs import AudioInput, Channels, check_rate, checked, to_c
 from m2d_hub.audio.resample import resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.errors import AudioError
-from m2d_hub.io import open_file
+from m2d_hub.io import is_machine_fault, open_file
 
 _SUFFIXES = (
     "wav wave flac ogg oga opus mp3 mp2 aif aiff aifc au snd caf w64 rf64 sph voc gsm "
@@ -218,4 +218,6 @@ def _seekable(file: Any, name: str) -> BinaryIO:
                 return file
         return io.BytesIO(file.read())
     except (ValueError, TypeError, OSError) as error:
+        if is_machine_fault(error):
+            raise
         raise AudioError(f"{name} is not a readable binary file ({error}).") from error

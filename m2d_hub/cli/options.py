@@ -40,6 +40,8 @@ class Group(click.Group):
                 raise
             path = "" if error.filename is None else f": {error.filename}"
             raise click.ClickException(as_text(f"{error.strerror or error}{path}")) from error
+        except MemoryError as error:
+            raise click.ClickException("This machine has too little memory for it.") from error
 
 
 class EscapedFormatter(logging.Formatter):

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from m2d_hub.audio.clips import AUDIO_SUFFIXES
 from m2d_hub.audio.stored import FetchedFile, StoredFile, part_of
 from m2d_hub.errors import AudioError, M2DError
-from m2d_hub.io import reading
+from m2d_hub.io import CHUNK_BYTES, reading
 
 SHARD_SUFFIX = ".tar"
 
@@ -65,8 +65,10 @@ def members_of(
                 names.add(name)
                 yield Member(info.name, info.offset_data, info.size)
             file.seek(tar.offset)
-            if file.read(tarfile.BLOCKSIZE).strip(tarfile.NUL) or tar.offset >= end:
-                raise ValueError(f"it is damaged or cut off at byte {tar.offset:,}")
+            if file.read(CHUNK_BYTES).strip(tarfile.NUL) or tar.offset >= end:
+                raise ValueError(
+                    f"it is damaged or cut off at byte {tar.offset:,}, or another archive follows there"
+                )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from m2d_hub.audio.stored import FetchedFile, StoredFile
 from m2d_hub.errors import AudioError, ConfigError, M2DError, reason_of
-from m2d_hub.io import FULL, open_file, replacing
+from m2d_hub.io import is_machine_fault, open_file, replacing
 
 _SCHEMES = ("s3", "gs", "abfs")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<path>.*)", re.DOTALL)
@@ -177,7 +177,7 @@ def written(location: Location) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def store_errors(url: StorePath, failure: type[M2DError] = ConfigError) -> Iterator[None]:
-    """Raise what a store or its client raises as one error type; a full local disk stays an OSError."""
+    """Raise what a store or its client raises as one error type; faults of this machine stay as they are."""
     try:
         yield
     except M2DError as error:
@@ -185,7 +185,7 @@ def store_errors(url: StorePath, failure: type[M2DError] = ConfigError) -> Itera
     except FileNotFoundError as error:
         raise failure(f"{url} does not exist.") from error
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in FULL:
+        if is_machine_fault(error):
             raise
         raise failure(
             f"{url} cannot be used ({reason_of(error)}). Check the network, the endpoint and the credentials "

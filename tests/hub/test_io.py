@@ -1,12 +1,16 @@
-"""Locks of outputs."""
+"""Locks of outputs, and faults of the machine."""
 
 import errno
 import os
 
 import pytest
+import soundfile
 
-from m2d_hub import ConfigError
-from m2d_hub.io import lock_output
+import m2d_hub
+from m2d_hub import AudioError, ConfigError
+from m2d_hub.io import lock_output, reading
+
+from ..signals import noise
 
 
 def _failing_flock(monkeypatch, number):
@@ -37,3 +41,30 @@ def test_other_faults_of_a_lock_file_are_errors(number, tmp_path, monkeypatch):
     with pytest.raises(OSError) as raised:
         lock_output(tmp_path / ".lock", "out.npz")
     assert raised.value.errno == number
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EMFILE, "Too many open files"), MemoryError()])
+def test_faults_of_the_machine_are_not_those_of_a_file(error):
+    with pytest.raises(type(error)), reading("a.wav", "audio", "Convert it.", AudioError):
+        raise error
+
+
+def test_one_open_file_too_many_ends_a_job_and_no_file_counts_as_unreadable(
+    tiny_folder, tmp_path, monkeypatch
+):
+    soundfile.write(tmp_path / "a.wav", noise(8_000), 16_000)
+    out = tmp_path / "out.npz"
+
+    def embed():
+        return m2d_hub.embed_files(tmp_path / "a.wav", out, model=tiny_folder, device="cpu")
+
+    def failing_open(path, *arguments, **options):
+        if os.fspath(path).endswith("a.wav"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return open(path, *arguments, **options)
+
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="Too many open files"):
+        patched.setattr("m2d_hub.io.open", failing_open, raising=False)
+        embed()
+    assert not (tmp_path / "out.npz.errors.csv").exists()
+    assert embed().embedded == 1

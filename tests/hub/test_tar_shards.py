@@ -130,6 +130,7 @@ UNREADABLE = {
     "a repeated name": (("./x.wav", wav(1)), bytes, "it contains x.wav twice"),
     "a cut member": (("y.wav", wav(1, 40_000)), lambda content: content[:20_000], "before its member y.wav"),
     "a cut between members": (("y.wav", wav(1)), lambda content: content[:1_536], "cut off at byte 1,536"),
+    "an archive that follows": (("y.txt", b""), lambda content: content * 2, "or another archive follows"),
     "a damaged header": (("y.wav", wav(1)), second_header_damaged, "damaged or cut off at byte 1,536"),
 }
 
