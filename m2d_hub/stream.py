@@ -8,18 +8,17 @@
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from m2d_hub.audio.decode import BLOCK_VALUES
 from m2d_hub.audio.inputs import check_rate, checked, to_waveform
 from m2d_hub.audio.resample import Resampler
+from m2d_hub.checks import Numbers
 from m2d_hub.detect import SILENCE_DBFS
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.inference import ClipWindow, encode_batched
@@ -29,7 +28,6 @@ from m2d_hub.results import Frames, Tag
 from m2d_hub.windows import StreamFramer, Window, Windows
 
 _MAX_BATCH = 16  # windows encoded at once if a long block is pushed
-_NAME = "The stream"
 
 
 @dataclass(frozen=True)
@@ -103,7 +101,7 @@ class Stream:
             )
         (waveform,) = checked(iter([waveform]), f"The block at sample {self._num_samples} of the stream")
         self._num_samples += len(waveform)
-        return self._encode(self._frame(self._resampler.push(waveform)))
+        return self._encode(self._framer.push(self._resampler.push(waveform)))
 
     @torch.no_grad()
     def finish(self) -> Frames:
@@ -116,8 +114,9 @@ class Stream:
         self._require_open()
         self._is_finished = True
         if not self._num_samples:
-            raise AudioError(f"{_NAME} is empty; push samples before finish().")
-        return self._encode(self._rest())
+            raise AudioError("The stream is empty; push samples before finish().")
+        rest = self._framer.push(self._resampler.finish())
+        return self._encode(itertools.chain(rest, self._framer.finish()))
 
     def classify(self, top_k: int = 5, silence_dbfs: float = SILENCE_DBFS) -> list[list[Tag]]:
         """Return the ``top_k`` classes of each of :attr:`windows`, best first.
@@ -137,17 +136,7 @@ class Stream:
 
     def _require_open(self) -> None:
         if self._is_finished:
-            raise ConfigError(f"{_NAME} is finished; call model.stream() for a new one.")
-
-    def _frame(self, waveform: Tensor) -> Iterator[tuple[Window, Tensor]]:
-        """Yield the windows that samples at the model's rate complete."""
-        for block in waveform.split(BLOCK_VALUES):
-            yield from self._framer.push(block)
-
-    def _rest(self) -> Iterator[tuple[Window, Tensor]]:
-        """Yield the windows that the end of the stream completes."""
-        yield from self._frame(self._resampler.finish())
-        yield from self._framer.finish()
+            raise ConfigError("The stream is finished; call model.stream() for a new one.")
 
     def _encode(self, framed: Iterator[tuple[Window, Tensor]]) -> Frames:
         """Encode windows, store them in :attr:`windows`, and return their new frames."""
@@ -162,10 +151,8 @@ class Stream:
         ]
         encoded.sort(key=lambda pair: pair[0].window.first_frame)
         self.windows = []
-        new_features, new_times = (
-            [torch.zeros(0, self._encoder.config.frame_dim)],
-            [torch.zeros(0, dtype=torch.float64)],
-        )
+        new_features = [torch.zeros(0, self._encoder.config.frame_dim)]
+        new_times = [torch.zeros(0, dtype=torch.float64)]
         for item, features in encoded:
             window = item.window
             start_s, length_s = window.first_frame * hop_s, window.num_frames * hop_s
@@ -191,8 +178,7 @@ def _hop_frames(windows: Windows, hop_s: float | None, frame_hop_s: float) -> in
         )
     if hop_s is None:
         return window
-    is_number = isinstance(hop_s, (int, float, np.number)) and not isinstance(hop_s, bool)
-    frames = round(hop_s / frame_hop_s) if is_number and math.isfinite(hop_s) else 0
+    frames = round(hop_s / frame_hop_s) if hop_s in Numbers() else 0
     if not 0 < frames <= window:
         raise ConfigError(
             f"hop_s must be a positive number of seconds, at most the window of {window * frame_hop_s:g} "

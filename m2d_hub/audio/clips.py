@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.decode import BLOCK_S, BLOCK_VALUES, decode, read_header, reading_audio
-from m2d_hub.audio.inputs import AudioInput, Channels, check_rate, checked, to_clips, to_mono, unpack
+from m2d_hub.audio.inputs import AudioInput, Channels, check_rate, checked, to_waveform, unpack
 from m2d_hub.audio.resample import resample, resampled_length, resampling_steps
 from m2d_hub.audio.stored import StoredFile
 from m2d_hub.errors import AudioError
@@ -94,7 +94,7 @@ class Clip(AudioClip):
             waveform = self.source
             if not isinstance(waveform, Tensor):
                 with reading_audio(self.name):
-                    waveform = to_mono(self.source.get_all_samples().data, self.name)
+                    waveform = to_waveform(self.source.get_all_samples().data, self.name, "mix")
             block_samples = min(BLOCK_VALUES, int(BLOCK_S * self.source_rate))
             yield from waveform[first:stop].split(block_samples)
 
@@ -169,26 +169,20 @@ def _open_one(audio: AudioInput, sample_rate: int, array_rate: int) -> list[Clip
         seconds = getattr(getattr(item, "metadata", None), "duration_seconds", None) or 0.0
         num_samples = resampled_length(round(seconds * rate), rate, sample_rate)
         return [Clip(name, item, rate, sample_rate, num_samples)]
-    return [
-        Clip(row_name, row, rate, sample_rate, resampled_length(len(row), rate, sample_rate))
-        for row_name, row in _rows(audio)
-    ]
-
-
-def _rows(audio: AudioInput) -> list[tuple[str, Tensor]]:
-    """Return the clips of an array, with their names."""
-    if audio.rows == "mix":
-        return [(audio.name, to_mono(audio.source, audio.name))]
-    waveform = to_clips(audio.source, audio.name)
-    if waveform.ndim == 1:
-        return [(audio.name, waveform)]
-    if audio.rows is None and len(waveform) == 2:
+    waveform = to_waveform(item, name, audio.rows)
+    if not waveform.numel():
+        raise AudioError(f"{name} is empty: it holds no samples.")
+    if waveform.ndim == 2 and audio.rows is None and len(waveform) == 2:
         warnings.warn(
             "an array of two rows is treated as two clips. If its rows are the channels of one recording, as "
             "torchaudio.load returns it, pass channels='mix'; if not, channels='clips'.",
             stacklevel=2,
         )
-    return [(f"row {index} of {audio.name}", row) for index, row in enumerate(waveform)]
+    num_samples = resampled_length(waveform.shape[-1], rate, sample_rate)
+    if waveform.ndim == 1:
+        return [Clip(name, waveform, rate, sample_rate, num_samples)]
+    rows = enumerate(waveform)
+    return [Clip(f"row {index} of {name}", row, rate, sample_rate, num_samples) for index, row in rows]
 
 
 def _open_file(

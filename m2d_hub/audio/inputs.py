@@ -148,42 +148,28 @@ def checked(blocks: Iterator[Tensor], name: str) -> Iterator[Tensor]:
         yield block
 
 
-def to_clips(item: Any, name: str) -> Tensor:
-    """Return a waveform (S,) or a batch (B, S), float32, of an array, a tensor or numbers.
+def to_waveform(item: Any, name: str, channels: Channels | None = None) -> Tensor:
+    """Return an array, a tensor or numbers as a float32 waveform (S,), or as a batch (B, S).
+
+    With ``channels="mix"``, the rows are averaged to one waveform; more than 1,000 rows of at most 8 numbers
+    are taken for (S, channels).
 
     Raises:
-        AudioError: It is empty, or not of a shape or type of audio; the message has ``name``.
+        AudioError: It is not of a shape or type of audio; the message has ``name``.
     """
-    waveform = _not_empty(to_waveform(item, name), name)
-    if _is_samples_first(waveform):
+    waveform = scaled(_to_tensor(item, name), name)
+    shape = tuple(waveform.shape)
+    if waveform.ndim not in (1, 2):
+        raise AudioError(f"{name} has shape {shape}; give a waveform (samples,) or a batch (clips, samples).")
+    is_samples_first = waveform.ndim == 2 and shape[1] <= 8 and shape[0] > 1_000
+    if channels == "mix":
+        return waveform if waveform.ndim == 1 else waveform.mean(dim=1 if is_samples_first else 0)
+    if is_samples_first:
         raise AudioError(
-            f"{name} has shape {tuple(waveform.shape)}, which looks like (samples, channels); a 2-D array is "
-            "a batch (clips, samples): say channels='mix' to average the channels."
+            f"{name} has shape {shape}, which looks like (samples, channels); a 2-D array is a batch (clips, "
+            "samples): say channels='mix' to average the channels."
         )
     return waveform
-
-
-def to_mono(item: Any, name: str) -> Tensor:
-    """Return a float32 waveform (S,) of one, or the average of (channels, S) or (S, channels).
-
-    More than 1,000 rows of at most 8 numbers are taken for (S, channels).
-
-    Raises:
-        AudioError: As for :func:`to_clips`.
-    """
-    waveform = _not_empty(to_waveform(item, name), name)
-    return waveform if waveform.ndim == 1 else waveform.mean(dim=1 if _is_samples_first(waveform) else 0)
-
-
-def to_waveform(item: Any, name: str) -> Tensor:
-    """Return the same as :func:`to_clips`, or an empty tensor, as for a block of a stream."""
-    waveform = _to_tensor(item, name)
-    if waveform.ndim not in (1, 2):
-        raise AudioError(
-            f"{name} has shape {tuple(waveform.shape)}; give a waveform (samples,) or a batch (clips, "
-            "samples)."
-        )
-    return scaled(waveform, name)
 
 
 def scaled(waveform: Tensor, name: str) -> Tensor:
@@ -210,16 +196,6 @@ def mix(channels: np.ndarray) -> np.ndarray:
     for channel in channels[2:]:
         total += channel
     return total / np.float32(len(channels))
-
-
-def _not_empty(waveform: Tensor, name: str) -> Tensor:
-    if not waveform.numel():
-        raise AudioError(f"{name} is empty: it holds no samples.")
-    return waveform
-
-
-def _is_samples_first(waveform: Tensor) -> bool:
-    return waveform.ndim == 2 and waveform.shape[1] <= 8 and waveform.shape[0] > 1_000
 
 
 def _to_tensor(item: Any, name: str) -> Tensor:

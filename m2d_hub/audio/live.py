@@ -203,8 +203,8 @@ def open_microphone(sample_rate: int, channels: int, interrupt: Interrupt) -> It
     """Yield blocks (s,) of the default input device until an interrupt, channels averaged.
 
     Raises:
-        AudioError: The sample rate is out of bounds, or the device fails while it records.
-        ConfigError: sounddevice is not installed, or there is no such device.
+        AudioError: The sample rate is out of bounds, or the device cannot be opened or read.
+        ConfigError: sounddevice is not installed.
     """
     rate = check_rate(sample_rate, "sample_rate")
     hint = "On Linux, PortAudio is not in it: apt install libportaudio2."
@@ -212,12 +212,6 @@ def open_microphone(sample_rate: int, channels: int, interrupt: Interrupt) -> It
         import sounddevice
     try:
         device = sounddevice.InputStream(samplerate=rate, channels=channels, dtype="float32", latency="high")
-    except sounddevice.PortAudioError as error:
-        raise ConfigError(
-            f"the microphone cannot be opened with {channels} channels at sample_rate {rate} Hz ({error}); "
-            "python -m sounddevice lists devices."
-        ) from error
-    try:
         with device:
             while not interrupt.is_requested:
                 block, has_overflowed = device.read(round(_MICROPHONE_BLOCK_S * rate))
@@ -225,4 +219,7 @@ def open_microphone(sample_rate: int, channels: int, interrupt: Interrupt) -> It
                     logger.warning("the model is slower than the microphone; some of the sound is lost.")
                 yield torch.from_numpy(mix(block.T))
     except sounddevice.PortAudioError as error:
-        raise AudioError(f"the microphone stopped ({error}); check its connection.") from error
+        raise AudioError(
+            f"the microphone cannot be read with {channels} channels at sample_rate {rate} Hz ({error}); "
+            "check its connection; python -m sounddevice lists devices."
+        ) from error

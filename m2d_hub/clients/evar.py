@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from numbers import Real
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 
 from m2d_hub.errors import ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.encoder import frames_to_tokens
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 from m2d_hub.windows import Windows
@@ -66,7 +64,7 @@ class RuntimeM2D(nn.Module):
             dur_frames: Number of frames of a window; None: as pre-trained.
             num_classes: Number of classes of a new head.
             freeze_embed: Freeze the weights of the patch embedding.
-            flat_features: Return tokens (B, N_F·T, D) instead of frames (B, T, N_F·D).
+            flat_features: Return tokens (B, N_F·T, D) instead of frames (B, T, N_F·D); a head must take them.
 
         Raises:
             ConfigError: ``cfg`` states another spectrogram than the weights were trained with, or
@@ -89,7 +87,7 @@ class RuntimeM2D(nn.Module):
             model.set_window(frames * model.config.frontend.hop_s)
         if self.training_mask and classes is not None:
             model.set_head(classes, features="tokens")
-        self.frontend, self.backbone, self.clap = model.frontend, model.encoder, model.clap
+        self.frontend, self.backbone = model.frontend, model.encoder
         self.head = None if setting(encoder_only, "encoder_only") else model.head
         self.flat_features = bool(setting(flat_features, "flat_features") or self.training_mask)
         if setting(freeze_embed, "freeze_embed"):
@@ -142,51 +140,14 @@ class RuntimeM2D(nn.Module):
 
     def forward(self, wave: Tensor) -> Tensor:
         """Return logits of the head, or frames without a head."""
-        if self.head is None:
-            return self.encode(wave)
-        if self._drops_tokens:
-            return self.head(self.encode(wave).mean(dim=1))
-        frames = torch.cat(self._encode_windows(self.to_normalized_spec(wave)), dim=2)[-1]
-        return self.head(self.head.clip_input(frames.mean(dim=1)))
-
-    def encode_clap_audio(self, wave: Tensor) -> Tensor:
-        """Map waveforms (B, S) into the space shared with text (B, E)."""
-        return self.project_audio(self.encode(wave))
-
-    def project_audio(self, features: Tensor) -> Tensor:
-        """Map the output of :meth:`encode` into the space shared with text (B, E).
-
-        Raises:
-            ConfigError: The weights have no projections.
-        """
-        tokens = features
-        if not self.flat_features:
-            tokens = frames_to_tokens(features, self.backbone.config.grid[0])
-        return self._required_clap().project_audio(tokens)
-
-    def encode_clap_text(self, batch_text: Sequence[str]) -> Tensor:
-        """Map texts into the space shared with audio (B, E).
-
-        Raises:
-            ConfigError: The weights have no projections, or transformers is not installed.
-        """
-        return self._required_clap().encode_text(list(batch_text))
-
-    def _required_clap(self) -> Clap:
-        if self.clap is None:
-            raise ConfigError(
-                f"{self.cfg.weight_file} has no projections into a text space. Give 'm2d-clap-2024'."
-            )
-        return self.clap
-
-    @property
-    def _drops_tokens(self) -> bool:
-        return self.training and self.training_mask > 0
+        features = self.encode(wave)
+        return features if self.head is None else self.head(self.head.clip_input(features.mean(dim=1)))
 
     def _layers(self, log_mel: Tensor) -> list[Tensor]:
-        if self._drops_tokens:
+        if self.training and self.training_mask > 0:
             return self._thinned_layers(log_mel)
-        encoded = self._encode_windows(log_mel)
+        windows = Windows.of(self.backbone.config).cut(log_mel)
+        encoded = [self.backbone.layer_frames(window) for _, window in windows]  # (L, B, N_T, N_F·D) each
         if self.flat_features:
             encoded = [frames_to_tokens(frames, self.backbone.config.grid[0]) for frames in encoded]
         return list(torch.cat(encoded, dim=2).unbind(0))
@@ -208,8 +169,3 @@ class RuntimeM2D(nn.Module):
             tokens = self.backbone.embed(frames)[:, ids]
             layers.append(self.backbone.encode_layers(tokens)[:, :, 1:])
         return list(torch.cat(layers, dim=2).unbind(0))
-
-    def _encode_windows(self, log_mel: Tensor) -> list[Tensor]:
-        """Return the frames of all layers (L, B, N_T, N_F·D) of each window."""
-        windows = Windows.of(self.backbone.config).cut(log_mel)
-        return [self.backbone.layer_frames(window) for _, window in windows]

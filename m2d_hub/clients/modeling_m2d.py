@@ -19,7 +19,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 from transformers.utils.generic import can_return_tuple
 
-from m2d_hub.audio.inputs import is_numbers, to_clips, to_mono
+from m2d_hub.audio.inputs import is_numbers, to_waveform
 from m2d_hub.config import EncoderConfig, FrontendConfig, HeadConfig
 from m2d_hub.nn.encoder import initialise_weights
 from m2d_hub.nn.head import Head
@@ -94,7 +94,7 @@ class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
 
         Raises:
             ValueError: The rate is not that of the model.
-            AudioError: A clip is empty, or not a waveform.
+            AudioError: A clip is not a waveform.
         """
         if sampling_rate not in (None, self.sampling_rate):
             raise ValueError(
@@ -102,9 +102,9 @@ class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
                 "resample the audio first."
             )
         if isinstance(raw_speech, (list, tuple)) and raw_speech and not is_numbers(raw_speech):
-            clips = [to_mono(clip, f"clip {index}") for index, clip in enumerate(raw_speech)]
+            clips = [to_waveform(clip, f"clip {index}", "mix") for index, clip in enumerate(raw_speech)]
         else:
-            clips = list(torch.atleast_2d(to_clips(raw_speech, "raw_speech")))
+            clips = list(torch.atleast_2d(to_waveform(raw_speech, "raw_speech")))
         values = {"input_values": [clip.numpy() for clip in clips]}
         return self.pad(
             BatchFeature(values),
