@@ -57,12 +57,15 @@ def require_numbers(config: object, allowed: Mapping[str, Numbers]) -> None:
         require(value in numbers, f"{name} must be {numbers}, got {value!r}.")
 
 
-def require_size(config: object, name: str) -> None:
-    """Raise a ConfigError unless a field has two positive integers; convert them to a tuple."""
+def require_size(config: object, name: str, limits: tuple[int, int]) -> None:
+    """Raise a ConfigError unless a field has two integers up to ``limits``; convert them to a tuple."""
     value = getattr(config, name)
     require(
-        isinstance(value, (tuple, list)) and len(value) == 2 and all(n in POSITIVE_INTEGER for n in value),
-        f"{name} must be two positive integers (mels, frames), got {value!r}.",
+        isinstance(value, (tuple, list))
+        and len(value) == 2
+        and all(n in Numbers(1, limit, is_whole=True) for n, limit in zip(value, limits, strict=True)),
+        f"{name} must be two positive integers (mels, frames) of at most {limits[0]:,} and {limits[1]:,}, "
+        f"got {value!r}.",
     )
     object.__setattr__(config, name, tuple(value))
 
@@ -71,10 +74,4 @@ def require_types(config: object, allowed: Mapping[str, type | tuple[type, ...]]
     """Raise a ConfigError for the first field of ``config`` that does not have an allowed type."""
     for name, types in allowed.items():
         value = getattr(config, name)
-        require(isinstance(value, types), f"{name} must not be {brief(value)}.")
-
-
-def brief(value: object) -> str:
-    """Return a representation of at most 60 characters, for a message."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+        require(isinstance(value, types), f"{name} must not be {value!r:.60}.")

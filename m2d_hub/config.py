@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from m2d_hub.checks import (
-    Numbers,
-    brief,
-    require,
-    require_choice,
-    require_numbers,
-    require_size,
-    require_types,
-)
+from m2d_hub.checks import Numbers, require, require_choice, require_numbers, require_size, require_types
+from m2d_hub.errors import ConfigError, reason_of
 
 Transform = Literal["convolution", "fft"]
 HeadFeatures = Literal["frames", "tokens"]
 Activation = Literal["sigmoid", "softmax"]
+TextProjection = Literal["none", "linear", "mlp"]
+TextPooling = Literal["mean", "cls", "last", "own"]
 EPSILON = 2.0**-23  # added to the power before the logarithm: the machine epsilon of float32
 LEVEL_EPSILON = 1e-12  # the same where levels are normalised: below the quantisation noise of 16 bits
 
@@ -124,17 +118,11 @@ class EncoderConfig:
     time_reach: int | None = None
 
     def __post_init__(self) -> None:
-        require_size(self, "input_size")
-        require_size(self, "patch_size")
+        require_size(self, "input_size", MAX_INPUT)
+        require_size(self, "patch_size", MAX_INPUT)
         require_numbers(self, _ENCODER_LIMITS)
         if self.time_reach is not None:
             require_numbers(self, {"time_reach": Numbers(0, 10_000, is_whole=True)})
-        for name in ("input_size", "patch_size"):
-            require(
-                all(number <= limit for number, limit in zip(getattr(self, name), MAX_INPUT, strict=True)),
-                f"{name} must be at most {MAX_INPUT[0]:,} mels and {MAX_INPUT[1]:,} frames, got "
-                f"{getattr(self, name)!r}.",
-            )
         (mels, frames), (patch_mels, patch_frames) = self.input_size, self.patch_size
         require(
             mels % patch_mels == 0,
@@ -146,12 +134,9 @@ class EncoderConfig:
             f"input_size {mels}x{frames} is shorter than one patch of {patch_mels}x{patch_frames}.",
         )
         require(
-            self.embed_dim % self.head_width == 0,
-            f"embed_dim {self.embed_dim} is not a multiple of head_width {self.head_width}.",
-        )
-        require(
-            self.embed_dim % 4 == 0,
-            f"embed_dim {self.embed_dim} is not a multiple of 4, which the 2-D sin-cos positions need.",
+            self.embed_dim % self.head_width == 0 and self.embed_dim % 4 == 0,
+            f"embed_dim {self.embed_dim} must be a multiple of head_width {self.head_width} and of 4, which "
+            "the 2-D sin-cos positions need.",
         )
 
     @property
@@ -184,14 +169,8 @@ class HeadConfig:
         require_numbers(self, {"num_classes": Numbers(1, 1_000_000, is_whole=True)})
         if self.parents is not None:
             self._check_parents(self.parents)
-        require(
-            self.features in ("frames", "tokens"),
-            f"head features must be 'frames' or 'tokens', got {self.features!r}.",
-        )
-        require(
-            self.activation in ("sigmoid", "softmax"),
-            f"head activation must be 'sigmoid' or 'softmax', got {self.activation!r}.",
-        )
+        require_choice("features", self.features, get_args(HeadFeatures))
+        require_choice("activation", self.activation, get_args(Activation))
 
     def _check_parents(self, parents: tuple[int, ...]) -> None:
         indices = Numbers(-1, self.num_classes - 1, is_whole=True)
@@ -199,7 +178,7 @@ class HeadConfig:
             isinstance(parents, (tuple, list))
             and len(parents) == self.num_classes
             and all(parent in indices for parent in parents),
-            f"head parents must be {self.num_classes} numbers, each {indices}, got {brief(parents)}.",
+            f"head parents must be {self.num_classes} numbers, each {indices}, got {parents!r:.60}.",
         )
         object.__setattr__(self, "parents", tuple(parents))
         for child in range(self.num_classes):
@@ -225,21 +204,15 @@ class ClapConfig:
     dim: int = 768  # width of the shared space
     audio_blocks: int = 0  # 0: two linear layers on the mean token; n: a semantic token with n blocks
     audio_hidden_dim: int = 768  # between the two linear layers
-    text_projection: Literal["none", "linear", "mlp"] = "linear"
+    text_projection: TextProjection = "linear"
     text_dim: int = 768  # width of the text encoder's features
     text_hidden_dim: int = 768  # between the two layers of an "mlp"
     text_encoder: str = "thenlper/gte-base"  # Hugging Face repository of the text encoder
-    text_pooling: Literal["mean", "cls", "last", "own"] = "mean"  # own: the model's sentence embeddings
+    text_pooling: TextPooling = "mean"  # own: the model's sentence embeddings
 
     def __post_init__(self) -> None:
-        require(
-            self.text_projection in ("none", "linear", "mlp"),
-            f"text_projection must be 'none', 'linear' or 'mlp', got {self.text_projection!r}.",
-        )
-        require(
-            self.text_pooling in ("mean", "cls", "last", "own"),
-            f"text_pooling must be 'mean', 'cls', 'last' or 'own', got {self.text_pooling!r}.",
-        )
+        require_choice("text_projection", self.text_projection, get_args(TextProjection))
+        require_choice("text_pooling", self.text_pooling, get_args(TextPooling))
         require_numbers(self, {"audio_blocks": Numbers(0, 4, is_whole=True)})
         dims = ("dim", "audio_hidden_dim", "text_dim", "text_hidden_dim")
         require_numbers(self, dict.fromkeys(dims, _WIDTH))
@@ -257,6 +230,7 @@ _MODEL_TYPES: dict[str, type | tuple[type, ...]] = {
     "head": (HeadConfig, type(None)),
     "clap": (ClapConfig, type(None)),
     "labels": (tuple, list, type(None)),
+    "own_length_windows": bool,
     **dict.fromkeys(("name", "license", "source"), (str, type(None))),
 }
 
@@ -281,10 +255,6 @@ class ModelConfig:
             self.frontend.n_mels == self.encoder.input_size[0],
             f"The frontend has {self.frontend.n_mels} mels but the encoder expects "
             f"{self.encoder.input_size[0]}.",
-        )
-        require(
-            isinstance(self.own_length_windows, bool),
-            f"own_length_windows must be true or false, got {self.own_length_windows!r}.",
         )
         if self.labels is not None:
             object.__setattr__(self, "labels", tuple(self.labels))
@@ -313,27 +283,11 @@ class ModelConfig:
             ConfigError: A field is unknown or its value is not allowed.
         """
         parts = {"frontend": FrontendConfig, "encoder": EncoderConfig, "head": HeadConfig, "clap": ClapConfig}
-        require(
-            isinstance(values, Mapping),
-            f"A configuration must be a mapping of field names to values, got {brief(values)}.",
-        )
-        fields = {f.name for f in dataclasses.fields(cls)}
-        built: dict[str, Any] = {}
-        for key, value in values.items():
-            require(
-                key in fields,
-                f"Unknown configuration field {key!r}; known fields: {', '.join(sorted(fields))}.",
-            )
-            if key in parts and value is not None:
-                require(
-                    isinstance(value, Mapping),
-                    f"{key} must be a mapping of field names to values, got {brief(value)}.",
-                )
-                known = {f.name for f in dataclasses.fields(parts[key])}
-                unknown = sorted(set(value) - known)
-                require(
-                    not unknown, f"Unknown {key} fields {unknown}; known fields: {', '.join(sorted(known))}."
-                )
-                value = parts[key](**value)
-            built[key] = value
-        return cls(**built)
+        try:
+            built: dict[str, Any] = {
+                key: parts[key](**value) if key in parts and value is not None else value
+                for key, value in values.items()
+            }
+            return cls(**built)
+        except (AttributeError, TypeError) as error:  # a field of another name, or a part of another kind
+            raise ConfigError(f"This is not the configuration of a model: {reason_of(error)}.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from dataclasses import replace
@@ -15,7 +14,6 @@ from m2d_hub.io import plain_tensors
 from m2d_hub.model import M2D
 from m2d_hub.nn.encoder import compile_blocks
 from m2d_hub.nn.int8_linear import quantize_encoder
-from m2d_hub.pretrained.checkpoint import Checkpoint
 from m2d_hub.pretrained.published import read_weights
 from m2d_hub.pretrained.source import resolve
 
@@ -82,7 +80,7 @@ def load_model(
         raise ConfigError(
             "compile=True is for floating-point weights, but dtype='int8' was given; omit one of them."
         )
-    device = _choose_device(device, dtype)
+    device = _usable_device(device, dtype)
     if dtype is torch.float16 and device.type == "cpu":
         warnings.warn(
             "float16 is several times slower than float32 on a CPU, so the model is loaded in float32; use "
@@ -94,100 +92,41 @@ def load_model(
         name, cache_dir=cache_dir, revision=revision, local_files_only=local_files_only, token=token
     )
     read_as = torch.float32 if dtype in (torch.float32, "int8") else None  # else .to() converts
+    given: Any = {key: value for key, value in (("mean", mean), ("std", std)) if value is not None}
     with plain_tensors():
-        model = M2D.from_checkpoint(
-            _with_statistics(read_weights(path, sample_rate, read_as), mean, std), path
-        )
-        _fit(model, name, window_s, num_classes, sample_rate)
-        if isinstance(dtype, str):
-            quantize_encoder(model.to(torch.float32).encoder)
-            return model
-        model = _on_device(model, device, dtype)
+        checkpoint = read_weights(path, sample_rate, read_as)
+        config = replace(checkpoint.config, frontend=replace(checkpoint.config.frontend, **given))
+        if sample_rate not in (None, config.frontend.sample_rate):
+            raise ConfigError(
+                f"{name} is for {config.frontend.sample_rate} Hz, but sample_rate={sample_rate} was given; "
+                "omit it, audio of any rate is resampled."
+            )
+        model = M2D.from_checkpoint(replace(checkpoint, config=config), path)
+        if window_s is not None:
+            model.set_window(window_s)
+        if num_classes is not None and (model.head is None or model.head.config.num_classes != num_classes):
+            model.set_head(num_classes)
+            model.eval()
+        model = model.to(device, torch.float32 if isinstance(dtype, str) else dtype)
+        if dtype == "int8":
+            quantize_encoder(model.encoder)
     if compile:
         compile_blocks(model.encoder.blocks, device)
     return model
 
 
-def _with_statistics(checkpoint: Checkpoint, mean: float | None, std: float | None) -> Checkpoint:
-    for name, value in (("mean", mean), ("std", std)):
-        if value is not None and (isinstance(value, bool) or not math.isfinite(value)):
-            raise ConfigError(f"{name} must be a finite number, got {value!r}.")
-    frontend = checkpoint.config.frontend
-    frontend = replace(
-        frontend,
-        mean=frontend.mean if mean is None else float(mean),
-        std=frontend.std if std is None else float(std),
-    )
-    return Checkpoint(checkpoint.tensors, replace(checkpoint.config, frontend=frontend))
-
-
-def _fit(
-    model: M2D,
-    name: str | os.PathLike[str],
-    window_s: float | None,
-    num_classes: int | None,
-    sample_rate: int | None,
-) -> None:
-    """Set the requested window and head of a loaded model."""
-    if sample_rate not in (None, model.sample_rate):
-        raise ConfigError(
-            f"{name} is for {model.sample_rate} Hz, but sample_rate={sample_rate} was given; omit it, audio "
-            "of any rate is resampled."
-        )
-    if window_s is not None:
-        model.set_window(window_s)
-    if num_classes is not None and (model.head is None or model.head.config.num_classes != num_classes):
-        model.set_head(num_classes)
-        model.eval()
-
-
-def _choose_device(device: str | torch.device | None, dtype: torch.dtype | str) -> torch.device:
-    if device is not None:
-        chosen = _parsed_device(device)
+def _usable_device(device: str | torch.device | None, dtype: torch.dtype | str) -> torch.device:
+    """Return a device, by default the fastest, after computing on it: a build or driver may lack support."""
+    if device is None and (dtype == "int8" or not torch.cuda.is_available()):
+        device = "mps" if dtype != "int8" and torch.backends.mps.is_available() else "cpu"
+    try:
+        chosen = torch.device("cuda" if device is None else device)
         if dtype == "int8" and chosen.type != "cpu":
             raise ConfigError(f"dtype='int8' runs on the CPU only, but device={str(device)!r} was given.")
-        _check_available(chosen)
-        return chosen
-    if dtype == "int8":
-        return torch.device("cpu")
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _parsed_device(given: str | torch.device) -> torch.device:
-    try:
-        return torch.device(given)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(f"device {given!r} is not known to torch: {reason_of(error)}.") from error
-
-
-def _check_available(device: torch.device) -> None:
-    """Raise a ConfigError for a device that this machine's torch cannot compute on."""
-    if device.type == "cpu":
-        return
-    if device.type == "cuda" and not 0 <= (device.index or 0) < torch.cuda.device_count():
+        (torch.ones(2, device=chosen) + 1).sum().item()
+    except (RuntimeError, TypeError, AssertionError) as error:  # AssertionError: not in this build of torch
         raise ConfigError(
-            f"device {str(device)!r} is not available: torch finds {torch.cuda.device_count()} CUDA devices. "
-            "Omit device to use what is available, or give 'cpu'."
-        )
-    backend: Any = torch.backends.mps if device.type == "mps" else getattr(torch, device.type, None)
-    if not hasattr(backend, "is_available") or not backend.is_available():
-        raise ConfigError(
-            f"device {str(device)!r} is not available; omit device to use what is available, or give 'cpu'."
-        )
-
-
-def _on_device(model: M2D, device: torch.device, dtype: torch.dtype) -> M2D:
-    """Move a model, and compute once: a driver or a build may report a device that it cannot use."""
-    try:
-        if device.type == "cpu" and all(parameter.dtype is dtype for parameter in model.parameters()):
-            return model
-        if device.type != "cpu":
-            (torch.ones(2, device=device) + 1).sum().item()
-        return model.to(device=device, dtype=dtype)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without the device
-        raise ConfigError(
-            f"device {str(device)!r} cannot be used ({reason_of(error)}). Free its memory, update its "
-            "driver or torch, or give device='cpu'."
+            f"device {str(device or 'cuda')!r} cannot be used ({reason_of(error)}). Omit device to use what "
+            "is available, or give 'cpu'."
         ) from error
+    return chosen

@@ -166,7 +166,8 @@ def _log_mel(windows: list[ClipWindow], frontend: LogMelFrontend, device: torch.
     is_split = device.type == "cpu" and frontend.config.transform == "convolution"
     parts = samples.split(1) if is_split else [samples]
     log_mel = torch.cat([frontend.log_mel_block(part) for part in parts])
-    num_frames = torch.tensor([item.window.num_frames for item in windows]).clamp(max=log_mel.shape[-1])
+    num_frames = torch.tensor([item.window.num_frames for item in windows], device="cpu")
+    num_frames = num_frames.clamp(max=log_mel.shape[-1])
     is_whole = bool((num_frames == log_mel.shape[-1]).all())
     num_frames = num_frames.to(device)
     log_mel = frontend.normalise(log_mel, None if is_whole else num_frames)

@@ -54,14 +54,12 @@ def replacing(path: Path) -> Iterator[Path]:
     if partial.is_symlink():  # writing would follow the link
         partial.unlink()
     try:
-        yield partial
-        _sync(partial)
-        os.replace(partial, path)
-    except BaseException as error:
-        full = _disk_full_error(error, partial)
+        with _naming_full_disk(path.parent):
+            yield partial
+            _sync(partial)
+            os.replace(partial, path)
+    except BaseException:
         partial.unlink(missing_ok=True)
-        if full is not None:
-            raise full from error
         raise
 
 
@@ -90,34 +88,35 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
-            os.replace(folder, old)
-        os.replace(partial, folder)
-        shutil.rmtree(old, ignore_errors=True)
-    except BaseException as error:
-        full = _disk_full_error(error, partial)
+        with _naming_full_disk(partial.parent):
+            yield partial
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                os.replace(folder, old)
+            os.replace(partial, folder)
+            shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        if full is not None:
-            raise full from error
         raise
 
 
-def _disk_full_error(error: BaseException, partial: Path) -> OSError | None:
-    """Return an error that names the full disk, or None if ``error`` has another cause.
+@contextlib.contextmanager
+def _naming_full_disk(folder: Path) -> Iterator[None]:
+    """Raise an error that names the full disk, whichever exception reports it.
 
     torch, safetensors and numpy report a failed write with exceptions of their own; torch and numpy omit the
     cause, so the free space is checked as well.
     """
-    number = error.errno if isinstance(error, OSError) else None
-    if not isinstance(error, Exception) or (number is not None and number not in FULL):
-        return None
-    is_full = number is not None or "No space left" in str(error)
-    with contextlib.suppress(OSError):
-        is_full = is_full or shutil.disk_usage(partial.parent).free < _MIN_FREE_BYTES
-    text = f"no space left on the disk of {partial.parent}"
-    return OSError(errno.ENOSPC, text) if is_full else None
+    try:
+        yield
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        is_full = number in FULL or "No space left" in str(error)
+        if number is None and not is_full:
+            is_full = shutil.disk_usage(folder).free < _MIN_FREE_BYTES
+        if is_full:
+            raise OSError(errno.ENOSPC, f"no space left on the disk of {folder}") from error
+        raise
 
 
 @contextlib.contextmanager
@@ -127,16 +126,12 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         DownloadError: The lock file cannot be created.
     """
-    from filelock import FileLock, Timeout
+    from filelock import FileLock
 
     lock = FileLock(path)
     with storage_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            logger.info("waiting for another process that holds %s", path)
-            lock.acquire()
+        lock.acquire()
     try:
         yield
     finally:
@@ -178,19 +173,16 @@ def lock_output(path: Path, output: object, wait_s: float = 0.0) -> BaseFileLock
 @contextlib.contextmanager
 def storage_errors(folder: Path) -> Iterator[None]:
     """Raise a full disk or a missing permission in ``folder`` as a DownloadError with a hint."""
-    hint = "choose another folder: load_model(..., cache_dir=FOLDER) or the environment variable HF_HOME."
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:
-            raise DownloadError(
-                f"The disk of {folder} is full ({error}). Free some space, or {hint}"
-            ) from error
-        if error.errno in FORBIDDEN:
-            raise DownloadError(
-                f"{folder} cannot be written ({error}). Change its permissions, or {hint}"
-            ) from error
-        raise
+        if error.errno not in FULL | FORBIDDEN:
+            raise
+        problem = f"The disk of {folder} is full" if error.errno in FULL else f"{folder} cannot be written"
+        raise DownloadError(
+            f"{problem} ({error}). Choose another folder: load_model(..., cache_dir=FOLDER) or the "
+            "environment variable HF_HOME."
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -200,12 +192,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_into(digest: Any, path: Path) -> int:
-    """Feed a file to a hashlib object and return the file's size in bytes."""
+def hash_into(digest: Any, path: Path) -> None:
+    """Feed a file to a hashlib object."""
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
-        return file.tell()
 
 
 def json_text(value: Any, indent: int | None = None) -> str:
@@ -336,29 +327,21 @@ def importing(
 
 
 def require_extra(extra: str, by: str) -> None:
-    """Check that every package of an extra is installed, without importing any.
+    """Check that every package that only ``extra`` installs is there, without importing any.
 
     Raises:
         ConfigError: Packages are missing; all of them are named.
     """
-    missing = [name for name in _packages(extra) if not _is_installed(name)]
-    if missing:
-        raise ConfigError(f"{by} needs {', '.join(missing)}: pip install 'm2d-hub[{extra}]'.")
-
-
-def _packages(extra: str) -> list[str]:
-    """Return the packages that only ``extra`` installs; empty when this package is not installed itself."""
     from packaging.requirements import Requirement
 
-    try:
-        needs = [Requirement(need) for need in requires("m2d-hub") or ()]
-    except PackageNotFoundError:
-        return []
-    return [
-        need.name
-        for need in needs
-        if need.marker and need.marker.evaluate({"extra": extra}) and not need.marker.evaluate({"extra": ""})
-    ]
+    missing = []
+    with contextlib.suppress(PackageNotFoundError):  # this package is not installed itself
+        for need in map(Requirement, requires("m2d-hub") or ()):
+            marker = need.marker
+            if marker and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""}):
+                missing += [] if _is_installed(need.name) else [need.name]
+    if missing:
+        raise ConfigError(f"{by} needs {', '.join(missing)}: pip install 'm2d-hub[{extra}]'.")
 
 
 def _is_installed(name: str) -> bool:

@@ -58,9 +58,6 @@ class Clap(nn.Module):
         Args:
             config: Layout and widths of the projections, and the text encoder that they were trained with.
             embed_dim: Width D of the audio encoder.
-
-        Raises:
-            ConfigError: ``config.dim`` does not fit the output width of the layout.
         """
         super().__init__()
         self.config = config
@@ -144,14 +141,9 @@ class Clap(nn.Module):
 
 
 def _audio_projection(config: ClapConfig, embed_dim: int) -> nn.Module:
-    if not config.audio_blocks:
-        return _two_layers(embed_dim, config.audio_hidden_dim, config.dim)
-    if config.dim != embed_dim:
-        raise ConfigError(
-            f"dim={config.dim} does not fit an audio projection with {config.audio_blocks} blocks, which "
-            f"keeps the encoder's width; use dim={embed_dim}."
-        )
-    return SemanticProjection(embed_dim, config.audio_blocks, config.audio_mlp_ratio)
+    if config.audio_blocks:
+        return SemanticProjection(embed_dim, config.audio_blocks, config.audio_mlp_ratio)
+    return _two_layers(embed_dim, config.audio_hidden_dim, config.dim)
 
 
 def _text_projection(config: ClapConfig) -> nn.Module:
@@ -159,11 +151,6 @@ def _text_projection(config: ClapConfig) -> nn.Module:
         return Linear(config.text_dim, config.dim)
     if config.text_projection == "mlp":
         return _two_layers(config.text_dim, config.text_hidden_dim, config.dim)
-    if config.dim != config.text_dim:
-        raise ConfigError(
-            f"dim={config.dim} does not fit text_projection='none', which keeps the text encoder's width; "
-            f"use dim={config.text_dim}."
-        )
     return nn.Identity()
 
 

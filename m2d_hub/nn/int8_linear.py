@@ -7,7 +7,6 @@ batch, as it would with one scale for the whole tensor.
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +17,12 @@ from m2d_hub.nn.encoder import Encoder
 # Pairs of products of a 7-bit and an 8-bit number fit into 16 bits, in which AVX2 adds them.
 TOKEN_LEVELS, TOKEN_ZERO_POINT = 63, 64
 WEIGHT_LEVELS = 127
-_STATE = ("weight", "weight_scale")
 
 
 class Int8Linear(nn.Module):
     """A linear layer with 8-bit weights and 7-bit tokens, for inference.
 
-    The weights exist only in the packed form of the matrix product, so that no copy can be out of date. A
-    state dict contains them as ``weight`` and ``weight_scale``.
+    The weights exist only in the packed form of the matrix product, so that no copy can be out of date.
     """
 
     bias: Tensor | None
@@ -64,22 +61,13 @@ class Int8Linear(nn.Module):
         weight = torch.ops.quantized.linear_unpack(self._product)[0]
         return weight.int_repr(), weight.q_per_channel_scales().float()
 
-    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        destination.update(zip((prefix + name for name in _STATE), self.weights(), strict=True))
+    def get_extra_state(self) -> tuple[Tensor, Tensor]:
+        """Return the weights for a state dict."""
+        return self.weights()
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in _STATE}
-        missing_keys, error_messages = args[2], args[4]
-        super()._load_from_state_dict(rest, prefix, *args)
-        missing = [prefix + name for name in _STATE if prefix + name not in state_dict]
-        missing_keys += missing
-        if not missing:
-            weight, scale = (state_dict[prefix + name] for name in _STATE)
-            if weight.shape == (self.out_features, self.in_features) and weight.dtype is torch.int8:
-                self._product = _packed(weight, scale)
-            else:
-                error_messages.append(f"{prefix}weight is {weight.dtype} of shape {tuple(weight.shape)}.")
+    def set_extra_state(self, state: tuple[Tensor, Tensor]) -> None:
+        """Load weights from a state dict."""
+        self._product = _packed(*state)
 
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_product": self.weights()}

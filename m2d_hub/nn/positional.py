@@ -19,8 +19,8 @@ def sincos_positions(embed_dim: int, grid: tuple[int, int]) -> Tensor:
     Returns:
         Table (1, 1 + N_F·N_T, D), frequency-major; row 0, the class token's, is zero.
     """
-    # On the CPU even if the model is built on the meta device, since the table is computed, not loaded.
-    with torch.device("cpu"):
+    # On the CPU, unless the model is built on the meta device, which allocates no memory.
+    with torch.device("meta" if torch.empty(0).is_meta else "cpu"):
         axes = [torch.arange(num_patches, dtype=torch.float64) for num_patches in grid]
         freq, time = torch.meshgrid(*axes, indexing="ij")
         omega = 10_000.0 ** (-torch.arange(embed_dim // 4, dtype=torch.float64) / (embed_dim / 4))

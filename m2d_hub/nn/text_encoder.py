@@ -108,15 +108,12 @@ def load_text_encoder(
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], source: str) -> None:
-    expected = model.state_dict()
     tensors = {name: value for name, value in tensors.items() if not name.endswith("position_ids")}
-    if not tensors.keys() & expected.keys():  # saved from a wrapper, which adds a prefix
+    if not tensors.keys() & model.state_dict().keys():  # saved from a wrapper, which adds a prefix
         tensors = {name.partition(".")[2]: value for name, value in tensors.items()}
-    missing, unexpected = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
-    misshapen = [n for n in sorted(expected.keys() & tensors.keys()) if expected[n].shape != tensors[n].shape]
-    if missing or unexpected or misshapen:
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
         raise CheckpointError(
-            f"The text encoder's weights inside the checkpoint do not fit {source!r}: "
-            f"missing {missing}, unexpected {unexpected}, wrong shape {misshapen}."
-        )
-    model.load_state_dict(tensors)
+            f"The text encoder's weights inside the checkpoint do not fit {source!r}: {str(error)[:1_000]}"
+        ) from error

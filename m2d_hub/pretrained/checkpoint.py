@@ -7,26 +7,24 @@ and no code of a file runs.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
 import pickle
-import shutil
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, first_few
-from m2d_hub.io import hash_into, open_file, reading_file, replacing
+from m2d_hub.io import hash_into, open_file, reading, reading_file, replacing
 
 WEIGHTS_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -55,49 +53,31 @@ def save_checkpoint(
 ) -> None:
     """Write ``model.safetensors`` and ``config.json``; the weights contain the configuration too."""
     folder = Path(folder)
-    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False) + "\n"
+    text = json.dumps(config.to_dict(), indent=2, ensure_ascii=False, default=float) + "\n"
     with replacing(folder / WEIGHTS_FILE) as partial:
         write_safetensors(partial, tensors, {"m2d_hub_config": text})
     with replacing(folder / CONFIG_FILE) as partial:
         partial.write_text(text, encoding="utf-8")
-    # safetensors makes files that only their owner can read.
-    shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file; equal tensors and metadata give equal files."""
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    """Write a safetensors file; with one entry of metadata, equal contents give equal files."""
     copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(copies, path, metadata={"format": "pt", **metadata})
-    with path.open("r+b") as file:  # safetensors writes the metadata in random order
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header = {"__metadata__": dict(sorted(header.pop("__metadata__").items()))} | header
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # the rest is spaces, as the format allows
-            file.seek(8)
-            file.write(text.ljust(size))
+    path.write_bytes(save(copies, metadata))  # save_file makes files that only their owner can read
 
 
 def load_checkpoint(path: str | os.PathLike[str], dtype: torch.dtype | None = None) -> Checkpoint:
     """Read a folder, or a single ``.safetensors`` file, written by :func:`save_checkpoint`.
 
-    Weights are converted to ``dtype``; None keeps the stored precision. The configuration is compared with
-    the shapes in the file's header before any tensor is read.
+    Weights are converted to ``dtype``; None keeps the stored precision.
 
     Raises:
-        CheckpointError: A file is missing or damaged, does not fit the other, or has non-finite weights.
+        CheckpointError: A file is missing or damaged, or has non-finite weights.
     """
     path = Path(path)
     weights = path / WEIGHTS_FILE if path.is_dir() else path
-    if not weights.is_file():
-        raise CheckpointError(
-            f"{weights} does not exist; a model folder contains {WEIGHTS_FILE} and {CONFIG_FILE}."
-        )
-    with open_safetensors(weights) as file:
-        config = _read_config(weights, file.metadata() or {})
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        _check_sizes(config, shapes, weights)
-        return Checkpoint(_checked_copies(_tensors_of(file), weights, dtype), config)
+    tensors, metadata = read_safetensors(weights, dtype)
+    return Checkpoint(tensors, _read_config(weights, metadata))
 
 
 def model_files(path: Path) -> list[Path]:
@@ -129,34 +109,16 @@ def sha256_of_model(path: Path) -> str:
     return digest.hexdigest()
 
 
-@contextlib.contextmanager
-def open_safetensors(path: Path) -> Iterator[Any]:
-    """Open a safetensors file with a bounded number of tensors.
-
-    Raises:
-        CheckpointError: The file is missing or damaged, or has more tensors than any model.
-    """
+def read_safetensors(
+    path: Path, dtype: torch.dtype | None = None
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors, converted to ``dtype``, and the metadata of one safetensors file."""
     with reading_file(path, "safetensors", FETCH_AGAIN, CheckpointError), safe_open(path, "pt") as file:
-        _check_number(file.keys(), path)
-        yield file
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors and metadata of one safetensors file.
-
-    Raises:
-        CheckpointError: The file is damaged, or has tensors that are not finite weights.
-    """
-    with open_safetensors(path) as file:
-        return _checked_copies(_tensors_of(file), path), file.metadata() or {}
+        return _checked_copies(file.keys(), file.get_tensor, path, dtype), file.metadata() or {}
 
 
 def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors and settings of a PyTorch file, without running code from it.
-
-    Raises:
-        CheckpointError: The file is unsafe or damaged, or is not a checkpoint of finite weights.
-    """
+    """Return the tensors and settings of a PyTorch file, without running code from it."""
     with reading_file(path, "a PyTorch file", FETCH_AGAIN, CheckpointError):
         contents = _unpickled(path)
     args: Any = {}
@@ -166,56 +128,36 @@ def read_pickled(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         contents = contents["model"]
     if not isinstance(contents, Mapping) or not contents:
         raise CheckpointError(f"{path} contains no tensors; a checkpoint maps names to tensors.")
-    _check_number(contents, path)
     odd = [key for key, value in contents.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
     if odd:
         raise CheckpointError(f"{path} is not a checkpoint: {first_few(odd, 5)} are not tensors.")
     args = vars(args) if isinstance(args, argparse.Namespace) else args
-    return _checked_copies(contents.items(), path), dict(args) if isinstance(args, Mapping) else {}
+    tensors = _checked_copies(contents, contents.__getitem__, path)
+    return tensors, dict(args) if isinstance(args, Mapping) else {}
 
 
-def assign_tensors(
-    module: nn.Module, tensors: Mapping[str, Tensor], origin: object, optional: str | None = None
-) -> None:
-    """Replace all of a module's parameters and buffers by ``tensors``, without copying them.
-
-    Names that begin with ``optional`` may be added.
-
-    Raises:
-        CheckpointError: Names or shapes differ; the message lists them and names ``origin``.
-    """
-    expected = module.state_dict()
-    problems = []
-    if missing := [name for name in expected if name not in tensors]:
-        problems.append(f"missing {first_few(missing)}")
-    extra = [name for name in tensors if name not in expected]
-    if unexpected := [name for name in extra if optional is None or not name.startswith(optional)]:
-        problems.append(f"unexpected {first_few(unexpected)}")
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)} but must be {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if problems:
-        raise CheckpointError(f"{origin} does not match its configuration: {'; '.join(problems)}.")
-    module.load_state_dict(dict(tensors), strict=True, assign=True)
-
-
-def _tensors_of(file: Any) -> Iterator[tuple[str, Tensor]]:
-    return ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+def assign_tensors(module: nn.Module, tensors: Mapping[str, Tensor], origin: object) -> None:
+    """Replace all of a module's parameters and buffers by ``tensors``, without copying them."""
+    try:
+        module.load_state_dict(dict(tensors), assign=True)
+    except RuntimeError as error:
+        problems = " ".join(str(error).partition("\n")[2].split())[:1_000]
+        raise CheckpointError(f"{origin} does not match its configuration: {problems}") from error
 
 
 def _checked_copies(
-    tensors: Iterable[tuple[str, Tensor]], origin: object, dtype: torch.dtype | None = None
+    names: Collection[str],
+    get_tensor: Callable[[str], Tensor],
+    origin: object,
+    dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Copy tensors that are mapped from a file, which other programs may overwrite, and check them.
-
-    Raises:
-        CheckpointError: Some are not dense floating-point numbers, or not finite; the message names them.
-    """
+    """Copy tensors that are mapped from a file, which other programs may overwrite, and check them."""
+    if len(names) > MAX_TENSORS:
+        raise CheckpointError(f"{origin} has {len(names):,} tensors; a model has at most {MAX_TENSORS:,}.")
     copies: dict[str, Tensor] = {}
     sums, wrong = [], {}
-    for name, tensor in tensors:
+    for name in names:
+        tensor = get_tensor(name)
         if not _is_plain(name, tensor):
             wrong[name] = str(tensor.dtype).removeprefix("torch.")
             continue
@@ -243,12 +185,6 @@ def _is_plain(name: str, tensor: Tensor) -> bool:
     return tensor.dtype in _FLOATS or (tensor.dtype is torch.int64 and name.endswith(_COUNTERS))
 
 
-def _check_number(names: Iterable[Any], path: Path) -> None:
-    number = len(list(names))
-    if number > MAX_TENSORS:
-        raise CheckpointError(f"{path} has {number:,} tensors; a model has at most {MAX_TENSORS:,}.")
-
-
 def _unpickled(path: Path) -> Any:
     is_zip = zipfile.is_zipfile(path)
     if is_zip:
@@ -267,47 +203,15 @@ def _unpickled(path: Path) -> Any:
 
 def _read_config(weights: Path, metadata: Mapping[str, str]) -> ModelConfig:
     beside = weights.with_name(CONFIG_FILE)
-    origin = beside if beside.is_file() else weights
-    with reading_file(origin, "a model configuration", FETCH_AGAIN, CheckpointError):
-        if origin is beside:
-            with open_file(beside, "a model configuration", CheckpointError) as file:
-                text = file.read(MAX_CONFIG_BYTES + 1)
-            if len(text) > MAX_CONFIG_BYTES:
-                raise ValueError(f"it has more than {MAX_CONFIG_BYTES:,} bytes")
-            values = json.loads(text.decode("utf-8"))
-        elif "m2d_hub_config" in metadata:
-            values = json.loads(metadata["m2d_hub_config"])
-        else:
-            raise CheckpointError(f"{weights} has no {CONFIG_FILE} beside it; save the model again.")
+    if beside.exists():
+        with open_file(beside, "a model configuration", CheckpointError) as file:
+            text = file.read(MAX_CONFIG_BYTES)
+    elif "m2d_hub_config" in metadata:
+        beside, text = weights, metadata["m2d_hub_config"].encode()
+    else:
+        raise CheckpointError(f"{weights} has no {CONFIG_FILE} beside it; save the model again.")
+    with reading(beside, "a model configuration", FETCH_AGAIN, CheckpointError):
         try:
-            return ModelConfig.from_dict(values)
+            return ModelConfig.from_dict(json.loads(text.decode("utf-8")))
         except ConfigError as error:  # of a file, not of an argument
             raise ValueError(str(error)) from error
-
-
-def _check_sizes(config: ModelConfig, shapes: Mapping[str, tuple[int, ...]], origin: Path) -> None:
-    """Compare a configuration's sizes with the shapes of the tensors.
-
-    Raises:
-        CheckpointError: They differ; the message says where.
-    """
-    encoder = config.encoder
-    patches = encoder.grid[0] * encoder.grid[1]
-    expected: dict[str, tuple[int, ...]] = {
-        "encoder.pos_embed": (1, 1 + patches, encoder.embed_dim),
-        "encoder.patch_embed.proj.weight": (encoder.embed_dim, encoder.in_channels, *encoder.patch_size),
-        "encoder.blocks.0.mlp.fc1.weight": (encoder.mlp_ratio * encoder.embed_dim, encoder.embed_dim),
-    }
-    if config.head is not None:
-        expected["head.linear.weight"] = (config.head.num_classes, config.head_dim)
-    wrong = [
-        f"{name} is {shapes[name]} but must be {shape}"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    wrong += [f"missing {name}" for name in expected if name not in shapes]
-    depth = len({name.split(".")[2] for name in shapes if name.startswith("encoder.blocks.")})
-    if depth != encoder.depth:
-        wrong.append(f"depth is {depth} but must be {encoder.depth}")
-    if wrong:
-        raise CheckpointError(f"{origin} does not match its configuration: {'; '.join(wrong)}.")

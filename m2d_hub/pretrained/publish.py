@@ -15,7 +15,6 @@ from torch import nn
 from m2d_hub.config import ModelConfig
 from m2d_hub.errors import ConfigError, DownloadError, M2DError, reason_of
 from m2d_hub.io import as_text, plain_tensors
-from m2d_hub.nn.clap import Clap
 from m2d_hub.nn.int8_linear import Int8Linear
 from m2d_hub.pretrained.checkpoint import Checkpoint, assign_tensors, save_checkpoint
 from m2d_hub.pretrained.published import read_weights
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 Metrics = Mapping[str, Mapping[str, float]]
 Program = Literal["m2d_hub", "transformers"]
 
-_TAGS: dict[Program, list[str]] = {"m2d_hub": [], "transformers": ["custom_code"]}
 _USES: dict[Program, str] = {
     "m2d_hub": """\
 import m2d_hub
@@ -52,7 +50,7 @@ _CARD = """---
 
 # {title}
 
-A Masked Modeling Duo (M2D) model for audio, in the format of `{program}`{origin}.
+A Masked Modeling Duo (M2D) model for audio, in the format of `{program}`.
 
 | | |
 |---|---|
@@ -63,10 +61,10 @@ A Masked Modeling Duo (M2D) model for audio, in the format of `{program}`{origin
 ```python
 {use}
 ```
-{results}
+
 ## Licence
 
-{license}
+{license}.
 
 ## Citation
 
@@ -183,8 +181,7 @@ class Pretrained(nn.Module):
         """
         with torch.inference_mode(mode=False), torch.device("meta"):
             model = cls(checkpoint.config)
-        text_encoder = None if checkpoint.config.clap is None else f"clap.{Clap.OPTIONAL_PREFIX}"
-        assign_tensors(model, checkpoint.tensors, origin, optional=text_encoder)
+        assign_tensors(model, checkpoint.tensors, origin)
         return model.eval()
 
     @classmethod
@@ -221,34 +218,7 @@ def model_card(
         metrics: Results by data set and metric, such as ``{"ESC-50": {"accuracy": 0.95}}``.
         program: The program that loads the files beside it.
     """
-    from huggingface_hub import ModelCard
-
-    rows = "".join(
-        f"| {_plain(dataset)} | {_plain(metric)} | {value:g} |\n"
-        for dataset, values in (metrics or {}).items()
-        for metric, value in values.items()
-    )
-    use = _USES[program].format(
-        name=(f"hf-hub:{repo_id}" if repo_id else "path/to/this/folder"),
-        frame_dim=config.encoder.frame_dim,
-        sample_rate=config.frontend.sample_rate,
-    )
-    source = _plain(config.source or "")
-    text = _CARD.format(
-        title=_plain(config.name or "M2D model"),
-        origin=f", from weights published at {source}" if "://" in source else "",
-        facts=_facts(config),
-        program=program,
-        use=use,
-        results=f"\n## Results\n\n| Data set | Metric | Value |\n|---|---|---|\n{rows}" if rows else "",
-        license=_licence(config),
-        card_data=_card_data(config, metrics, program),
-    )
-    return ModelCard(text)
-
-
-def _card_data(config: ModelConfig, metrics: Metrics | None, program: Program) -> str:
-    from huggingface_hub import EvalResult, ModelCardData
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     results = [
         EvalResult(
@@ -261,39 +231,48 @@ def _card_data(config: ModelConfig, metrics: Metrics | None, program: Program) -
         for dataset, values in (metrics or {}).items()
         for metric, value in values.items()
     ]
+    is_authors = _is_authors(config)
+    stated = (config.license or "unknown").lower()
+    identifier = re.sub(r"[^a-z0-9.]+", "-", stated).strip("-")
+    licence: dict[str, Any] = {"license": identifier}
+    if is_authors or identifier != stated:
+        licence = {"license": "other", "license_name": identifier, "license_link": config.source}
     data = ModelCardData(
         library_name=program,
         pipeline_tag="feature-extraction" if config.head is None else "audio-classification",
-        tags=["audio", "audio-embeddings", "masked-modeling-duo", "m2d", *_TAGS[program]],
+        tags=["audio", "audio-embeddings", "masked-modeling-duo", "m2d"],
         model_name=config.name or "M2D model",
         eval_results=results or None,
-        **_licence_data(config),
+        **licence,
     )
-    return data.to_yaml()
-
-
-def _licence_data(config: ModelConfig) -> dict[str, Any]:
-    """Return the card's licence fields: the hub's identifier in lower case, or ``other`` and a name."""
-    if config.license is None:
-        return {}
-    identifier = config.license.lower()
-    if not _is_authors(config) and re.fullmatch(r"[a-z0-9.-]+", identifier):
-        return {"license": identifier}
-    name = re.sub(r"[^a-z0-9.]+", "-", identifier).strip("-")
-    link = {"license_link": config.source} if config.source else {}
-    return {"license": "other", "license_name": name, **link}
+    source, license = (
+        _plain(config.source or RELEASES),
+        _plain(config.license or "Not stated by the publisher"),
+    )
+    use = _USES[program].format(
+        name=(f"hf-hub:{repo_id}" if repo_id else "path/to/this/folder"),
+        frame_dim=config.encoder.frame_dim,
+        sample_rate=config.frontend.sample_rate,
+    )
+    return ModelCard(
+        _CARD.format(
+            card_data=data.to_yaml(),
+            title=_plain(config.name or "M2D model"),
+            program=program,
+            facts=_facts(config),
+            use=use,
+            license=f"{license}: the weights derive from the release {source}" if is_authors else license,
+        )
+    )
 
 
 def _facts(config: ModelConfig) -> str:
     """Return the rows of the card's table."""
     encoder, hop_s = config.encoder, config.frontend.hop_s
     (mels, frames), hop_ms = encoder.patch_size, encoder.patch_size[1] * hop_s * 1000
-    window = (
-        "each clip's own length" if config.own_length_windows else f"{encoder.input_size[1] * hop_s:.2f} s"
-    )
     rows = [
         f"Sample rate | {config.frontend.sample_rate} Hz",
-        f"Window | {window}",
+        f"Window | {'own length' if config.own_length_windows else f'{encoder.input_size[1] * hop_s:.2f} s'}",
         f"Frames | one per {hop_ms:g} ms, {encoder.frame_dim} features",
         f"Encoder | {encoder.depth} blocks, width {encoder.embed_dim}, {mels}x{frames} patches",
     ]
@@ -303,13 +282,6 @@ def _facts(config: ModelConfig) -> str:
         text_encoder = _plain(config.clap.text_encoder)
         rows.append(f"Text space | {config.clap.dim} dimensions, text encoder {text_encoder}")
     return "\n".join(f"| {row} |" for row in rows)
-
-
-def _licence(config: ModelConfig) -> str:
-    if _is_authors(config):
-        source = _plain(config.source or RELEASES)
-        return f"{NTT_LICENSE}: the weights derive from the authors' release, see {source}."
-    return f"{_plain(config.license)}." if config.license else "Not stated by the publisher."
 
 
 def _is_authors(config: ModelConfig) -> bool:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from operator import floordiv
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
+from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, HeadFeatures, ModelConfig
 from m2d_hub.errors import CheckpointError, ConfigError, first_few
 from m2d_hub.io import reading
 from m2d_hub.nn.clap import INITIAL_LOGIT_SCALE, Clap
@@ -29,9 +30,7 @@ from m2d_hub.pretrained.checkpoint import (
     assign_tensors,
     load_checkpoint,
     model_files,
-    open_safetensors,
     read_pickled,
-    read_safetensors,
 )
 from m2d_hub.pretrained.published_names import AUDIOSET_LABELS, part_of, published_state
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES, ModelInfo
@@ -74,14 +73,9 @@ def read_weights(path: Path, sample_rate: int | None = None, dtype: torch.dtype 
         CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
         ConfigError: The sample rate is not stated anywhere.
     """
-    weights, *config = model_files(path)
-    if config and weights.parent == path:
-        return load_checkpoint(path, dtype)
+    weights = model_files(path)[0]
     if weights.suffix == ".safetensors":
-        with open_safetensors(weights) as file:
-            is_own = any(name.startswith("encoder.") for name in file.keys())  # noqa: SIM118
-        if is_own:
-            return load_checkpoint(weights, dtype)
+        return load_checkpoint(weights, dtype)
     return read_published(weights, sample_rate=sample_rate)
 
 
@@ -92,7 +86,7 @@ def read_published(
     name: str | None = None,
     folder_name: str | None = None,
 ) -> Checkpoint:
-    """Read a published ``.pth``, a training run's checkpoint, or ``.safetensors`` with the published names.
+    """Read a published ``.pth``, or a training run's checkpoint.
 
     Args:
         path: The file.
@@ -102,10 +96,12 @@ def read_published(
 
     Raises:
         CheckpointError: The file is unsafe, damaged, of an unknown layout, or has non-finite weights.
-        ConfigError: Its sample rate is not stated, or contradicts ``sample_rate``.
+        ConfigError: Its sample rate is not stated.
     """
     path = Path(path)
-    raw, args = _read_tensors(path)
+    raw, args = read_pickled(path)
+    if RUN_STEP in args:
+        raw, args = _of_run(path, args[RUN_STEP], raw)
     parts = _sort_tensors(raw, path)
     folder_name = folder_name or path.parent.name
     with reading(path, "weights of an M2D", FETCH_AGAIN, CheckpointError):  # the shapes are unchecked
@@ -120,11 +116,7 @@ def read_published(
 
 
 def check_published(published: Checkpoint, info: ModelInfo, origin: object) -> None:
-    """Compare a converted checkpoint with the registry's facts, and its tensors with a model's.
-
-    Raises:
-        CheckpointError: A part, size, tensor or shape differs; the message says which.
-    """
+    """Compare a converted checkpoint with the registry's facts, and its tensors with a model's."""
     config = published.config
     found = {
         "sample_rate": config.frontend.sample_rate,
@@ -149,15 +141,7 @@ def check_published(published: Checkpoint, info: ModelInfo, origin: object) -> N
             model["head"] = Head(config.head, config.head_dim)
         if config.clap is not None:
             model["clap"] = Clap(config.clap, config.encoder.embed_dim)
-    assign_tensors(model, published.tensors, origin, optional=f"clap.{Clap.OPTIONAL_PREFIX}")
-
-
-def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors under their published names, and the sizes that the file or its run states."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0], {}
-    tensors, settings = read_pickled(path)
-    return _of_run(path, settings[RUN_STEP], tensors) if RUN_STEP in settings else (tensors, settings)
+    assign_tensors(model, published.tensors, origin)
 
 
 def _of_run(path: Path, step: int, model: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -220,7 +204,7 @@ def _infer_config(
     folder = _FOLDER_SIZES.search(folder_name)
     rate = _sample_rate(args, folder, path, sample_rate)
     mean, std = encoder["norm_stats"].flatten().tolist() if "norm_stats" in encoder else (-7.1, 4.2)
-    encoder_config = _encoder_config(encoder, args, folder, path)
+    encoder_config = _encoder_config(encoder, args, folder)
     head = _head_config(parts["head"], encoder_config, path)
     return ModelConfig(
         frontend=FrontendConfig.for_sample_rate(
@@ -245,70 +229,52 @@ def _sample_rate(args: Mapping[str, Any], folder: re.Match | None, path: Path, g
             f"{path} does not state its sample rate, neither in its settings nor in its folder's name "
             "(…80x608p16x16…). Give it: load_model(..., sample_rate=16000), or 32000 for weights named p32k."
         )
-    if stated is not None and given is not None and int(stated) != given:
-        raise ConfigError(f"{path} is for {stated} Hz, but sample_rate={given} was given; omit sample_rate.")
     return int(stated or given)  # type: ignore[arg-type]
 
 
 def _encoder_config(
-    encoder: Mapping[str, Tensor], args: Mapping[str, Any], folder: re.Match | None, path: Path
+    encoder: Mapping[str, Tensor], args: Mapping[str, Any], folder: re.Match | None
 ) -> EncoderConfig:
     embed_dim, in_channels, *patch_size = encoder["patch_embed.proj.weight"].shape
+    grid = _grid(encoder["pos_embed"])
     stated = [tuple(args["input_size"])] if args.get("input_size") else []
     stated += [(int(folder[1]), int(folder[2]))] if folder else []
-    num_patches = encoder["pos_embed"].shape[1] - 1
-    grid = _grid(encoder["pos_embed"])
-    fitting = [
-        size
-        for size in stated
-        if (size[0] // patch_size[0]) * (size[1] // patch_size[1]) == num_patches
-        and grid in (None, (size[0] // patch_size[0], size[1] // patch_size[1]))
-    ]
-    if not fitting and grid is None:
-        raise CheckpointError(
-            f"{path} does not state its input size: its {num_patches} positions are not a sin-cos table, and "
-            "neither its settings nor its folder's name (…80x608p16x16…) match them."
-        )
-    mels, frames = (
-        fitting[0] if fitting else [n * size for n, size in zip(grid or (), patch_size, strict=True)]
-    )
-    depth = 1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("blocks."))
+    stated += [(grid[0] * patch_size[0], grid[1] * patch_size[1])]
+    fitting = (size for size in stated if tuple(map(floordiv, size, patch_size)) == grid)
+    mels, frames = next(fitting)
     return EncoderConfig(
         input_size=(int(mels), int(frames)),
         patch_size=(patch_size[0], patch_size[1]),
         in_channels=in_channels,
         embed_dim=embed_dim,
-        depth=depth,
+        depth=1 + max(int(key.split(".")[1]) for key in encoder if key.startswith("blocks.")),
         head_width=int(args.get("head_width") or EncoderConfig.head_width),
         mlp_ratio=encoder["blocks.0.mlp.fc1.weight"].shape[0] // embed_dim,
     )
 
 
-def _grid(pos_embed: Tensor) -> tuple[int, int] | None:
-    """Return (N_F, N_T) of a sin-cos table, whose second half of channels is constant along time, or None."""
+def _grid(pos_embed: Tensor) -> tuple[int, int]:
+    """Return (N_F, N_T) of a sin-cos table, whose second half of channels is constant along time."""
     frequency_half = pos_embed[0, 1:, pos_embed.shape[2] // 2 :]
     same_as_first = (frequency_half - frequency_half[:1]).abs().amax(dim=1) < 1e-3
     num_time = int(same_as_first.int().cumprod(dim=0).sum())
     num_freq, rest = divmod(len(frequency_half), num_time)
     if rest or int(same_as_first.sum()) != num_time:
-        return None
+        raise ValueError("its positions are not a sin-cos table")
     return num_freq, num_time
 
 
 def _head_config(head: Mapping[str, Tensor], encoder: EncoderConfig, path: Path) -> HeadConfig | None:
     if not head:
         return None
-    if "head.linear.weight" not in head:
-        raise CheckpointError(f"{path} has a head without its linear layer (module.head.mlp.mlp.0.weight).")
     num_classes, in_features = head["head.linear.weight"].shape
-    if in_features == encoder.embed_dim:
-        return HeadConfig(num_classes, features="tokens")
-    if in_features == encoder.frame_dim:
-        return HeadConfig(num_classes, features="frames")
-    raise CheckpointError(
-        f"{path} has a head for {in_features} features; supported are {encoder.embed_dim} (mean token) and "
-        f"{encoder.frame_dim} (mean frame)."
-    )
+    kinds: dict[int, HeadFeatures] = {encoder.frame_dim: "frames", encoder.embed_dim: "tokens"}
+    if in_features not in kinds:
+        raise CheckpointError(
+            f"{path} has a head for {in_features} features; supported are {encoder.embed_dim} (mean token) "
+            f"and {encoder.frame_dim} (mean frame)."
+        )
+    return HeadConfig(num_classes, kinds[in_features])
 
 
 def _clap_config(clap: Mapping[str, Tensor], args: Mapping[str, Any], folder_name: str) -> ClapConfig | None:

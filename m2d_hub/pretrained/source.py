@@ -10,14 +10,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -28,7 +26,6 @@ from m2d_hub.errors import (
     ChecksumError,
     ConfigError,
     DownloadError,
-    M2DError,
     UnknownModelError,
     reason_of,
 )
@@ -37,7 +34,7 @@ from m2d_hub.nn.encoder import Encoder
 from m2d_hub.pretrained.checkpoint import CONFIG_FILE, WEIGHTS_FILE, save_checkpoint
 from m2d_hub.pretrained.published import read_weights
 from m2d_hub.pretrained.registry import MODELS, ModelInfo, find_model
-from m2d_hub.pretrained.release import fetch, read_origin, recorded_hash, verify, write_origin
+from m2d_hub.pretrained.release import fetch, read_origin, recorded_hash
 
 PREFIX = "hf-hub:"
 RANDOM = "random:"
@@ -46,6 +43,7 @@ PACKAGED = Path(__file__).parents[1] / "weights"
 MAX_PATCHES = 1 << 18  # of a network with random weights; the largest published one has 1,520
 _WEIGHTS_SUFFIXES = (".pth", ".pt", ".safetensors")
 _SIZES = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(p16k|p32k)?")
+_REPOSITORY = re.compile(r"hf-hub:([^/@]+/[^/@]+)(?:@(.+))?")
 
 
 def resolve(
@@ -68,44 +66,38 @@ def resolve(
         CheckpointError: The repository or the release is not a model of this package.
         ConfigError: ``revision`` was given for something other than a repository, or ``name`` is not a name.
     """
-    options: Any = {"cache_dir": cache_dir, "force_download": force_download, "token": token}
-    if (word := _random_word(name)) is not None:
-        config = stated_config(word) if revision is None else None
-        if config is None:
-            weights = resolve(word, revision=revision, local_files_only=local_files_only, **options)
-            config = read_weights(weights).config
-        return random_init(canonical_name(name), config, cache_root(cache_dir))
-    if _is_repository(name):
-        return _fetch_repository(
-            os.fspath(name), revision, offline=local_files_only or is_offline(), **options
-        )
+    path, text = path_of(name), os.fspath(name)
+    if path is None and text.startswith(PREFIX):
+        return _fetch_repository(text, revision, local_files_only, cache_dir, force_download, token)
     if revision is not None:
         raise ConfigError(
-            f"revision={revision!r} is only for 'hf-hub:org/repo', but {os.fspath(name)!r} was given; "
-            "omit it."
+            f"revision={revision!r} is only for 'hf-hub:org/repo', but {text!r} was given; omit it."
         )
-    path = path_of(name)
-    if path is None:
-        info = find_model(os.fspath(name))
-        if info.is_packaged:
-            return _packaged(info)
-        return fetch(info, cache_root(cache_dir), offline=local_files_only or is_offline())
-    if not _exists(path):
-        raise UnknownModelError(
-            f"{os.fspath(name)[:200]} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a "
-            "name of list_models()."
-        )
-    return path
+    if path is not None:
+        if not os.path.exists(path):
+            raise UnknownModelError(
+                f"{text[:200]} does not exist. Give a file or folder on disk, 'hf-hub:org/repo', or a name "
+                "of list_models()."
+            )
+        return path
+    if text.startswith(RANDOM):
+        word = text.removeprefix(RANDOM)
+        config = stated_config(word)
+        if config is None:
+            found = resolve(word, cache_dir=cache_dir, local_files_only=local_files_only, token=token)
+            config = read_weights(found).config
+        return random_init(canonical_name(name), config, cache_root(cache_dir))
+    info = find_model(text)
+    if info.is_packaged:
+        return PACKAGED / text
+    return fetch(info, cache_root(cache_dir), offline=local_files_only or _is_offline())
 
 
-def resolve_pretrained(name: str | os.PathLike[str], **options: Any) -> Path:
+def resolve_pretrained(name: str | os.PathLike[str], **options: object) -> Path:
     """Resolve a name; ``org/repo`` that is not on disk is a repository, as everywhere in Hugging Face."""
-    path = path_of(name)
-    if isinstance(name, str) and path is not None and not _exists(path):
-        organisation, separator, repository = name.partition("/")
-        if separator and organisation.strip(".~") and "/" not in repository:
-            return resolve(PREFIX + name, **options)
-    return resolve(name, **options)
+    if isinstance(name, str) and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) and not os.path.exists(name):
+        name = PREFIX + name
+    return resolve(name, **options)  # type: ignore[arg-type]
 
 
 def path_of(name: str | os.PathLike[str]) -> Path | None:
@@ -114,23 +106,22 @@ def path_of(name: str | os.PathLike[str]) -> Path | None:
         raise ConfigError(
             f"{name!r} is not a model name; give a string of list_models(), 'hf-hub:org/repo', or a path."
         )
-    if isinstance(name, str) and (_is_repository(name) or _random_word(name) is not None or name in MODELS):
-        return None
-    path = Path(name)
-    with contextlib.suppress(RuntimeError):  # there is no such user, or no home
-        path = path.expanduser()
+    path = Path(os.path.expanduser(name))
     if not isinstance(name, str):
         return path
+    if name.startswith((PREFIX, RANDOM)) or name in MODELS:
+        return None
     has_separator = any(separator in name for separator in (os.sep, os.altsep) if separator)
-    return path if has_separator or path.suffix in _WEIGHTS_SUFFIXES or _exists(path) else None
+    return path if has_separator or path.suffix in _WEIGHTS_SUFFIXES or os.path.exists(path) else None
 
 
 def canonical_name(name: str | os.PathLike[str]) -> str:
     """Return the name under which a model is recorded: the alias, the repository, or the absolute path."""
-    if (word := _random_word(name)) is not None:
-        return RANDOM + (word if stated_config(word) else canonical_name(word))
-    path = path_of(name)
-    return os.fspath(name) if path is None else os.path.abspath(path)
+    path, text = path_of(name), os.fspath(name)
+    if path is not None:
+        return os.path.abspath(path)
+    word = text.removeprefix(RANDOM)
+    return text if word == text or stated_config(word) else RANDOM + canonical_name(word)
 
 
 def as_argument(path: str | os.PathLike[str]) -> str:
@@ -140,30 +131,17 @@ def as_argument(path: str | os.PathLike[str]) -> str:
 
 
 def cache_root(cache_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Return the folder of the cache: ``cache_dir``, else ``$HF_HOME/m2d_hub``.
-
-    Raises:
-        DownloadError: Neither is given, and this user has no home folder.
-    """
+    """Return the folder of the cache: ``cache_dir``, else ``$HF_HOME/m2d_hub``."""
     from huggingface_hub import constants
 
-    try:
-        if cache_dir is not None:
-            return Path(cache_dir).expanduser()
-        return Path(os.environ.get("HF_HOME") or constants.HF_HOME).expanduser() / "m2d_hub"
-    except RuntimeError as error:
-        raise DownloadError(
-            "there is no home folder for downloaded weights; give load_model(..., cache_dir=FOLDER), or set "
-            "the environment variable HF_HOME."
-        ) from error
+    default = os.path.join(os.environ.get("HF_HOME") or constants.HF_HOME, "m2d_hub")
+    return Path(os.path.expanduser(cache_dir or default))
 
 
-def is_offline() -> bool:
-    """Return whether ``HF_HUB_OFFLINE`` disables the network."""
+def _is_offline() -> bool:
     from huggingface_hub import constants
 
-    set_later = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
-    return constants.HF_HUB_OFFLINE or set_later
+    return constants.HF_HUB_OFFLINE
 
 
 def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) -> ModelInfo:
@@ -173,20 +151,15 @@ def model_info(name: str, *, cache_dir: str | os.PathLike[str] | None = None) ->
         UnknownModelError: The name is not in the registry.
     """
     info = find_model(name)
-    if info.is_packaged:
-        folder = PACKAGED / name
-        is_installed = (folder / WEIGHTS_FILE).is_file()
-        return replace(info, on_disk=True, disk_bytes=_folder_bytes(folder)) if is_installed else info
-    try:
-        root = cache_root(cache_dir)
-    except DownloadError:  # there is no cache, so the model is not on disk
-        return info
-    info = replace(info, sha256=info.sha256 or recorded_hash(info, root))
-    try:
-        size = read_origin(root / name).get("zip_bytes")
-    except ChecksumError:  # not downloaded, or damaged: load_model says what to do
-        return info
-    return replace(info, on_disk=True, download_bytes=size, disk_bytes=_folder_bytes(root / name))
+    folder = PACKAGED / name
+    if not info.is_packaged:
+        folder = cache_root(cache_dir) / name
+        info = replace(info, sha256=info.sha256 or recorded_hash(info, folder.parent))
+        try:
+            info = replace(info, download_bytes=read_origin(folder).get("zip_bytes"))
+        except ChecksumError:  # not downloaded, or damaged: load_model says what to do
+            return info
+    return replace(info, on_disk=True, disk_bytes=sum(file.stat().st_size for file in folder.iterdir()))
 
 
 def stated_config(word: str) -> ModelConfig | None:
@@ -196,14 +169,8 @@ def stated_config(word: str) -> ModelConfig | None:
         rate = 32_000 if match[5] == "p32k" else 16_000
         encoder = EncoderConfig(input_size=(mels, frames), patch_size=(patch_mels, patch_frames))
     elif word in MODELS and not MODELS[word].is_packaged:
-        info = MODELS[word]
-        rate = info.sample_rate
-        encoder = EncoderConfig(
-            input_size=info.input_size,
-            patch_size=info.patch_size,
-            embed_dim=info.embed_dim,
-            depth=info.depth,
-        )
+        rate = MODELS[word].sample_rate
+        encoder = EncoderConfig(input_size=MODELS[word].input_size, patch_size=MODELS[word].patch_size)
     else:
         return None
     return ModelConfig(FrontendConfig.for_sample_rate(rate, n_mels=encoder.input_size[0]), encoder)
@@ -220,9 +187,9 @@ def random_init(name: str, config: ModelConfig, root: Path) -> Path:
     config = replace(config, name=name, head=None, labels=None, clap=None, license=None, source=None)
     digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
     folder = root / "random" / digest
-    if not _is_intact(folder):
+    if not folder.is_dir():
         with locked(root / ".locks" / f"random-{digest}.lock"), storage_errors(root):
-            if not _is_intact(folder):  # another process may have written it
+            if not folder.is_dir():  # another process may have written it
                 _write_random(folder, config)
     return folder
 
@@ -233,115 +200,53 @@ def _write_random(folder: Path, config: ModelConfig) -> None:
         network = nn.ModuleDict({"encoder": Encoder(config.encoder)})
     with replacing_folder(folder) as partial:
         save_checkpoint(partial, network.state_dict(), config)
-        write_origin(partial, {})
-
-
-def _is_intact(folder: Path) -> bool:
-    try:
-        verify(folder)
-    except ChecksumError:
-        return False
-    return True
-
-
-def _packaged(info: ModelInfo) -> Path:
-    folder = PACKAGED / info.name
-    if not (folder / WEIGHTS_FILE).is_file():
-        raise DownloadError(
-            f"The weights of {info.name!r} belong to this package, but {folder} does not contain them. "
-            "Install the package again, or load another name of list_models()."
-        )
-    return folder
-
-
-def _folder_bytes(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _exists(path: Path) -> bool:
-    """Return whether a path exists; False for names that the file system does not accept."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
-
-
-def _is_repository(name: str | os.PathLike[str]) -> bool:
-    return isinstance(name, str) and name.startswith(PREFIX)
-
-
-def _random_word(name: str | os.PathLike[str]) -> str | None:
-    """Return what follows ``random:``, or None."""
-    return name.removeprefix(RANDOM) if isinstance(name, str) and name.startswith(RANDOM) else None
-
-
-def _parsed_repository(name: str, revision: str | None) -> tuple[str, str | None]:
-    repository, _, named = name.removeprefix(PREFIX).partition("@")
-    if repository.count("/") != 1 or not all(repository.split("/")) or name.endswith("@"):
-        raise UnknownModelError(
-            f"{name!r} is not the name of a Hugging Face repository. "
-            "Write 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
-        )
-    if named and revision not in (None, named):
-        raise ConfigError(
-            f"{name!r} names revision {named!r}, but revision={revision!r} was given; keep one."
-        )
-    return repository, named or revision
 
 
 def _fetch_repository(
     name: str,
     revision: str | None,
-    *,
-    offline: bool,
+    local_files_only: bool,
     cache_dir: str | os.PathLike[str] | None,
     force_download: bool,
     token: str | bool | None,
 ) -> Path:
     """Return the folder of a repository's weights and configuration in the Hugging Face cache."""
-    from huggingface_hub import constants, hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    from huggingface_hub import constants, errors, hf_hub_download
 
-    repository, revision = _parsed_repository(name, revision)
+    match = _REPOSITORY.fullmatch(name)
+    if match is None:
+        raise UnknownModelError(
+            f"{name!r} is not the name of a Hugging Face repository. "
+            "Write 'hf-hub:org/repo' or 'hf-hub:org/repo@revision'."
+        )
+    repository, named = match.groups()
+    if named and revision not in (None, named):
+        raise ConfigError(
+            f"{name!r} names revision {named!r}, but revision={revision!r} was given; keep one."
+        )
     cache = Path(cache_dir or constants.HF_HUB_CACHE)
     try:
         with storage_errors(cache):
-            paths = [
-                hf_hub_download(
+            for file in (CONFIG_FILE, WEIGHTS_FILE):
+                path = hf_hub_download(
                     repository,
                     file,
-                    revision=revision,
+                    revision=named or revision,
                     cache_dir=cache,
-                    local_files_only=offline,
-                    force_download=force_download and not offline,
+                    local_files_only=local_files_only or _is_offline(),
+                    force_download=force_download and not _is_offline(),
                     token=token,
                 )
-                for file in (CONFIG_FILE, WEIGHTS_FILE)
-            ]
-    except (EntryNotFoundError, HfHubHTTPError, HFValidationError) as error:
-        raise _repository_error(error, repository, revision) from error
-    return Path(paths[-1]).parent
-
-
-def _repository_error(error: Exception, repository: str, revision: str | None) -> M2DError:
-    from huggingface_hub import errors
-
-    named = f"The Hugging Face repository {repository!r}"
-    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
-        return DownloadError(
-            f"{named} does not exist, or you have no access to it. "
-            "Check its name, and log in if it is private or gated: hf auth login."
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return DownloadError(
-            f"{named} has no revision {revision!r}. Give one of its branches, tags or commits."
-        )
-    if isinstance(error, errors.EntryNotFoundError) and not isinstance(error, errors.LocalEntryNotFoundError):
-        return CheckpointError(
-            f"{named} lacks {CONFIG_FILE} or {WEIGHTS_FILE}, which save_pretrained and push_to_hub write."
-        )
-    return DownloadError(
-        f"{named} is not in the cache and could not be downloaded ({reason_of(error.__cause__ or error)}). "
-        f"To work offline, download it on another machine (hf download {repository} --local-dir FOLDER) and "
-        "load the folder: load_model('FOLDER')."
-    )
+    except errors.RemoteEntryNotFoundError as error:
+        raise CheckpointError(
+            f"The Hugging Face repository {repository!r} lacks {CONFIG_FILE} or {WEIGHTS_FILE}, which "
+            "save_pretrained and push_to_hub write."
+        ) from error
+    except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError, errors.HFValidationError) as error:
+        raise DownloadError(
+            f"The Hugging Face repository {repository!r} is not in the cache and could not be downloaded "
+            f"({reason_of(error.__cause__ or error)}). Check its name and revision, and your access (hf auth "
+            f"login). To work offline, download it on another machine (hf download {repository} --local-dir "
+            "FOLDER) and load the folder: load_model('FOLDER')."
+        ) from error
+    return Path(path).parent

