@@ -106,6 +106,6 @@ def test_several_processes_download_once(release_host, tmp_path):
             children.append(child)
         sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
     """
-    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", textwrap.dedent(script)], check=True, timeout=300)
     assert release_host.count(f"/{TINY.url_path}") == 1
     assert fetch(TINY, tmp_path, offline=True) == tmp_path / "tiny"
