@@ -273,3 +273,14 @@ def test_classes_that_were_left_out_are_skipped_among_the_parents_of_a_tagger(re
 
     assert tagger.parent_indices(["Vehicle", "Helicopter", "Rain"]) == (-1, 0, -1)
     assert tagger.parent_indices(["Helicopter", "Rain"]) == (-1, -1)
+
+
+def test_events_are_runs_of_frames_that_match_one_expected_event_each(recipe):
+    import events
+
+    active = np.array([[0, 1], [1, 1], [1, 0], [0, 0], [1, 0]], dtype=bool)
+    found = events.runs(active, times=np.array([0.5, 1.5, 2.5, 3.5, 4.5]), hop_s=1.0)
+    assert [(own.kind, own.start_s, own.end_s) for own in found] == [(0, 1, 3), (0, 4, 5), (1, 0, 2)]
+    expected = [events.Event(0, 1.1, 3.0), events.Event(0, 1.2, 3.0), events.Event(1, 0.0, 3.0)]
+    assert events.hits(found, expected, 0.25, with_end=True) == pytest.approx([0.1])
+    assert events.hits(found, expected, 0.25, with_end=False) == pytest.approx([0.1, 0.0])
