@@ -78,6 +78,7 @@ def world(tmp_path_factory, text_folder):
     )
     configs = {
         "m2d-0.7": ModelConfig(encoder=plain),
+        "m2d-0.6": ModelConfig(encoder=plain),
         "m2d-as-0.7": ModelConfig(encoder=plain),
         "m2d-0.7-16x4": ModelConfig(encoder=EncoderConfig(input_size=(80, 200), patch_size=(16, 4), **sizes)),
         "m2d-clap-2024": ModelConfig(encoder=plain, clap=space),
@@ -106,8 +107,10 @@ def shortened(words, names):
         kind = "linear" if find_suite(words[1]).is_linear else "finetune"
     if kind == "pretrain":
         preset = load_preset(words[1])
-        given += ["--start", names[preset.start]] if preset.start else []
-        given += ["--teacher", names[preset.teacher]] if preset.teacher else []
+        given += ["--start", names[preset.start]] if preset.start and "--start" not in words else []
+        given += (
+            ["--teacher", names[preset.teacher]] if preset.teacher and "offline=none" not in words else []
+        )
     changes = SMALL.get(kind, "").split()
     return [*given, *(part for change in changes for part in ("--set", change))]
 

@@ -93,12 +93,50 @@ def test_several_labels_per_clip_give_map(clap, files, tmp_path):
     assert result.interval.value == pytest.approx(expected, abs=1e-6)
 
 
-def test_all_folds_are_tested(clap, files, tmp_path):
-    rows = [(file, LABELS[index % 3], str(1 + index // 3)) for index, file in enumerate(files)]
+def test_clips_of_all_folds_are_scored_together(clap, files, tmp_path):
+    """As on the evaluation platform: folds of different sizes count by their clips."""
+    rows = [(file, LABELS[index % 3], "1" if index < 7 else "2") for index, file in enumerate(files)]
     result = m2d_training.zero_shot(listed(tmp_path / "list.csv", rows), model=clap, out=tmp_path / "out")
-    assert sorted(result.report["per_round"]) == ["fold 1", "fold 2", "fold 3"]
+    model = m2d_hub.load_model(clap, device="cpu")
+    texts = model.encode_text(
+        [f"{name} can be heard" for name in ("dog", "rain", "the roof")], normalize=True
+    )
+    audio = model.encode_audio_text_space([str(file) for file in files], normalize=True)
+    right = (audio @ texts.T).argmax(dim=1) == torch.arange(9) % 3
+    assert result.interval.value == pytest.approx(float(right.float().mean()))
     assert result.report["test_clips"] == 9
     assert result.report["settings"]["prompts"] == ["{} can be heard"]
+
+
+@pytest.mark.parametrize(
+    ("task", "label", "text", "seconds"),
+    [
+        ("cremad", "anger", "angry person talking can be heard", 2.5),
+        ("gtzan", "hiphop", "hiphop music can be heard", 30.0),
+        ("nsynth", "bass", "the musical instrument sound of bass can be heard", 4.0),
+        ("us8k", "dog_bark", "dog bark can be heard", 4.0),
+    ],
+)
+def test_tasks_have_the_texts_and_lengths_of_the_platform(
+    task, label, text, seconds, clap, files, tmp_path, monkeypatch
+):
+    texts, lengths = [], set()
+    encode_text, encode_audio = m2d_hub.M2D.encode_text, m2d_hub.M2D.encode_audio_text_space
+
+    def encoded_text(model, given, **options):
+        texts.extend(given)
+        return encode_text(model, given, **options)
+
+    def encoded_audio(model, clips, **options):
+        lengths.update(len(clip) / model.sample_rate for clip in clips)
+        return encode_audio(model, clips, **options)
+
+    monkeypatch.setattr(m2d_hub.M2D, "encode_text", encoded_text)
+    monkeypatch.setattr(m2d_hub.M2D, "encode_audio_text_space", encoded_audio)
+    data = listed(tmp_path / "list.csv", [(files[0], label, "test"), (files[1], "other", "test")])
+    result = run(data, clap, tmp_path / "out", "--task", task)
+    assert result.exit_code == 0, result.output
+    assert text in texts and lengths == {seconds}
 
 
 def test_an_unreadable_clip_is_skipped_and_listed(clap, files, tmp_path):
@@ -116,13 +154,15 @@ def test_lists_prompts_and_models_that_cannot_be_used_are_refused(clap, model, f
     data, out = listed(tmp_path / "list.csv", rows), tmp_path / "out"
     with pytest.raises(ConfigError, match=r"must be one or more texts with \{\} in place of the label"):
         m2d_training.zero_shot(data, model=clap, out=out, prompts=["a sound"])
+    with pytest.raises(ConfigError, match=r"Unknown task 'esc51'\. Available: esc50, us8k"):
+        m2d_training.zero_shot(data, model=clap, out=out, task="esc51")
     with pytest.raises(ConfigError, match="no projections into a text space"):
         m2d_training.zero_shot(data, model=model, out=out)
     trained = listed(tmp_path / "train.csv", [(file, label, "train") for file, label, _ in rows])
     with pytest.raises(ConfigError, match="has no clip in the split test; needed: test"):
         m2d_training.zero_shot(trained, model=clap, out=out)
     later = listed(tmp_path / "later.csv", [*rows, (files[0], "dog", "later")])
-    with pytest.raises(ConfigError, match=r"an unknown split \(row 11: 'later'\)"):
+    with pytest.raises(ConfigError, match=r"a split that cannot be used \(row 11: 'later'\)"):
         m2d_training.zero_shot(later, model=clap, out=out)
     one = listed(tmp_path / "one.csv", [(files[0], "dog", "test")])
     with pytest.raises(ConfigError, match="has only one class, 'dog'"):

@@ -26,7 +26,7 @@ Examples:
 """
 ZERO_SHOT_EXAMPLE = """\b
 Examples:
-  m2d-train zero-shot esc50.csv --model m2d-clap-2024 --out runs/esc50-names
+  m2d-train zero-shot esc50.csv --model m2d-clap-2024 --task esc50 --out runs/esc50-names
   m2d-train zero-shot esc50.csv --model m2d-clap-2024 --out runs/two-prompts \\
       --prompt "{} can be heard" --prompt "the sound of {}"
 """
@@ -92,11 +92,17 @@ def summarise(runs: tuple[Path, ...], out: Path, by: str | None, as_json: bool) 
 @click.option("--model", required=True, metavar="NAME", help="With a text space, such as m2d-clap-2024.")
 @click.option("--out", required=True, type=PATH, help="Output folder.")
 @click.option(
+    "--task",
+    metavar="TASK",
+    help="Prompt and length of clips of the paper's platform for esc50, us8k, fsd50k, audioset, cremad, "
+    "gtzan or nsynth.",
+)
+@click.option(
     "--prompt",
     "prompts",
     multiple=True,
     metavar="TEXT",
-    help="{} is the label; several prompts are averaged.  [default: '{} can be heard']",
+    help="{} is the label; several prompts are averaged.  [default: that of the task, or '{} can be heard']",
 )
 @device_option
 @batch_size_option
@@ -105,18 +111,19 @@ def zero_shot(data: str, out: Path, prompts: tuple[str, ...], as_json: bool, **o
     """Classify the clips of LIST by the names of their labels, without training.
 
     LIST is a CSV with file, label and split: clips of the split test are used, or all clips of folds. Reports
-    accuracy, or mAP for multi-label lists, with its 95 % interval over test clips.
+    accuracy, or mAP for multi-label lists, with its 95 % interval over test clips. Clips of all folds are
+    scored together.
 
     OUT/report.json, worst.csv and the plot show the details. Unreadable clips are skipped and listed in
     OUT/errors.csv (exit status 3 then).
     """
     from ..evaluation.report import require_own
-    from ..linear.zero_shot import METHOD, PROMPTS
+    from ..linear.zero_shot import METHOD
     from ..linear.zero_shot import zero_shot as run_evaluation
 
     require_own(out, METHOD)
     with logging_to(out / "eval.log"):
-        result = run_evaluation(data, out=out, prompts=prompts or PROMPTS, **options)
+        result = run_evaluation(data, out=out, prompts=prompts, **options)
     figures = {name: result.report[name] for name in ("metric", "value", "low", "high")}
     text = f"{result.metric} {result.interval} on the test clips. See {out}."
     values = {"run": str(out), **figures, "left_out": result.left_out}

@@ -89,6 +89,6 @@ SURGE = PublicDataset(
     variants={"notes": Variant(_surge_rows, "88 notes", labels=88)},
     split=(
         "a CSV with the columns tone and split, or file_name and split; the evaluation platform EVAR "
-        f"({EVAR_URL}) has such a table, surge.csv"
+        f"({EVAR_URL}) has such a table, evar/predefined/dataset_surge_tone_splits.csv"
     ),
 )
