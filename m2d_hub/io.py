@@ -226,6 +226,12 @@ def as_text(path: str) -> str:
     )
 
 
+def as_cell(text: str) -> str:
+    """Return a text on one line that a spreadsheet does not take for a formula, for a cell of a CSV."""
+    text = as_text(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 @contextlib.contextmanager
 def reading(name: object, kind: str, hint: str, failure: type[M2DError]) -> Iterator[None]:
     """Parse data that may be damaged or hostile; every failure is raised as one error type.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from m2d_hub.errors import ConfigError
-from m2d_hub.io import as_text, replacing
+from m2d_hub.io import as_cell, as_text, replacing
 
 RAVEN_SUFFIX = ".selections.txt"
 COLUMNS = ("file", "start_s", "end_s", "label", "score")
@@ -89,7 +89,7 @@ def _write_csv(out: TextIO, rows: Iterator[EventRow]) -> None:
     writer.writeheader()
     for row in rows:
         writer.writerow(
-            asdict(row)
+            {"file": as_cell(row.file), "label": as_cell(row.label)}
             | {"start_s": f"{row.start_s:.3f}", "end_s": f"{row.end_s:.3f}", "score": f"{row.score:.4f}"}
         )
 

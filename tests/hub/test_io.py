@@ -1,5 +1,6 @@
-"""Locks of outputs, and faults of the machine."""
+"""Locks of outputs, faults of the machine, and cells of tables."""
 
+import csv
 import errno
 import os
 
@@ -8,7 +9,7 @@ import soundfile
 
 import m2d_hub
 from m2d_hub import AudioError, ConfigError
-from m2d_hub.io import lock_output, reading
+from m2d_hub.io import as_cell, lock_output, reading
 
 from ..signals import noise
 
@@ -68,3 +69,17 @@ def test_one_open_file_too_many_ends_a_job_and_no_file_counts_as_unreadable(
         embed()
     assert not (tmp_path / "out.npz.errors.csv").exists()
     assert embed().embedded == 1
+
+
+def test_cells_of_tables_are_one_line_and_never_formulas():
+    assert as_cell("=cmd()") == "'=cmd()" and as_cell("+1") == "'+1" and as_cell("a=b") == "a=b"
+    assert as_cell("\r=x\x1b[2J") == "\\r=x\\x1b[2J"
+
+
+def test_reasons_in_a_list_of_unreadable_files_are_never_formulas(tiny_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "=cmd().wav").write_bytes(b"no audio")
+    m2d_hub.embed_files("=cmd().wav", "out.npz", model=tiny_folder, device="cpu")
+    with open("out.npz.errors.csv", newline="", encoding="utf-8") as lines:
+        (row,) = csv.DictReader(lines)
+    assert row["file"] == "'=cmd().wav" and row["error"].startswith("'=cmd().wav cannot be read")

@@ -6,12 +6,12 @@ import csv
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from m2d_hub.corpus.tables import read_table
 from m2d_hub.errors import AudioError
-from m2d_hub.io import replacing
+from m2d_hub.io import as_cell, replacing
 
 from .folders import FileLookup
 from .manifest import Manifest
@@ -80,7 +80,7 @@ def warn_of_missing(manifest: Manifest) -> None:
 
 def write_errors(folder: Path, skipped: Iterable[SkippedClip]) -> None:
     """Write ``errors.csv`` with one row per skipped clip; without any, remove an old file."""
-    rows = [astuple(clip) for clip in skipped]
+    rows = [(clip.row, as_cell(clip.file), as_cell(clip.error)) for clip in skipped]
     path = folder / ERRORS_FILE
     if not rows:
         path.unlink(missing_ok=True)
@@ -104,7 +104,7 @@ class SkippedLog:
             writes: Whether this process writes ``errors.csv``.
         """
         self.folder, self.sizes, self.writes = folder, sizes, writes
-        self._listed = {(clip.row, clip.file): clip for clip in _read_errors(folder / ERRORS_FILE)}
+        self._listed = {_key(clip): clip for clip in _read_errors(folder / ERRORS_FILE)}
         self._rows: dict[str, set[int]] = {}  # by list, those of this part of the run
 
     def __len__(self) -> int:
@@ -118,8 +118,8 @@ class SkippedLog:
         """
         skipped, new = list(skipped), []
         for _, clip in skipped:
-            if (clip.row, clip.file) not in self._listed:
-                self._listed[clip.row, clip.file] = clip
+            if _key(clip) not in self._listed:
+                self._listed[_key(clip)] = clip
                 new.append(clip)
         if new and self.writes:
             write_errors(self.folder, self._listed.values())
@@ -128,6 +128,10 @@ class SkippedLog:
             if name in self.sizes:
                 refuse_too_many(name, len(self._rows[name]), self.sizes[name], clip)
         return new
+
+
+def _key(clip: SkippedClip) -> tuple[int, str]:
+    return clip.row, as_cell(clip.file)
 
 
 def _read_errors(path: Path) -> list[SkippedClip]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from m2d_hub.checks import Numbers
 from m2d_hub.errors import CheckpointError, ConfigError
-from m2d_hub.io import json_text, reading_file, replacing_folder
+from m2d_hub.io import as_cell, json_text, reading_file, replacing_folder
 
 from .charts import draw_average_precision, draw_confusion
 from .labelled import LabelledList, Subset
@@ -260,9 +260,4 @@ def _write_worst(path: Path, evaluation: Evaluation) -> None:
             names = ";".join(labels[index] for index in targets[clip].nonzero()[:, 0].tolist())
             cells = (os.fspath(files[clip]), names, labels[int(predicted[clip])])
             probabilities = f"{float(wrong[clip]):.4f}", f"{float(true[clip]):.4f}"
-            writer.writerow([rows[clip], *map(_as_cell, cells), *probabilities])
-
-
-def _as_cell(text: str) -> str:
-    """Return a text that a spreadsheet does not take for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+            writer.writerow([rows[clip], *map(as_cell, cells), *probabilities])
