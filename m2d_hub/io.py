@@ -227,9 +227,8 @@ def as_text(path: str) -> str:
 
 
 def as_cell(text: str) -> str:
-    """Return a text on one line that a spreadsheet does not take for a formula, for a cell of a CSV."""
-    text = as_text(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    """Return a text that a spreadsheet does not take for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 @contextlib.contextmanager

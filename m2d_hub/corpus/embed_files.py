@@ -25,7 +25,7 @@ from m2d_hub.corpus.stored import check_suffix
 from m2d_hub.corpus.stores import Location, open_location, to_location, written
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.hub import load_model
-from m2d_hub.io import as_cell
+from m2d_hub.io import as_cell, as_text
 from m2d_hub.model import M2D
 from m2d_hub.pretrained.checkpoint import sha256_of_model
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
@@ -247,7 +247,7 @@ def _write_errors(location: Location, failures: Failures) -> None:
         location.unlink(missing_ok=True)
         return
     table = io.StringIO(newline="")
-    rows = [(as_cell(source.file), as_cell(reason)) for source, reason in failures]
+    rows = [(as_cell(source.file), as_cell(as_text(reason))) for source, reason in failures]
     csv.writer(table).writerows([("file", "error"), *rows])
     with written(location) as partial:
         partial.write_bytes(table.getvalue().encode("utf-8", "backslashreplace"))

@@ -22,6 +22,7 @@ from m2d_hub.io import is_machine_fault, open_file, replacing
 
 _SCHEMES = ("s3", "gs", "abfs")
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]+)://(?P<path>.*)", re.DOTALL)
+_TIMEOUT_S = 60.0  # until a store must have answered; gcsfs would try again for 10 minutes and more
 _BLOCK_BYTES = 1 << 18  # read at a time while headers are searched for
 _MODIFIED_KEYS = ("LastModified", "mtime", "last_modified")  # names in s3fs, gcsfs and adlfs
 
@@ -88,7 +89,7 @@ class StorePath(StoredFile):
         """Return the path with the size and time of its object, if there is one."""
         with store_errors(self):
             try:
-                return self._with(self.path, self.fs.info(self.path))
+                return self._with(self.path, self.fs.info(self.path, timeout=_TIMEOUT_S))
             except FileNotFoundError:
                 return replace(self, size=-1)
 
@@ -141,7 +142,7 @@ def names_in(folder: Location) -> list[str]:
         return sorted(os.listdir(folder)) if folder.is_dir() else []
     with store_errors(folder):
         try:
-            found = folder.fs.ls(folder.path, detail=False)
+            found = folder.fs.ls(folder.path, detail=False, timeout=_TIMEOUT_S)
         except FileNotFoundError:
             return []
     below = [path.rstrip("/") for path in found]

@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import socket
 import sys
 import tarfile
 import tempfile
@@ -313,6 +314,19 @@ def test_a_store_that_cannot_be_reached_or_refuses_is_an_error(endpoint, bucket,
     stores._file_system.cache_clear()
     with pytest.raises(ConfigError, match=refused):
         find_sources("s3://unreached/in")
+
+
+def test_a_store_that_never_answers_is_an_error(credentials, monkeypatch, tmp_path):
+    pytest.importorskip("s3fs")
+    monkeypatch.setattr(stores, "_TIMEOUT_S", 0.5)
+    stores._file_system.cache_clear()
+    (tmp_path / "a.wav").write_bytes(wav(0))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for use in (find_sources, lambda url: embed_files(tmp_path, f"{url}.parquet")):
+            with pytest.raises(ConfigError, match=r"s3://b/.* cannot be used \(FSTimeoutError\)"):
+                use("s3://b/in")
+    stores._file_system.cache_clear()
 
 
 def checked_after(endpoint, requests):
