@@ -20,11 +20,10 @@ from m2d_training.cli.main import main
 from m2d_training.cli.options import logging_to
 from m2d_training.finetuning.trainer import FinetuneTrainer
 from m2d_training.pretraining.trainer import Trainer
-from m2d_training.runs.devices import build_accelerator
 from m2d_training.runs.folder import RunFolder, progress_bar
 from m2d_training.runs.loop import Stepper
+from m2d_training.runs.processes import build_accelerator, read_by_workers, stop_requests
 from m2d_training.runs.state import list_checkpoints, read_state, write_tensors
-from m2d_training.runs.stopping import read_by_workers, stop_requests
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -403,7 +402,7 @@ class Squares(Dataset):
 
 ENDS_BY_AN_ERROR = """
 import sys, torch
-from m2d_training.runs.stopping import read_by_workers
+from m2d_training.runs.processes import read_by_workers
 batches = read_by_workers(torch.arange(40), 2, batch_size=2)
 next(batches)
 raise ValueError("the traceback keeps the batches alive")

@@ -10,8 +10,8 @@ import torch
 from click.testing import CliRunner
 from m2d_training import PretrainConfig
 from m2d_training.cli.main import main
-from m2d_training.runs.devices import build_accelerator, resolve_precision
 from m2d_training.runs.loop import Stepper
+from m2d_training.runs.processes import build_accelerator, resolve_precision
 from safetensors.torch import load_file
 from torch import nn
 

@@ -60,19 +60,19 @@ def warn_of_missing(manifest: Manifest) -> None:
     Raises:
         AudioError: They are more than half of the list.
     """
-    files, missing = FileLookup(), list[SkippedClip]()
-    for entry in manifest.entries:
-        for file in (entry.path, entry.features_path):
-            if file and not files.has(os.fspath(file)):
-                missing.append(SkippedClip(entry.row, str(entry), f"{os.fspath(file)} does not exist."))
-                break
+    files = FileLookup()
+    missing = [
+        SkippedClip(entry.row, str(entry), f"{os.fspath(file)} does not exist.")
+        for entry in manifest.entries
+        for file in (entry.path, entry.features_path)
+        if file and not files.has(os.fspath(file))
+    ]
     if missing:
-        refuse_too_many(manifest.name, len(missing), len(manifest.entries), missing[0])
+        refuse_too_many(manifest.name, len({clip.row for clip in missing}), len(manifest.entries), missing[0])
         logger.warning(
-            "%s: %d of %d clips lack a file, the first in row %d: %s Paths are relative to the list.",
+            "%s: %d files of clips are missing, the first in row %d: %s Paths are relative to the list.",
             manifest.name,
             len(missing),
-            len(manifest.entries),
             missing[0].row,
             missing[0].error,
         )

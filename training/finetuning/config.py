@@ -14,7 +14,7 @@ from m2d_hub.checks import require
 from m2d_hub.errors import ConfigError
 
 from ..evaluation.labelled import Select, Split
-from ..runs.devices import Precision
+from ..runs.processes import Precision
 from ..runs.settings import Count, NotNegative, Positive, PositiveInt, Seed, Share, settings
 
 logger = logging.getLogger(__name__)

@@ -28,7 +28,7 @@ from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import SkippedClip
 from ..evaluation.clip_encoder import read_clip
 from ..evaluation.labelled import Subset
-from ..runs.stopping import read_by_workers
+from ..runs.processes import read_by_workers
 from .augment import (
     AugmentDraw,
     BatchRandomness,

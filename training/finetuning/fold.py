@@ -20,8 +20,8 @@ from ..evaluation.labelled import Fold
 from ..evaluation.metrics import Metric
 from ..runs.folder import RunFolder, RunLog, read_metrics
 from ..runs.loop import Loop, LoopPlan
+from ..runs.processes import StopRequests
 from ..runs.state import read_tensors, require_finite, write_tensors
-from ..runs.stopping import StopRequests
 from .model import AudioClassifier
 from .trainer import FinetuneTrainer
 

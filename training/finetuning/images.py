@@ -26,8 +26,7 @@ from ..data.images import IMAGENET_MEAN, IMAGENET_STD, read_image
 from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import SkippedClip
 from ..evaluation.labelled import Subset
-from ..runs.devices import autocast, random_lock
-from ..runs.stopping import read_by_workers
+from ..runs.processes import autocast, random_lock, read_by_workers
 from .config import FinetuneConfig, ImageConfig
 from .data import read_or_replace
 

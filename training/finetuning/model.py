@@ -26,7 +26,7 @@ from ..data.annotations import AudioFile
 from ..data.sampling import StepSampler
 from ..evaluation.labelled import Fold, Subset
 from ..evaluation.linear_fit import Examples, FitSettings, Standardiser, fit_linear
-from ..runs.devices import autocast, random_lock
+from ..runs.processes import autocast, random_lock
 from .config import FinetuneConfig
 from .data import FinetuneBatch, FinetuneDataset, augmented, clips_to_score
 from .patchout import KeptTokens

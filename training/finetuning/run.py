@@ -46,7 +46,6 @@ from ..evaluation.unreadable import (
     skip_unreadable,
     warn_of_skipped,
 )
-from ..runs.devices import broadcast_from_main, build_accelerator, resolve_precision
 from ..runs.folder import (
     RunFolder,
     clips_digest,
@@ -56,8 +55,14 @@ from ..runs.folder import (
     same_or_refuse,
 )
 from ..runs.loop import warn_of_warmup
+from ..runs.processes import (
+    StopRequests,
+    broadcast_from_main,
+    build_accelerator,
+    resolve_precision,
+    stop_requests,
+)
 from ..runs.settings import require_given, with_fields
-from ..runs.stopping import StopRequests, stop_requests
 from .config import FinetuneConfig
 from .fold import FoldResult, FoldRun
 from .images import ImageClassifier, build_image_classifier

@@ -19,8 +19,8 @@ from m2d_hub.errors import AudioError
 
 from ..data.skipped import SkippedClip
 from ..evaluation.labelled import Subset
-from ..runs.devices import autocast
 from ..runs.loop import Step, Stepper, learning_rate
+from ..runs.processes import autocast
 from .config import FinetuneConfig
 from .images import ImageClassifier
 from .model import AudioClassifier

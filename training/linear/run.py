@@ -30,8 +30,8 @@ from ..evaluation.metrics import Interval
 from ..evaluation.report import replacing_answer, require_own
 from ..evaluation.unreadable import skip_unreadable, warn_of_skipped
 from ..runs.folder import one_run_in
+from ..runs.processes import stop_requests
 from ..runs.settings import Positive, PositiveInt, settings
-from ..runs.stopping import stop_requests
 from .features import StoredFeatures, stored_features
 from .report import METHOD, report_results, save_linear_model
 

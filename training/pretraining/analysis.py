@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.sampling import SampleKey
-from ..runs.devices import best_effort
+from ..runs.processes import best_effort
 from .dataset import Batch, PretrainDataset, stack_samples
 from .trainer import Trainer
 

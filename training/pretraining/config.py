@@ -12,7 +12,7 @@ from m2d_hub.config import EncoderConfig, FrontendConfig, Transform
 from m2d_hub.errors import ConfigError
 
 from ..data.masking import count_visible
-from ..runs.devices import Precision
+from ..runs.processes import Precision
 from ..runs.settings import Count, NotNegative, Positive, PositiveInt, Seed, Share, Size, settings
 
 Loss = Literal["cosine", "mse"]

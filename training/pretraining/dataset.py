@@ -25,7 +25,7 @@ from ..data.masking import draw_mask
 from ..data.sampling import SampleKey, StepSampler
 from ..data.skipped import NamedSkip, SkippedClip
 from ..data.stored_features import caption_features, frame_features
-from ..runs.stopping import read_by_workers
+from ..runs.processes import read_by_workers
 from .augment import augmented, overlapped
 from .config import AugmentConfig, PretrainConfig
 

@@ -20,7 +20,7 @@ from m2d_hub.nn.linear import Linear
 from m2d_hub.nn.positional import sincos_positions
 from m2d_hub.pretrained.published_names import PARTS, part_of, published_state
 
-from ..runs.devices import seeded
+from ..runs.processes import seeded
 from .config import PredictorConfig, PretrainConfig
 from .losses import cosine_loss, mse_loss, standardise
 from .offline import EncodedTokens, build_offline

@@ -18,7 +18,6 @@ from ..data.sampling import EpochPlan, StepSampler, balancing_weights
 from ..data.skipped import SkippedLog
 from ..evaluation.labelled import LabelledList, read_labelled
 from ..evaluation.linear_folds import evaluate_encoder
-from ..runs.devices import best_effort, build_accelerator, wait_for_main
 from ..runs.folder import (
     RunFolder,
     RunLog,
@@ -29,9 +28,9 @@ from ..runs.folder import (
     same_or_refuse,
 )
 from ..runs.loop import Loop, LoopPlan
+from ..runs.processes import StopRequests, best_effort, build_accelerator, stop_requests, wait_for_main
 from ..runs.settings import require_given, with_fields
 from ..runs.state import gather_weights, list_checkpoints, require_finite, step_of
-from ..runs.stopping import StopRequests, stop_requests
 from .analysis import CHECKED_CLIPS, ValidationSet, check_tokens, measure_loss
 from .config import PretrainConfig
 from .dataset import Batch, PretrainDataset, build_loader

@@ -21,9 +21,9 @@ from ..data.manifest import Manifest, read_manifest
 from ..data.skipped import warn_of_missing
 from ..data.statistics import measure_statistics
 from ..data.stored_features import features_width
-from ..runs.devices import broadcast_from_main, resolve_precision
 from ..runs.folder import RunFolder, read_config
 from ..runs.loop import warn_of_warmup
+from ..runs.processes import broadcast_from_main, resolve_precision
 from ..runs.state import list_checkpoints
 from .config import OfflineConfig, PretrainConfig
 from .teachers import Teacher, TextTeacher, load_teacher

@@ -18,8 +18,8 @@ from m2d_hub.nn.frontend import LogMelFrontend
 from ..data.manifest import Kind
 from ..data.sampling import EpochPlan
 from ..data.skipped import NamedSkip
-from ..runs.devices import autocast
 from ..runs.loop import Step, Stepper, ema_decay, learning_rate
+from ..runs.processes import autocast
 from .config import PretrainConfig
 from .dataset import Batch
 from .pretrainer import LossTerms, Pretrainer

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from m2d_hub.errors import CheckpointError, M2DError
 
 from .folder import RunFolder, RunLog, progress_bar
+from .processes import Stopped, StopRequests
 from .state import (
     NotFiniteError,
     checkpoint_path,
@@ -26,12 +27,11 @@ from .state import (
     step_of,
     write_state,
 )
-from .stopping import Stopped, StopRequests
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from .devices import Precision
+    from .processes import Precision
 
 logger = logging.getLogger(__name__)
 

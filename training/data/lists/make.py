@@ -7,12 +7,12 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from m2d_hub.corpus.tables import PART_COLUMNS
 from m2d_hub.errors import ConfigError
-from m2d_hub.io import open_file, replacing
+from m2d_hub.io import as_text, open_file, replacing
 
 from ..annotations import split_labels
 from ..folders import FileLookup
@@ -72,19 +72,6 @@ def find_dataset(name: str) -> PublicDataset:
     return DATASETS[name]
 
 
-def find_variant(name: str, variant: str | None) -> Variant:
-    """Return a variant of a data set; None for its default.
-
-    Raises:
-        ConfigError: The name is unknown; the message lists the known ones.
-    """
-    variants = find_dataset(name).variants
-    chosen = variant or next(iter(variants))
-    if chosen not in variants:
-        raise ConfigError(f"{name} has no variant {variant!r}. Available: {', '.join(variants)}.")
-    return variants[chosen]
-
-
 def describe(name: str) -> str:
     """Return source, licence, folder layout and lists of a data set, for a reader."""
     dataset = find_dataset(name)
@@ -127,7 +114,10 @@ def make_list(
     Raises:
         ConfigError: A name is unknown, or the folder does not have the published layout.
     """
-    public, chosen = find_dataset(dataset), find_variant(dataset, variant)
+    public = find_dataset(dataset)
+    if variant is not None and variant not in public.variants:
+        raise ConfigError(f"{dataset} has no variant {variant!r}. Available: {', '.join(public.variants)}.")
+    chosen = public.variants[variant or next(iter(public.variants))]
     request = Request(
         public, Path(folder), tuple(map(Path, split_files)), None if audio is None else Path(audio)
     )
@@ -170,35 +160,23 @@ def _is_list(path: Path) -> bool:
 def _usable(rows: Iterable[ListRow], title: str) -> tuple[list[ListRow], int]:
     """Return the rows whose audio exists, and the number of the others."""
     lookup = FileLookup()
-    usable, missing, backwards = [], [], 0
+    usable, missing = [], []
     for row in rows:
         file = lookup.find_audio(row.file)
-        if file is None or not _is_utf8(file):
+        is_empty = row.end_s is not None and row.end_s <= (row.start_s or 0.0)
+        if file is None or is_empty or as_text(file) != file:  # a name that UTF-8 cannot write
             missing.append(row.file)
-        elif row.end_s is not None and row.end_s <= (row.start_s or 0.0):
-            backwards += 1
         else:
-            usable.append(ListRow(file, row.label, row.split, row.start_s, row.end_s))
+            usable.append(replace(row, file=file))
     if missing:
         logger.warning(
-            "%s: %d of %d clips do not exist and are skipped, the first is %s",
+            "%s: %d of %d clips do not exist or are empty and are skipped, the first is %s",
             title,
             len(missing),
-            len(missing) + len(usable) + backwards,
+            len(missing) + len(usable),
             missing[0],
         )
-    if backwards:
-        logger.warning("%s: %d parts do not end after their start and are skipped", title, backwards)
     return usable, len(missing)
-
-
-def _is_utf8(name: str) -> bool:
-    """Return whether a name can be written as UTF-8."""
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _differences(clips: Mapping[str, int], labels: int, variant: Variant) -> Iterable[str]:
