@@ -79,8 +79,9 @@ def test_a_shard(tmp_path, fuzz):
 
 def test_an_index_of_shards(tmp_path, fuzz):
     (tmp_path / "a.tar").write_bytes(shard())
-    members = "shard,name,offset,size,label,caption,features,features_offset,features_size\n"
-    rows = f"a.tar,a.wav,512,{len(wav())},dog,,,0,0\na.tar,b.wav,3072,{len(wav())},,,,0,0\n"
+    members = "shard,name,label,caption,offset,size,features_offset,features_size,shard_bytes\n"
+    end = len(shard())
+    rows = f"a.tar,a.wav,dog,,512,{len(wav())},0,0,{end}\na.tar,b.wav,,,3072,{len(wav())},0,0,{end}\n"
 
     def read(data):
         (tmp_path / "index.csv").write_bytes(data)

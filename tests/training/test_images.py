@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -30,8 +29,6 @@ from timm.loss import SoftTargetCrossEntropy
 
 import m2d_hub
 from m2d_hub.config import EncoderConfig, FrontendConfig, ModelConfig
-
-from ..processes import TRAIN_ON_TWO, finish
 
 pytestmark = pytest.mark.usefixtures("no_pictures")
 
@@ -115,37 +112,6 @@ def test_a_killed_run_ends_with_the_same_weights_and_scores(seeing, folder, tmp_
     assert "Resumed test, seed 42, from step 4" in (tmp_path / "killed" / "train.log").read_text()
     weights = [(tmp_path / run / "export/model.safetensors").read_bytes() for run in ("whole", "killed")]
     assert weights[0] == weights[1]
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
-def test_compiled_blocks_learn_what_plain_ones_do(seeing, folder, tmp_path):
-    settings = ["epochs=1", "images.drop_path=0"]
-    finished(seeing, folder, tmp_path / "plain", *settings)
-    torch._dynamo.reset()
-    finished(seeing, folder, tmp_path / "compiled", *settings, "compile=true")
-    assert torch._dynamo.utils.counters["frames"]["ok"] > 0, "nothing was compiled"
-    plain, compiled = (
-        [json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("plain", "compiled")
-    )
-    assert compiled == pytest.approx(plain, abs=1e-4)
-
-
-@pytest.mark.slow
-@pytest.mark.multi_process
-def test_two_processes_do_what_one_does_with_the_whole_batch(seeing, folder, tmp_path):
-    settings = ["epochs=3", "batch_size=2", "images.drop_path=0.5"]
-    finish([*TRAIN_ON_TWO, *arguments(seeing, folder, tmp_path / "two", *settings)])
-    finished(seeing, folder, tmp_path / "one", *settings, "accumulate_steps=2")
-    two, one = (
-        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("two", "one")
-    )
-    assert len(one) == 9
-    for name in ("loss", "grad_norm", "lr", "validation_loss"):
-        expected = [line[name] for line in one if name in line]
-        assert [line[name] for line in two if name in line] == pytest.approx(expected, rel=1e-4), name
 
 
 def test_unreadable_images_are_skipped_and_listed(seeing, folder, tmp_path):

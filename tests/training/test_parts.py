@@ -1,24 +1,19 @@
 """Rows with start_s and end_s: a part of a recording is read as a file that holds only that part."""
 
 import csv
-import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from click.testing import CliRunner
 from m2d_training import FinetuneConfig, PretrainConfig
-from m2d_training.cli.main import main
 from m2d_training.data.manifest import read_manifest
 from m2d_training.data.sampling import SampleKey
 from m2d_training.evaluation.clip_encoder import ClipEncoder, mean_samples
 from m2d_training.evaluation.labelled import read_labelled
-from m2d_training.finetuning.data import FinetuneDataset, clips_to_score
+from m2d_training.finetuning.data import clips_to_score
 from m2d_training.linear.features import stored_features
 from m2d_training.pretraining.dataset import PretrainDataset
-from m2d_training.pretraining.prepare import prepare
 
 from m2d_hub import ConfigError
 from m2d_hub.audio import AudioPart, open_audio
@@ -83,42 +78,6 @@ def test_pretraining_crops_parts_as_files(lists):
     for index in range(len(parts)):
         key = SampleKey(epoch=1, position=index, index=index, first=index)
         np.testing.assert_array_equal(parts[key].values, cut[key].values)
-
-
-def test_fine_tuning_crops_parts_as_files(lists, tiny):
-    datasets = [
-        FinetuneDataset(
-            read_labelled(path).folds()[0].train,
-            FinetuneConfig(),
-            tiny.config.frontend,
-            tiny.config.encoder,
-            seed=0,
-        )
-        for path in lists
-    ]
-    for index in range(6):
-        key = SampleKey(epoch=1, position=index, index=index, first=index)
-        parts, cut = (dataset[key] for dataset in datasets)
-        np.testing.assert_array_equal(parts.waveform, cut.waveform)
-
-
-def test_prepared_shards_hold_the_parts(lists, tmp_path):
-    folders = [tmp_path / "from-parts", tmp_path / "from-cut"]
-    totals = [prepare(str(path), folder, progress=False) for path, folder in zip(lists, folders, strict=True)]
-    assert replace(totals[0], out=folders[1]) == totals[1]
-    assert totals[0].hours * 3600 == pytest.approx(
-        sum(end - start for start, end, split in PARTS if split == "train"), abs=1e-3
-    )
-
-
-def test_linear_evaluation_tells_parts_of_one_recording_apart(lists, tiny, tmp_path):
-    tiny.save_pretrained(tmp_path / "model")
-    arguments = ["linear-eval", "--model", str(tmp_path / "model"), "--data", str(lists[0]), "--seeds", "1"]
-    result = CliRunner().invoke(
-        main, [*arguments, "--out", str(tmp_path / "run"), "--epochs", "50", "--lr", "auto", "--json"]
-    )
-    assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout.splitlines()[-1])["value"] == 1.0
 
 
 def test_a_part_without_start_or_end_reaches_to_the_files(tmp_path):

@@ -76,17 +76,6 @@ def test_the_same_audio_gives_the_same_bytes(tmp_path, monkeypatch):
     assert one == two
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_shards_can_be_prepared_again_at_another_rate(tmp_path, num_workers):
-    write_tone(tmp_path / "a.wav", seconds=2.0)
-    prepare(write_list(tmp_path, ["a.wav"]), tmp_path / "first", progress=False)
-    result = prepare(tmp_path / "first", tmp_path / "again", sample_rate=8_000, num_workers=num_workers)
-    assert result.clips == 1 and result.hours * 3600 == pytest.approx(2.0, abs=1e-3)
-    (entry,) = read_manifest(str(tmp_path / "again")).entries
-    plan = CropPlan(FrontendConfig.for_sample_rate(8_000), 32, short_clips="pad")
-    assert np.abs(crop_waveform(entry, plan, np.random.default_rng(0)).values).max() > 0.1
-
-
 def test_prepared_statistics_are_those_of_all_log_mel_values(tmp_path):
     write_tone(tmp_path / "a.wav", seed=1)
     write_tone(tmp_path / "b.wav", seconds=2.0, seed=2)

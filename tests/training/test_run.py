@@ -84,15 +84,6 @@ def test_learning_rate_follows_the_global_batch():
     assert rates == pytest.approx([0.0, peak / 2, peak])
 
 
-def test_set_changes_fields_of_the_preset_and_of_its_offline_network(sounds, tmp_path):
-    settings = ["epochs=1", "offline.weight=0.5", "mask_ratio=0.5"]
-    assert run("m2d-as", sounds, tmp_path, settings).exit_code == 0
-    config = json.loads((tmp_path / "config.json").read_text())["config"]
-    assert (config["mask_ratio"], config["offline"]["weight"], config["offline"]["dim"]) == (0.5, 0.5, 2)
-    (first, *_) = metrics_of(tmp_path)
-    assert first["loss"] == pytest.approx(first["m2d"] + 0.5 * first["offline"], rel=1e-5)
-
-
 def test_unknown_presets_are_refused_with_the_known_ones():
     with pytest.raises(m2d_hub.ConfigError, match=r"Unknown preset 'm2d-0.8'. Available: m2d-0.7, m2d-0.6"):
         load_preset("m2d-0.8")
