@@ -498,7 +498,7 @@ def test_parts_that_end_before_they_start_are_skipped(tmp_path, caplog):
     icbhi2017(tmp_path / "data")
     write(tmp_path / "data", **{"160_1b2_Al_mc_AKGC417L.txt": "2.0\t1.0\t0\t0\n1.0\t2.0\t0\t0\n"})
     assert relist(tmp_path, "icbhi2017", {}).clips["test"] == 1
-    assert "1 of 4 clips do not exist or are empty and are skipped" in caplog.text
+    assert "1 of 5 clips do not exist or are empty and are skipped" in caplog.text
 
 
 BROKEN = {
