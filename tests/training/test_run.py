@@ -201,7 +201,7 @@ def test_missing_files_are_logged_before_the_start(sounds, tmp_path):
         (tmp_path / f"broken {index}.wav").unlink()
     assert run("m2d-0.7", data, tmp_path / "run", ["epochs=4"]).exit_code == 3
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "2 files of clips are missing, the first in row 5: " in log and "broken 0.wav does not exist" in log
+    assert "2 files of clips are missing, the first in row 5" in log and "broken 0.wav does not exist" in log
     assert {row for row, _, error in errors_of(tmp_path / "run") if "does not exist" in error} == {"5", "6"}
     data.write_text("file\nnone 1.wav\nnone 2.wav\n" + f"{sounds.parent / '0.wav'}\n")
     result = run("m2d-0.7", data, tmp_path / "other", ["epochs=1", "mean=-7", "std=4"])
