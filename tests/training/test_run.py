@@ -245,7 +245,7 @@ def test_a_list_of_silence_is_refused(tmp_path):
     for name in "ab":
         soundfile.write(tmp_path / f"{name}.wav", np.zeros(16_000), 16_000)
     result = run("m2d-0.7", tmp_path, tmp_path / "run", ["epochs=1"])
-    assert result.exit_code == 1 and "all of 2 clips hold one value, such as silence" in result.output
+    assert result.exit_code == 1 and "all clips hold one value, such as silence" in result.output
 
 
 def test_a_frozen_model_teaches_further_pretraining(sounds, tmp_path):
