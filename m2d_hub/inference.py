@@ -116,14 +116,8 @@ def encode_batched(
 ) -> Iterator[EncodedBatch]:
     """Encode windows grouped by length, so that clips of different lengths need no padding.
 
-    The waveforms of a batch are moved to the device together, and the log-mel is computed there.
-
-    Args:
-        windows: Windows of any clips, in any order.
-        frontend: Log-mel frontend.
-        encode: Function that maps log_mel (B, 1, F, T) to features (..., B, N_T, N_F·D).
-        batch_size: Maximum number of windows encoded at once.
-        device: Device of the encoder.
+    The waveforms of a batch are moved to the device together, and the log-mel is computed there. ``encode``
+    maps log_mel (B, 1, F, T) to features (..., B, N_T, N_F·D).
     """
     waiting: dict[int, list[ClipWindow]] = defaultdict(list)
 

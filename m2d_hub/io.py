@@ -74,16 +74,7 @@ def _sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder that replaces ``folder`` only when it is complete.
-
-    If filling it fails, the unfinished folder is removed and ``folder`` is unchanged.
-
-    Yields:
-        The path of an empty folder beside it.
-
-    Raises:
-        OSError: The disk is full; the message names the folder.
-    """
+    """Yield an empty folder that replaces ``folder`` only when it is filled; see :func:`replacing`."""
     partial, old = (folder.with_name(folder.name + suffix) for suffix in (PARTIAL_SUFFIX, ".old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -121,11 +112,7 @@ def _naming_full_disk(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; other processes wait, and the lock is released if its holder dies.
-
-    Raises:
-        DownloadError: The lock file cannot be created.
-    """
+    """Hold the lock file ``path``; other processes wait, and the lock is released if its holder dies."""
     from filelock import FileLock
 
     lock = FileLock(path)
@@ -233,17 +220,10 @@ def as_cell(text: str) -> str:
 
 @contextlib.contextmanager
 def reading(name: object, kind: str, hint: str, failure: type[M2DError]) -> Iterator[None]:
-    """Parse data that may be damaged or hostile; every failure is raised as one error type.
+    """Parse data that may be damaged or hostile: any failure is raised as a ``failure``.
 
-    Args:
-        name: What the message names: a file, or a part of one.
-        kind: What the data should be, with its article: "an image".
-        hint: What to do when it cannot be read, as a sentence.
-        failure: The error type to raise.
-
-    Raises:
-        M2DError: A ``failure`` for any exception raised inside. Errors of this package pass unchanged.
-        OSError: As for :func:`is_machine_fault`, or a MemoryError.
+    Errors of this package pass unchanged, and those of a full disk, which is not the fault of the data. The
+    message has ``name``, the ``kind`` of data with its article, and the ``hint``, a sentence.
     """
     try:
         yield
@@ -266,27 +246,16 @@ def is_machine_fault(error: BaseException) -> bool:
 def reading_file(
     path: str | os.PathLike[str], kind: str, hint: str, failure: type[M2DError]
 ) -> Iterator[None]:
-    """Like :func:`reading`, for a file on disk, which must exist and be a regular file.
-
-    Raises:
-        M2DError: As for :func:`reading` and :func:`open_file`.
-    """
+    """Like :func:`reading`, for a file on disk, which must exist and be a regular file."""
     open_file(path, kind, failure).close()
     with reading(path, kind, hint, failure):
         yield
 
 
 def open_file(path: str | os.PathLike[str], kind: str, failure: type[M2DError]) -> BinaryIO:
-    """Open a regular file for reading bytes. Pipes and devices are refused, since reading may block forever.
+    """Open a regular file for reading bytes, or raise a ``failure``.
 
-    Args:
-        path: The file.
-        kind: What it should contain, with its article.
-        failure: The error type to raise.
-
-    Raises:
-        M2DError: A ``failure`` if the path is missing, forbidden, or not a regular file.
-        OSError: As for :func:`is_machine_fault`.
+    Pipes and devices are refused, since reading may block forever.
     """
     problem = None
     try:
@@ -317,10 +286,7 @@ def importing(
         by: The feature that needs them, as the start of a sentence: "ONNX export".
         extra: The extra of this package that installs them.
         hint: An alternative that works without them, as a sentence.
-        failure: The error type to raise.
-
-    Raises:
-        M2DError: A ``failure`` if an import fails, with the reason unless the package is just missing.
+        failure: The error type to raise; it states the reason unless the package is just missing.
     """
     try:
         yield

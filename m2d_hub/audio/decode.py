@@ -50,7 +50,7 @@ def read_header(source: Path | StoredFile | BinaryIO, name: str) -> tuple[int, i
             with sound:
                 rate, num_samples = sound.samplerate, sound.frames
         else:
-            rate, num_samples = av_header(file, name)
+            rate, num_samples = av_header(file)
         rate = check_rate(rate, f"the sample rate of {name}")
         return rate, min(num_samples, _MAX_SAMPLES_PER_BYTE * size), sound is not None
 

@@ -150,7 +150,7 @@ def _is_synced(pipe: _Pipe, magic: bytes) -> bool:
         return False
     head = io.BytesIO(pipe.peek(_SYNC_BYTES))
     try:
-        with reading_audio(_NAME), open_container(head, _NAME) as (container, stream):
+        with reading_audio(_NAME), open_container(head) as (container, stream):
             packets = list(itertools.islice(container.demux(stream), _SYNC_PACKETS))
     except AudioError:
         return False
@@ -188,8 +188,8 @@ def _read_wav_header(pipe: _Pipe) -> tuple[str, int, int]:
 
 def _blocks(pipe: _Pipe, raw_format: str | None, **options: str) -> Iterator[Any]:
     """Yield the sample rate, then the blocks; nothing if there are no samples."""
-    with reading_audio(_NAME), open_container(pipe, _NAME, raw_format, **options) as (container, stream):
-        frames = decoded_frames(container, stream, _NAME)
+    with reading_audio(_NAME), open_container(pipe, raw_format, **options) as (container, stream):
+        frames = decoded_frames(container, stream)
         if (first := next(frames, None)) is not None:
             yield first.sample_rate
             yield from mono_blocks(itertools.chain([first], frames), _NAME, min_samples=1)

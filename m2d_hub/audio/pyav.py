@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from m2d_hub.audio.inputs import mix, scaled
-from m2d_hub.errors import AudioError
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +49,11 @@ class FileBytes:
 
 
 @contextlib.contextmanager
-def open_container(
-    file: Any, name: str, raw_format: str | None = None, **options: str
-) -> Iterator[tuple[Any, Any]]:
+def open_container(file: Any, raw_format: str | None = None, **options: str) -> Iterator[tuple[Any, Any]]:
     """Open a file object with PyAV.
 
     Args:
         file: Has ``read``, and ``seek`` and ``tell`` if it is seekable. FFmpeg does not see its name.
-        name: The file's name in messages.
         raw_format: The format of raw samples.
         options: Options of FFmpeg's demuxer.
 
@@ -65,7 +61,7 @@ def open_container(
         The container and its first audio stream.
 
     Raises:
-        AudioError: There is no audio that can be decoded.
+        ValueError: There is no audio that can be decoded.
     """
     import av
 
@@ -75,10 +71,10 @@ def open_container(
             file, format=raw_format, container_options=options, metadata_errors="ignore"
         ) as container:
             if not container.streams.audio:
-                raise AudioError(f"{name} holds no audio.")
+                raise ValueError("it holds no audio")
             stream = container.streams.audio[0]
             if stream.codec_context is None:
-                raise AudioError(f"{name} holds audio of an unknown codec.")
+                raise ValueError("its codec is unknown")
             if stream.codec_context.name == "flac":
                 stream.codec_context.options = {"err_detect": "explode"}  # damaged samples are an error
             yield container, stream
@@ -86,11 +82,11 @@ def open_container(
         raise ValueError(error.strerror) from error  # without the name of a function of FFmpeg
 
 
-def decoded_frames(container: Any, stream: Any, name: str) -> Generator[Any, None, None]:
+def decoded_frames(container: Any, stream: Any) -> Generator[Any, None, None]:
     """Yield PyAV's frames of a stream, up to its end or to where it is truncated.
 
     Raises:
-        AudioError: The sample rate changes, or samples are missing.
+        ValueError: The sample rate changes, or samples are missing.
         FFmpegError: The stream is damaged, and continues after that. MP3 and AAC frames are skipped instead.
     """
     import av
@@ -113,10 +109,10 @@ def decoded_frames(container: Any, stream: Any, name: str) -> Generator[Any, Non
             if frame.sample_rate != rate:
                 if resyncs:
                     continue
-                raise AudioError(f"{name} changes its sample rate from {rate} to {frame.sample_rate} Hz.")
+                raise ValueError(f"its sample rate changes from {rate} to {frame.sample_rate} Hz")
             if is_flac and frame.time is not None:
                 if end_s is not None and abs(frame.time - end_s) > 1e-3:
-                    raise AudioError(f"{name} is damaged: samples at {end_s:.2f} s are missing.")
+                    raise ValueError(f"samples at {end_s:.2f} s are missing")
                 end_s = frame.time + frame.samples / rate
             yield frame
     if damage is not None and not rate:
@@ -149,16 +145,16 @@ def _mono(frame: Any, name: str) -> Tensor:
     return torch.from_numpy(mix(samples))
 
 
-def _open_file(file: BinaryIO, name: str) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
+def _open_file(file: BinaryIO) -> contextlib.AbstractContextManager[tuple[Any, Any]]:
     head = read_head(file, 28)
     is_endless = head[:4] in (b"RIFF", b"RF64") and not stated_bytes(head)
-    return open_container(FileBytes(file), name, **({"ignore_length": "1"} if is_endless else {}))
+    return open_container(FileBytes(file), **({"ignore_length": "1"} if is_endless else {}))
 
 
-def av_header(file: BinaryIO, name: str) -> tuple[int, int]:
+def av_header(file: BinaryIO) -> tuple[int, int]:
     """Return the sample rate and the number of samples that a file states, perhaps estimated or 0."""
-    with _open_file(file, name) as (container, stream):
-        frame = next(decoded_frames(container, stream, name), None)
+    with _open_file(file) as (container, stream):
+        frame = next(decoded_frames(container, stream), None)
         rate = stream.rate if frame is None else frame.sample_rate  # a codec may double it
         seconds = _stated_s(container, stream, file) or (container.duration or 0) / 1e6
         return rate, round(seconds * rate)
@@ -167,8 +163,8 @@ def av_header(file: BinaryIO, name: str) -> tuple[int, int]:
 def av_blocks(file: BinaryIO, name: str, first: int, stop: int | None) -> Iterator[Tensor]:
     """Yield samples ``first`` to ``stop`` of what PyAV decodes; warn if the file ends early."""
     end = math.inf if stop is None else stop
-    with _open_file(file, name) as (container, stream):
-        rate, position, frames = _seek(container, stream, name, first)
+    with _open_file(file) as (container, stream):
+        rate, position, frames = _seek(container, stream, first)
         for block in mono_blocks(frames, name):
             begin, position = position, position + len(block)
             if position > first:
@@ -180,9 +176,9 @@ def av_blocks(file: BinaryIO, name: str, first: int, stop: int | None) -> Iterat
             warn_of_cut(name, position / rate, seconds)
 
 
-def _seek(container: Any, stream: Any, name: str, first: int) -> tuple[int, int, Iterator[Any]]:
+def _seek(container: Any, stream: Any, first: int) -> tuple[int, int, Iterator[Any]]:
     """Return the sample rate, a position at or before ``first``, and the frames from there on."""
-    frames = decoded_frames(container, stream, name)
+    frames = decoded_frames(container, stream)
     frame = next(frames, None)
     if frame is None:
         return stream.rate, 0, frames
@@ -191,7 +187,7 @@ def _seek(container: Any, stream: Any, name: str, first: int) -> tuple[int, int,
         frames.close()
         target_s = start_s + first / rate - _SEEK_LEAD_S
         container.seek(int(target_s / stream.time_base), stream=stream)
-        frames = decoded_frames(container, stream, name)
+        frames = decoded_frames(container, stream)
         frame = next(frames, None)
         if frame is None:
             return rate, first, frames

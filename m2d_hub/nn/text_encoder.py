@@ -67,19 +67,14 @@ def load_text_encoder(
     local_files_only: bool = False,
     trust_remote_code: bool = False,
 ) -> TextEncoder:
-    """Load a text encoder and its tokenizer.
+    """Load a text encoder and its tokenizer; see :meth:`m2d_hub.nn.clap.Clap.load_text_encoder`.
 
     Args:
         source: Hugging Face repository, or a folder with its files.
         pooling: See :func:`pool`; ``"own"`` uses the model's ``sentence_embeddings``.
         tensors: Weights stored with the audio model, used instead of the repository's.
         local_files_only: Use the Hugging Face cache only.
-        trust_remote_code: Allow code from the repository to run (NV-Embed needs it).
-
-    Raises:
-        ConfigError: transformers is not installed, or the model needs code from the repository.
-        DownloadError: The files are not in the cache and cannot be downloaded.
-        CheckpointError: ``tensors`` do not fit the model.
+        trust_remote_code: Allow code from the repository to run.
     """
     with importing("transformers", "encoding text", "clap"):
         from transformers import AutoConfig, AutoModel, AutoTokenizer

@@ -210,14 +210,7 @@ def model_card(
     metrics: Metrics | None = None,
     program: Program = "m2d_hub",
 ) -> ModelCard:
-    """Return the README.md of a published model.
-
-    Args:
-        config: The model's configuration.
-        repo_id: ``org/repo`` that it is uploaded to.
-        metrics: Results by data set and metric, such as ``{"ESC-50": {"accuracy": 0.95}}``.
-        program: The program that loads the files beside it.
-    """
+    """Return the README.md of a published model for the program that loads it; ``repo_id`` is org/repo."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
     results = [

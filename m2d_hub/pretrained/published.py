@@ -35,21 +35,8 @@ from m2d_hub.pretrained.checkpoint import (
 from m2d_hub.pretrained.published_names import AUDIOSET_LABELS, part_of, published_state
 from m2d_hub.pretrained.registry import NTT_LICENSE, RELEASES, ModelInfo
 
-# Prefixes that training wrappers add to the encoder's names, the longest first.
-_PREFIXES = (
-    "module.ar.runtime.backbone.",
-    "ar.runtime.backbone.",
-    "runtime.backbone.",
-    "backbone.",
-    "module.",
-)
-_HEAD = {
-    "head.norm.running_mean": "head.norm.running_mean",
-    "head.norm.running_var": "head.norm.running_var",
-    "head.norm.num_batches_tracked": "head.norm.num_batches_tracked",
-    "head.mlp.mlp.0.weight": "head.linear.weight",
-    "head.mlp.mlp.0.bias": "head.linear.bias",
-}
+# Prefixes that training wrappers add to the names.
+_PREFIX = re.compile(r"(module\.)?(ar\.)?(runtime\.)?(backbone\.)?")
 _KEPT_IN = {"encoder": "encoder", "statistics": "encoder", "text space": "clap", "text encoder": "clap"}
 _IGNORED = re.compile(r"(^|\.)to_spec\.|num_batches_tracked$")
 _FOLDER_SIZES = re.compile(r"(\d+)x(\d+)p(\d+)x(\d+)(p32k)?")
@@ -61,13 +48,7 @@ _TEXT_ENCODERS: dict[str, tuple[str, Literal["mean", "cls", "own"]]] = {
 
 
 def read_weights(path: Path, sample_rate: int | None = None, dtype: torch.dtype | None = None) -> Checkpoint:
-    """Read a model's folder or file, of any layout.
-
-    Args:
-        path: This package's folder or ``.safetensors``, a published ``.pth`` or its folder, or a
-            training run's checkpoint.
-        sample_rate: Hz, only for a published file that does not state it.
-        dtype: Convert the weights of this package's folder or file; None keeps the stored precision.
+    """Read a model's folder or file, of any layout; ``dtype`` converts weights of this package's layout.
 
     Raises:
         CheckpointError: The weights are unsafe, damaged, non-finite, or of an unknown layout.
@@ -88,11 +69,8 @@ def read_published(
 ) -> Checkpoint:
     """Read a published ``.pth``, or a training run's checkpoint.
 
-    Args:
-        path: The file.
-        sample_rate: Hz, needed only if neither the file's ``args`` nor the folder's name states it.
-        name: Name of the model in its configuration; the folder's name by default.
-        folder_name: Name of the published folder, if the file is no longer in it.
+    The sample rate is only needed if neither the file nor its folder's name states it. ``name`` is that of
+    the model, and ``folder_name`` that of the published folder; both default to the file's folder.
 
     Raises:
         CheckpointError: The file is unsafe, damaged, of an unknown layout, or has non-finite weights.
@@ -170,13 +148,13 @@ def _sort_tensors(raw: Mapping[str, Tensor], path: Path) -> dict[str, dict[str, 
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "head": {}, "clap": {}, "pretraining": {}}
     unknown = []
     for published, tensor in raw.items():
-        key = next((published.removeprefix(p) for p in _PREFIXES if published.startswith(p)), published)
+        key = _PREFIX.sub("", published, count=1)
         if key == "logit_scale":
             parts["clap"][key] = tensor.reshape(())
-        elif key in _HEAD:
-            parts["head"][_HEAD[key]] = tensor
         elif _IGNORED.search(key):
             continue
+        elif key.startswith("head."):
+            parts["head"][key.replace("mlp.mlp.0", "linear")] = tensor
         elif (part := part_of(key)) is not None:
             parts[_KEPT_IN.get(part, "pretraining")][key] = tensor
         else:

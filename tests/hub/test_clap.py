@@ -1,7 +1,6 @@
 """Audio and text in one space: audio and text projections, and a small random text encoder."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -115,15 +114,6 @@ def test_text_features_are_those_of_transformers(text_folder):
     torch.testing.assert_close(actual[:1], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_text_without_projection_is_the_text_encoders_own_feature(text_folder):
-    config = clap_config(
-        text_encoder=str(text_folder), text_projection="none", dim=TEXT_DIM, text_pooling="cls"
-    )
-    encoder = load_text_encoder(str(text_folder), "cls")
-    actual = Clap(config, embed_dim=8).encode_text(["a dog"])
-    torch.testing.assert_close(actual, encoder.encode(["a dog"], torch.device("cpu")))
-
-
 def test_texts_longer_than_512_tokens_are_cut(text_folder):
     clap = Clap(clap_config(text_encoder=str(text_folder), text_pooling="mean"), embed_dim=8)
     cut = clap.encode_text(["dog " * 510])
@@ -196,14 +186,6 @@ def test_repository_with_code_of_its_own_is_not_run_unasked(tmp_path, text_folde
     assert not (tmp_path / "ran").exists()
 
 
-def test_without_transformers_the_extra_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        ConfigError, match=r"^encoding text needs transformers: pip install 'm2d-hub\[clap\]'\."
-    ):
-        Clap(clap_config(), embed_dim=8).encode_text(["a dog"])
-
-
 @pytest.fixture
 def clap_model(text_folder):
     """A tiny model with a text space, random weights and the small text encoder."""
@@ -247,20 +229,6 @@ def test_texts_are_ranked_by_their_scaled_cosine_with_each_clip(clap_model):
         assert [tag.label for tag in tags] == [texts[index] for index in order]
         assert [tag.index for tag in tags] == order
         assert [tag.score for tag in tags] == pytest.approx(expected[order].tolist(), abs=1e-5)
-
-
-def test_ranking_texts_without_a_text_space_names_a_model_that_has_one():
-    model = m2d_hub.M2D(
-        ModelConfig(encoder=EncoderConfig(input_size=(80, 32), embed_dim=64, depth=1), name="own")
-    )
-    with pytest.raises(ConfigError) as error:
-        classify_by_text(model, torch.randn(1, 16_000), ["rain"])
-    assert str(error.value) == "Model 'own' has no projections into a text space; load 'm2d-clap-2025'."
-
-
-def test_ranking_texts_refuses_a_top_k_of_nothing(clap_model):
-    with pytest.raises(ConfigError, match="top_k must be a positive integer, got 0"):
-        classify_by_text(clap_model, torch.randn(1, 16_000), ["rain"], top_k=0)
 
 
 def test_tag_command_scores_each_of_several_texts(clap_model, tmp_path):
