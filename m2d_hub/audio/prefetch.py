@@ -33,10 +33,7 @@ class Prefetcher:
     """
 
     def __init__(self, num_workers: int | None = None):
-        """Start no thread before there is a file to read.
-
-        Args:
-            num_workers: Maximum number of threads; None: :func:`default_workers`.
+        """Start at most ``num_workers`` threads, as files are added; None: :func:`default_workers`.
 
         Raises:
             ConfigError: ``num_workers`` is less than 1.

@@ -75,9 +75,6 @@ class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
         raw_speech: Any,
         sampling_rate: int | None = None,
         padding: bool | str = True,
-        max_length: int | None = None,
-        truncation: bool = False,
-        return_tensors: str | None = None,
         **options: Any,
     ) -> BatchFeature:
         """Make a batch of one mono clip, or of several of different lengths.
@@ -87,10 +84,8 @@ class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
                 scaled to [-1, 1).
             sampling_rate: Sample rate of the clips in Hz; it must be that of the model.
             padding: As for other feature extractors.
-            max_length: Number of samples, with ``truncation`` or ``padding="max_length"``.
-            truncation: Cut clips at ``max_length``.
-            return_tensors: ``"pt"`` or ``"np"``.
-            **options: As for other feature extractors.
+            **options: ``max_length``, ``truncation``, ``pad_to_multiple_of`` and ``return_tensors``, as for
+                other feature extractors.
 
         Raises:
             ValueError: The rate is not that of the model.
@@ -105,15 +100,8 @@ class M2DFeatureExtractor(_SavedWithCode, SequenceFeatureExtractor):
             clips = [to_waveform(clip, f"clip {index}", "mix") for index, clip in enumerate(raw_speech)]
         else:
             clips = list(torch.atleast_2d(to_waveform(raw_speech, "raw_speech")))
-        values = {"input_values": [clip.numpy() for clip in clips]}
-        return self.pad(
-            BatchFeature(values),
-            padding=padding,
-            max_length=max_length,
-            truncation=truncation,
-            return_attention_mask=True,
-            return_tensors=return_tensors,
-        )
+        values = BatchFeature({"input_values": [clip.numpy() for clip in clips]})
+        return self.pad(values, padding=padding, **(options | {"return_attention_mask": True}))
 
 
 class M2DPreTrainedModel(PreTrainedModel):
