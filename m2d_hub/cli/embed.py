@@ -35,6 +35,9 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
     show_default=True,
     help="One embedding per file, per time frame, or per layer and time frame.",
 )
+@click.option("--segment", type=float, metavar="S", help="One embedding per segment of this many seconds.")
+@click.option("--hop", type=float, metavar="S", help="Seconds between segments.  [default: --segment]")
+@click.option("--text-space", is_flag=True, help="Embed in the space shared with text (m2d-clap-2025).")
 @batch_size_option
 @num_workers_option
 @device_option
@@ -44,6 +47,8 @@ def embed(
     paths: tuple[str, ...],
     out: str,
     window: float | None,
+    segment: float | None,
+    hop: float | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -55,9 +60,11 @@ def embed(
 
     \b
     The suffix of OUT selects the format:
-      .parquet      columns file, embedding; with --kind frames or layers also num_frames, timestamps_s
+      .parquet      columns file, embedding; with --segment also start_s, end_s, one row per segment; with
+                    --kind frames or layers also num_frames, timestamps_s
       .dataset      a folder of such Parquet files, which other programs read as one table
-      .npz          clips: arrays file (N) and embedding (N, D); else embedding/FILE, timestamps_s/FILE
+      .npz          arrays file (N), embedding (N, D), and start_s, end_s (N) of segments; frames and layers:
+                    embedding/FILE, timestamps_s/FILE
       .safetensors  the same; the names are JSON in the metadata's "file"
       none          a folder of FILE.npy, and index.csv with the array of each file
     float32: (D) for a clip, (frames, D) for frames, (layers, frames, D) for layers; times are in seconds.
@@ -70,6 +77,7 @@ def embed(
     Examples:
       m2d-hub embed dog.wav --out dog.npz
       m2d-hub embed recordings/ --model m2d-as-0.7 --out embeddings.parquet
+      m2d-hub embed nights/ --segment 3 --hop 1 --out segments.parquet
       m2d-hub embed s3://bucket/recordings --out s3://bucket/embeddings.parquet
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
@@ -80,7 +88,8 @@ def embed(
     sources = find_files(paths)
     with wrong_usage():
         check_suffix(to_location(out))
-    summary = embed_files(sources, out, window_s=window, progress=True, **options)
+    options |= {"window_s": window, "segment_s": segment, "hop_s": hop}
+    summary = embed_files(sources, out, progress=True, **options)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:

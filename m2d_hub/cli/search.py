@@ -26,8 +26,9 @@ _MAX_PRINTED = 10  # skipped files
 
 
 @click.command()
-@click.argument("query", metavar="QUERY")
-@click.argument("embeddings", metavar="EMBEDDINGS")
+@click.argument("query", required=False, metavar="[QUERY]")
+@click.argument("embeddings", required=False, metavar="EMBEDDINGS")
+@click.option("--text", metavar="WORDS", help="Description of the sound, in place of QUERY.")
 @top_option("Number of results.", "-k", "top_k")
 @click.option(
     "--model", metavar="NAME", help="Model to embed QUERY with.  [default: the model named in EMBEDDINGS]"
@@ -36,8 +37,9 @@ _MAX_PRINTED = 10  # skipped files
 @device_option
 @json_option
 def search(
-    query: str,
-    embeddings: str,
+    query: str | None,
+    embeddings: str | None,
+    text: str | None,
     top_k: int,
     model: str | None,
     batch_size: int,
@@ -55,10 +57,18 @@ def search(
       m2d-hub embed recordings/ --out embeddings.parquet
       m2d-hub search dog.wav embeddings.parquet -k 5
       m2d-hub search dog.wav embeddings.parquet --json
+      m2d-hub embed nights/ --model m2d-clap-2025 --segment 3 --text-space --out words.parquet
+      m2d-hub search --text "glass breaking" words.parquet
     """
     from m2d_hub.corpus.search import search
 
-    matches = search(query, embeddings, top_k=top_k, model=model, device=device, batch_size=batch_size)
+    if text is not None and embeddings is None:
+        query, embeddings = None, query
+    if embeddings is None or (query is None) == (text is None):
+        raise click.UsageError("Give QUERY and EMBEDDINGS, or --text WORDS and EMBEDDINGS.")
+    matches = search(
+        query, embeddings, text=text, top_k=top_k, model=model, device=device, batch_size=batch_size
+    )
     if as_json:
         echo_json([dataclasses.asdict(match) for match in matches])
         return

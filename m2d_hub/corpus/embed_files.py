@@ -67,6 +67,9 @@ def embed_files(
     num_workers: int | None = None,
     device: str | None = None,
     window_s: float | None = None,
+    segment_s: float | None = None,
+    hop_s: float | None = None,
+    text_space: bool = False,
     progress: bool = False,
 ) -> Summary:
     """Embed files into ``out``; files that cannot be read are listed in ``OUT.errors.csv``.
@@ -86,6 +89,10 @@ def embed_files(
         num_workers: Threads that read files ahead of the encoder; None: CPU cores - 1.
         device: As for :func:`m2d_hub.load_model`.
         window_s: As for :func:`m2d_hub.load_model`.
+        segment_s: Write one embedding per segment of this length, with its start and end, as
+            :meth:`m2d_hub.M2D.encode_segments`; None for one per file. Only for kind ``clip``.
+        hop_s: Seconds from the start of a segment to that of the next; None for ``segment_s``.
+        text_space: Embed clips or segments in the space shared with text.
         progress: Show a progress bar on the standard error stream.
 
     Raises:
@@ -101,14 +108,15 @@ def embed_files(
     sources = find_sources(paths)
     errors_file = _errors_file(location)
     failures: Failures = []
-    output = Output(location, _settings(model, kind, window_s), sources)
+    job = Job(kind, batch_size, segment_s, hop_s, text_space)
+    output = Output(location, _settings(model, window_s, job), sources)
     try:
         if output.left:
             loaded = load_model(model, device=device, window_s=window_s)
             with Prefetcher(num_workers) as reader, _progress_bar(output, len(sources), progress) as bar:
                 batches = batched(output.left, _size_of, BATCH_BYTES, batch_size)
                 for batch in opened_ahead(batches, loaded.sample_rate, reader):
-                    rows, failed = _embed_batch(loaded, batch, kind, batch_size)
+                    rows, failed = _embed_batch(loaded, batch, job)
                     output.add(rows)
                     failures += failed
                     bar.update(len(rows) + len(failed))
@@ -129,14 +137,42 @@ def embed_files(
     return Summary(os.fspath(out), left - num_failed, len(sources) - left, num_failed, listed)
 
 
-def _settings(model: str | os.PathLike[str], kind: str, window_s: float | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Job:
+    """What is computed for each file; see :func:`embed_files`.
+
+    Raises:
+        ConfigError: Segments or the space shared with text were asked for with frames or layers, or a hop
+            without segments.
+    """
+
+    kind: Kind
+    batch_size: int
+    segment_s: float | None = None
+    hop_s: float | None = None
+    text_space: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind != "clip" and (self.segment_s is not None or self.text_space):
+            raise ConfigError(
+                f"segment_s and text_space need kind 'clip', got {self.kind!r}; leave them unset for frames "
+                "and layers."
+            )
+        if self.segment_s is None and self.hop_s is not None:
+            raise ConfigError("hop_s needs segment_s; give the length of a segment too.")
+
+
+def _settings(model: str | os.PathLike[str], window_s: float | None, job: Job) -> dict[str, Any]:
     """Return the settings that all rows of an output share; JSON has no infinity."""
-    return {
+    settings = {
         "model": canonical_name(model),
         "weights": sha256_of_model(resolve(model)),
-        "kind": kind,
+        "kind": job.kind,
         "window_s": "inf" if window_s == math.inf else window_s,
     }
+    if job.segment_s is not None:
+        settings |= {"segment_s": job.segment_s, "hop_s": job.hop_s}
+    return settings | ({"text_space": True} if job.text_space else {})
 
 
 def opened_ahead(
@@ -167,26 +203,26 @@ def _open_batch(batch: Iterable[Source], sample_rate: int) -> OpenedBatch:
     return opened_batch
 
 
-def _embed_batch(model: M2D, batch: OpenedBatch, kind: Kind, batch_size: int) -> tuple[list[Row], Failures]:
+def _embed_batch(model: M2D, batch: OpenedBatch, job: Job) -> tuple[list[Row], Failures]:
     """Embed a batch; if a file of it cannot be read to its end, each file is embedded alone."""
     sources, failed = batch.sources, list(batch.failed)
     if not sources:
         return [], failed
     try:
-        return _encode(model, sources, batch.clips, kind, batch_size), failed
+        return _encode(model, sources, batch.clips, job), failed
     except AudioError as error:
         reason = str(error)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or not _is_out_of_memory(error):
             raise
-        reason = f"{sources[0].path} is too long for this machine's memory, as kind={kind!r}"
+        reason = f"{sources[0].path} is too long for this machine's memory, as kind={job.kind!r}"
     if len(sources) == 1:
         return [], [*failed, (sources[0], reason)]
     for clip in batch.clips:
         clip.close()
     rows: list[Row] = []
     for source in sources:
-        alone = _embed_batch(model, _open_batch([source], model.sample_rate), kind, batch_size)
+        alone = _embed_batch(model, _open_batch([source], model.sample_rate), job)
         rows += alone[0]
         failed += alone[1]
     return rows, failed
@@ -197,14 +233,15 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "can't allocate memory" in str(error)
 
 
-def _encode(
-    model: M2D, sources: list[Source], clips: list[AudioClip], kind: Kind, batch_size: int
-) -> list[Row]:
-    if kind == "clip":
-        means = model.encode_clip(clips, batch_size=batch_size).float().cpu().numpy()
+def _encode(model: M2D, sources: list[Source], clips: list[AudioClip], job: Job) -> list[Row]:
+    if job.segment_s is not None:
+        return _encode_segments(model, sources, clips, job, job.segment_s)
+    if job.kind == "clip":
+        encode_clip = model.encode_audio_text_space if job.text_space else model.encode_clip
+        means = encode_clip(clips, batch_size=job.batch_size).float().cpu().numpy()
         return [Row(source.file, mean) for source, mean in zip(sources, means, strict=True)]
-    encode = model.encode_frames if kind == "frames" else model.encode_layers
-    frames = encode(clips, batch_size=batch_size)
+    encode = model.encode_frames if job.kind == "frames" else model.encode_layers
+    frames = encode(clips, batch_size=job.batch_size)
     features = frames.features.float().cpu().numpy()  # (B, T, D) or (L, B, T, D)
     lengths = frames.mask.sum(dim=1).tolist()
     times = frames.timestamps_s.double().cpu().numpy()
@@ -212,6 +249,21 @@ def _encode(
         Row(source.file, features[..., index, :length, :], times[:length])
         for index, (source, length) in enumerate(zip(sources, lengths, strict=True))
     ]
+
+
+def _encode_segments(
+    model: M2D, sources: list[Source], clips: list[AudioClip], job: Job, segment_s: float
+) -> list[Row]:
+    segments = model.encode_segments(
+        clips,
+        segment_s=segment_s,
+        hop_s=job.hop_s,
+        text_space=job.text_space,
+        batch_size=job.batch_size,
+    )
+    times = torch.stack([segments.start_s, segments.end_s], dim=1).numpy()
+    features, index = segments.features.float().cpu().numpy(), segments.clip.numpy()
+    return [Row(source.file, features[index == i], times[index == i]) for i, source in enumerate(sources)]
 
 
 def _size_of(source: Source) -> int:

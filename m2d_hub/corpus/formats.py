@@ -1,8 +1,9 @@
 """File formats of outputs, written and read row by row.
 
-Shapes: N files, D features, T frames, L layers. ``.npz`` and ``.safetensors`` contain, for clips,
-``embedding`` (N, D) and ``file`` (N,); for frames and layers, whose lengths differ, ``file`` and for each
-file ``embedding/<file>`` (T, D) or (L, T, D) and ``timestamps_s/<file>`` (T,). They are written from memory.
+Shapes: N files or segments, D features, T frames, L layers. ``.npz`` and ``.safetensors`` contain, for clips,
+``embedding`` (N, D) and ``file`` (N,), and for segments also ``start_s`` and ``end_s`` (N,); for frames and
+layers, whose lengths differ, ``file`` and for each file ``embedding/<file>`` (T, D) or (L, T, D) and
+``timestamps_s/<file>`` (T,). They are written from memory.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from m2d_hub.corpus.parquet import SETTINGS_KEY, Parquet
-from m2d_hub.corpus.records import Fingerprint, Row
+from m2d_hub.corpus.records import Fingerprint, Row, joined_segments
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import open_file, replacing
 
@@ -58,28 +60,44 @@ class ArrayFile:
         """Write rows of one kind."""
         files, origin, clips = list[str](), list[Fingerprint](), list[np.ndarray]()
         arrays: dict[str, np.ndarray] = {}
+        times: list[np.ndarray] = []
         for row in rows:
-            files.append(row.file)
-            origin.append(row.fingerprint)
+            repeats = len(row.embedding) if row.is_segments else 1
+            files += [row.file] * repeats
+            origin += [row.fingerprint] * repeats
             if row.timestamps_s is None:
                 clips.append(row.embedding)
+            elif row.is_segments:
+                clips += list(row.embedding)
+                times.append(row.timestamps_s)
             else:
                 arrays[f"embedding/{row.file}"] = np.ascontiguousarray(row.embedding)
                 arrays[f"timestamps_s/{row.file}"] = row.timestamps_s
         if clips:
             arrays["embedding"] = np.stack(clips)
+        if times:
+            arrays["start_s"], arrays["end_s"] = np.concatenate(times).T.copy()
         arrays["origin"] = np.array(origin, np.int64).reshape(-1, 3)
         self.save(path, json.dumps(settings), files, arrays)
 
     def entries(self, file: BinaryIO) -> tuple[str, list[str], list[Fingerprint]]:
         """Return settings, names and fingerprints."""
         with self.opened(file) as contents:
-            return contents.settings, contents.files, contents.fingerprints
+            files, fingerprints = contents.files, contents.fingerprints
+            if "start_s" in contents.names:
+                entries = [entry for entry, _ in groupby(zip(files, fingerprints, strict=True))]
+                files, fingerprints = map(list, zip(*entries, strict=True))
+            return contents.settings, files, fingerprints
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Return the rows."""
         with self.opened(file) as contents:
             clips = contents.get("embedding") if "embedding" in contents.names else None
+            if "start_s" in contents.names:
+                names = ("embedding", "start_s", "end_s")
+                columns = (contents.files, contents.fingerprints, *map(contents.get, names))
+                yield from joined_segments(zip(*columns, strict=True))
+                return
             for index, (name, fingerprint) in enumerate(
                 zip(contents.files, contents.fingerprints, strict=True)
             ):

@@ -1,6 +1,7 @@
-"""Embeddings as Apache Parquet, one row per file.
+"""Embeddings as Apache Parquet, one row per file or segment.
 
-Columns: ``file``; ``embedding``, a list of D numbers for a clip, nested lists (T, D) for frames and (L, T, D)
+Columns of segments: ``file``, ``start_s``, ``end_s``, ``embedding`` (D,), and those of the fingerprint. Other
+columns: ``file``; ``embedding``, a list of D numbers for a clip, nested lists (T, D) for frames and (L, T, D)
 for layers, which also have ``num_frames`` and ``timestamps_s`` (T,); ``origin_place``, ``origin_size`` and
 ``origin_modified_ns``, the fingerprint of the audio file.
 """
@@ -10,12 +11,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from m2d_hub.corpus.records import Fingerprint, Row, batched
+from m2d_hub.corpus.records import Fingerprint, Row, Segment, batched, joined_segments
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import importing
 
@@ -48,17 +50,23 @@ class Parquet:
         with parquet.ParquetFile(file, read_dictionary=["file"]) as stored:
             _check_size(stored, file)
             table = stored.read(columns=["file", *_FINGERPRINT])
-            if sum(len(chunk.dictionary) for chunk in table["file"].chunks) < len(table):
+            has_segments = "start_s" in stored.schema_arrow.names
+            if not has_segments and sum(len(chunk.dictionary) for chunk in table["file"].chunks) < len(table):
                 raise ValueError("file names that are not unique")
             fingerprints = zip(*(table[name].to_pylist() for name in _FINGERPRINT), strict=True)
+            rows = zip(table["file"].to_pylist(), map(Fingerprint._make, fingerprints), strict=True)
+            entries = [entry for entry, _ in groupby(rows)] if has_segments else list(rows)
             settings = stored.schema_arrow.metadata[SETTINGS_KEY.encode()]
-            return settings, table["file"].to_pylist(), [Fingerprint(*row) for row in fingerprints]
+            return settings, [file for file, _ in entries], [fingerprint for _, fingerprint in entries]
 
     def rows(self, file: BinaryIO) -> Iterator[Row]:
         """Return the rows."""
         _, parquet = require_pyarrow()
         with parquet.ParquetFile(file) as stored:
             _check_size(stored, file)
+            if "start_s" in stored.schema_arrow.names:
+                yield from joined_segments(_segments_of(stored))
+                return
             for batch in stored.iter_batches(batch_size=64):
                 times = batch.column("timestamps_s") if "timestamps_s" in batch.schema.names else None
                 for index in range(len(batch)):
@@ -79,17 +87,31 @@ def require_pyarrow() -> tuple[Any, Any]:
     return pyarrow, pyarrow.parquet
 
 
+def _segments_of(stored: Any) -> Iterator[Segment]:
+    for batch in stored.iter_batches(batch_size=64):
+        names = ("file", *_FINGERPRINT, "start_s", "end_s")
+        columns = [batch.column(name).to_pylist() for name in names]
+        for index, (file, *fingerprint, start_s, end_s) in enumerate(zip(*columns, strict=True)):
+            embedding = _unnested(batch.column("embedding")[index].values)
+            yield file, Fingerprint(*fingerprint), embedding, start_s, end_s
+
+
 def _table_of(rows: list[Row], settings: dict[str, Any]) -> Any:
     """Return rows as a pyarrow table, whose schema carries the settings."""
     pyarrow, _ = require_pyarrow()
-    columns = {
-        "file": pyarrow.array([row.file for row in rows], pyarrow.string()),
-        "embedding": _nested(pyarrow, [row.embedding for row in rows]),
-    }
-    for index, name in enumerate(_FINGERPRINT):
-        columns[name] = pyarrow.array([row.fingerprint[index] for row in rows], pyarrow.int64())
+    has_segments = rows[0].is_segments
+    repeats = [len(row.embedding) if has_segments else 1 for row in rows]
+    files = np.repeat(np.array([row.file for row in rows], object), repeats)
+    columns = {"file": pyarrow.array(files, pyarrow.string())}
     times = [row.timestamps_s for row in rows if row.timestamps_s is not None]
-    if times:
+    if has_segments:
+        columns["start_s"], columns["end_s"] = map(pyarrow.array, np.concatenate(times).T.copy())
+    embeddings = [row.embedding for row in rows]
+    columns["embedding"] = _nested(pyarrow, list(np.concatenate(embeddings)) if has_segments else embeddings)
+    for index, name in enumerate(_FINGERPRINT):
+        values = np.repeat([row.fingerprint[index] for row in rows], repeats)
+        columns[name] = pyarrow.array(values, pyarrow.int64())
+    if times and not has_segments:
         columns["num_frames"] = pyarrow.array([len(each) for each in times], pyarrow.int32())
         columns["timestamps_s"] = pyarrow.array(times, pyarrow.list_(pyarrow.float64()))
     return pyarrow.table(columns).replace_schema_metadata({SETTINGS_KEY: json.dumps(settings)})

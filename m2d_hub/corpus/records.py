@@ -9,6 +9,8 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -54,7 +56,8 @@ class Row:
 
     file: str  # its name in the output
     embedding: np.ndarray  # float32 (D,), (T, D) or (L, T, D)
-    timestamps_s: np.ndarray | None = None  # (T,) float64, seconds; None for a clip
+    # Centres of frames (T,) or start and end of segments (T, 2), float64, seconds; None for a clip.
+    timestamps_s: np.ndarray | None = None
     fingerprint: Fingerprint = _UNKNOWN
 
     def __post_init__(self) -> None:
@@ -62,8 +65,24 @@ class Row:
         dims = (1,) if times is None else (2, 3)
         if self.embedding.dtype != np.float32 or len(shape) not in dims or 0 in shape:
             raise ValueError(f"an embedding of shape {shape} and type {self.embedding.dtype}")
-        if times is not None and (times.shape != shape[-2:-1] or times.dtype != np.float64):
+        allowed = [shape[-2:-1], (*shape[:-1], 2)]
+        if times is not None and (times.shape not in allowed or times.dtype != np.float64):
             raise ValueError(f"timestamps of shape {times.shape} for an embedding of shape {shape}")
+
+    @property
+    def is_segments(self) -> bool:
+        """Whether the embedding is one of segments."""
+        return self.timestamps_s is not None and self.timestamps_s.ndim == 2
+
+
+Segment = tuple[str, Fingerprint, np.ndarray, float, float]  # file, embedding (D,), start and end in seconds
+
+
+def joined_segments(segments: Iterable[Segment]) -> Iterator[Row]:
+    """Join consecutive segments of a file to its row."""
+    for (file, fingerprint), group in groupby(segments, key=itemgetter(0, 1)):
+        _, _, embeddings, starts, ends = zip(*group, strict=True)
+        yield Row(file, np.stack(embeddings), np.array([starts, ends]).T.copy(), fingerprint)
 
 
 def batched(

@@ -5,18 +5,19 @@ from __future__ import annotations
 import heapq
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from m2d_hub.checks import require
 from m2d_hub.corpus.records import Fingerprint, Row
 from m2d_hub.corpus.stored import EmbeddingsFile, frames_of, load_model_of, read_embeddings
 from m2d_hub.errors import ConfigError
 from m2d_hub.model import M2D
-from m2d_hub.results import require_top_k
+from m2d_hub.results import Frames, require_top_k
 
 logger = logging.getLogger(__name__)
 
@@ -32,9 +33,10 @@ class Match:
 
 
 def search(
-    query: Any,
-    embeddings: str | os.PathLike[str],
+    query: Any = None,
+    embeddings: str | os.PathLike[str] = "",
     *,
+    text: str | None = None,
     top_k: int = 5,
     model: str | os.PathLike[str] | M2D | None = None,
     device: str | None = None,
@@ -44,12 +46,15 @@ def search(
     """Find the sounds most similar to a query, by the cosine similarity of their embeddings.
 
     If the output holds frames or layers, the section of each recording, as long as the query, that is most
-    similar to the query is found; of layers, the last one is used.
+    similar to the query is found; of layers, the last one is used. Each segment of an output of segments may
+    be a match.
 
     Args:
         query: One clip, as for :meth:`m2d_hub.M2D.encode_clip`. A file of the output needs no model and is
             not among its matches; a file that was deleted since is found by its name in the output.
         embeddings: Output of :func:`m2d_hub.embed_files`: a file or a folder.
+        text: A description in place of ``query``, for an output in the space shared with text
+            (``embed_files(..., text_space=True)``).
         top_k: Maximum number of matches.
         model: Model to embed the query with: a name or path with the same weights as the output's, or a
             loaded model, which is not checked. None: the model named in the output.
@@ -62,18 +67,32 @@ def search(
         warning.
 
     Raises:
-        ConfigError: ``embeddings`` cannot be used, was made with other weights, or has another width than
-            the query.
+        ConfigError: ``embeddings`` cannot be used, was made with other weights, has another width than the
+            query, or is not in the space shared with text; or not exactly one of ``query`` and ``text`` was
+            given.
         AudioError: The query cannot be read, or is more than one clip.
     """
     require_top_k(top_k)
+    require((query is None) != (text is None), "A search needs a query or a text, and not both.")
     stored = read_embeddings(embeddings)
+    is_text_space = bool(stored.settings.get("text_space"))
+    if text is not None and not is_text_space:
+        raise ConfigError(
+            f"{stored.path} is not in the space shared with text; embed the files again with a model such as "
+            "m2d-clap-2025 and --text-space."
+        )
     own = _own_name(query, stored)
-    if own is not None and not _has_changed(query, stored.fingerprints[own]):
+    if text is not None:
+        loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
+        wanted = loaded.encode_text([text]).numpy()
+    elif own is not None and not _has_changed(query, stored.fingerprints[own]):
         wanted = frames_of(next(row for row in stored.rows() if row.file == own))
     else:
         loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
-        wanted = _encode(loaded, query, stored.settings["kind"], sample_rate, batch_size)
+        encode: Callable[..., Any] = loaded.encode_frames
+        if stored.settings["kind"] == "clip":
+            encode = loaded.encode_audio_text_space if is_text_space else loaded.encode_clip
+        wanted = _encode(encode, query, sample_rate, batch_size)
     if not np.isfinite(wanted).all():
         raise ConfigError("The embedding of the query is not finite; embed its file again.")
     matches = _matches(wanted, own, stored)
@@ -103,12 +122,10 @@ def _has_changed(query: str | os.PathLike[str], kept: Fingerprint) -> bool:
     return not fingerprint.is_missing and fingerprint != kept
 
 
-def _encode(model: M2D, query: Any, kind: str, sample_rate: int | None, batch_size: int) -> np.ndarray:
+def _encode(encode: Callable[..., Any], query: Any, sample_rate: int | None, batch_size: int) -> np.ndarray:
     """Return the embeddings (T, D) of the query's frames, or of the whole query (1, D)."""
-    if kind == "clip":
-        clips = model.encode_clip(query, sample_rate=sample_rate, batch_size=batch_size)
-    else:
-        clips = model.encode_frames(query, sample_rate=sample_rate, batch_size=batch_size).features
+    clips = encode(query, sample_rate=sample_rate, batch_size=batch_size)
+    clips = clips.features if isinstance(clips, Frames) else clips
     if len(clips) != 1:
         raise ConfigError(f"A query is one clip, got {len(clips)}; search for them one by one.")
     return clips[0].reshape(-1, clips.shape[-1]).float().cpu().numpy()
@@ -126,6 +143,10 @@ def _matches(wanted: np.ndarray, own: str | None, stored: EmbeddingsFile) -> Ite
             )
         if not np.isfinite(frames).all():
             num_skipped += 1
+        elif row.file != own and row.is_segments and row.timestamps_s is not None:
+            scores = unit_rows(frames) @ unit_rows(mean[None])[0]
+            for score, (start_s, end_s) in zip(scores.tolist(), row.timestamps_s.tolist(), strict=True):
+                yield Match(row.file, score, start_s, end_s)
         elif row.file != own:
             yield _best_section(row, frames, mean, len(wanted))
     if num_skipped:
