@@ -7,6 +7,7 @@ and refused zips, ``hashes/`` the SHA-256 of each zip at its first download.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -40,6 +41,7 @@ from m2d_hub.pretrained.registry import ModelInfo
 MIRROR_VARIABLE = "M2D_HUB_MIRROR"
 ORIGIN_FILE = "origin.json"
 PRETRAINING_FILE = "pretraining.safetensors"
+MAX_DOWNLOAD_BYTES = 8 << 30
 MAX_UNPACKED_BYTES = 4 << 30  # of the largest file in a release: about 1.6 GB
 MAX_RATIO = 200  # unpacked to packed; weights hardly shrink
 
@@ -146,6 +148,16 @@ def _obtain(info: ModelInfo, root: Path, zip_path: Path) -> None:
     zip_path.unlink()
 
 
+class _LimitedFile(io.BufferedWriter):
+    """A file that a server cannot make larger than ``MAX_DOWNLOAD_BYTES``."""
+
+    def write(self, data: Any) -> int:
+        if self.tell() + len(data) > MAX_DOWNLOAD_BYTES:
+            self.truncate(0)
+            raise DownloadError(f"the server sent more than {MAX_DOWNLOAD_BYTES:,} bytes; check the URL.")
+        return super().write(data)
+
+
 def _download(url: str, target: Path) -> None:
     """Download a file, resuming an interrupted download."""
     from huggingface_hub.file_download import http_get
@@ -154,7 +166,7 @@ def _download(url: str, target: Path) -> None:
     try:
         with storage_errors(target.parent):
             target.parent.mkdir(parents=True, exist_ok=True)
-            with partial.open("ab") as file:
+            with _LimitedFile(io.FileIO(partial, "ab")) as file:
                 http_get(url, file, resume_size=file.tell(), displayed_filename=target.name)
             os.replace(partial, target)
     except M2DError:

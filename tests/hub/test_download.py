@@ -70,6 +70,13 @@ def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     assert download(server, tmp_path) == CONTENT
 
 
+def test_a_download_that_is_too_large_is_refused(server, tmp_path, monkeypatch):
+    monkeypatch.setattr("m2d_hub.pretrained.release.MAX_DOWNLOAD_BYTES", 200_000)
+    with pytest.raises(DownloadError, match="the server sent more than 200,000 bytes; check the URL"):
+        download(server, tmp_path)
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [0]
+
+
 @pytest.mark.parametrize("url", ["model.zip", "file:///etc/passwd"])
 def test_a_wrong_address_is_an_error_of_the_download(tmp_path, url):
     with pytest.raises(DownloadError, match="could not be downloaded"):
