@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,9 +45,9 @@ STYLE: dict[Any, Any] = {
     "ytick.labelsize": SMALL_SIZE,
 }
 RANGE_DB = 80.0  # shown below the loudest point
-MAX_COLUMNS = 4_000  # of a spectrogram; longer ones keep the maximum of neighbouring frames
 MAX_FRAMES = 1_000  # of a similarity plot; longer ones average neighbouring frames
 MAX_TAGS = 6
+MIN_CERTAIN_SCORE = 0.3  # of a tag that a page shows, or that names a cluster
 MAX_LABEL_LENGTH = 26  # characters of a tag's name
 _DOTS_PER_INCH = 130  # a plot scaled to a page of 830 pixels shows 10-point text 14 pixels high
 _FRAMES_AT_ONCE = 6_000  # of the spectrogram
@@ -86,7 +86,6 @@ def plot_clip(
             is not supported.
     """
     require_extra("plots", "a plot")
-    _check_suffix(path)
     clips = open_audio(audio, model.sample_rate, sample_rate)
     if len(clips) != 1:
         raise ConfigError(f"A plot shows one clip, got {len(clips)}; plot them one by one.")
@@ -156,13 +155,9 @@ def similarity(one: torch.Tensor, other: torch.Tensor) -> np.ndarray:
 
 
 def spectrogram_db(log_mel: np.ndarray) -> np.ndarray:
-    """Return levels (F, T) in decibels below the maximum, reduced to at most MAX_COLUMNS frames."""
+    """Return levels (F, T) in decibels below the maximum."""
     level_db = log_mel * (10 / math.log(10))
-    level_db = level_db - level_db.max()
-    if level_db.shape[1] <= MAX_COLUMNS:
-        return level_db
-    starts = np.linspace(0, level_db.shape[1], MAX_COLUMNS, endpoint=False).astype(int)
-    return np.maximum.reduceat(level_db, starts, axis=1)
+    return level_db - level_db.max()
 
 
 def new_figure(
@@ -197,31 +192,21 @@ def new_figure(
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Save a figure; missing folders are created."""
+    """Save a figure; missing folders are created.
+
+    Raises:
+        ConfigError: The suffix is not supported.
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=_DOTS_PER_INCH)
-
-
-def spectrogram_image(level_db: np.ndarray) -> bytes:
-    """Return levels (F, T) in decibels, as of :func:`spectrogram_db`, as a JPEG of F by T pixels."""
-    from matplotlib.image import imsave
-
-    buffer = io.BytesIO()
-    imsave(buffer, level_db, cmap=POWER_COLOURS, vmin=-RANGE_DB, vmax=0, origin="lower", format="jpeg")
-    return buffer.getvalue()
+    try:
+        figure.savefig(path, dpi=_DOTS_PER_INCH)
+    except ValueError as error:
+        raise ConfigError(f"{os.fspath(path)!r} cannot be saved: {error}") from error
 
 
 def literal(text: str) -> str:
     """Return text that matplotlib draws unchanged: no formula between ``$``, control characters escaped."""
     return "\n".join(map(as_text, text.split("\n"))).replace("$", r"\$")
-
-
-def _check_suffix(path: str | os.PathLike[str] | None) -> None:
-    from matplotlib.backend_bases import FigureCanvasBase
-
-    known = FigureCanvasBase.get_supported_filetypes()
-    if path is not None and Path(path).suffix.lower().lstrip(".") not in known:
-        raise ConfigError(f"{os.fspath(path)!r} has an unknown suffix; use {', '.join(sorted(known))}.")
 
 
 def _log_mel(model: M2D, clip: AudioClip) -> torch.Tensor:
@@ -253,12 +238,8 @@ def _draw_spectrogram(axes: Axes, level_db: np.ndarray, num_frames: int, config:
 def _draw_tags(axes: Axes, tags: list[Tag], scores: np.ndarray, span_s: tuple[float, float]) -> None:
     extent = (*span_s, -0.5, len(tags) - 0.5)
     _draw_image(axes, scores[::-1], extent, SCORE_COLOURS, (0, 1), "score")  # the most likely tag on top
-    labels = [literal(_shortened(tag.label)) for tag in tags[::-1]]
-    axes.set_yticks(range(len(tags)), labels)
-
-
-def _shortened(label: str) -> str:
-    return label if len(label) <= MAX_LABEL_LENGTH else f"{label[: MAX_LABEL_LENGTH - 1]}…"
+    labels = [textwrap.shorten(tag.label, MAX_LABEL_LENGTH, placeholder="…") for tag in tags[::-1]]
+    axes.set_yticks(range(len(tags)), map(literal, labels))
 
 
 def _draw_similarity(

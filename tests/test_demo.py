@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-import torch.nn.functional as F
-
-import m2d_hub
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
@@ -47,19 +44,6 @@ def test_table_of_clips_matches_the_files():
         assert licence in FREE, path.name
 
 
-def test_clips_cover_formats_rates_and_channels_and_stay_small():
-    infos = [soundfile.info(path) for path in CLIPS]
-    assert {path.suffix for path in CLIPS} == {".wav", ".flac", ".ogg", ".mp3"}
-    assert {8_000, 16_000, 44_100, 48_000} <= {info.samplerate for info in infos}
-    assert {info.channels for info in infos} == {1, 2}
-    assert sum(path.stat().st_size for path in CLIPS) <= 3_000_000
-
-
-def test_each_category_has_at_least_two_clips(demo):
-    kinds = [demo.category(path.name) for path in CLIPS]
-    assert all(kinds.count(kind) >= 2 for kind in kinds)
-
-
 def test_neighbours_are_ranked_by_cosine_and_marked_by_category(demo):
     # Vectors of different lengths at angles of 0, 10 and 50 degrees.
     angles = torch.deg2rad(torch.tensor([0.0, 10.0, 50.0]))
@@ -87,17 +71,6 @@ def test_demo_prints_shapes_neighbours_and_tags_and_writes_a_plot(tmp_path):
     spoken = [line for line in answer.stdout.splitlines() if line.startswith("speech_")]
     assert spoken and all("  Speech " in line for line in spoken)
     assert (tmp_path / "demo" / "bang_fireworks.png").read_bytes().startswith(b"\x89PNG")
-
-
-def test_neighbours_of_the_built_in_model_make_sense():
-    # Speech is nearest to speech, and more than half of the clips are nearest to their category.
-    model = m2d_hub.load_model("m2d-mini")
-    kinds = [path.name.split("_")[0] for path in CLIPS]
-    unit = F.normalize(model.encode_clip(CLIPS), dim=-1)
-    nearest = (unit @ unit.T).fill_diagonal_(-2).argmax(dim=1).tolist()
-    hits = {index: kinds[other] == kinds[index] for index, other in enumerate(nearest)}
-    assert all(hits[index] for index, kind in enumerate(kinds) if kind == "speech")
-    assert sum(hits.values()) > len(CLIPS) / 2
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")

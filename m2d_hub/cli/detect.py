@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from typing import Any
 
 import click
 
-from m2d_hub.cli.options import (
-    SOME_FAILED,
-    batch_size_option,
-    device_option,
-    echo,
-    echo_json,
-    find_files,
-    json_option,
-    model_option,
-    paths_argument,
-)
+from m2d_hub.cli import options
 from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 
 
 @click.command()
-@paths_argument
-@model_option(DEFAULT_TAGGER)
+@options.paths_argument
+@options.model_option(DEFAULT_TAGGER)
 @click.option("--out", required=True, metavar="TABLE", help="File to write; its suffix selects the format.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=0.5, help="Score that an event reaches.")
 @click.option(
@@ -44,16 +33,11 @@ from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 @click.option(
     "--min-duration", "min_duration_s", type=float, default=0.0, metavar="S", help="Shortest event."
 )
-@batch_size_option
-@device_option
-@json_option
+@options.batch_size_option
+@options.device_option
+@options.json_option
 def detect(
-    paths: tuple[str, ...],
-    out: str,
-    threshold: float,
-    by_class: tuple[str, ...],
-    as_json: bool,
-    **options: Any,
+    paths: tuple[str, ...], out: str, by_class: tuple[str, ...], as_json: bool, **settings: Any
 ) -> None:
     """Detect events in audio files: labels with start and end.
 
@@ -74,17 +58,15 @@ def detect(
     """
     from m2d_hub.corpus.detect_files import detect_files
 
-    sources = find_files(paths)
-    thresholds = dict(map(_class_threshold, by_class)) or threshold
-    summary = detect_files(sources, out, threshold=thresholds, progress=True, **options)
+    sources = options.find_files(paths)
+    if by_class:
+        settings["threshold"] = dict(map(_class_threshold, by_class))
+    summary = detect_files(sources, out, progress=True, **settings)
     if as_json:
-        echo_json(dataclasses.asdict(summary))
+        options.echo_json(dataclasses.asdict(summary))
     else:
-        echo(f"Wrote {out}: {summary.num_events} events in {summary.num_files} files.")
-    for reason in summary.failed.values():
-        echo(f"Skipped: {reason}", err=True)
-    if summary.failed:
-        sys.exit(SOME_FAILED)
+        options.echo(f"Wrote {out}: {summary.num_events} events in {summary.num_files} files.")
+    options.echo_skipped(summary.failed)
 
 
 def _class_threshold(text: str) -> tuple[str, float]:

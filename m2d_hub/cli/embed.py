@@ -9,24 +9,13 @@ from typing import Any
 
 import click
 
-from m2d_hub.cli.options import (
-    SOME_FAILED,
-    batch_size_option,
-    device_option,
-    find_files,
-    json_option,
-    model_option,
-    num_workers_option,
-    paths_argument,
-    window_option,
-    wrong_usage,
-)
+from m2d_hub.cli import options
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
 
 @click.command()
-@paths_argument
-@model_option(DEFAULT_MODEL)
+@options.paths_argument
+@options.model_option(DEFAULT_MODEL)
 @click.option("--out", required=True, metavar="OUT", help="Output file, folder or URL, see above.")
 @click.option(
     "--kind",
@@ -35,23 +24,17 @@ from m2d_hub.pretrained.registry import DEFAULT_MODEL
     show_default=True,
     help="One embedding per file, per time frame, or per layer and time frame.",
 )
-@click.option("--segment", type=float, metavar="S", help="One embedding per segment of this many seconds.")
-@click.option("--hop", type=float, metavar="S", help="Seconds between segments.  [default: --segment]")
+@click.option("--segment", "segment_s", type=float, metavar="S", help="One embedding per segment this long.")
+@click.option(
+    "--hop", "hop_s", type=float, metavar="S", help="Seconds between segments.  [default: --segment]"
+)
 @click.option("--text-space", is_flag=True, help="Embed in the space shared with text (m2d-clap-2025).")
-@batch_size_option
-@num_workers_option
-@device_option
-@window_option
-@json_option
-def embed(
-    paths: tuple[str, ...],
-    out: str,
-    window: float | None,
-    segment: float | None,
-    hop: float | None,
-    as_json: bool,
-    **options: Any,
-) -> None:
+@options.batch_size_option
+@options.num_workers_option
+@options.device_option
+@options.window_option
+@options.json_option
+def embed(paths: tuple[str, ...], out: str, window: float | None, as_json: bool, **settings: Any) -> None:
     """Embed audio files into one file or folder.
 
     PATH is a file, a folder (at any depth), a quoted pattern, or a CSV with a `file` column. Each audio file
@@ -82,14 +65,9 @@ def embed(
       m2d-hub embed list.csv --kind frames --window 10 --device cuda --out frames/
     """
     from m2d_hub.corpus.embed_files import embed_files
-    from m2d_hub.corpus.stored import check_suffix
-    from m2d_hub.corpus.stores import to_location
 
-    sources = find_files(paths)
-    with wrong_usage():
-        check_suffix(to_location(out))
-    options |= {"window_s": window, "segment_s": segment, "hop_s": hop}
-    summary = embed_files(sources, out, progress=True, **options)
+    sources = options.find_files(paths)
+    summary = embed_files(sources, out, window_s=window, progress=True, **settings)
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(summary)))
     else:
@@ -97,4 +75,4 @@ def embed(
         click.echo(f"Files embedded into {out}: {summary.embedded}{there}.")
     if summary.failed:
         click.echo(f"Files that could not be read: {summary.failed}; see {summary.errors_file}.", err=True)
-        sys.exit(SOME_FAILED)
+        sys.exit(options.SOME_FAILED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -61,9 +61,10 @@ def info(name: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(values, indent=2))
         return
-    width = max(map(len, values))
     for field, value in values.items():
-        click.echo(f"{field:{width}}  {_readable(value)}")
+        if value is not None:
+            text = "x".join(map(str, value)) if isinstance(value, (tuple, list)) else value
+            click.echo(f"{field:{max(map(len, values))}}  {text}")
 
 
 @click.command()
@@ -88,7 +89,7 @@ def download(name: str) -> None:
 
 
 @click.command()
-@click.argument("path", metavar="PATH")
+@click.argument("path", type=click.Path(exists=True), metavar="PATH")
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder to write.")
 @click.option(
     "--sample-rate", type=click.IntRange(min=1), metavar="HZ", help="Needed if the file does not state it."
@@ -161,11 +162,3 @@ def export(
     model = load_model(name, device="cpu", window_s=window)
     export_onnx(model, onnx, outputs, dtype)
     echo(f"Wrote {onnx}: waveform at {model.sample_rate} Hz to {', '.join(outputs)}.")
-
-
-def _readable(value: Any) -> str:
-    if isinstance(value, (tuple, list)):
-        return "x".join(map(str, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

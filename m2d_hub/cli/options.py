@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
+import glob
 import json
 import logging
-import math
-from collections.abc import Iterator
+import os
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
     from m2d_hub.corpus.sources import Source
 
 SOME_FAILED = 3  # exit status if some files could not be read
+SECONDS = click.FloatRange(min=0, min_open=True)  # or infinity
+_MAX_PRINTED = 10  # skipped files
 
 
 class Group(click.Group):
@@ -56,24 +57,19 @@ def echo(text: str, err: bool = False) -> None:
     click.echo(as_text(text), err=err)
 
 
+def echo_skipped(failed: dict[str, str], exits: bool = True) -> None:
+    """Print why files are skipped, ten at most, and end with status 3 if there are any."""
+    for reason in list(failed.values())[:_MAX_PRINTED]:
+        echo(f"Skipped: {reason}", err=True)
+    if len(failed) > _MAX_PRINTED:
+        echo(f"Skipped: {len(failed) - _MAX_PRINTED} more.", err=True)
+    if failed and exits:
+        raise SystemExit(SOME_FAILED)
+
+
 def echo_json(value: Any) -> None:
     """Print a value as strict JSON in ASCII, with null for NaN and infinity."""
     click.echo(json.dumps(json.loads(json_text(value)), indent=2))
-
-
-class Seconds(click.ParamType):
-    """A positive number, or infinity."""
-
-    name = "seconds"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = math.nan
-        if not seconds > 0:
-            self.fail(f"{value!r} is not a positive number of seconds or 'inf'.", param, ctx)
-        return seconds
 
 
 def model_option(default: str | None = None) -> Any:
@@ -108,25 +104,18 @@ num_workers_option = click.option(
 )
 window_option = click.option(
     "--window",
-    type=Seconds(),
+    type=SECONDS,
     metavar="S",
     help="Seconds encoded at once; inf for the length of each file.  [default: as pre-trained]",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
-@contextlib.contextmanager
-def wrong_usage() -> Iterator[None]:
-    """Report invalid arguments as click usage errors (exit status 2)."""
-    try:
-        yield
-    except ConfigError as error:
-        raise click.UsageError(str(error)) from error
-
-
 def find_files(paths: tuple[str, ...]) -> list[Source]:
-    """Return the audio files that the arguments name."""
+    """Return the audio files that the arguments name, all of which must exist."""
     from m2d_hub.corpus.sources import find_sources
 
-    with wrong_usage():
-        return find_sources(paths)
+    for path in paths:
+        if not ("://" in path or glob.has_magic(path) or os.path.lexists(path)):
+            raise ConfigError(f"{path} does not exist; give a file, folder, pattern or CSV.")
+    return find_sources(paths)

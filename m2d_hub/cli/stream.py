@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from m2d_hub.cli.options import Seconds, device_option, echo, model_option, window_option
+from m2d_hub.cli.options import SECONDS, device_option, echo, model_option, window_option
 from m2d_hub.errors import AudioError, ConfigError
 from m2d_hub.pretrained.registry import DEFAULT_MODEL
 
@@ -48,7 +48,7 @@ _RAW = ("s16le", "s24le", "s32le", "f32le", "f64le")
     "--top", type=click.IntRange(min=1), default=5, show_default=True, metavar="K", help="Tags per window."
 )
 @click.option(
-    "--hop", "hop_s", type=Seconds(), metavar="S", help="Seconds between results.  [default: a window]"
+    "--hop", "hop_s", type=SECONDS, metavar="S", help="Seconds between results.  [default: a window]"
 )
 @window_option
 @device_option

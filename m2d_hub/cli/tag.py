@@ -9,19 +9,7 @@ from typing import Any
 
 import click
 
-from m2d_hub.cli.options import (
-    SOME_FAILED,
-    batch_size_option,
-    device_option,
-    echo,
-    echo_json,
-    find_files,
-    json_option,
-    model_option,
-    paths_argument,
-    top_option,
-    window_option,
-)
+from m2d_hub.cli import options
 from m2d_hub.errors import AudioError
 from m2d_hub.pretrained.registry import DEFAULT_MODEL, DEFAULT_TAGGER
 
@@ -29,7 +17,7 @@ DEFAULT_TEXT_TAGGER = "m2d-clap-2024"
 
 
 @click.command()
-@paths_argument
+@options.paths_argument
 @click.option(
     "--model",
     metavar="NAME",
@@ -42,18 +30,17 @@ DEFAULT_TEXT_TAGGER = "m2d-clap-2024"
     metavar="TEXT",
     help="Description to use instead of the model's labels; give the option once per text.",
 )
-@top_option("Number of tags per file.")
-@batch_size_option
-@device_option
-@json_option
+@options.top_option("Number of tags per file.", "top_k")
+@options.batch_size_option
+@options.device_option
+@options.json_option
 def tag(
     paths: tuple[str, ...],
     model: str | None,
     texts: tuple[str, ...],
-    top: int,
-    batch_size: int,
     device: str | None,
     as_json: bool,
+    **settings: Any,
 ) -> None:
     """Tag audio files: most likely labels with scores from 0 to 1.
 
@@ -74,11 +61,10 @@ def tag(
     from m2d_hub.hub import load_model
     from m2d_hub.zero_shot import classify_by_text
 
-    sources = find_files(paths)
+    sources = options.find_files(paths)
     loaded = load_model(model or (DEFAULT_TEXT_TAGGER if texts else DEFAULT_TAGGER), device=device)
     results: list[dict[str, Any]] = []
-    failed = 0
-    options: dict[str, Any] = {"top_k": top, "batch_size": batch_size}
+    failed: dict[str, str] = {}
     with Prefetcher() as reader:
         files = opened_ahead(([source] for source in sources), loaded.sample_rate, reader)
         bar = tqdm(sources, unit="file", disable=True if sys.stderr is None else None)  # None: on a terminal
@@ -87,31 +73,29 @@ def tag(
                 if file.failed:
                     raise AudioError(file.failed[0][1])
                 if texts:
-                    [tags] = classify_by_text(loaded, file.clips, list(texts), **options)
+                    [tags] = classify_by_text(loaded, file.clips, list(texts), **settings)
                 else:
-                    [tags] = loaded.classify(file.clips, **options)
+                    [tags] = loaded.classify(file.clips, **settings)
             except AudioError as error:
-                failed += 1
-                echo(f"Error: {error}", err=True)
+                failed[source.file] = str(error)
                 continue
             results.append({"file": source.file, "tags": [dataclasses.asdict(tag) for tag in tags]})
             if not as_json:
-                echo(source.file)
+                options.echo(source.file)
                 for tag in tags:
-                    echo(f"  {tag.score:.3f}  {tag.label}")
+                    options.echo(f"  {tag.score:.3f}  {tag.label}")
     if as_json:
-        echo_json(results)
-    if failed:
-        sys.exit(SOME_FAILED)
+        options.echo_json(results)
+    options.echo_skipped(failed)
 
 
 @click.command()
-@click.argument("path", metavar="PATH")
-@model_option(DEFAULT_MODEL)
+@click.argument("path", type=click.Path(exists=True), metavar="PATH")
+@options.model_option(DEFAULT_MODEL)
 @click.option("--out", required=True, type=click.Path(path_type=Path), metavar="PNG", help="File to write.")
-@batch_size_option
-@device_option
-@window_option
+@options.batch_size_option
+@options.device_option
+@options.window_option
 def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, window: float | None) -> None:
     """Plot a clip's spectrogram, tag scores and frame similarity.
 
@@ -123,4 +107,4 @@ def plot(path: str, model: str, out: Path, batch_size: int, device: str | None, 
     from m2d_hub.plots import plot_clip
 
     plot_clip(load_model(model, device=device, window_s=window), path, out, batch_size=batch_size)
-    echo(f"Wrote {out}.")
+    options.echo(f"Wrote {out}.")

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from m2d_hub.corpus.sound_map import MapPoint, SoundMap
 from m2d_hub.io import as_text
-from m2d_hub.plots import COLOURS
+from m2d_hub.plots import COLOURS, MIN_CERTAIN_SCORE
 
-EXCERPT_SECONDS = 10  # of a sound, in its spectrogram
-_MIN_TAG_SCORE = 0.3  # mean score of a tag that names a cluster
 _MAX_SVG_POINTS = 2_000  # more points are drawn by WebGL
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")  # with COLOURS, 30 combinations
 _PAGE = """<!DOCTYPE html>
@@ -28,50 +26,49 @@ style-src 'unsafe-inline'; script-src 'unsafe-inline' 'unsafe-eval'; base-uri 'n
 <style>
 body {{ margin: auto; max-width: 76rem; padding: 1rem; font: 16px/1.45 system-ui, sans-serif; }}
 h1, li, summary {{ overflow-wrap: anywhere; }}
-#spectrogram {{ width: 288px; height: 120px; }}
 </style>
 </head>
 <body>
 <h1>{title}</h1>
 <p>{introduction}</p>
+<p><label>Find sounds by name or tag: <input type="search" id="find"></label></p>
 {plot}
-<p><img id="spectrogram" alt="Spectrogram of the sound under the pointer" hidden></p>
 {lists}
 </body>
 </html>
 """
-_SHOW_IMAGE = """
-const image = document.getElementById("spectrogram");
-document.getElementById("map").on("plotly_hover", (event) => {
-  const data = event.points[0].customdata;
-  image.hidden = !data;
-  if (data) image.src = "data:image/jpeg;base64," + data;
+_SCRIPT = """
+const map = document.getElementById("map");
+document.getElementById("find").addEventListener("input", (event) => {
+  const wanted = event.target.value.toLowerCase();
+  const found = (trace) => trace.text.flatMap((text, i) => text.toLowerCase().includes(wanted) ? [i] : []);
+  Plotly.restyle(map, { selectedpoints: map.data.map((trace) => wanted ? found(trace) : null) });
 });
 """
 
 
-def map_page(result: SoundMap, title: str, model: str, images: Mapping[str, bytes]) -> str:
+def map_page(result: SoundMap, title: str, model: str) -> str:
     """Return the page as HTML.
 
     Args:
         result: The map.
         title: Title of the page.
         model: Name of the model.
-        images: JPEG spectrograms of some of the files, by name.
     """
     names = _names([*(point.file for point in result.points), *result.failed])
-    plot = _figure(result, names, images).to_html(
+    clusters = _clusters(result, names)
+    plot = _figure(clusters, names).to_html(
         full_html=False,
         div_id="map",
         include_plotlyjs=True,
-        post_script=_SHOW_IMAGE,
+        post_script=_SCRIPT,
         config={"displaylogo": False, "responsive": True, "scrollZoom": True},
     )
     return _PAGE.format(
         title=_escaped(title),
-        introduction=_introduction(result, model, len(images)),
+        introduction=_introduction(result, model),
         plot=plot,
-        lists=_lists(result, names),
+        lists=_lists(result, clusters, names),
     )
 
 
@@ -83,46 +80,61 @@ def _names(files: Sequence[str]) -> dict[str, str]:
     return {file: as_text(os.path.relpath(file, common) if common else file) for file in files}
 
 
-def _figure(result: SoundMap, names: Mapping[str, str], images: Mapping[str, bytes]) -> Any:
+def _clusters(result: SoundMap, names: Mapping[str, str]) -> dict[str, list[MapPoint]]:
+    """Return the sounds of each cluster by its title: its number and the tag or folder of most sounds."""
+    numbers = range(1, result.num_clusters + 1)
+    groups = [[point for point in result.points if point.cluster == number] for number in numbers]
+    titles = [_common_tag(group) or _common_folder(group, names) for group in groups]
+    return {f"{number}{title}": group for number, title, group in zip(numbers, titles, groups, strict=True)}
+
+
+def _common_tag(points: Sequence[MapPoint]) -> str:
+    totals: Counter[str] = Counter()
+    for point in points:
+        totals.update({tag.label: tag.score for tag in point.tags})
+    for label, total in totals.most_common(1):
+        if total >= MIN_CERTAIN_SCORE * len(points):
+            return f": {_escaped(label)}"
+    return ""
+
+
+def _common_folder(points: Sequence[MapPoint], names: Mapping[str, str]) -> str:
+    folders = Counter(PurePath(names[point.file]).parent.name for point in points)
+    folder, count = folders.most_common(1)[0]
+    return f": {_escaped(folder)}" if folder and count > len(points) / 2 else ""
+
+
+def _figure(clusters: Mapping[str, Sequence[MapPoint]], names: Mapping[str, str]) -> Any:
     import plotly.graph_objects as go
 
-    scatter = go.Scatter if len(result.points) <= _MAX_SVG_POINTS else go.Scattergl
-    num_copies = {file: len(group.files) - 1 for group in result.duplicates for file in group.files}
-    figure = go.Figure()
-    for number in range(1, result.num_clusters + 1):
-        points = [point for point in result.points if point.cluster == number]
+    num_points = sum(map(len, clusters.values()))
+    scatter = go.Scatter if num_points <= _MAX_SVG_POINTS else go.Scattergl
+    figure = go.Figure(layout={"template": "plotly_white", "height": 600, "dragmode": "pan"})
+    for number, (title, points) in enumerate(clusters.items()):
+        marker = {"color": COLOURS[number % len(COLOURS)], "symbol": _SYMBOLS[number % len(_SYMBOLS)]}
         trace = scatter(
             x=[point.x for point in points],
             y=[point.y for point in points],
             mode="markers",
-            marker={
-                "color": COLOURS[(number - 1) % len(COLOURS)],
-                "symbol": _SYMBOLS[(number - 1) % len(_SYMBOLS)],
-                "size": 9 if len(result.points) <= 500 else 6,
-            },
-            name=f"{number}{_common_tag(points)}",
-            text=[_hover_text(point, names, num_copies.get(point.file, 0)) for point in points],
-            customdata=[base64.b64encode(images.get(point.file, b"")).decode() for point in points],
+            marker={**marker, "size": 9 if num_points <= 500 else 6},
+            name=title,
+            text=[_hover_text(point, names) for point in points],
             hovertemplate="%{text}<extra></extra>",
         )
         figure.add_trace(trace)
-    figure.update_layout(
-        template="plotly_white", height=600, dragmode="pan", legend_title_text="Cluster", showlegend=True
-    )
+    figure.update_layout(legend_title_text="Cluster", showlegend=True)
     figure.update_xaxes(visible=False)
     figure.update_yaxes(visible=False, scaleanchor="x")
     return figure
 
 
-def _hover_text(point: MapPoint, names: Mapping[str, str], num_copies: int) -> str:
-    lines = [f"<b>{_escaped(names[point.file])}</b>"]
-    lines += [f"{tag.score:.2f} {_escaped(tag.label)}" for tag in point.tags]
-    if num_copies:
-        lines.append(f"Nearly equal to {_counted(num_copies, 'other sound')}")
-    return "<br>".join(lines)
+def _hover_text(point: MapPoint, names: Mapping[str, str]) -> str:
+    certain = [tag for tag in point.tags if tag.score >= MIN_CERTAIN_SCORE]
+    lines = [f"{tag.score:.2f} {_escaped(tag.label)}" for tag in certain]
+    return "<br>".join([f"<b>{_escaped(names[point.file])}</b>", *lines])
 
 
-def _introduction(result: SoundMap, model: str, num_images: int) -> str:
+def _introduction(result: SoundMap, model: str) -> str:
     projection = (
         "Distances between groups have no meaning (t-SNE)."
         if result.kept is None
@@ -130,29 +142,15 @@ def _introduction(result: SoundMap, model: str, num_images: int) -> str:
         "differ; close ones may still differ in ways not shown."
     )
     return (
-        f"{_counted(len(result.points), 'sound')}, embedded by {_escaped(model)}. Similar sounds are placed "
-        f"close together; clusters are k-means of the embeddings. {projection} Spectrograms show the first "
-        f"{EXCERPT_SECONDS} s of {num_images:,} sounds."
+        f"{len(result.points):,} sounds, embedded by {_escaped(model)}. Similar sounds are placed "
+        f"close together; clusters are k-means of the embeddings. {projection}"
     )
 
 
-def _common_tag(points: Sequence[MapPoint]) -> str:
-    """Return the tag that a cluster's sounds have in common, as ``: label``, or nothing."""
-    totals: Counter[str] = Counter()
-    for point in points:
-        totals.update({tag.label: tag.score for tag in point.tags})
-    for label, total in totals.most_common(1):
-        if total >= _MIN_TAG_SCORE * len(points):
-            return f": {_escaped(label)}"
-    return ""
-
-
-def _lists(result: SoundMap, names: Mapping[str, str]) -> str:
-    parts = [f"<h2>{_counted(result.num_clusters, 'cluster')}</h2>"]
-    for number in range(1, result.num_clusters + 1):
-        points = [point for point in result.points if point.cluster == number]
-        heading = f"Cluster {number}{_common_tag(points)} ({_counted(len(points), 'sound')})"
-        parts.append(_details(heading, (names[point.file] for point in points)))
+def _lists(result: SoundMap, clusters: Mapping[str, Sequence[MapPoint]], names: Mapping[str, str]) -> str:
+    parts = ["<h2>Clusters</h2>"]
+    for title, points in clusters.items():
+        parts.append(_details(f"{title} ({len(points):,})", (names[point.file] for point in points)))
     parts.append("<h2>Duplicates</h2>" if result.duplicates else "<h2>No duplicates</h2>")
     for group in result.duplicates:
         first = _escaped(names[group.files[0]])
@@ -160,7 +158,7 @@ def _lists(result: SoundMap, names: Mapping[str, str]) -> str:
         parts.append(_details(heading, (names[file] for file in group.files)))
     if result.failed:
         reasons = (reason.replace(file, names[file]) for file, reason in result.failed.items())
-        parts += ["<h2>Skipped</h2>", _details(_counted(len(result.failed), "file"), reasons)]
+        parts += ["<h2>Skipped</h2>", _details(f"{len(result.failed):,} files", reasons)]
     return "\n".join(parts)
 
 
@@ -172,7 +170,3 @@ def _details(heading: str, texts: Iterable[str]) -> str:
 def _escaped(text: str) -> str:
     """Return text for HTML and for plotly's labels, on one line."""
     return html.escape(as_text(text))
-
-
-def _counted(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'s' * (number != 1)}"

@@ -81,11 +81,11 @@ def search(
             f"{stored.path} is not in the space shared with text; embed the files again with a model such as "
             "m2d-clap-2025 and --text-space."
         )
-    own = _own_name(query, stored)
+    own, is_valid = _own_name(query, stored)
     if text is not None:
         loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
         wanted = loaded.encode_text([text]).numpy()
-    elif own is not None and not _has_changed(query, stored.fingerprints[own]):
+    elif is_valid:
         wanted = frames_of(next(row for row in stored.rows() if row.file == own))
     else:
         loaded = model if isinstance(model, M2D) else load_model_of(stored, model, device)
@@ -105,21 +105,14 @@ def unit_rows(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.maximum(lengths, np.finfo(np.float64).tiny)[:, None]).astype(vectors.dtype)
 
 
-def _own_name(query: Any, stored: EmbeddingsFile) -> str | None:
-    """Return the name of the query in the output, or None if it is not one of its files."""
-    if not isinstance(query, (str, os.PathLike)):
-        return None
-    fingerprint = Fingerprint.of(Path(query))
-    for file, kept in stored.fingerprints.items():
-        if kept.path_hash == fingerprint.path_hash:
-            return file
-    named = os.fspath(query)
-    return named if fingerprint.is_missing and named in stored.fingerprints else None
-
-
-def _has_changed(query: str | os.PathLike[str], kept: Fingerprint) -> bool:
-    fingerprint = Fingerprint.of(Path(query))
-    return not fingerprint.is_missing and fingerprint != kept
+def _own_name(query: Any, stored: EmbeddingsFile) -> tuple[str | None, bool]:
+    """Return the name of the query in the output, if any, and whether its embedding there is up to date."""
+    if isinstance(query, (str, os.PathLike)):
+        now = Fingerprint.of(Path(query))
+        for file, kept in stored.fingerprints.items():
+            if kept.path_hash == now.path_hash or (now.is_missing and file == os.fspath(query)):
+                return file, now.is_missing or now == kept
+    return None, False
 
 
 def _encode(encode: Callable[..., Any], query: Any, sample_rate: int | None, batch_size: int) -> np.ndarray:

@@ -1,28 +1,44 @@
-"""Maps of embeddings: projection, clusters and duplicates.
+"""Maps of sounds: positions, clusters and duplicates of the embeddings of a folder or an output.
 
 Shapes: N sounds, D embedding dimensions, C principal components.
 """
 
 from __future__ import annotations
 
+import logging
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
+from m2d_hub.checks import POSITIVE_INTEGER, SHARE, require, require_choice
+from m2d_hub.corpus.index import EmbeddingIndex, open_index, read_index
 from m2d_hub.corpus.search import unit_rows
+from m2d_hub.corpus.stored import is_embeddings, load_model_of, read_embeddings
+from m2d_hub.errors import M2DError
+from m2d_hub.hub import load_model
+from m2d_hub.io import replacing, require_extra
+from m2d_hub.model import M2D
+from m2d_hub.pretrained.registry import DEFAULT_TAGGER
 from m2d_hub.results import Tag
+
+logger = logging.getLogger(__name__)
 
 Projection = Literal["pca", "tsne"]
 
+MAX_SOUNDS = 20_000  # each is compared with each, and all are drawn
 MAX_CLUSTERS = 20  # if their number is not given
 MIN_SILHOUETTE = 0.05  # mean silhouette below which sounds are not clustered
 _COMPONENTS = 50  # for clusters and t-SNE
-_MIN_CLUSTER_SIZE = 3  # on average, if the number of clusters is not given
 _SAMPLE = 2_000  # sounds that decide on the number of clusters
-_BLOCK = 1_024  # sounds compared with all others at once
+_BLOCK = 1_024  # sounds compared with all others, or tagged, at once
 _TOLERANCE = 1e-5  # distance of unit vectors that are equal but for rounding
+_NUM_TAGS = 3  # of a sound
 
 
 @dataclass(frozen=True)
@@ -60,88 +76,138 @@ class SoundMap:
         return max(point.cluster for point in self.points)
 
 
-def map_sounds(
-    files: Sequence[str],
-    vectors: np.ndarray,
-    tags: Sequence[list[Tag]],
-    failed: dict[str, str],
+def draw_map(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str] | None = None,
     *,
+    model: str | os.PathLike[str] | None = None,
+    device: str | None = None,
+    projection: Projection = "pca",
+    clusters: int | None = None,
+    duplicate_score: float = 0.95,
+    progress: bool = False,
+) -> SoundMap:
+    """Map the sounds of a folder, with clusters and duplicates, and write the map as an HTML page.
+
+    Similar sounds are placed close together. The page needs neither a network nor other files.
+
+    Args:
+        source: A folder, searched recursively and embedded once, into the cache; or an output of
+            :func:`m2d_hub.embed_files`, of whose frames and layers the mean over time is used.
+        out: HTML file to write; None for none.
+        model: Model, as for :func:`m2d_hub.load_model`. None: ``m2d-mini-tags`` for a folder, and the model
+            named in the embeddings otherwise; if that cannot be loaded, there are no tags.
+        device: Device, as for :func:`m2d_hub.load_model`.
+        projection: ``pca`` for the two directions of largest variance, or ``tsne``, which keeps neighbours
+            together but not distances.
+        clusters: Number of clusters; None for the number that fits the sounds best, at most 20.
+        duplicate_score: Minimum cosine similarity to count as duplicates.
+        progress: Show progress bars on standard error.
+
+    Returns:
+        The map. Files that cannot be read and embeddings that are not finite are in ``failed``.
+
+    Raises:
+        ConfigError: ``source`` has fewer than two usable sounds or more than 20,000; a setting is out of
+            range; or a package of ``m2d-hub[map]`` is not installed.
+        M2DError: The model cannot be loaded.
+    """
+    from m2d_hub.corpus.map_page import map_page
+
+    require_choice("projection", projection, ("pca", "tsne"))
+    numbers = (
+        ("clusters", 1 if clusters is None else clusters, POSITIVE_INTEGER),
+        ("duplicate_score", duplicate_score, SHARE),
+    )
+    for name, value, allowed in numbers:
+        require(value in allowed, f"{name} must be {allowed}, got {value!r}.")
+    is_page = out is None or Path(out).suffix.lower() in (".html", ".htm")
+    require(is_page, f"out must end in .html, got {out}.")
+    require_extra("map", "a map")
+    index, loaded, model_name = _open(source, model, device, progress)
+    num_sounds, skipped = len(index.files), next(iter(index.failed.values()), "none")
+    few = f"A map needs at least two sounds; {os.fspath(source)} has {num_sounds}. Skipped: {skipped}"
+    require(num_sounds > 1, few)
+    require((clusters or 1) <= num_sounds, f"clusters must be at most {num_sounds}, the number of sounds.")
+    result = _map(index, _tags(loaded, index.embeddings), projection, clusters, duplicate_score)
+    if out is not None:
+        title = f"Map of {os.path.basename(os.path.abspath(source))}"
+        with replacing(Path(out)) as partial:
+            partial.write_text(map_page(result, title, Path(model_name).name), "utf-8", newline="\n")
+    return result
+
+
+def _open(
+    source: str | os.PathLike[str], model: str | os.PathLike[str] | None, device: str | None, progress: bool
+) -> tuple[EmbeddingIndex, M2D | None, str]:
+    """Return the embeddings, the model (None if it cannot be loaded), and its name."""
+    if not is_embeddings(source):
+        name = DEFAULT_TAGGER if model is None else model
+        index = open_index(source, name, device, max_files=MAX_SOUNDS, progress=progress)
+        return index, load_model(name, device=device), os.fspath(name)
+    stored = read_embeddings(source)
+    num_sounds = len(stored.fingerprints)
+    require(num_sounds <= MAX_SOUNDS, f"{source} has {num_sounds:,} sounds; the maximum is {MAX_SOUNDS:,}.")
+    try:
+        loaded: M2D | None = load_model_of(stored, model, device)
+    except M2DError as error:
+        if model is not None:
+            raise
+        logger.warning("No tags, because the model cannot be loaded: %s", error)
+        loaded = None
+    return read_index(stored), loaded, str(model or stored.settings["model"])
+
+
+def _map(
+    index: EmbeddingIndex,
+    tags: Sequence[list[Tag]],
     projection: Projection,
     clusters: int | None,
     duplicate_score: float,
 ) -> SoundMap:
-    """Map the embeddings (N, D) of files; the settings are those of :func:`m2d_hub.draw_map`."""
-    unit = unit_rows(vectors)
-    components, shares = _principal_components(unit)
-    positions = components[:, :2] if projection == "pca" else _neighbour_map(components)
-    points = [
-        MapPoint(file, float(x), float(y), int(number), of_file)
-        for file, (x, y), number, of_file in zip(
-            files, positions, _cluster_numbers(components, clusters), tags, strict=True
-        )
-    ]
-    duplicates = [
-        Duplicates([files[row] for row in rows], min(float((unit[rows[1:]] @ unit[rows[0]]).min()), 1.0))
-        for rows in _duplicate_groups(unit, duplicate_score)
-    ]
-    kept = float(shares[:2].sum()) if projection == "pca" else None
-    return SoundMap(points, duplicates, projection, kept, failed)
-
-
-def _principal_components(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the principal components (N, C) of vectors (N, D), and each one's share of the variance.
-
-    There are 2 to 50 components; those that do not exist are zero.
-    """
     from sklearn.decomposition import PCA
 
-    num_components = min(_COMPONENTS, *unit.shape)
-    shares = np.zeros(num_components)
-    components = np.zeros((len(unit), num_components))
-    if _spread(unit) > _TOLERANCE:
-        pca = PCA(num_components, random_state=0).fit(unit)
-        components, shares = pca.transform(unit), pca.explained_variance_ratio_
-    missing = max(0, 2 - num_components)
-    return np.pad(components, ((0, 0), (0, missing))), np.pad(shares, (0, missing))
+    unit = unit_rows(index.embeddings)
+    positions, kept, numbers = np.zeros((len(unit), 2)), 0.0, np.ones(len(unit), int)
+    if np.ptp(unit, axis=0).max() > _TOLERANCE:  # else all sounds are equal
+        pca = PCA(min(_COMPONENTS, *unit.shape), random_state=0)
+        components = pca.fit_transform(unit)  # (N, C)
+        positions = components[:, :2] if projection == "pca" else _neighbour_map(components)
+        kept = float(pca.explained_variance_ratio_[:2].sum())
+        numbers = _cluster_numbers(components, clusters or _best_number(components))
+    values = zip(index.files, positions.tolist(), numbers.tolist(), tags, strict=True)
+    points = [MapPoint(file, x, y, number, of_file) for file, (x, y), number, of_file in values]
+    duplicates = []
+    for rows in _duplicate_groups(unit, duplicate_score):
+        score = float((unit[rows[1:]] @ unit[rows[0]]).min())
+        duplicates.append(Duplicates([index.files[row] for row in rows], min(score, 1.0)))
+    return SoundMap(points, duplicates, projection, kept if projection == "pca" else None, index.failed)
 
 
 def _neighbour_map(components: np.ndarray) -> np.ndarray:
     """Return positions (N, 2) by t-SNE, which keeps neighbours together but not distances."""
     from sklearn.manifold import TSNE
 
-    if _spread(components) <= _TOLERANCE:  # t-SNE divides by the spread
-        return np.zeros((len(components), 2))
     perplexity = min(30.0, (len(components) - 1) / 3)
     return TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(components)
 
 
-def _cluster_numbers(components: np.ndarray, num_clusters: int | None = None) -> np.ndarray:
-    """Return the cluster (N,) of each sound by k-means, numbered from 1 in descending order of size.
-
-    Args:
-        components: Principal components (N, C).
-        num_clusters: Number of clusters; None for the number with the highest mean silhouette (Rousseeuw,
-            1987), or 1 if that is below MIN_SILHOUETTE.
-    """
-    chosen = _best_number(components) if num_clusters is None else num_clusters
-    if chosen == 1:
-        return np.ones(len(components), int)
-    labels = _k_means(components, chosen)
-    names, firsts, sizes = np.unique(labels, return_index=True, return_counts=True)
-    ranks = np.empty(chosen, int)
-    ranks[names[np.lexsort((firsts, -sizes))]] = np.arange(1, len(names) + 1)
-    return ranks[labels]
+def _cluster_numbers(components: np.ndarray, num_clusters: int) -> np.ndarray:
+    """Return the cluster (N,) of each sound by k-means, numbered from 1 in descending order of size."""
+    labels = _k_means(components, num_clusters)
+    return np.argsort(np.argsort(-np.bincount(labels), kind="stable"))[labels] + 1
 
 
 def _best_number(components: np.ndarray) -> int:
+    """Return the number of clusters with the highest mean silhouette (Rousseeuw, 1987)."""
     from sklearn.metrics import silhouette_score
 
-    sample = components[np.linspace(0, len(components) - 1, min(len(components), _SAMPLE)).astype(int)]
+    sample = components[:: len(components) // _SAMPLE + 1]
     num_distinct = len(np.unique(sample.round(5), axis=0))
-    highest = min(MAX_CLUSTERS, len(sample) // _MIN_CLUSTER_SIZE, num_distinct - 1)
+    highest = min(MAX_CLUSTERS, math.isqrt(len(sample)), num_distinct - 1)
     scores = {number: silhouette_score(sample, _k_means(sample, number)) for number in range(2, highest + 1)}
-    best = max(scores, key=scores.__getitem__, default=1)
-    return best if scores.get(best, 0.0) > MIN_SILHOUETTE else 1
+    scores[1] = MIN_SILHOUETTE
+    return max(scores, key=scores.__getitem__)
 
 
 def _k_means(components: np.ndarray, number: int) -> np.ndarray:
@@ -166,5 +232,8 @@ def _duplicate_groups(unit: np.ndarray, min_score: float) -> list[np.ndarray]:
     return [np.flatnonzero(group == name) for name in names[sizes > 1]]
 
 
-def _spread(vectors: np.ndarray) -> float:
-    return float(np.abs(vectors - vectors.mean(axis=0)).max(initial=0))
+def _tags(model: M2D | None, clips: np.ndarray) -> Sequence[list[Tag]]:
+    if model is None or model.head is None:
+        return [[]] * len(clips)
+    batches = torch.from_numpy(clips).split(_BLOCK)
+    return [tags for batch in batches for tags in model.classify_embeddings(batch, top_k=_NUM_TAGS)]

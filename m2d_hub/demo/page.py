@@ -6,7 +6,7 @@ import contextlib
 import functools
 import html
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,17 @@ import torch
 
 from m2d_hub.audio.clips import open_audio, read_part
 from m2d_hub.corpus.index import EmbeddingIndex
-from m2d_hub.corpus.search import Match
-from m2d_hub.errors import AudioError, M2DError
+from m2d_hub.errors import M2DError
 from m2d_hub.model import M2D
-from m2d_hub.plots import draw_clip, draw_cross_similarity, tags_over_time
-from m2d_hub.results import Frames, Tag
-from m2d_hub.zero_shot import classify_by_text
+from m2d_hub.plots import MIN_CERTAIN_SCORE, draw_clip, draw_cross_similarity, tags_over_time
+from m2d_hub.results import Frames
 
 MAX_SECONDS = 60  # of a sound
 MAX_MATCHES = 5
 EXCERPT_SECONDS = 10  # of a match, to play
 MAX_FILE_MB = 50
+_EQUAL_SCORE = 0.9995  # from which a match is the uploaded sound itself
+_EXAMPLES = sorted(str(path) for path in (Path(__file__).parent / "sounds").iterdir())  # CC0
 
 
 @dataclass(frozen=True)
@@ -37,19 +37,15 @@ class Answers:
     library: EmbeddingIndex | None  # of the folder in which similar sounds are searched for
 
     def one(self, path: str | None) -> list[Any]:
-        """Return a plot, tags, and players of the most similar sounds of the folder."""
+        """Return a plot, tags, and the choice of the folder's most similar sounds."""
         if not path:
-            return [None, None, *self._players([])]
+            return [None, None, gradio.Radio(choices=[], value=None)]
         with _shown_errors(path):
             waveform, frames = self._encode(path)
-            features = frames.features[0]
             with torch.no_grad():
                 log_mel = self.model.frontend.log_mel(waveform[None].to(self.model.device))[0].cpu()
             figure = draw_clip(self.model, log_mel, frames, Path(path).name)
-            tags = [] if self.model.head is None else tags_over_time(self.model, features)[0]
-            mean = features.mean(dim=0).float().cpu().numpy()
-            matches = self.library.nearest(mean, MAX_MATCHES) if self.library else []
-            return [figure, _scores(tags), *self._players(matches)]
+            return [figure, self._tags(frames), gradio.Radio(choices=self._matches(frames), value=None)]
 
     def two(self, path: str | None, other: str | None) -> tuple[Any, str | None]:
         """Return a plot of the similarity of two sounds over time, and the cosine of their embeddings."""
@@ -61,16 +57,15 @@ class Answers:
             figure = draw_cross_similarity(one, two, names, self.model.frame_hop_s)
             return figure, f"{torch.cosine_similarity(one.mean(dim=0), two.mean(dim=0), dim=0):.3f}"
 
-    def words(self, path: str | None, text: str) -> dict[str, float] | None:
-        """Return the score of each line of ``text`` for a sound."""
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        if not path or not lines:
+    def excerpt(self, file: str | None) -> tuple[int, Any] | None:
+        """Return the sample rate and the first samples of a file of the folder."""
+        if not file or self.library is None or file not in self.library.files:
             return None
-        with _shown_errors(path):
-            waveform = self._read(path, MAX_SECONDS)
-            return _scores(classify_by_text(self.model, waveform, lines, top_k=len(lines))[0])
+        with _shown_errors():
+            samples = self._read(file, EXCERPT_SECONDS).clamp(-1, 1)
+            return self.model.sample_rate, (samples * 32767).short().numpy()
 
-    def _read(self, path: str | Path, max_seconds: int) -> torch.Tensor:
+    def _read(self, path: str, max_seconds: int) -> torch.Tensor:
         rate = self.model.sample_rate
         return read_part(open_audio(path, rate)[0], 0, max_seconds * rate)
 
@@ -78,19 +73,21 @@ class Answers:
         waveform = self._read(path, MAX_SECONDS)
         return waveform, self.model.encode_frames(waveform)
 
-    def _players(self, matches: Sequence[Match]) -> list[Any]:
-        players = [self._player(match) for match in matches]
-        return players + [gradio.Audio(value=None, visible=False)] * (MAX_MATCHES - len(players))
+    def _tags(self, frames: Frames) -> dict[str, float] | str:
+        tags = [] if self.model.head is None else tags_over_time(self.model, frames.features[0])[0]
+        certain = {tag.label: tag.score for tag in tags if tag.score >= MIN_CERTAIN_SCORE}
+        return certain or "Nothing certain"
 
-    def _player(self, match: Match) -> Any:
-        assert self.library is not None  # noqa: S101 - the match comes from it
-        path = self.library.paths[match.file]
-        label = f"{match.score:.3f}  {os.path.relpath(path, self.library.folder)}"
-        try:
-            samples = (self._read(path, EXCERPT_SECONDS).clamp(-1, 1) * 32767).short().numpy()
-        except AudioError:  # deleted or changed since it was embedded
-            return gradio.Audio(value=None, label=f"{label} (cannot be read)", visible=True)
-        return gradio.Audio((self.model.sample_rate, samples), label=label, visible=True)
+    def _matches(self, frames: Frames) -> list[tuple[str, str]]:
+        """Return labels and names of similar sounds, without the sound itself."""
+        if self.library is None:
+            return []
+        mean = frames.features[0].mean(dim=0).float().cpu().numpy()
+        others = [match for match in self.library.nearest(mean, None) if match.score < _EQUAL_SCORE]
+        return [
+            (f"{match.score:.2f}  {os.path.relpath(match.file, self.library.folder)}", match.file)
+            for match in others[:MAX_MATCHES]
+        ]
 
 
 def build_page(answers: Answers, name: str) -> gradio.Blocks:
@@ -103,10 +100,14 @@ def build_page(answers: Answers, name: str) -> gradio.Blocks:
         gradio.HTML(f"<h2>Model {html.escape(name)}</h2><p>{_introduction(answers)}</p>")
         with gradio.Tab("One sound"):
             given = sound(label="Sound", elem_id="one")
+            gradio.Examples(_EXAMPLES, given, label="Examples", api_visibility="private")
             tags = gradio.Label(label="Tags", visible=answers.model.head is not None, elem_id="tags")
             plot = gradio.Plot(label="Spectrogram and frames", elem_id="plot")
-            players = [gradio.Audio(visible=False, interactive=False) for _ in range(MAX_MATCHES)]
-            given.change(answers.one, given, [plot, tags, *players], **options)
+            has_library = answers.library is not None
+            similar = gradio.Radio([], label="Similar sounds: select one to hear it", visible=has_library)
+            player = gradio.Audio(label="Similar sound", interactive=False, visible=has_library)
+            given.change(answers.one, given, [plot, tags, similar], **options)
+            similar.change(answers.excerpt, similar, player, **options)
         with gradio.Tab("Two sounds"):
             with gradio.Row():
                 pair = [sound(label="First sound", elem_id="first"), sound(label="Second sound")]
@@ -114,30 +115,19 @@ def build_page(answers: Answers, name: str) -> gradio.Blocks:
             score = gradio.Label(label="Cosine similarity of the two sounds", elem_id="score")
             plot = gradio.Plot(label="Similarity over time")
             button.click(answers.two, pair, [plot, score], **options)
-        if answers.model.clap is not None:
-            with gradio.Tab("Text"):
-                given = sound(label="Sound")
-                text = gradio.Textbox("a dog barks\nrain falls", lines=4, label="Descriptions, one per line")
-                button = gradio.Button("Score", variant="primary")
-                button.click(answers.words, [given, text], gradio.Label(label="Scores"), **options)
     return page
 
 
 def _introduction(answers: Answers) -> str:
     """Return the introduction as HTML."""
-    parts = ["its spectrogram", "the similarity of its frames"]
-    if answers.model.head is not None:
-        parts.insert(1, "its tags over time")
+    similar = ""
     if answers.library is not None:
-        parts.append(f"the most similar sounds of {html.escape(answers.library.folder.name)}")
+        similar = f", and the most similar sounds of {html.escape(answers.library.folder.name)}"
     return (
-        f"Upload or record a sound to see {', '.join(parts[:-1])} and {parts[-1]}. A file may have "
-        f"{MAX_FILE_MB} MB; the first {MAX_SECONDS} s are used. Nothing is sent elsewhere."
+        "Upload or record a sound, or click an example, to see what the model hears: the spectrogram, tags "
+        f"over time and the similarity of moments{similar}. A file may have {MAX_FILE_MB} MB; the first "
+        f"{MAX_SECONDS} s are used. Nothing is sent elsewhere."
     )
-
-
-def _scores(tags: Sequence[Tag]) -> dict[str, float]:
-    return {tag.label: tag.score for tag in tags}
 
 
 @contextlib.contextmanager

@@ -116,10 +116,10 @@ def test_unreadable_files_are_reported_and_do_not_stop_the_rest(tiny, tmp_path):
     write_noise(tmp_path / "in" / "1.wav")
     (tmp_path / "in" / "2.m4a").write_text("not audio")
     out = tmp_path / "out.npz"
-    result = embed(tmp_path / "in", tmp_path / "gone.wav", "--out", out, model=tiny, status=3)
-    assert f"Files that could not be read: 2; see {out}.errors.csv." in result.output
+    result = embed(tmp_path / "in", "--out", out, model=tiny, status=3)
+    assert f"Files that could not be read: 1; see {out}.errors.csv." in result.output
     errors = read_csv(tmp_path / "out.npz.errors.csv")
-    assert [Path(row["file"]).name for row in errors] == ["2.m4a", "gone.wav"]
+    assert [Path(row["file"]).name for row in errors] == ["2.m4a"]
     assert len(read_clips(out)) == 1
 
 
@@ -213,36 +213,46 @@ def test_window_option_is_that_of_load_model(tiny, tmp_path):
     [
         (["embed"], "Missing argument 'PATH...'"),
         (["embed", "a.wav"], "Missing option '--out'"),
-        (["embed", "a.wav", "--out", "x.csv"], "unknown suffix '.csv'. Use .parquet, "),
-        (["embed", "a.wav", "--out", "x", "--window", "long"], "'long' is not a positive number of seconds"),
+        (["embed", "a.wav", "--out", "x", "--window", "0"], "0.0 is not in the range"),
         (["embed", "a.wav", "--out", "x", "--batch-size", "0"], "0 is not in the range"),
         (["embed", "a.wav", "--out", "x", "--kind", "words"], "'words' is not one of"),
-        (["embed", ".", "--out", "x"], "folder . holds no audio files"),
-        (["embed", "*.wav", "--out", "x"], "pattern '*.wav' matches no audio files"),
-        (["embed", "list.csv", "--out", "x"], "list.csv has no column 'file'; its columns: path, label"),
-        (["embed", "gap.csv", "--out", "x"], "gap.csv: 1 row has no file (row 3)"),
-        (["embed", "gone.csv", "--out", "x"], "gone.csv does not exist; give a CSV with the column file"),
-        (["tag", "."], "folder . holds no audio files"),
-        (["tag", "a.wav", "--top", "0"], "0 is not in the range"),
-        (["convert", "a.pth"], "Missing option '--out'"),
-        (["plot", "a.wav"], "Missing option '--out'"),
-        (["info"], "Missing argument 'NAME'"),
+        (["plot", "gone.wav", "--out", "x.png"], "'gone.wav' does not exist"),
         (["sing"], "No such command 'sing'"),
     ],
 )
-def test_wrong_usage_ends_with_status_2(arguments, message, tmp_path, monkeypatch):
+def test_wrong_usage_ends_with_status_2(arguments, message):
+    assert message in " ".join(run(*arguments, status=2).output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "gone", "--out", "x"], "gone does not exist"),
+        (["tag", "gone.wav"], "gone.wav does not exist"),
+        (["embed", str(CLIPS[1]), "--out", "x.csv"], "unknown suffix '.csv'. Use .parquet, "),
+        (["embed", "*.wav", "--out", "x"], "pattern '*.wav' matches no audio files"),
+        (["embed", "list.csv", "--out", "x"], "list.csv has no column 'file'; its columns: path, label"),
+        (["tag", "."], "folder . holds no audio files"),
+    ],
+)
+def test_wrong_paths_are_refused_before_any_work(arguments, message, tmp_path, monkeypatch):
     (tmp_path / "list.csv").write_text("path,label\na.wav,x\n")
-    (tmp_path / "gap.csv").write_text("file,label\na.wav,x\n,y\n")
     monkeypatch.chdir(tmp_path)
-    result = run(*arguments, status=2)
-    assert message in " ".join(result.output.split())
+    assert message in " ".join(run(*arguments, "--model", "no such model", status=1).output.split())
 
 
-def test_tag_prints_the_labels_that_classify_gives(tagger):
+def test_first_lines_of_help_fit_80_columns():
+    result = CliRunner().invoke(cli.main, ["--help"], terminal_width=80)
+    assert "..." not in result.output.split("Commands:")[1]
+
+
+def test_tag_prints_the_labels_that_classify_gives(tagger, tiny):
     expected = m2d_hub.load_model(tagger, device="cpu").classify(CLIPS[1], top_k=2)[0]
     output = run("tag", CLIPS[1], "--model", tagger, "--top", 2).output
     lines = [f"  {tag.score:.3f}  {tag.label}" for tag in expected]
     assert output.splitlines() == [str(CLIPS[1]), *lines]
+    result = run("tag", CLIPS[1], "--model", tiny, status=1)
+    assert result.output.startswith("Error: ") and "has no classification head" in result.output
 
 
 def test_tag_prints_json_and_skips_unreadable_files(tagger, tmp_path):
@@ -293,19 +303,10 @@ def test_a_file_that_does_not_fit_memory_stops_itself_only(error, tiny, tmp_path
     assert "too long for this machine's memory" in (tmp_path / "out.npz.errors.csv").read_text()
 
 
-def test_tag_without_a_head_says_which_weights_have_one(tiny):
-    result = run("tag", CLIPS[1], "--model", tiny, status=1)
-    assert result.output.startswith("Error: ") and "has no classification head" in result.output
-
-
 def test_list_gives_the_names_of_list_models():
     assert json.loads(run("list", "--json").output) == m2d_hub.list_models()
     lines = run("list", "m2d-as-*").output.splitlines()
     assert [line.split()[0] for line in lines] == m2d_hub.list_models("m2d-as-*")
-    assert all("NTT evaluation licence" in line for line in lines)
-
-
-def test_list_reports_that_nothing_matches():
     assert "Error: no model name matches 'whisper-*'" in run("list", "whisper-*", status=1).output
 
 
@@ -317,24 +318,14 @@ def test_info_gives_what_model_info_knows():
     assert known.license in run("info", "m2d-as-0.7").output
 
 
-def test_info_of_an_unknown_name_lists_the_known_ones():
-    result = run("info", "m2d-as-0.8", status=1)
-    assert "Error: Unknown model 'm2d-as-0.8'. Available: m2d-as-0.7" in result.output
-
-
 def test_convert_writes_a_folder_that_gives_the_same_embeddings(tmp_path, publish):
     published = publish("renamed", input_size=(80, 96), embed_dim=64, depth=1)
+    result = run("convert", published, "--out", tmp_path / "own", status=1)
+    assert "sample_rate" in result.output and not (tmp_path / "own").exists()
     run("convert", published, "--out", tmp_path / "own", "--sample-rate", 16_000)
     expected = m2d_hub.load_model(published, sample_rate=16_000, device="cpu").encode_clip(CLIPS[1])
     own = m2d_hub.load_model(tmp_path / "own", device="cpu").encode_clip(CLIPS[1])
     assert torch.equal(own, expected)
-
-
-def test_convert_requires_a_sample_rate_that_the_file_lacks(tmp_path, publish):
-    published = publish("renamed", input_size=(80, 96), embed_dim=64, depth=1)
-    result = run("convert", published, "--out", tmp_path / "own", status=1)
-    assert result.output.startswith("Error: ") and "sample_rate" in result.output
-    assert not (tmp_path / "own").exists()
 
 
 def test_convert_does_not_overwrite_a_folder(tiny, tmp_path):
@@ -349,20 +340,7 @@ def test_plot_writes_an_image(tiny, tmp_path):
 
 
 def test_console_script_prints_errors_without_traceback(tmp_path):
-    answer = subprocess.run(
-        [
-            CONSOLE_SCRIPT,
-            "plot",
-            tmp_path / "gone.wav",
-            "--out",
-            tmp_path / "x.png",
-            "--model",
-            tmp_path / "gone",
-        ],
-        capture_output=True,
-        text=True,
-        env=ONE_THREAD,
-    )
-    assert answer.returncode == 1
+    command = [CONSOLE_SCRIPT, "plot", CLIPS[1], "--out", tmp_path / "x.png", "--model", tmp_path / "gone"]
+    answer = subprocess.run(command, capture_output=True, text=True, env=ONE_THREAD)
+    assert answer.returncode == 1 and answer.stdout == ""
     assert answer.stderr.startswith("Error: ") and len(answer.stderr.splitlines()) == 1
-    assert answer.stdout == ""

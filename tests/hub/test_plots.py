@@ -71,22 +71,15 @@ def test_frequency_ticks_are_at_their_bands(figure):
 
 
 def test_size_of_the_images_is_bounded_for_a_long_clip(model, monkeypatch):
-    monkeypatch.setattr(plots, "MAX_COLUMNS", 100)
     monkeypatch.setattr(plots, "MAX_FRAMES", 8)
     noise = 0.1 * np.random.default_rng(0).standard_normal(160_000)
-    upper, lower = plots.plot_clip(model, noise).axes[:2]
-    assert upper.images[0].get_array().shape == (80, 100)
+    lower = plots.plot_clip(model, noise).axes[1]
     assert lower.images[0].get_array().shape == (8, 8)
     assert lower.get_xlim()[1] > 9.9  # seconds, all of them
 
 
-def test_clip_of_five_samples_is_plotted(model, tmp_path):
-    plots.plot_clip(model, np.ones(5), tmp_path / "new folder" / "short.png")
-    assert (tmp_path / "new folder" / "short.png").read_bytes().startswith(b"\x89PNG")
-
-
 def test_wrong_arguments_are_refused(model, monkeypatch):
-    with pytest.raises(ConfigError, match=r"'clip\.bmp9' has an unknown suffix; use .*pdf, .*png"):
+    with pytest.raises(ConfigError, match=r"'clip\.bmp9' cannot be saved: .*pdf.*png"):
         plots.plot_clip(model, CLIP, "clip.bmp9")
     with pytest.raises(ConfigError, match="shows one clip, got 2"):
         plots.plot_clip(model, [np.ones(5), np.ones(5)])
@@ -126,36 +119,12 @@ def test_audio_that_can_be_read_once_is_plotted_completely(model, clips):
         np.testing.assert_array_equal(one.images[0].get_array(), other.images[0].get_array())
 
 
-def lightness(colours):
-    """L* of CIELAB, from sRGB (IEC 61966-2-1), which is perceived with any kind of colour vision."""
-    rgb = np.asarray(colours)[:, :3]
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    luminance = linear @ [0.2126, 0.7152, 0.0722]
-    return 116 * np.cbrt(np.maximum(luminance, 0.008856)) - 16
-
-
-@pytest.mark.parametrize("name", [plots.POWER_COLOURS, plots.SCORE_COLOURS, plots.SHARE_COLOURS])
-def test_lightness_of_colour_maps_only_rises_or_only_falls(name):
-    import matplotlib
-
-    steps = np.diff(lightness(matplotlib.colormaps[name](np.linspace(0, 1, 64))))
-    assert (steps > -0.05).all() or (steps < 0.05).all()
-    assert abs(steps.sum()) > 50
-
-
-def test_text_is_legible_on_a_page_of_830_pixels(figure):
-    pixels_per_point = 830 / (figure.get_size_inches()[0] * 72)
-    texts = [
-        text for axes in figure.axes for text in (*axes.get_xticklabels(), axes.xaxis.label, axes.yaxis.label)
-    ]
-    assert min(text.get_fontsize() for text in texts if text.get_text()) * pixels_per_point >= 12
-
-
-@pytest.mark.parametrize("name", [b"caf\xe9.wav", b"line\nbreak.wav", b"$x^2$.wav"])
+@pytest.mark.parametrize("name", [b"caf\xe9.wav", b"$x^2$\n.wav"])
 def test_file_name_that_is_not_plain_text_is_escaped_in_the_title(name, model, tmp_path):
     path = os.path.join(os.fsencode(tmp_path), name)
     with open(path, "wb") as file:
         soundfile.write(file, np.zeros(4_000) + 0.1, 16_000, format="WAV")
-    figure = plots.plot_clip(model, os.fsdecode(path), tmp_path / "plot.png")
+    figure = plots.plot_clip(model, os.fsdecode(path), tmp_path / "new folder" / "plot.png")
+    assert (tmp_path / "new folder" / "plot.png").read_bytes().startswith(b"\x89PNG")
     title = figure.get_suptitle()
     assert title.isprintable() and title.encode("utf-8") and "wav" in title

@@ -33,33 +33,21 @@ ALL_NAMES = [
 
 def test_list_models_gives_every_name_in_natural_order():
     assert list_models() == ALL_NAMES
-
-
-def test_list_models_filters_by_a_pattern_in_any_case():
     assert list_models("*-32K*") == ["m2d-as-0.7-32k", "m2d-as-0.7-32k-as2m"]
-    assert list_models("nothing*") == []
 
 
-def test_each_published_model_states_licence_and_release_page():
+def test_each_published_model_states_its_licence_and_the_sizes_of_its_release_folder():
     for name in set(ALL_NAMES) - {"m2d-mini", "m2d-mini-tags"}:
         info = MODELS[name]
-        assert info.license == "NTT evaluation licence (non-commercial)"
+        assert info.license == "NTT evaluation licence (non-commercial)" and info.sha256 is None
         project = "eval-audio-repr" if name == "m2d-resp-0.7" else "m2d"
         assert info.source == f"https://github.com/nttcslab/{project}/releases/tag/{info.release}"
-        assert info.release in ("v0.1.0", "v0.2.0", "v0.3.0", "v0.5.0", "0.1.0")
-
-
-def test_no_published_model_carries_an_invented_hash():
-    assert {info.sha256 for info in MODELS.values()} == {None}
-
-
-def test_sizes_agree_with_the_folder_names_of_the_release():
-    for info in MODELS.values():
         if info.folder is not None:
             (mels, frames), (patch_mels, patch_frames) = info.input_size, info.patch_size
             assert f"-{mels}x{frames}p{patch_mels}x{patch_frames}" in info.folder
             assert ("p32k" in info.folder) == (info.sample_rate == 32_000)
             assert ("AS-FT" in info.folder or "as2m" in info.name) == (info.num_classes == 527)
+    assert MODELS["m2d-s-0.6-4s"].url_path == "v0.2.0/m2d_s_vit_base-80x400p80x2-230201.zip"
 
 
 def test_the_packaged_models_have_the_sizes_of_the_table_and_their_own_licence():
@@ -70,10 +58,6 @@ def test_the_packaged_models_have_the_sizes_of_the_table_and_their_own_licence()
         for size in ("input_size", "patch_size", "embed_dim", "depth"):
             assert getattr(info, size) == getattr(config.encoder, size)
     assert f" {info.num_classes} everyday sounds" in info.contents
-
-
-def test_path_below_the_release_address_names_tag_and_zip():
-    assert MODELS["m2d-s-0.6-4s"].url_path == "v0.2.0/m2d_s_vit_base-80x400p80x2-230201.zip"
 
 
 def test_unknown_name_lists_the_likeliest_first_and_says_what_else_is_taken():
