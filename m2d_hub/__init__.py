@@ -12,8 +12,9 @@ if TYPE_CHECKING:  # names are imported on first use, since huggingface_hub take
     from m2d_hub.config import ClapConfig, EncoderConfig, FrontendConfig, HeadConfig, ModelConfig
     from m2d_hub.corpus.detect_files import DetectionSummary, detect_files
     from m2d_hub.corpus.embed_files import Summary, embed_files
+    from m2d_hub.corpus.map_page import Duplicates, MapPoint, SoundMap
     from m2d_hub.corpus.search import Match, search
-    from m2d_hub.corpus.sound_map import Duplicates, MapPoint, SoundMap, draw_map
+    from m2d_hub.corpus.sound_map import draw_map
     from m2d_hub.corpus.sources import Source, find_sources
     from m2d_hub.detect import Event
     from m2d_hub.errors import (
@@ -37,8 +38,9 @@ _NAMES = {  # public names by module
     "config": "ClapConfig EncoderConfig FrontendConfig HeadConfig ModelConfig",
     "corpus.detect_files": "DetectionSummary detect_files",
     "corpus.embed_files": "Summary embed_files",
+    "corpus.map_page": "Duplicates MapPoint SoundMap",
     "corpus.search": "Match search",
-    "corpus.sound_map": "Duplicates MapPoint SoundMap draw_map",
+    "corpus.sound_map": "draw_map",
     "corpus.sources": "Source find_sources",
     "detect": "Event",
     "errors": "AudioError CheckpointError ChecksumError ConfigError DownloadError M2DError UnknownModelError",

@@ -65,7 +65,7 @@ def require_size(config: object, name: str, limits: tuple[int, int]) -> None:
         and len(value) == 2
         and all(n in Numbers(1, limit, is_whole=True) for n, limit in zip(value, limits, strict=True)),
         f"{name} must be two positive integers (mels, frames) of at most {limits[0]:,} and {limits[1]:,}, "
-        f"got {value!r}.",
+        f"got {value!r:.60}.",
     )
     object.__setattr__(config, name, tuple(value))
 

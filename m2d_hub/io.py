@@ -32,6 +32,7 @@ FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST
 # Of flock, on network file systems without locks.
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EPERM}
 _MIN_FREE_BYTES = 1 << 16  # a disk with less counts as full
+_MAX_ARRAY_BYTES = 1 << 40
 _MAX_NAME_LENGTH = 200  # characters of a path in a message
 _LINE_BREAKING = {"Cc", "Zl", "Zp"}  # Unicode categories
 
@@ -238,7 +239,10 @@ def reading(name: object, kind: str, hint: str, failure: type[M2DError]) -> Iter
 def is_machine_fault(error: BaseException) -> bool:
     """Return whether an error is a fault of the machine, such as a full disk, and not of what was read."""
     if isinstance(error, MemoryError):
-        return not hasattr(error, "errno")  # FFmpeg's ENOMEM means a size that the file states
+        # FFmpeg's ENOMEM, and an array that no machine can hold, mean a size that the file states.
+        itemsize = getattr(getattr(error, "dtype", None), "itemsize", 0)
+        claimed_bytes = math.prod(getattr(error, "shape", ())) * itemsize
+        return not hasattr(error, "errno") and claimed_bytes < _MAX_ARRAY_BYTES
     return isinstance(error, OSError) and error.errno in MACHINE
 
 

@@ -6,13 +6,15 @@ import html
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, Literal
 
-from m2d_hub.corpus.sound_map import MapPoint, SoundMap
 from m2d_hub.io import as_text
 from m2d_hub.plots import COLOURS, MIN_CERTAIN_SCORE
+from m2d_hub.results import Tag
 
+Projection = Literal["pca", "tsne"]
 _MAX_SVG_POINTS = 2_000  # more points are drawn by WebGL
 _SYMBOLS = ("circle", "square", "triangle-up", "diamond", "triangle-down")  # with COLOURS, 30 combinations
 _PAGE = """<!DOCTYPE html>
@@ -45,6 +47,41 @@ document.getElementById("find").addEventListener("input", (event) => {
   Plotly.restyle(map, { selectedpoints: map.data.map((trace) => wanted ? found(trace) : null) });
 });
 """
+
+
+@dataclass(frozen=True)
+class MapPoint:
+    """A sound on a map."""
+
+    file: str  # its name in the embeddings; its absolute path if the source is a folder
+    x: float
+    y: float
+    cluster: int  # from 1, in descending order of size
+    tags: list[Tag]  # the most likely ones, in descending order; empty if the model has no head
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """Sounds with nearly equal embeddings."""
+
+    files: list[str]  # as in :attr:`MapPoint.file`; each is nearly equal to another one
+    score: float  # lowest cosine similarity of the first to the others
+
+
+@dataclass(frozen=True)
+class SoundMap:
+    """Positions, clusters and duplicates of sounds."""
+
+    points: list[MapPoint]
+    duplicates: list[Duplicates]
+    projection: Projection
+    kept: float | None  # share of the embeddings' variance that the map shows; None for t-SNE
+    failed: dict[str, str]  # reasons why files are skipped, by name
+
+    @property
+    def num_clusters(self) -> int:
+        """Number of clusters."""
+        return max(point.cluster for point in self.points)
 
 
 def map_page(result: SoundMap, title: str, model: str) -> str:

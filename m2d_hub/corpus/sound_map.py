@@ -9,15 +9,14 @@ import logging
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 
 from m2d_hub.checks import POSITIVE_INTEGER, SHARE, require, require_choice
 from m2d_hub.corpus.index import EmbeddingIndex, open_index, read_index
+from m2d_hub.corpus.map_page import Duplicates, MapPoint, Projection, SoundMap, map_page
 from m2d_hub.corpus.search import unit_rows
 from m2d_hub.corpus.stored import is_embeddings, load_model_of, read_embeddings
 from m2d_hub.errors import M2DError
@@ -29,7 +28,6 @@ from m2d_hub.results import Tag
 
 logger = logging.getLogger(__name__)
 
-Projection = Literal["pca", "tsne"]
 
 MAX_SOUNDS = 20_000  # each is compared with each, and all are drawn
 MAX_CLUSTERS = 20  # if their number is not given
@@ -39,41 +37,6 @@ _SAMPLE = 2_000  # sounds that decide on the number of clusters
 _BLOCK = 1_024  # sounds compared with all others, or tagged, at once
 _TOLERANCE = 1e-5  # distance of unit vectors that are equal but for rounding
 _NUM_TAGS = 3  # of a sound
-
-
-@dataclass(frozen=True)
-class MapPoint:
-    """A sound on a map."""
-
-    file: str  # its name in the embeddings; its absolute path if the source is a folder
-    x: float
-    y: float
-    cluster: int  # from 1, in descending order of size
-    tags: list[Tag]  # the most likely ones, in descending order; empty if the model has no head
-
-
-@dataclass(frozen=True)
-class Duplicates:
-    """Sounds with nearly equal embeddings."""
-
-    files: list[str]  # as in :attr:`MapPoint.file`; each is nearly equal to another one
-    score: float  # lowest cosine similarity of the first to the others
-
-
-@dataclass(frozen=True)
-class SoundMap:
-    """Positions, clusters and duplicates of sounds."""
-
-    points: list[MapPoint]
-    duplicates: list[Duplicates]
-    projection: Projection
-    kept: float | None  # share of the embeddings' variance that the map shows; None for t-SNE
-    failed: dict[str, str]  # reasons why files are skipped, by name
-
-    @property
-    def num_clusters(self) -> int:
-        """Number of clusters."""
-        return max(point.cluster for point in self.points)
 
 
 def draw_map(
@@ -112,8 +75,6 @@ def draw_map(
             range; or a package of ``m2d-hub[map]`` is not installed.
         M2DError: The model cannot be loaded.
     """
-    from m2d_hub.corpus.map_page import map_page
-
     require_choice("projection", projection, ("pca", "tsne"))
     numbers = (
         ("clusters", 1 if clusters is None else clusters, POSITIVE_INTEGER),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow.parquet
 import pytest
@@ -90,12 +91,13 @@ def test_an_interrupted_job_resumes_with_the_files_that_are_finished(clips, tmp_
 
 
 def test_the_command_reports_files_that_it_skips_and_refuses_wrong_tables(clips, tmp_path):
-    birds, missing = str(clips / "birds_1.ogg"), str(tmp_path / "missing.wav")
+    birds, damaged = str(clips / "birds_1.ogg"), str(tmp_path / "damaged.wav")
+    Path(damaged).write_bytes(b"RIFF")
     out = tmp_path / "events.csv"
-    command = ["detect", birds, missing, "--device", "cpu", "--out"]
+    command = ["detect", birds, damaged, "--device", "cpu", "--out"]
     done = CliRunner().invoke(main, [*command, str(out), "--class-threshold", "Bird=0.5"])
     assert done.exit_code == 3
-    assert f"Skipped: {missing} does not exist" in done.output
+    assert f"Skipped: {damaged} cannot be read as audio" in done.output
     assert f"{birds}," in out.read_text()
     for wrong, message in (
         (tmp_path / "a.txt", "belong to one recording"),

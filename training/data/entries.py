@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import os
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -81,10 +82,10 @@ class MemberFile(io.BytesIO):
             open_file(entry.path, "a tar shard", AudioError) as shard,
             reading(entry, "a clip", "Write the shard again.", AudioError),
         ):
+            if not 0 <= entry.offset <= shard.seek(0, os.SEEK_END) - entry.size:  # before memory is allocated
+                raise EOFError("the shard ends before it")
             shard.seek(entry.offset)
             content = shard.read(entry.size)
-            if len(content) < entry.size:
-                raise EOFError("the shard ends before it")
         super().__init__(content)
         self.name = str(entry)
 
@@ -97,7 +98,7 @@ def read_array(entry: Entry) -> np.ndarray:
     """
     with reading(entry, "an array", "Write it with numpy.save.", AudioError), entry.open() as file:
         if entry.name:
-            values = np.lib.format.read_array(file, allow_pickle=False)
+            values = _parsed_array(file.read())
         else:
             values = np.lib.format.open_memmap(str(entry.path), mode="r")
     if values.dtype.kind not in NUMBER_KINDS or not values.size:
@@ -105,6 +106,17 @@ def read_array(entry: Entry) -> np.ndarray:
             f"{entry} holds {values.dtype} of shape {values.shape}, expected one or more floats or integers."
         )
     return values
+
+
+def _parsed_array(content: bytes) -> np.ndarray:
+    """Return the array of a ``.npy``, whose header may claim any size: nothing is allocated."""
+    file = io.BytesIO(content)
+    is_first = np.lib.format.read_magic(file) == (1, 0)
+    shape, is_fortran, dtype = (
+        np.lib.format.read_array_header_1_0(file) if is_first else np.lib.format.read_array_header_2_0(file)
+    )
+    values = np.frombuffer(content, dtype, count=math.prod(shape), offset=file.tell())
+    return values.reshape(shape, order="F" if is_fortran else "C")
 
 
 def read_finite(entry: Entry, part: np.ndarray) -> np.ndarray:
