@@ -430,13 +430,17 @@ class M2D(Pretrained):
         Raises:
             ConfigError: The model has no head.
         """
-        head = self.required_head()
+        self.required_head()  # raise before any work is done
         frames = self.encode_frames(
             audio, sample_rate=sample_rate, channels=channels, batch_size=batch_size, progress=progress
         )
-        logits = head.infer(frames.features.flatten(0, 1))
-        scores = head.scores(logits).unflatten(0, frames.mask.shape) * frames.mask[..., None]
+        scores = self._frame_scores(frames.features) * frames.mask[..., None]
         return Frames(scores, frames.mask, frames.timestamps_s)
+
+    def _frame_scores(self, features: Tensor) -> Tensor:
+        """Return the scores (B, T, num_classes) of frames (B, T, N_F·D)."""
+        head = self.required_head()
+        return head.scores(head.infer(features.flatten(0, 1))).unflatten(0, features.shape[:2])
 
     @torch.no_grad()
     def detect(
@@ -481,15 +485,14 @@ class M2D(Pretrained):
             AudioError: A clip is empty, non-finite or unreadable; the message names it.
             ConfigError: The model has no head, or a setting is out of range.
         """
-        head, labels = self.required_head(), self.required_labels()
+        labels = self.required_labels()
         settings = Detection(threshold, offset_threshold, median_s, max_gap_s, min_duration_s, silence_dbfs)
         with self._reading(audio, sample_rate, channels, batch_size) as clips:
             finders = [EventFinder(labels, settings, self.frame_hop_s) for _ in clips]
             num_frames = [0] * len(clips)  # of the spectrogram
             last: list[tuple[EventFinder, Any]] = []  # scores of short last windows, encoded before others
             for batch in self._encode_clips(clips, self.encoder.frames, batch_size, progress):
-                scores = head.scores(head.infer(batch.features.flatten(0, 1)))
-                scores = scores.unflatten(0, batch.features.shape[:2])
+                scores = self._frame_scores(batch.features)
                 for item, window_scores in zip(batch.windows, scores.numpy(), strict=True):
                     finder, window = finders[item.clip], item.window
                     audible = window_scores * (item.level_dbfs(self.frontend) >= silence_dbfs)
@@ -660,7 +663,8 @@ class M2D(Pretrained):
         Raises:
             ConfigError: The model has no head.
         """
-        return self.labels or [str(index) for index in range(self.required_head().config.num_classes)]
+        num_classes = self.required_head().config.num_classes
+        return self.labels or [str(index) for index in range(num_classes)]
 
     def required_clap(self) -> Clap:
         """Return the projections into the space shared with text.

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TextIO
 
+from m2d_hub.corpus.parquet import require_pyarrow
 from m2d_hub.errors import ConfigError
 from m2d_hub.io import as_cell, as_text, replacing
 
@@ -44,9 +45,12 @@ def check_table(path: Path, num_files: int) -> None:
     """Check that a table of the events of ``num_files`` files can be written.
 
     Raises:
-        ConfigError: The suffix is unknown, or a table of Audacity would hold several files.
+        ConfigError: The suffix is unknown, pyarrow is missing for Parquet, or a table of Audacity would hold
+            several files.
     """
     kind = _kind_of(path)
+    if kind == ".parquet":
+        require_pyarrow()
     if kind == ".txt" and num_files > 1:
         raise ConfigError(
             f"{path} is a file of Audacity labels, which belong to one recording, but {num_files} were "
@@ -131,10 +135,8 @@ _WRITERS: dict[str, Callable[[TextIO, Iterator[EventRow]], None]] = {
 
 
 def _write_parquet(path: Path, files: Iterable[FileEvents]) -> None:
-    import pyarrow
-    import pyarrow.parquet
-
+    pyarrow, parquet = require_pyarrow()
     rows = [asdict(row) for file in files for row in file.rows]
     types = [pyarrow.string(), pyarrow.float64(), pyarrow.float64(), pyarrow.string(), pyarrow.float64()]
     schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), path)

@@ -75,7 +75,9 @@ class Row:
         return self.timestamps_s is not None and self.timestamps_s.ndim == 2
 
 
-Segment = tuple[str, Fingerprint, np.ndarray, float, float]  # file, embedding (D,), start and end in seconds
+Segment = tuple[
+    str, Fingerprint, np.ndarray, float, float
+]  # file, fingerprint, embedding (D,), start_s, end_s
 
 
 def joined_segments(segments: Iterable[Segment]) -> Iterator[Row]:

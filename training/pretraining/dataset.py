@@ -125,7 +125,7 @@ class PretrainDataset(Dataset):
         entry, crop, target = _draw(self.manifest, key.index, read, rng, left_out)
         values = crop.values
         if config.augment is not None and self.manifest.kind == "audio":
-            values, target = self._augmented(key, values, target, left_out)
+            values, target = self._augmented(config.augment, key, values, target, left_out)
         return Sample(
             values,
             mask.visible_ids,
@@ -137,10 +137,14 @@ class PretrainDataset(Dataset):
         )
 
     def _augmented(
-        self, key: SampleKey, waveform: np.ndarray, target: np.ndarray | None, left_out: list[NamedSkip]
+        self,
+        augment: AugmentConfig,
+        key: SampleKey,
+        waveform: np.ndarray,
+        target: np.ndarray | None,
+        left_out: list[NamedSkip],
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return an augmented clip (S,) and its labels (K,), which are those of both clips of an overlap."""
-        augment = self.config.augment or AugmentConfig()
         rng = np.random.default_rng([self.config.seed, key.epoch, key.position, AUGMENT_STREAM])
         if rng.random() < augment.overlap:
 
